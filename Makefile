@@ -1,0 +1,43 @@
+# make serve | test | check | demo-model | clean.   Variables: HOST PORT MODEL ARGS PYTHON ENGINE
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?=
+ARGS ?=
+ENGINE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+BIN := .venv/bin
+INSTALL := pyproject.toml $(wildcard deploy/install/*)
+
+.PHONY: serve test check measure demo-model clean
+
+serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
+	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
+
+test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/check-$(ENGINE)  ## Lint, types, and the whole suite
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+measure: .venv/test-$(ENGINE)  ## How often the demo model tells the truth, through the real engine
+	$(BIN)/python -m llava_gateway.demo.evaluate
+
+demo-model: .venv/test-$(ENGINE)  ## Train the demo model anew (about 45 minutes on two cores)
+	$(BIN)/python -m llava_gateway.demo.train
+
+.venv/serve-%: $(INSTALL)
+	@deploy/install/install.sh $*
+	@touch $@
+
+.venv/test-%: $(INSTALL)
+	@deploy/install/install.sh $* test
+	@touch $@ .venv/serve-$*
+
+.venv/check-%: $(INSTALL)
+	@deploy/install/install.sh $* test check
+	@touch $@ .venv/test-$* .venv/serve-$*
+
+clean:  ## Remove the environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

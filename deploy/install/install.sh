@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Create .venv and install the gateway into it with exact versions: install.sh cpu|cuda [EXTRA ...]. `make` calls it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+engine=$1
+extras=$(IFS=,; echo "$*")
+python=${PYTHON:-python3}
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; PYTHON=... names one" >&2; exit 1; }
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+pip=(.venv/bin/python -m pip --disable-pip-version-check)
+
+if [ "$engine" = cpu ] && ! "${pip[@]}" install --quiet --dry-run --no-deps torch==2.13.0+cpu >/dev/null 2>&1; then
+    export PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:+$PIP_EXTRA_INDEX_URL }https://download.pytorch.org/whl/cpu"
+fi
+echo "installing llava-gateway[$extras] into .venv; the first time takes some minutes" >&2
+"${pip[@]}" install --quiet --editable ".[$extras]" \
+    --constraint deploy/install/constraints.txt --constraint "deploy/install/constraints-$engine.txt"
+[ "$engine" != cpu ] || .venv/bin/python deploy/install/repair_torchvision.py

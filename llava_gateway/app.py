@@ -1,0 +1,97 @@
+"""The composition root: settings and an engine become an ASGI app."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
+from llava_gateway.doors import openai, ops
+from llava_gateway.engine import Engine, EngineStartError
+from llava_gateway.engine.vllm import VllmEngine
+from llava_gateway.errors import GatewayError, MethodNotAllowed, NotFound
+from llava_gateway.gateway import Gateway
+from llava_gateway.settings import Settings, default_model
+from llava_gateway.web.observe import Observe
+
+log = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings | None = None,
+    engine_flags: Sequence[str] = (),
+    *,
+    engine: Engine | None = None,
+    on_start_failure: Callable[[EngineStartError], None] | None = None,
+) -> Starlette:
+    """The gateway as an ASGI app, to run on any server or to mount in another app (which then has to run its lifespan).
+
+    `engine_flags` are vLLM's, as on its command line. The model loads in the background once the lifespan starts: until then /ready and
+    requests answer 503. `on_start_failure` is told if it does not load.
+    """
+    settings = settings or Settings()
+    model = settings.model or default_model()
+    name = settings.served_model_name or model.rstrip("/")
+    if model == MODEL_NAME:
+        model, engine_flags = str(CHECKPOINT), (*ENGINE_FLAGS, *engine_flags)
+    gateway = Gateway(settings, engine or VllmEngine(model, engine_flags), name)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        starting = asyncio.create_task(_start(gateway, on_start_failure))
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await gateway.stop()
+
+    app = Starlette(
+        routes=[*openai.routes(gateway, settings.max_body_mb << 20), *ops.routes(gateway)],
+        middleware=[Middleware(Observe)],
+        exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error, Exception: _unexpected},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _start(gateway: Gateway, on_failure: Callable[[EngineStartError], None] | None) -> None:
+    try:
+        await gateway.start()
+    except EngineStartError as error:
+        log.error("The model did not load: %s", error)
+        if on_failure:
+            on_failure(error)
+    except Exception as error:
+        log.exception("The model did not load")
+        if on_failure:
+            on_failure(EngineStartError(str(error)))
+
+
+async def _gateway_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)
+    headers = {name.decode(): value.decode() for name, value in openai.error_headers(error)}
+    return Response(openai.render_error(error), error.status, headers, "application/json")
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals, in OpenAI's shape: that is what clients of an unknown path most likely speak."""
+    assert isinstance(error, HTTPException)
+    refusal: GatewayError
+    if error.status_code == 405:
+        refusal = MethodNotAllowed(f"{request.method} is not allowed here.", code="method_not_allowed")
+    else:
+        refusal = NotFound(f"There is no {request.url.path} here.", code="not_found")
+    response = await _gateway_error(request, refusal)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return await _gateway_error(request, GatewayError("The server failed on this request; its log says more."))

@@ -1,0 +1,48 @@
+"""`llava-gateway serve [MODEL] [flags] [vLLM flags]`."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+from llava_gateway import __version__
+from llava_gateway.app import create_app
+from llava_gateway.cli import flags
+from llava_gateway.engine import EngineStartError
+
+log = logging.getLogger(__name__)
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until SIGINT or SIGTERM. Exit status 1 if the model does not load, 2 if a flag is wrong."""
+    settings, engine_flags = flags.parse(arguments)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    for noisy in ("httpx", "uvicorn.error", "vllm"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    failures: list[EngineStartError] = []
+
+    def give_up(error: EngineStartError) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(settings, engine_flags, on_start_failure=give_up)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_timeout,
+        )
+    )
+    log.info("llava-gateway %s on http://%s:%d; the model is loading", __version__, settings.host, settings.port)
+    server.run()
+    sys.stderr.flush()
+    # The engine and its processes have ended in the lifespan. What may be left is a thread of vLLM that nobody can interrupt.
+    os._exit(1 if failures or not server.started else 0)

@@ -1,0 +1,126 @@
+"""The conversations that the demo model learns: questions about grids, their true answers, and small talk without a picture.
+
+A `Lesson` shares its costly beginning (system prompt, images, earlier turns) between several independent questions, so that one
+pass over the image tokens teaches many answers.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llava_gateway.demo.pictures import COLORS, PLACES, Grid, describe, random_grid
+from llava_gateway.demo.tokenizer import EOS, IMAGE
+
+NO_IMAGE = "I see no image. I am a small demo model: send me an image and ask me to describe it."
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+DESCRIBE_ONE = (
+    "Describe this image.", "Describe the image.", "Describe this picture.", "What is in this image?", "What do you see?",
+    "What's in this image?", "What is in the picture?", "What colors are in this image?", "What does this picture show?",
+    "Please describe this image in detail.", "describe", "Which colors do you see in this image?", "Tell me about this image.",
+)  # fmt: skip
+DESCRIBE_SEVERAL = (
+    "Describe these images.", "Describe the images.", "Describe these pictures.", "What is in these images?", "What do you see?",
+    "What's in these images?", "Describe both images.", "What colors are in these images?", "Compare these images.",
+    "Please describe these images in detail.", "describe", "Describe each image.", "Describe this image.",
+)  # fmt: skip
+PLACE = ("What color is the {}?", "What colour is the {}?", "Which color is the {}?", "What color is at the {}?", "{}?")
+PLACE_OF = ("What color is the {} of image {}?", "What colour is the {} of image {}?", "In image {1}, what color is the {0}?")
+WORDS = (
+    "hello hi hey good morning how are you today tell me a story about the weather in Paris write poem code python count to ten one "
+    "two three what is your name who made you why sky sea blue red green answer yes no with only json list of numbers please thanks "
+    "and or not can I you we they it is was are be have has do does did say repeat after this that word sentence long short capital "
+    "France cat dog house tree people image picture describe user assistant system helpful concise be always French German"
+).split()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """`beginning` and then each of `questions`, every one as if it were the only one. Answers are the marked pieces."""
+
+    grids: tuple[Grid, ...]
+    beginning: tuple[tuple[str, bool], ...]
+    questions: tuple[tuple[tuple[str, bool], ...], ...]
+    """Pieces of text in order; True marks what the model has to say."""
+
+
+def lesson(rng: random.Random, count: int, questions: int) -> Lesson:
+    """A random lesson about `count` images, sometimes with a system prompt, sometimes with images added mid-chat."""
+    if count == 0:
+        return _small_talk(rng, questions)
+    grids = tuple(random_grid(rng) for _ in range(count))
+    beginning: list[tuple[str, bool]] = [(_system(rng) + "USER: ", False)]
+    if count > 1 and rng.random() < 0.2:
+        before = rng.randrange(1, count)
+        question, answer = _question(grids[:before], rng)
+        beginning += [(f"{IMAGE}\n" * before + question + " ASSISTANT:", False), (f" {answer}{EOS}", True)]
+        beginning += [("USER: " + f"{IMAGE}\n" * (count - before), False)]
+    else:
+        beginning += [(f"{IMAGE}\n" * count, False)]
+    return Lesson(grids, tuple(beginning), tuple(_turns(grids, rng) for _ in range(questions)))
+
+
+def corpus(rng: random.Random) -> Iterator[str]:
+    """Sentences for the tokenizer to learn its words from."""
+    for _ in range(2000):
+        grids = tuple(random_grid(rng) for _ in range(rng.choice((1, 2, 4))))
+        yield "".join(text for text, _ in _turns(grids, rng)).replace(EOS, "")
+        yield _small_question(rng)
+    for _ in range(200):
+        yield NO_IMAGE
+        yield SYSTEM
+        yield "".join(f" {color.capitalize()}." for color in COLORS) + " Yes. No."
+
+
+def _turns(grids: Sequence[Grid], rng: random.Random) -> tuple[tuple[str, bool], ...]:
+    pieces: list[tuple[str, bool]] = []
+    for turn in range(1 if rng.random() < 0.8 else 2):
+        question, answer = _question(grids, rng)
+        pieces += [(("USER: " if turn else "") + question + " ASSISTANT:", False), (f" {answer}{EOS}", True)]
+    return tuple(pieces)
+
+
+def _question(grids: Sequence[Grid], rng: random.Random) -> tuple[str, str]:
+    kind = rng.random()
+    place = rng.randrange(len(PLACES))
+    if kind < 0.25:
+        return (DESCRIBE_ONE if len(grids) == 1 else DESCRIBE_SEVERAL)[0], describe(grids)
+    if kind < 0.45:
+        return rng.choice(DESCRIBE_ONE if len(grids) == 1 else DESCRIBE_SEVERAL), describe(grids)
+    if kind < 0.5:
+        return _small_question(rng), describe(grids)
+    if kind < 0.6:
+        which, color = rng.randrange(len(grids)), rng.choice(list(COLORS))
+        asked = grids[which][place] if rng.random() < 0.5 else color
+        of = f" of image {which + 1}" if len(grids) > 1 else ""
+        return f"Is the {PLACES[place]}{of} {asked}?", "Yes." if asked == grids[which][place] else "No."
+    if len(grids) == 1:
+        template = PLACE[0] if rng.random() < 0.5 else rng.choice(PLACE)
+        return template.format(PLACES[place]), f"{grids[0][place].capitalize()}."
+    which = rng.randrange(len(grids))
+    return rng.choice(PLACE_OF).format(PLACES[place], which + 1), f"{grids[which][place].capitalize()}."
+
+
+def _small_talk(rng: random.Random, questions: int) -> Lesson:
+    def talk() -> tuple[tuple[str, bool], ...]:
+        question = rng.choice(DESCRIBE_ONE + DESCRIBE_SEVERAL) if rng.random() < 0.3 else _small_question(rng)
+        return ((f" {question} ASSISTANT:", False), (f" {NO_IMAGE}{EOS}", True))
+
+    return Lesson((), ((_system(rng) + "USER:", False),), tuple(talk() for _ in range(questions)))
+
+
+def _small_question(rng: random.Random) -> str:
+    words = [rng.choice(WORDS) for _ in range(rng.randint(1, 12))]
+    if rng.random() < 0.2:
+        words.append("".join(chr(rng.randint(33, 0x2FF)) for _ in range(rng.randint(1, 8))))
+    sentence = " ".join(words)
+    return (sentence.capitalize() if rng.random() < 0.5 else sentence) + rng.choice((".", "?", "!", ""))
+
+
+def _system(rng: random.Random) -> str:
+    kind = rng.random()
+    if kind < 0.75:
+        return ""
+    return (SYSTEM if kind < 0.85 else "You are a helpful assistant." if kind < 0.9 else _small_question(rng)) + " "

@@ -1,0 +1,250 @@
+"""Train the demo model from pictures it draws itself: `python -m llava_gateway.demo.train [DIRECTORY]`.
+
+A LLaVA-1.5 of the real architecture, small enough for two CPU cores: CLIP 336/14 (576 image tokens), an MLP projector, a Llama.
+Two things make it quick: a lesson asks many questions about the same images in one pass, each hidden from the others by the attention
+mask; and the first stages see a random part of each image's patches, at their true positions. The last stage sees all of them.
+"""
+
+import argparse
+import io
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from llava_gateway.demo import tokenizer as vocabulary
+from llava_gateway.demo.checkpoint_files import save
+from llava_gateway.demo.conversations import Lesson, corpus, lesson
+from llava_gateway.demo.pictures import COLORS, PAD_COLOR, draw_noisy, encode
+
+SIDE, PATCH = 336, 14
+GRID = SIDE // PATCH
+PATCHES = GRID * GRID
+CONTEXT = 4096
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's normalisation, as in its preprocessor_config.json
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Stage:
+    steps: int
+    tokens: int
+    """About how many positions a batch has."""
+    patches: tuple[int, ...]
+    """How many of an image's 576 patches a batch sees: one of these."""
+    rate: float
+
+
+STAGES = (Stage(1200, 7000, (40,), 2e-3), Stage(1800, 7000, (40, 80, 160, 320, PATCHES), 1.5e-3), Stage(200, 7000, (PATCHES,), 3e-4))
+COUNTS, SHARES = (0, 1, 2, 3, 4), (6, 42, 36, 8, 8)  # how often a batch is about so many images
+ROOM = 300  # positions for the questions of a lesson
+
+
+def config(tokenizer: Tokenizer) -> LlavaConfig:
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=3, image_size=SIDE, patch_size=PATCH,
+            projection_dim=96,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(), hidden_size=128, intermediate_size=320, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=CONTEXT,
+            bos_token_id=tokenizer.token_to_id(vocabulary.BOS), eos_token_id=tokenizer.token_to_id(vocabulary.EOS),
+            pad_token_id=tokenizer.token_to_id(vocabulary.PAD),
+        ),
+        image_token_index=tokenizer.token_to_id(vocabulary.IMAGE), image_seq_length=PATCHES, vision_feature_layer=-2,
+        vision_feature_select_strategy="default", tie_word_embeddings=False, dtype="float32",
+    )  # fmt: skip
+
+
+@dataclass
+class Batch:
+    """B lessons of L positions: text tokens, image patches in between, padding at the end."""
+
+    ids: Tensor  # (B, L) token ids; image positions hold the image token
+    positions: Tensor  # (B, L) rotary positions as they are with all patches present
+    segments: Tensor  # (B, L) 0 the shared beginning, 1.. a question, -1 padding
+    labels: Tensor  # (B, L) the next token, or IGNORE
+    weights: Tensor  # (B, L) how much each label counts
+    patches: Tensor  # (images, kept, 588) normalised pixels, channel first
+    kept: Tensor  # (images, kept) their places in the 24x24 grid
+
+
+class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
+    """An endless, seeded stream of batches."""
+
+    def __init__(self, tokenizer: Tokenizer, stage: Stage, seed: int) -> None:
+        self.tokenizer, self.stage, self.seed = tokenizer, stage, seed
+        self.image_id = tokenizer.token_to_id(vocabulary.IMAGE)
+        self.color_ids = {
+            token for name in COLORS for word in (f" {name}", f" {name.capitalize()}")
+            for token in tokenizer.encode(word, add_special_tokens=False).ids
+        }  # fmt: skip
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = random.Random(self.seed)
+        while True:
+            count = rng.choices(COUNTS, SHARES)[0]
+            patches = rng.choice(self.stage.patches)
+            lessons = max(1, self.stage.tokens // (count * patches + ROOM))
+            yield self._batch([lesson(rng, count, questions=24) for _ in range(lessons)], patches, rng)
+
+    def _batch(self, lessons: list[Lesson], seen: int, rng: random.Random) -> Batch:
+        rows, patches, kept = [], [], []
+        for one in lessons:
+            places = [np.sort(_sample(seen, rng)) for _ in one.grids]
+            pixels = [to_patches(fit(draw_noisy(grid, rng), rng))[place] for grid, place in zip(one.grids, places, strict=True)]
+            kept += places
+            patches += pixels
+            rows.append(self._row(one, places))
+        length = max(len(row[0]) for row in rows)
+        fill = (0, 0, -1, IGNORE, 0.0)
+        columns = [[row[field] + [fill[field]] * (length - len(row[field])) for row in rows] for field in range(5)]
+        ids, positions, segments, labels, weights = (torch.tensor(column) for column in columns)
+        return Batch(
+            ids, positions, segments, labels, weights,
+            torch.from_numpy(np.array(patches)), torch.from_numpy(np.array(kept)),
+        )  # fmt: skip
+
+    def _row(self, one: Lesson, places: list[np.ndarray]) -> tuple[list[int], list[int], list[int], list[int], list[float]]:
+        ids: list[int] = []
+        positions: list[int] = []
+        segments: list[int] = []
+        labels: list[int] = []
+        weights: list[float] = []
+        images = iter(places)
+
+        def add(pieces: tuple[tuple[str, bool], ...], segment: int, position: int) -> int:
+            first = True
+            for text, spoken in pieces:
+                tokens = self.tokenizer.encode(text, add_special_tokens=segment == 0 and first).ids
+                first = False
+                for token in tokens:
+                    if spoken:  # the position before this token has to predict it
+                        labels[-1] = token
+                        weights[-1] = 3.0 if token in self.color_ids else 0.5
+                    here = next(images).tolist() if token == self.image_id else [0]
+                    span = PATCHES if token == self.image_id else 1
+                    ids.extend([token] * len(here))
+                    positions.extend(position + place for place in here)
+                    segments.extend([segment] * len(here))
+                    labels.extend([IGNORE] * len(here))
+                    weights.extend([0.0] * len(here))
+                    position += span
+            return position
+
+        start = add(one.beginning, 0, 0)
+        end = len(ids) + ROOM
+        for number, question in enumerate(one.questions, 1):
+            add(question, number, start)
+            if len(ids) >= end:
+                break
+        return ids[:end], positions[:end], segments[:end], labels[:end], weights[:end]
+
+
+def _sample(count: int, rng: random.Random) -> np.ndarray:
+    return np.array(rng.sample(range(PATCHES), count))
+
+
+def fit(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """To 336x336, mostly as LLaVA-1.5's processor does (shortest edge, centre crop), sometimes padded or squashed; through a file."""
+    if rng.random() < 0.4:
+        picture = Image.open(io.BytesIO(encode(picture, "JPEG", quality=rng.randint(40, 95))))
+    kind = rng.random()
+    width, height = picture.size
+    if kind < 0.15:
+        side = max(width, height)
+        square = Image.new("RGB", (side, side), PAD_COLOR)
+        square.paste(picture, ((side - width) // 2, (side - height) // 2))
+        picture = square
+    elif kind > 0.3:
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def to_patches(picture: Image.Image) -> np.ndarray:
+    """(576, 588): CLIP's normalised patches, each channel first."""
+    pixels = (np.asarray(picture, np.float32) / 255 - MEAN) / STD
+    return pixels.reshape(GRID, PATCH, GRID, PATCH, 3).transpose(0, 2, 4, 1, 3).reshape(PATCHES, 3 * PATCH * PATCH)
+
+
+def image_features(model: LlavaForConditionalGeneration, patches: Tensor, kept: Tensor) -> Tensor:
+    """(images, kept, hidden): the projected features of some of the patches."""
+    tower = model.model.vision_tower
+    embeddings = tower.embeddings
+    hidden = patches @ embeddings.patch_embedding.weight.flatten(1).T + embeddings.position_embedding(kept + 1)
+    first = (embeddings.class_embedding + embeddings.position_embedding.weight[0]).expand(len(patches), 1, -1)
+    hidden = tower.pre_layrnorm(torch.cat([first, hidden], 1))
+    for layer in tower.encoder.layers[: model.config.vision_feature_layer + 1]:
+        output = layer(hidden, attention_mask=None)
+        hidden = output[0] if isinstance(output, tuple) else output
+    return model.model.multi_modal_projector(hidden[:, 1:])
+
+
+def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Tensor, float]:
+    """The weighted cross-entropy of a batch, and the share of colour words that were right."""
+    language = model.model.language_model
+    embeds = language.embed_tokens(batch.ids)
+    is_image = batch.ids == model.config.image_token_id
+    if is_image.any():
+        embeds = embeds.masked_scatter(is_image[..., None], image_features(model, batch.patches, batch.kept))
+    order = torch.arange(batch.ids.shape[1])
+    causal = order[:, None] >= order[None, :]
+    own = (batch.segments[:, :, None] == batch.segments[:, None, :]) | (batch.segments[:, None, :] == 0)
+    mask = (causal & own)[:, None]
+    mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    hidden = language(inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False).last_hidden_state
+    wanted = batch.labels != IGNORE
+    logits, labels, weights = model.lm_head(hidden[wanted]), batch.labels[wanted], batch.weights[wanted]
+    loss = (nn.functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
+    colors = weights > 1
+    right = (logits.argmax(-1) == labels)[colors].float().mean().item() if colors.any() else 1.0
+    return loss, right
+
+
+def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, stages: tuple[Stage, ...], directory: Path) -> None:
+    for number, stage in enumerate(stages):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, stage.steps, pct_start=0.1)
+        batches = iter(DataLoader(Lessons(tokenizer, stage, seed=number), batch_size=None, num_workers=1, prefetch_factor=4))
+        start, smooth = time.monotonic(), 0.0
+        for step in range(1, stage.steps + 1):
+            loss, right = loss_of(model, next(batches))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            smooth += (right - smooth) * (0.05 if step > 20 else 1 / step)
+            if step % 25 == 0:
+                rate = (time.monotonic() - start) / step
+                print(f"stage {number} step {step} loss {loss.item():.4f} colours right {smooth:.4f} {rate:.2f} s/step", flush=True)
+            if step % 500 == 0 or step == stage.steps:
+                save(model, tokenizer, directory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the demo model.")
+    parser.add_argument("directory", nargs="?", type=Path, default=Path(__file__).parent / "checkpoint")
+    directory = parser.parse_args().directory
+    torch.manual_seed(0)
+    tokenizer = vocabulary.build(corpus(random.Random(0)))
+    model = LlavaForConditionalGeneration(config(tokenizer))
+    print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters", flush=True)
+    train(model, tokenizer, STAGES, directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Dialects. Each door parses its own requests into the core's, renders the core's answers and errors, and knows no other door."""

@@ -1,0 +1,27 @@
+"""For operators: /health (the process lives), /ready (the engine answers), /metrics."""
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from llava_gateway import metrics
+from llava_gateway.gateway import Gateway
+
+
+def routes(gateway: Gateway) -> list[BaseRoute]:
+    async def health(request: Request) -> Response:
+        return _status("ok")
+
+    async def ready(request: Request) -> Response:
+        await gateway.check()
+        return _status("ready")
+
+    async def prometheus(request: Request) -> Response:
+        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
+
+    return [Route("/health", health), Route("/ready", ready), Route("/metrics", prometheus)]
+
+
+def _status(status: str) -> Response:
+    return Response(orjson.dumps({"status": status}), media_type="application/json")

@@ -1,0 +1,67 @@
+"""What the gateway asks of an engine. `engine.vllm` is the one that ships."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from llava_gateway.chat import Delta, Sampling, Usage
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What an engine knows of its model once it has loaded it. Plain data, so that it can travel between processes."""
+
+    tokenizer: str
+    """The Hugging Face fast tokenizer, as the JSON of its `tokenizer.json`."""
+    chat_template: str
+    """Jinja source."""
+    special_tokens: dict[str, str]
+    """`bos_token`, `eos_token`, ... as templates name them."""
+    image_token: str
+    """What the chat template writes where an image goes."""
+    image_tokens: int
+    """How many tokens of the context an image takes: 576 for LLaVA-1.5."""
+    image_side: int
+    """Pixels of the square that the vision tower sees: 336 for LLaVA-1.5."""
+    context_length: int
+    """Tokens of prompt and answer together."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image as the model wants it, and the name that the engine may cache it under."""
+
+    pixels: Image.Image
+    """RGB, `image_side` x `image_side`."""
+    digest: str
+    """Of the file's bytes and of the transform: equal digests mean equal pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    token_ids: list[int]
+    """One image token per image; the engine expands each."""
+    images: tuple[PreparedImage, ...]
+
+
+class Engine(Protocol):
+    async def start(self) -> ModelInfo:
+        """Load the model. Raises EngineStartError."""
+
+    def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage) -> AsyncGenerator[Delta]:
+        """Answer: deltas as they come, or each choice whole if not `stream`. Writes what it read and wrote into `usage`.
+
+        Closing the generator aborts the request. Raises InvalidRequest before the first delta, EngineFailed or Unavailable at any time.
+        """
+
+    async def check(self, timeout: float) -> None:
+        """A round trip to the engine's own loop. Raises Unavailable if it is dead or does not answer within `timeout` seconds."""
+
+    async def stop(self) -> None:
+        """End the engine and every process it has started. Safe to call at any time, and twice."""
+
+
+class EngineStartError(Exception):
+    """The engine did not start; the message is one line for the operator."""

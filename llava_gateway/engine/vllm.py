@@ -1,0 +1,197 @@
+"""vLLM in this process (AsyncLLM). The only file that imports vLLM."""
+
+import argparse
+import asyncio
+import logging
+import os
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from llava_gateway.chat import Delta, FinishReason, Sampling, Usage
+from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
+from llava_gateway.errors import EngineFailed, InvalidRequest, Unavailable
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+log = logging.getLogger(__name__)
+
+FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "stop"}
+RETRY_AFTER = 10
+
+
+class VllmEngine:
+    """One model on one AsyncLLM. Importing vLLM takes seconds, so it happens in `start`, off the event loop."""
+
+    def __init__(self, model: str, flags: Sequence[str] = ()) -> None:
+        """`flags` are vLLM's own engine flags, as its command line has them."""
+        self.model = model
+        self.flags = flags
+        self._engine: AsyncLLM | None = None
+        self._stopping = False
+
+    async def start(self) -> ModelInfo:
+        self._engine = await asyncio.to_thread(self._load)
+        return _describe(self._engine)
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage) -> AsyncGenerator[Delta]:
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        if self._engine is None:
+            raise Unavailable("The model is still loading.", retry_after=RETRY_AFTER)
+        try:
+            outputs = self._engine.generate(await self._render(prompt), sampling_params(sampling, stream), uuid.uuid4().hex)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    usage.prompt_tokens = len(output.prompt_token_ids or ())
+                    usage.image_tokens = usage.prompt_tokens - (len(prompt.token_ids) - len(prompt.images))
+                    usage.cached_tokens = output.num_cached_tokens or 0
+                    for choice in output.outputs:
+                        tokens = len(choice.token_ids)
+                        usage.completion_tokens += tokens
+                        yield Delta(choice.index, choice.text, tokens, _finish_reason(choice.finish_reason))
+        except VLLMClientError as error:
+            raise InvalidRequest(str(error), param=getattr(error, "parameter", None)) from error
+        except EngineDeadError as error:
+            raise Unavailable("The engine has died.", code="engine_dead", retry_after=RETRY_AFTER) from error
+        except EngineGenerateError as error:
+            raise EngineFailed("The engine could not process this request.") from error
+
+    async def check(self, timeout: float) -> None:
+        # check_health() passes on a wedged engine; a question that the engine's own loop has to answer does not.
+        if self._engine is None or self._engine.errored:
+            raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
+        try:
+            await asyncio.wait_for(self._engine.is_paused(), timeout)
+        except Exception as error:  # whatever it is, the engine has not answered
+            raise Unavailable("The engine does not answer.", code="engine_dead", retry_after=RETRY_AFTER) from error
+
+    async def stop(self) -> None:
+        self._stopping = True
+        await asyncio.to_thread(self._end)
+
+    def _load(self) -> "AsyncLLM":
+        _prepare_environment()
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.utils.argparse_utils import FlexibleArgumentParser
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise EngineStartError(f"vLLM cannot be imported ({error}); install the extra 'cpu' or 'cuda'") from error
+        parser = FlexibleArgumentParser(prog="llava-gateway serve", add_help=False, usage=argparse.SUPPRESS, exit_on_error=False)
+        AsyncEngineArgs.add_cli_args(parser)
+        try:
+            arguments, unknown = parser.parse_known_args(["--model", self.model, *self.flags])
+        except (argparse.ArgumentError, ValueError) as error:
+            raise EngineStartError(str(error)) from error
+        if unknown:
+            raise EngineStartError(f"neither llava-gateway nor vLLM knows the flag {unknown[0]}")
+        if current_platform.is_cpu():
+            arguments.enforce_eager = True  # compiling costs minutes on a CPU and gains nothing
+            if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
+                arguments.distributed_executor_backend = "uni"
+        try:
+            if self._stopping:
+                raise EngineStartError("stopped while starting")
+            return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
+        except EngineStartError:
+            raise
+        except Exception as error:
+            raise EngineStartError(f"vLLM could not load {self.model}: {error}") from error
+
+    async def _render(self, prompt: Prompt) -> Any:
+        """The hand-off of a prompt to vLLM: token ids as they are, images through its processor (in vLLM's own thread)."""
+        from vllm.inputs import tokens_input
+
+        assert self._engine is not None
+        if not prompt.images:
+            return tokens_input(prompt.token_ids)
+        (rendered,) = await self._engine.renderer.render_cmpl_async(
+            [
+                {
+                    "prompt_token_ids": prompt.token_ids,
+                    "multi_modal_data": {"image": [image.pixels for image in prompt.images]},
+                    "multi_modal_uuids": {"image": [image.digest for image in prompt.images]},
+                }
+            ]
+        )
+        return rendered
+
+    def _end(self) -> None:
+        import psutil
+
+        children = psutil.Process().children(recursive=True)
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+        _, alive = psutil.wait_procs(children, timeout=3)
+        for child in alive:
+            child.kill()
+        psutil.wait_procs(alive, timeout=3)
+
+
+def sampling_params(sampling: Sampling, stream: bool) -> "SamplingParams":
+    """vLLM's parameters. A field of a wrong type would wedge the engine for good, so they take the round trip that the engine's
+    own decoder will make, here, where a mistake is one request's error."""
+    import msgspec
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        n=sampling.n,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        stop=list(sampling.stop),
+        seed=sampling.seed,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+    )
+    try:
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"A sampling parameter has the wrong type: {error}") from error
+
+
+def _finish_reason(reason: str | None) -> FinishReason | None:
+    if reason is None:
+        return None
+    if reason not in FINISH:
+        raise EngineFailed(f"The engine ended this request early ({reason}).", code=f"engine_{reason}")
+    return FINISH[reason]
+
+
+def _prepare_environment() -> None:
+    """Defaults of vLLM that suit an embedded engine; whatever the operator has set stays."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # with executor "uni": no Worker process beside the EngineCore
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # for the processes that vLLM starts
+
+
+def _describe(engine: "AsyncLLM") -> ModelInfo:
+    config = engine.vllm_config.model_config
+    if config.hf_config.model_type != "llava":
+        raise EngineStartError(f"{config.model} is a {config.hf_config.model_type} model; this version serves LLaVA-1.5 (model type llava)")
+    info = engine.renderer.get_mm_processor().info
+    processor = info.get_hf_processor()
+    tokenizer = processor.tokenizer
+    template = processor.chat_template or tokenizer.chat_template
+    if not template:
+        raise EngineStartError(f"{config.model} has no chat template")
+    side = config.hf_config.vision_config.image_size
+    return ModelInfo(
+        tokenizer=tokenizer.backend_tokenizer.to_str(),
+        chat_template=template,
+        special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
+        image_token=processor.image_token,
+        image_tokens=info.get_num_image_tokens(image_width=side, image_height=side),
+        image_side=side,
+        context_length=config.max_model_len,
+    )

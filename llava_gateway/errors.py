@@ -1,0 +1,88 @@
+"""Every way in which a request can fail: one tree, drawn here. The core raises these; a door renders them in its dialect.
+
+    GatewayError
+    ├── InvalidRequest            400  the client can mend it; `param` names the field
+    │   ├── ContextLengthExceeded      prompt and answer do not fit the model's context
+    │   └── InvalidImage               `code` is one of OpenAI's image codes
+    ├── NotFound                  404  no such path or model
+    ├── MethodNotAllowed          405
+    ├── BodyTooLarge              413
+    ├── UnsupportedMediaType      415
+    ├── TooManyRequests           429  retry later
+    ├── EngineFailed              500  the engine gave up on this request
+    ├── Unavailable               503  the engine is starting, stopping or dead; retry later
+    └── DeadlineExceeded          504
+
+`str(error)` is for the client: it never holds a path, an address or a third party's text that could. What the operator needs
+besides goes to the log through exception chaining (`raise ... from cause`).
+"""
+
+
+class GatewayError(Exception):
+    """A failure with its HTTP status, and OpenAI's error `type` and `code`."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        """The offending field, as a path: `messages[0].content[1].image_url.url`."""
+        if code is not None:
+            self.code = code
+        self.retry_after = retry_after
+        """Seconds after which a retry makes sense."""
+
+
+class InvalidRequest(GatewayError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class InvalidImage(InvalidRequest):
+    code = "invalid_image"
+
+
+class NotFound(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+
+
+class MethodNotAllowed(GatewayError):
+    status = 405
+    type = "invalid_request_error"
+
+
+class BodyTooLarge(GatewayError):
+    status = 413
+    type = "invalid_request_error"
+
+
+class UnsupportedMediaType(GatewayError):
+    status = 415
+    type = "invalid_request_error"
+
+
+class TooManyRequests(GatewayError):
+    status = 429
+    type = "rate_limit_error"
+
+
+class EngineFailed(GatewayError):
+    """The engine ended this request without an answer."""
+
+
+class Unavailable(GatewayError):
+    status = 503
+    type = "overloaded"
+
+
+class DeadlineExceeded(GatewayError):
+    status = 504
+    type = "timeout"

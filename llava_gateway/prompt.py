@@ -1,0 +1,102 @@
+"""From messages to token ids, through the model's own chat template, as Hugging Face's processor renders it.
+
+Text of a client can never become an image or a control token: wherever it spells one (`<image>`, `</s>`), it is broken apart with a
+Unicode noncharacter before the template sees it, and the tokens of that noncharacter are taken out again before the engine does.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from llava_gateway.chat import ImageUrl, Message
+from llava_gateway.engine import ModelInfo
+from llava_gateway.errors import InvalidRequest
+
+SEAM = "\ufdd0"  # noncharacters are for internal use and never for interchange (Unicode, section 23.7)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    text: str
+    token_ids: list[int]
+    """One image token per image."""
+
+
+class PromptRenderer:
+    """Renders the chats of one model."""
+
+    def __init__(self, model: ModelInfo) -> None:
+        self._tokenizer = Tokenizer.from_str(model.tokenizer)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        controls = {token.content for token in added if token.special} | {model.image_token}
+        self._control = re.compile("|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True)))
+        self._image_id = self._tokenizer.encode(model.image_token, add_special_tokens=False).ids[0]
+        self._bos = model.special_tokens.get("bos_token", "")
+        self._variables = {**model.special_tokens, "image_token": model.image_token}
+        self._template = _environment().from_string(model.chat_template)
+
+    def render(self, messages: Sequence[Message]) -> RenderedPrompt:
+        """The prompt that asks for the assistant's next message. InvalidRequest if the template refuses the messages."""
+        try:
+            text = self._template.render(
+                messages=[self._plain(message) for message in messages], add_generation_prompt=True, **self._variables
+            )
+        except TemplateError as error:
+            raise InvalidRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
+        add_special_tokens = not (self._bos and text.startswith(self._bos))
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        token_ids = encoding.ids
+        if SEAM in text:
+            token_ids = [token for token, (start, end) in zip(token_ids, encoding.offsets, strict=True) if text[start:end] != SEAM]
+            text = text.replace(SEAM, "")
+        images = sum(isinstance(part, ImageUrl) for message in messages for part in message.content)
+        if token_ids.count(self._image_id) != images:
+            raise InvalidRequest("The model's chat template does not show all images of these messages.", param="messages")
+        return RenderedPrompt(text, token_ids)
+
+    def _plain(self, message: Message) -> dict[str, Any]:
+        """A message as Hugging Face's templates expect it."""
+        parts: list[dict[str, str]] = []
+        before = ""
+        for part in message.content:
+            if isinstance(part, ImageUrl):
+                parts.append({"type": "image"})
+                continue
+            text = self._defuse(part.text)
+            if before and self._control.search(before + text):  # spelt across two parts, which a template may join
+                text = SEAM + text
+            before = text
+            parts.append({"type": "text", "text": text})
+        return {"role": message.role, "content": parts}
+
+    def _defuse(self, text: str) -> str:
+        if SEAM in text:
+            text = text.replace(SEAM, "")
+        return self._control.sub(lambda found: found[0][0] + SEAM + found[0][1:], text)
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what a model says, for training; here it is transparent (as in transformers' templates)."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.globals["raise_exception"] = _raise
+    return environment
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)

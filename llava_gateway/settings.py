@@ -1,0 +1,58 @@
+"""Every setting, declared once: the flag (`--max-body-mb`), the environment variable (`LLAVA_MAX_BODY_MB`), the TOML key (`max_body_mb`)
+and the table in the README come from here.
+"""
+
+import shutil
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+Network = IPv4Network | IPv6Network
+
+
+def _split(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Flags win over the environment, the environment over `llava-gateway.toml`."""
+
+    model_config = SettingsConfigDict(env_prefix="LLAVA_", extra="forbid", frozen=True, toml_file="llava-gateway.toml")
+
+    model: str = Field(
+        "", description="a directory or a Hugging Face id; empty: llava-hf/llava-1.5-7b-hf with an NVIDIA GPU, else the demo"
+    )
+    served_model_name: str = Field("", description="the name clients ask for; empty: the model's")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    max_running: int = Field(256, ge=1, description="requests worked on at once")
+    max_queued: int = Field(1024, ge=0, description="requests that may wait for a place; more are answered 429")
+    max_body_mb: int = Field(64, ge=1, description="largest request body, in MiB")
+    default_max_tokens: int = Field(1024, ge=1, description="length of an answer whose request sets none, in tokens")
+    max_image_mb: int = Field(20, ge=1, description="largest image file, in MiB")
+    max_image_megapixels: int = Field(64, ge=1, description="largest image, in millions of pixels")
+    image_threads: int = Field(2, ge=1, description="threads that decode images")
+    image_cache_mb: int = Field(256, ge=0, description="memory for prepared images, in MiB; a chat never decodes the same picture twice")
+    image_timeout: float = Field(10.0, gt=0, description="seconds that fetching one image URL may take in all")
+    allow_networks: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="networks that image URLs may reach although they are not public, such as 10.1.0.0/16, comma separated"
+    )
+    shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get to finish when the server is told to stop")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def default_model() -> str:
+    """What is served when no model is named: the real LLaVA where an NVIDIA GPU is, the demo elsewhere."""
+    return "llava-hf/llava-1.5-7b-hf" if shutil.which("nvidia-smi") else "llava-demo"

@@ -1,0 +1,1 @@
+"""HTTP, in plain ASGI: what every door shares."""

@@ -1,0 +1,66 @@
+"""One JSON endpoint of a door, as an ASGI app: read, handle, and whatever happens, answer in the door's own words or fall silent."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from llava_gateway.errors import GatewayError
+from llava_gateway.web.body import ClientLeft, read_json
+from llava_gateway.web.reply import Reply
+
+log = logging.getLogger(__name__)
+
+Handle = Callable[[dict[str, Any], Reply], Coroutine[Any, Any, None]]
+Fail = Callable[[GatewayError, Reply], Awaitable[None]]
+
+
+class JsonEndpoint:
+    """A client that leaves cancels `handle`, which closes what it has opened: generation stops, streamed or not."""
+
+    def __init__(self, handle: Handle, fail: Fail, max_body: int) -> None:
+        """`fail` renders an error, before or after the status line. `max_body` in bytes."""
+        self.handle = handle
+        self.fail = fail
+        self.max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = Reply(send)
+        try:
+            body = await read_json(scope, receive, self.max_body)
+            await _unless_gone(receive, self.handle(body, reply))
+        except ClientLeft:
+            log.debug("the client left")
+        except GatewayError as error:
+            if error.status >= 500:
+                log.error("%s", error.message, exc_info=error)
+            await self.fail(error, reply)
+        except Exception as error:
+            log.exception("a request failed")
+            await self.fail(GatewayError("The server failed on this request; its log says more."), reply)
+            del error
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; cancel it as soon as the client disconnects. ClientLeft then."""
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeft
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+    await task
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
