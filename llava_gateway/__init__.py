@@ -1,3 +1,23 @@
-"""LLaVA behind an OpenAI-compatible API, on vLLM."""
+"""LLaVA behind an OpenAI-compatible API, on vLLM.
 
-__version__ = "0.1.0"
+`create_app` makes the ASGI app, for embedding; `Settings` is what it takes.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llava_gateway.version import __version__
+
+if TYPE_CHECKING:
+    from llava_gateway.app import create_app
+    from llava_gateway.settings import Settings
+
+__all__ = ["Settings", "__version__", "create_app"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported on demand: vLLM's own processes import this package too, and need none of it."""
+    modules = {"create_app": "llava_gateway.app", "Settings": "llava_gateway.settings"}
+    if name in modules:
+        return getattr(import_module(modules[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 from llava_gateway.doors import openai, ops
+from llava_gateway.doors.openai.render import error_headers, render_error
 from llava_gateway.engine import Engine, EngineStartError
 from llava_gateway.engine.vllm import VllmEngine
 from llava_gateway.errors import GatewayError, MethodNotAllowed, NotFound
@@ -76,8 +77,8 @@ async def _start(gateway: Gateway, on_failure: Callable[[EngineStartError], None
 
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    headers = {name.decode(): value.decode() for name, value in openai.error_headers(error)}
-    return Response(openai.render_error(error), error.status, headers, "application/json")
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    return Response(render_error(error), error.status, headers, "application/json")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

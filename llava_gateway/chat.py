@@ -40,6 +40,8 @@ class Sampling:
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    ignore_eos: bool = False
+    """Go on to `max_tokens` whatever the model says, for load tests."""
 
 
 @dataclass(frozen=True, slots=True)

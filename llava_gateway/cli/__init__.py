@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from llava_gateway import __version__
+from llava_gateway.version import __version__
 
 COMMANDS = {"serve": "serve a LLaVA over the OpenAI API"}
 

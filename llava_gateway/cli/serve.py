@@ -2,15 +2,16 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 import uvicorn
 
-from llava_gateway import __version__
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
 from llava_gateway.engine import EngineStartError
+from llava_gateway.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     )
     log.info("llava-gateway %s on http://%s:%d; the model is loading", __version__, settings.host, settings.port)
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has drained: that is no failure
+        signal.signal(number, lambda *_: None)
     server.run()
     sys.stderr.flush()
     # The engine and its processes have ended in the lifespan. What may be left is a thread of vLLM that nobody can interrupt.

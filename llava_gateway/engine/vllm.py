@@ -151,6 +151,7 @@ def sampling_params(sampling: Sampling, stream: bool) -> "SamplingParams":
         seed=sampling.seed,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
+        ignore_eos=sampling.ignore_eos,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
     )
     try:

@@ -5,7 +5,7 @@ The address that is checked is the address that is dialled (see `fetch`), so a n
 
 import re
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 
 from llava_gateway.errors import InvalidImage
@@ -17,7 +17,9 @@ HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNO
 LOOKS_NUMERIC = re.compile(r"(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$", re.IGNORECASE)  # WHATWG: a host whose last label is a number is an IPv4
 FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
 NAT64 = IPv6Network("64:ff9b::/96")
-TUNNELS = (IPv6Network("2002::/16"), IPv6Network("2001::/32"), IPv6Network("64:ff9b:1::/48"))  # 6to4, Teredo, local NAT64
+NEVER = tuple(  # special purposes (IANA's registries) that lead elsewhere, and on which Python's versions differ
+    ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "64:ff9b:1::/48", "3fff::/20")
+)
 ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: the upper half of the interface identifier
 
 
@@ -42,11 +44,15 @@ def parse_url(url: str, param: str) -> SplitResult:
 def is_allowed(address: Address, networks: Sequence[Network] = ()) -> bool:
     """Whether an image may be fetched from there: a public address, or one of `networks`."""
     inner = _embedded(address)
-    if any(candidate in network for candidate in (address, inner) for network in networks if candidate.version == network.version):
+    if _within(networks, address, inner):
         return True
-    if isinstance(address, IPv6Address) and any(address in tunnel for tunnel in TUNNELS):
+    if _within(NEVER, address, inner):
         return False
     return inner.is_global and not inner.is_multicast and not inner.is_reserved and not inner.is_unspecified
+
+
+def _within(networks: Sequence[Network], *addresses: Address) -> bool:
+    return any(address in network for address in addresses for network in networks if address.version == network.version)
 
 
 def _embedded(address: Address) -> Address:

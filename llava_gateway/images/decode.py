@@ -90,11 +90,11 @@ def _check_size(image: Image.Image, limits: Limits, param: str) -> None:
     if width * height > limits.max_pixels:
         megapixels = limits.max_pixels // 1_000_000
         raise InvalidImage(
-            f"The image has {width}x{height} pixels; at most {megapixels} million are taken.", param=param, code="image_too_large"
+            f"The image has {width} x {height} pixels; at most {megapixels} million are taken.", param=param, code="image_too_large"
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InvalidImage(
-            f"The image is {width}x{height}; its sides may differ {MAX_ASPECT}-fold at most.", param=param, code="invalid_image"
+            f"The image is {width} x {height} pixels; its sides may differ {MAX_ASPECT}-fold at most.", param=param, code="invalid_image"
         )
 
 

@@ -9,10 +9,10 @@ from urllib.parse import urljoin
 
 import httpx
 
-from llava_gateway import __version__
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.address import is_allowed, parse_url
 from llava_gateway.settings import Network
+from llava_gateway.version import __version__
 
 MAX_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)

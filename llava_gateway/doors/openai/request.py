@@ -7,6 +7,7 @@ something this server cannot do are refused, never ignored.
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic_core import ErrorDetails
 
 from llava_gateway.chat import ChatRequest, ImageUrl, Message, Role, Sampling, Text
 from llava_gateway.errors import InvalidRequest
@@ -46,14 +47,22 @@ class _ImagePart(_Part):
 
 
 # Tags stand in pydantic's error locations; the tilde lets `_path` leave them out.
-_UserContent = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[Annotated[_TextPart | _ImagePart, Field(discriminator="type")]], Tag("~parts")],
-    Discriminator(lambda value: "~text" if isinstance(value, str) else "~parts"),
+def _part_tag(part: Any) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return {"text": "~text", "image_url": "~image"}.get(kind) if isinstance(kind, str) else None
+
+
+def _content_tag(content: Any) -> str:
+    return "~string" if isinstance(content, str) else "~parts"
+
+
+_StopString = Annotated[str, Field(min_length=1)]
+_Stop = Annotated[
+    Annotated[_StopString, Tag("~string")] | Annotated[list[_StopString], Field(max_length=4), Tag("~parts")], Discriminator(_content_tag)
 ]
-_TextContent = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[_TextPart], Tag("~parts")],
-    Discriminator(lambda value: "~text" if isinstance(value, str) else "~parts"),
-]
+_UserPart = Annotated[Annotated[_TextPart, Tag("~text")] | Annotated[_ImagePart, Tag("~image")], Discriminator(_part_tag)]
+_UserContent = Annotated[Annotated[str, Tag("~string")] | Annotated[list[_UserPart], Tag("~parts")], Discriminator(_content_tag)]
+_TextContent = Annotated[Annotated[str, Tag("~string")] | Annotated[list[_TextPart], Tag("~parts")], Discriminator(_content_tag)]
 
 
 class _SystemMessage(_Part):
@@ -71,14 +80,14 @@ class _AssistantMessage(_Part):
     content: _TextContent | None = None
 
 
-def _role(message: Any) -> str:
+def _role_tag(message: Any) -> str:
     role = message.get("role") if isinstance(message, dict) else None
     return {"user": "~user", "assistant": "~assistant"}.get(role if isinstance(role, str) else "", "~system")
 
 
 _Message = Annotated[
     Annotated[_SystemMessage, Tag("~system")] | Annotated[_UserMessage, Tag("~user")] | Annotated[_AssistantMessage, Tag("~assistant")],
-    Discriminator(_role),
+    Discriminator(_role_tag),
 ]
 
 
@@ -96,10 +105,11 @@ class ChatCompletionRequest(_Part):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=16)
-    stop: str | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: _Stop | None = None
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    ignore_eos: bool | None = None  # vLLM's extension
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
 
@@ -118,11 +128,7 @@ def parse(body: dict[str, Any]) -> ChatCompletionRequest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = _path(first["loc"])
-        raise InvalidRequest(f"{param}: {first['msg']}.", param=param) from None
-    if isinstance(request.stop, list) and len(request.stop) > 4:
-        raise InvalidRequest("stop: at most 4 strings.", param="stop")
-    if request.stop == "":
-        raise InvalidRequest("stop: must not be empty.", param="stop")
+        raise InvalidRequest(f"{param}: {_explain(first)}.", param=param) from None
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
     response_format = body.get("response_format")
@@ -145,6 +151,7 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
             seed=request.seed,
             presence_penalty=request.presence_penalty or 0.0,
             frequency_penalty=request.frequency_penalty or 0.0,
+            ignore_eos=bool(request.ignore_eos),
         ),
         stream=bool(request.stream),
     )
@@ -165,6 +172,14 @@ def _message(message: _SystemMessage | _UserMessage | _AssistantMessage, path: s
         raise InvalidRequest("A user message needs some content.", param=f"{path}.content")
     role: Role = "system" if message.role == "developer" else message.role
     return Message(role, tuple(parts))
+
+
+def _explain(error: ErrorDetails) -> str:
+    if error["type"] == "union_tag_not_found":
+        return "must be an object of type text or image_url"
+    if error["loc"][-1] == "role":
+        return "must be system, developer, user or assistant"
+    return error["msg"]
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -1,0 +1,94 @@
+"""One real server for the whole run: the demo model on the real engine, behind a real socket."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+from origin import Origin
+
+ROOT = Path(__file__).parent.parent
+START_TIMEOUT = 180
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    @property
+    def v1(self) -> str:
+        return f"{self.url}/v1"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    port = free_port()
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "llava_gateway", "serve", "llava-demo", "--port", str(port), "--max-body-mb", "8"]
+    command += ["--allow-networks", "127.0.0.0/8", "--image-timeout", "3", "--max-num-seqs", "64"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=os.environ | {"LLAVA_PORT": "1"})
+    started = Server(process, f"http://127.0.0.1:{port}", log)
+    try:
+        wait_until_ready(started)
+        yield started
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        assert server.process.poll() is None, f"the server ended:\n{server.log.read_text()}"
+        try:
+            if httpx.get(f"{server.url}/ready", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"the server is not ready after {START_TIMEOUT} s:\n{server.log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> OpenAI:
+    return OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=120, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def origin() -> Iterator[Origin]:
+    """A server of pictures, good and bad."""
+    with Origin() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first, then those that need the server, and what ends it last."""
+    items.sort(key=lambda item: (item.get_closest_marker("last") is not None, "server" in getattr(item, "fixturenames", ())))

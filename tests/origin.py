@@ -1,0 +1,75 @@
+"""A real local web server for images that behaves well and badly."""
+
+import http.server
+import time
+from typing import Any
+
+from llava_gateway.demo.pictures import draw, encode
+
+GRID = ("purple", "green", "white", "orange")
+
+
+class Origin(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests: list[tuple[str, dict[str, str]]] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are what this is for."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Origin
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, dict(self.headers)))
+        picture = encode(draw(GRID))
+        if self.path == "/picture":
+            self._answer(200, picture)
+        elif self.path == "/redirect":
+            self._redirect("/picture")
+        elif self.path == "/loop":
+            self._redirect("/loop")
+        elif self.path == "/to-private":
+            self._redirect("http://10.0.0.1/picture")
+        elif self.path == "/to-file":
+            self._redirect("file:///etc/passwd")
+        elif self.path == "/text":
+            self._answer(200, b"<html>no picture</html>")
+        elif self.path == "/lies":  # says it is huge
+            self._answer(200, b"", length=10**12)
+        elif self.path == "/endless":
+            self._answer(200, b"", length=None)
+            while True:
+                self.wfile.write(b"\0" * 65536)
+        elif self.path == "/drip":
+            self._answer(200, b"", length=len(picture))
+            for byte in picture:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.5)
+        else:
+            self._answer(404, b"")
+
+    def _redirect(self, location: str) -> None:
+        self.send_response(302)
+        self.send_header("location", location)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def _answer(self, status: int, body: bytes, length: int | None = -1) -> None:
+        self.send_response(status)
+        self.send_header("content-type", "image/png")
+        if length is not None:
+            self.send_header("content-length", str(len(body) if length == -1 else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass

@@ -1,0 +1,259 @@
+"""Bad requests get a 4xx in OpenAI's shape that names the field, and the next request works."""
+
+import re
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from asking import MODEL, body, image, image_part, user
+from origin import Origin
+
+from llava_gateway.demo.pictures import data_uri, describe, draw, encode
+
+GRID = ("red", "blue", "green", "orange")
+CHAT = "/v1/chat/completions"
+URL = "messages[0].content[0].image_url.url"
+LEAKS = re.compile(r"0x[0-9a-f]+|BytesIO|Traceback|site-packages|/home/|/root/|\.py\b")
+
+
+def refused(answer: httpx.Response, status: int, param: str | None, code: str | None = None) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert not LEAKS.search(answer.text)
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert error["param"] == param, error
+    if code is not None:
+        assert error["code"] == code
+    return error
+
+
+FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"max_tokens": 2.5}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"max_tokens": "5"}, "max_tokens"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
+    ({"temperature": "0"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.5}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"n": 17}, "n"),
+    ({"n": 1_000_000_000}, "n"),
+    ({"n": True}, "n"),
+    ({"seed": 1e30}, "seed"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": "1"}, "seed"),
+    ({"seed": True}, "seed"),
+    ({"stop": [""]}, "stop[0]"),
+    ({"stop": ""}, "stop"),
+    ({"stop": 5}, "stop"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({"presence_penalty": 3}, "presence_penalty"),
+    ({"frequency_penalty": "1"}, "frequency_penalty"),
+    ({"stream": "true"}, "stream"),
+    ({"stream": 1}, "stream"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
+    ({"stream": True, "stream_options": []}, "stream_options"),
+    ({"model": 5}, "model"),
+    ({"model": None}, "model"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"logprobs": True}, "logprobs"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"mm_processor_kwargs": {"size": 9}}, "mm_processor_kwargs"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": {}}, "messages"),
+    ({"messages": None}, "messages"),
+    ({"messages": [5]}, "messages[0]"),
+    ({"messages": [{"content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "king", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "hi", "tool_call_id": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content[0].text"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_embeds", "image_embeds": "x"}]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "http://x/"}]}]}, "messages[0].content[0].image_url"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, URL),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}]}, URL),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}]}, URL),
+    ({"messages": [{"role": "system", "content": [image(GRID)]}, user("hi")]}, "messages[0].content[0].type"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), FIELDS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize("stream", [False, True])
+def test_fields(http: httpx.Client, fields: dict[str, Any], param: str, stream: bool) -> None:
+    request = body("Hello", max_tokens=4) | ({"stream": True} if stream and "stream_options" not in fields else {}) | fields
+    refused(http.post(CHAT, json=request), 400, param)
+
+
+def test_missing_fields(http: httpx.Client) -> None:
+    refused(http.post(CHAT, json={"messages": [user("hi")]}), 400, "model")
+    refused(http.post(CHAT, json={"model": MODEL}), 400, "messages")
+
+
+def test_unknown_model(http: httpx.Client) -> None:
+    refused(http.post(CHAT, json=body("hi", model="gpt-5")), 404, "model", "model_not_found")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"5",
+        b'"x"',
+        b"null",
+        b"\xff\xfe",
+        b'{"model": NaN}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"model": "\xed\xa0\x80"}',
+        b'{"model": "\\ud800"}',
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_unparsable_bodies(http: httpx.Client, content: bytes) -> None:
+    answer = http.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert refused(answer, 400, None)["type"] == "invalid_request_error"
+
+
+def test_other_media_types_and_methods_and_paths(http: httpx.Client) -> None:
+    text = orjson.dumps(body("hi"))
+    refused(http.post(CHAT, content=text, headers={"content-type": "text/plain"}), 415, None)
+    refused(http.post(CHAT, content=text, headers={"content-type": "application/json", "content-encoding": "gzip"}), 415, None)
+    refused(http.get(CHAT), 405, None)
+    refused(http.post("/v1/models"), 405, None)
+    for path in ("/", "/v1", "/v1/completions", "/v1/models/", "/v1/chat/completions/", "/../etc/passwd", "/docs"):
+        refused(http.get(path), 404, "model" if path == "/v1/models/" else None)
+
+
+def test_a_body_too_large(http: httpx.Client) -> None:
+    refused(http.post(CHAT, content=b" " * (9 << 20), headers={"content-type": "application/json"}), 413, None)
+
+    def endless() -> Any:
+        for _ in range(12):
+            yield b" " * (1 << 20)
+
+    refused(http.post(CHAT, content=endless(), headers={"content-type": "application/json"}), 413, None)
+
+
+PICTURE = encode(draw(GRID))
+BROKEN_IMAGES = [
+    ("data:image/png;base64,!!!!", "invalid_base64_image"),
+    ("data:image/png,rawbytes", "invalid_base64_image"),
+    ("data:image/png;base64", "invalid_base64_image"),
+    ("data:image/png;base64,", "empty_image_file"),
+    (data_uri(b"hello, world"), "invalid_image_format"),
+    (data_uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "invalid_image_format"),
+    (data_uri(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "invalid_image_format"),
+    (data_uri(b"SIMPLE  =                    T"), "invalid_image_format"),
+    (data_uri(PICTURE[: len(PICTURE) // 2]), "invalid_image"),
+    (data_uri(PICTURE[:8] + bytes(100)), "invalid_image"),
+    (data_uri(encode(draw(GRID), "JPEG")[:600]), "invalid_image"),
+    (data_uri(encode(draw(GRID, (1, 4000)))), "invalid_image"),
+    (data_uri(encode(draw(GRID, (4000, 1)))), "invalid_image"),
+    ("ftp://example.com/x.png", "invalid_image_url"),
+    ("file:///etc/passwd", "invalid_image_url"),
+    ("/etc/passwd", "invalid_image_url"),
+    ("C:\\x.png", "invalid_image_url"),
+    ("http://", "invalid_image_url"),
+    ("http://[", "invalid_image_url"),
+    ("http://user:pass@example.com/", "invalid_image_url"),
+    ("http://127.0.0.1\\@1.1.1.1/", "invalid_image_url"),
+    ("http://127.0.0.%31/", "invalid_image_url"),
+    ("http://2130706433/", "invalid_image_url"),
+    ("http://0x7f.1/", "invalid_image_url"),
+    ("http://exa\tmple.com/", "invalid_image_url"),
+    ("http://x:99999/", "invalid_image_url"),
+    ("http://169.254.169.254/latest/meta-data/", "invalid_image_url"),
+    ("http://10.0.0.1/", "invalid_image_url"),
+    ("http://192.168.0.1/", "invalid_image_url"),
+    ("http://100.64.0.1/", "invalid_image_url"),
+    ("http://0.0.0.0/", "invalid_image_url"),
+    ("http://[::1]/", "invalid_image_url"),
+    ("http://[::ffff:10.0.0.1]/", "invalid_image_url"),
+    ("http://[fe80::1]/", "invalid_image_url"),
+]
+
+
+@pytest.mark.parametrize(("url", "code"), BROKEN_IMAGES, ids=lambda value: value[:40])
+def test_broken_images(http: httpx.Client, url: str, code: str) -> None:
+    refused(http.post(CHAT, json=body(image_part(url), "Describe this image.")), 400, URL, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/missing", "failed_to_download_image"),
+        ("/loop", "failed_to_download_image"),
+        ("/to-private", "invalid_image_url"),
+        ("/to-file", "invalid_image_url"),
+        ("/text", "invalid_image_format"),
+        ("/lies", "image_too_large"),
+        ("/endless", "image_too_large"),
+        ("/drip", "failed_to_download_image"),
+    ],
+)
+def test_misbehaving_origins(http: httpx.Client, origin: Origin, path: str, code: str) -> None:
+    refused(http.post(CHAT, json=body(image_part(origin.url + path), "Describe this image.")), 400, URL, code)
+
+
+def test_an_origin_that_is_not_there(http: httpx.Client) -> None:
+    refused(http.post(CHAT, json=body(image_part("http://127.0.0.1:9/x"), "hi")), 400, URL, "failed_to_download_image")
+    refused(http.post(CHAT, json=body(image_part("http://no-such-host.invalid/x"), "hi")), 400, URL, "failed_to_download_image")
+
+
+def test_a_pixel_bomb(http: httpx.Client) -> None:
+    """A few KB that say they are 20000x20000."""
+    header = PICTURE[:16] + (20000).to_bytes(4) * 2 + PICTURE[24:]
+    import zlib
+
+    header = header[:29] + zlib.crc32(header[12:29]).to_bytes(4) + header[33:]
+    refused(http.post(CHAT, json=body(image_part(data_uri(header)), "hi")), 400, URL, "image_too_large")
+
+
+def test_markdown_urls_in_text_are_never_fetched(http: httpx.Client, origin: Origin) -> None:
+    before = len(origin.requests)
+    assert http.post(CHAT, json=body(f"![x]({origin.url}/picture) {origin.url}/picture")).status_code == 200
+    assert len(origin.requests) == before
+
+
+def test_beyond_the_context(http: httpx.Client) -> None:
+    error = refused(http.post(CHAT, json=body("Hello", max_tokens=5000)), 400, "messages", "context_length_exceeded")
+    assert "4096" in error["message"]
+    refused(http.post(CHAT, json=body("word " * 5000, max_tokens=1)), 400, "messages", "context_length_exceeded")
+    refused(http.post(CHAT, json=body(*[image(GRID)] * 8, "hi")), 400, "messages", "context_length_exceeded")
+    refused(http.post(CHAT, json=body(*[image(GRID)] * 7, "hi", max_tokens=100)), 400, "messages", "context_length_exceeded")
+
+
+def test_harmless_sloppiness_is_taken(http: httpx.Client) -> None:
+    uri = data_uri(PICTURE)
+    lines = "data:image/jpeg;base64," + "\r\n".join(uri.partition(",")[2][i : i + 76] for i in range(0, len(uri), 76))
+    for url in (uri.rstrip("="), uri.replace("data:image/png", "DATA:text/html"), lines, uri.replace("+", "-").replace("/", "_", 0)):
+        answer = http.post(CHAT, json=body(image_part(url), "Describe this image."))
+        assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
+    ignored = {"user": "me", "store": False, "metadata": {}, "tools": [], "tool_choice": "none", "brand_new_field": {"a": 1}}
+    answer = http.post(CHAT, json=body(image(GRID) | {"uuid": "x" * 100}, "Describe this image.", **ignored))
+    assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
+
+
+def test_after_all_that_the_server_still_answers(http: httpx.Client) -> None:
+    answer = http.post(CHAT, json=body(image(GRID), "Describe this image."))
+    assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])

@@ -1,0 +1,64 @@
+"""The command line: flags, environment and file make settings; the rest is vLLM's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_gateway import __version__
+from llava_gateway.cli import flags
+from llava_gateway.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "llava_gateway", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_ours_and_vllms_flags() -> None:
+    settings, rest = flags.parse(["my/model", "--port", "9", "--dtype", "half", "--allow-networks", "10.0.0.0/8, ::1/128", "--seed=1"])
+    assert (settings.model, settings.port) == ("my/model", 9)
+    assert [str(network) for network in settings.allow_networks] == ["10.0.0.0/8", "::1/128"]
+    assert rest == ["--dtype", "half", "--seed=1"]
+
+
+def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("llava-gateway.toml").write_text('port = 1\nmax_queued = 2\nhost = "file"\n')
+    monkeypatch.setenv("LLAVA_MAX_QUEUED", "3")
+    monkeypatch.setenv("LLAVA_HOST", "environment")
+    settings, _ = flags.parse(["--host", "flag"])
+    assert (settings.port, settings.max_queued, settings.host, settings.max_body_mb) == (1, 3, "flag", 64)
+
+
+@pytest.mark.parametrize("arguments", [["--port", "x"], ["--port", "70000"], ["--max-body-mb", "0"], ["--allow-networks", "10.0.0.1/8"]])
+def test_a_wrong_value_is_one_line(arguments: list[str]) -> None:
+    ended = run("serve", *arguments)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert arguments[0] in ended.stderr
+
+
+def test_an_unknown_flag_or_model_is_one_line_of_log() -> None:
+    for arguments, said in ((["--no-such-flag"], "--no-such-flag"), (["/no/such/model"], "/no/such/model")):
+        ended = run("serve", *arguments, "--port", "58123")
+        assert ended.returncode == 1
+        assert said in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_help_lists_every_setting() -> None:
+    said = run("serve", "--help").stdout
+    assert all(f"--{name.replace('_', '-')}" in said for name in Settings.model_fields)
+
+
+def test_other_commands() -> None:
+    assert run("--version").stdout.strip() == f"llava-gateway {__version__}"
+    assert "serve" in run("--help").stdout
+    unknown = run("fly")
+    assert unknown.returncode == 1
+    assert "fly" in unknown.stderr

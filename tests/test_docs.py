@@ -1,0 +1,81 @@
+"""What the README says, and the examples, are true."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Server
+
+from llava_gateway.demo.pictures import describe
+from llava_gateway.settings import Settings
+
+README = (ROOT / "README.md").read_text()
+FIRST = ("red", "blue", "green", "white")
+SECOND = ("yellow", "black", "orange", "purple")
+
+
+def run(server: Server, *command: str, script: str | None = None) -> str:
+    environment = os.environ | {"OPENAI_BASE_URL": server.v1, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment, input=script)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert found
+    return found
+
+
+def test_example_describe(server: Server) -> None:
+    said = run(server, sys.executable, "examples/describe.py")
+    assert said.startswith(describe([FIRST, SECOND]))
+    assert "1152 for images" in said
+
+
+def test_example_stream(server: Server) -> None:
+    lines = run(server, sys.executable, "examples/stream.py").splitlines()
+    assert lines[0].startswith(describe([FIRST]))
+    assert lines[1].startswith("Red.")
+
+
+def test_example_two_images_by_curl(server: Server) -> None:
+    completion = json.loads(run(server, "examples/two_images.sh", server.v1))
+    assert completion["choices"][0]["message"]["content"] == describe([FIRST, SECOND])
+    assert completion["usage"]["prompt_tokens_details"]["image_tokens"] == 1152
+
+
+def test_readme_curl(server: Server) -> None:
+    (script,) = (block for block in blocks("sh") if "curl" in block and "image_url" in block)
+    completion = json.loads(run(server, "bash", "-euo", "pipefail", script=script.replace("http://127.0.0.1:8000", server.url)))
+    assert completion["choices"][0]["message"]["content"] == describe([FIRST, SECOND])
+    usage = completion["usage"]
+    assert usage["prompt_tokens"] == usage["prompt_tokens_details"]["text_tokens"] + 1152
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0][:40])
+def test_readme_python(server: Server, block: str) -> None:
+    said = run(server, sys.executable, "-", script=block.replace("http://127.0.0.1:8000", server.url))
+    assert "the top right is blue" in said
+
+
+def test_readme_lists_every_setting_as_it_is() -> None:
+    for name, field in Settings.model_fields.items():
+        default = field.default if field.default not in ("", ()) else ""
+        row = f"| `--{name.replace('_', '-')}` | {f'`{default}`' if default != '' else ''} | {field.description} |"
+        assert row in README, row
+
+
+def test_readme_names_real_make_targets_and_files() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for line in "".join(blocks("sh")).splitlines():
+        words = shlex.split(line.split("#")[0]) if line.startswith("make ") else []
+        if words:
+            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path

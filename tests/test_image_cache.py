@@ -1,0 +1,33 @@
+from PIL import Image
+
+from llava_gateway.engine import PreparedImage
+from llava_gateway.images.cache import ImageCache
+
+SIZE = 10 * 10 * 3
+
+
+def image(digest: str) -> PreparedImage:
+    return PreparedImage(Image.new("RGB", (10, 10)), digest)
+
+
+def test_the_least_recently_used_go_first() -> None:
+    cache = ImageCache(3 * SIZE)
+    for digest in "abc":
+        cache.put(image(digest))
+    assert cache.get("a")
+    cache.put(image("d"))
+    assert [digest for digest in "abcd" if cache.get(digest)] == ["a", "c", "d"]
+    assert cache.bytes == 3 * SIZE
+
+
+def test_the_same_image_is_counted_once() -> None:
+    cache = ImageCache(3 * SIZE)
+    for _ in range(5):
+        cache.put(image("a"))
+    assert (len(cache), cache.bytes) == (1, SIZE)
+
+
+def test_no_budget_keeps_nothing() -> None:
+    cache = ImageCache(0)
+    cache.put(image("a"))
+    assert cache.get("a") is None

@@ -1,0 +1,87 @@
+"""Clients that leave, and a server that is told to stop."""
+
+import signal
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import orjson
+import psutil
+import pytest
+from asking import body, image
+from conftest import Server
+from openai import OpenAI
+
+CHAT = "/v1/chat/completions"
+LONG = {"ignore_eos": True, "max_tokens": 3500}
+
+
+def running(http: httpx.Client) -> float:
+    lines = http.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(("vllm:num_requests_running", "llava_requests_running")))
+
+
+def wait_for(http: httpx.Client, count: float, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while running(http) != count:
+        assert time.monotonic() < deadline, f"{running(http)} requests run after {seconds} s, not {count}"
+        time.sleep(0.05)
+
+
+def test_killing_a_streaming_curl_ends_its_generation(server: Server, http: httpx.Client) -> None:
+    command = ["curl", "-sN", server.v1 + "/chat/completions", "-H", "content-type: application/json", "-d", "@-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as curl:
+        assert curl.stdin
+        assert curl.stdout
+        curl.stdin.write(orjson.dumps(body("Hello", stream=True, **LONG)))
+        curl.stdin.close()
+        for _ in range(10):
+            assert curl.stdout.readline()
+        wait_for(http, 2, 2)  # one in the gateway, one in the engine
+        curl.kill()
+    wait_for(http, 0, 1)
+
+
+def test_hanging_up_on_a_plain_request_ends_its_generation(server: Server, http: httpx.Client) -> None:
+    content = orjson.dumps(body(image(("red",) * 4), "Hello", max_tokens=3000, ignore_eos=True))
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    with socket.create_connection((server.url.split("/")[2].split(":")[0], int(server.url.rsplit(":", 1)[1]))) as connection:
+        connection.sendall(head.encode() + content)
+        wait_for(http, 2, 5)
+    wait_for(http, 0, 1)
+
+
+def test_hanging_up_before_the_body_is_whole(server: Server, http: httpx.Client) -> None:
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
+        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{{".encode())
+    assert http.get("/ready").status_code == 200
+
+
+def test_many_clients_that_leave(client: OpenAI, http: httpx.Client) -> None:
+    def leave(number: int) -> None:
+        with client.chat.completions.create(
+            **body(f"Hello {number}", max_tokens=3000), stream=True, extra_body={"ignore_eos": True}
+        ) as stream:
+            for _ in range(number % 5):
+                next(stream)
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(leave, range(40)))
+    wait_for(http, 0, 2)
+
+
+@pytest.mark.last
+def test_sigterm_lets_requests_finish_and_leaves_no_process(server: Server, http: httpx.Client, client: OpenAI) -> None:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    assert children
+    stream = client.chat.completions.create(**body("Hello", max_tokens=400), stream=True, extra_body={"ignore_eos": True})
+    next(stream)
+    server.process.send_signal(signal.SIGTERM)
+    *_, last = stream
+    assert last.choices[0].finish_reason == "length"
+    assert server.process.wait(30) == 0
+    _, alive = psutil.wait_procs(children, timeout=2)
+    assert not alive
+    assert "Traceback" not in server.log.read_text()

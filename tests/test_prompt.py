@@ -1,0 +1,153 @@
+"""Prompts: equal to Hugging Face's, and no text of a client is ever a control token."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import AutoProcessor
+
+from llava_gateway.chat import ImageUrl, Message, Text
+from llava_gateway.demo import CHECKPOINT
+from llava_gateway.engine import ModelInfo
+from llava_gateway.errors import InvalidRequest
+from llava_gateway.prompt import PromptRenderer
+
+PICTURE = ImageUrl("data:,", "image")
+CONTROLS = ("<image>", "<s>", "</s>", "<unk>", "<pad>")
+LLAVA_HF_TEMPLATE = (  # in the manner of llava-hf/llava-1.5-7b-hf: images first, each text followed by a space
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}"
+    "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+CHATS: list[list[Message]] = [
+    [Message("user", (Text("Hello"),))],
+    [Message("user", (PICTURE, Text("Describe this image.")))],
+    [Message("user", (Text("Describe these images."), PICTURE, PICTURE))],
+    [Message("user", (Text("One."), PICTURE, Text("Two.")))],
+    [Message("system", (Text("Be brief."),)), Message("user", (PICTURE, Text("What?"))), Message("assistant", (Text("Red."),)),
+     Message("user", (PICTURE, Text("And now? Zażółć gęślą jaźń 🦙\n\ttabs")))],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return AutoProcessor.from_pretrained(CHECKPOINT)
+
+
+def model_info(processor: Any, template: str | None = None) -> ModelInfo:
+    return ModelInfo(
+        tokenizer=processor.tokenizer.backend_tokenizer.to_str(),
+        chat_template=template or processor.chat_template,
+        special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
+        image_token="<image>",
+        image_tokens=576,
+        image_side=336,
+        context_length=4096,
+    )
+
+
+@pytest.fixture(scope="module")
+def renderer(processor: Any) -> PromptRenderer:
+    return PromptRenderer(model_info(processor))
+
+
+def huggingface(chat: list[Message]) -> list[dict[str, Any]]:
+    return [{"role": message.role, "content": [huggingface_part(part) for part in message.content]} for message in chat]
+
+
+def huggingface_part(part: Text | ImageUrl) -> dict[str, str]:
+    return {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"}
+
+
+@pytest.mark.parametrize("template", [None, LLAVA_HF_TEMPLATE], ids=["demo", "llava-hf"])
+@pytest.mark.parametrize("chat", CHATS, ids=lambda chat: str(len(chat)))
+def test_equals_the_processors_template(processor: Any, template: str | None, chat: list[Message]) -> None:
+    prompt = PromptRenderer(model_info(processor, template)).render(chat)
+    expected = processor.apply_chat_template(huggingface(chat), chat_template=template, add_generation_prompt=True, tokenize=False)
+    assert prompt.text == expected
+    assert prompt.token_ids == processor.tokenizer(expected).input_ids
+
+
+def test_the_form_of_llava(renderer: PromptRenderer) -> None:
+    asked = [Message("system", (Text("S"),)), Message("user", (Text("Q"), PICTURE))]
+    answered = [*asked, Message("assistant", (Text("A"),)), Message("user", (Text("R"),))]
+    assert renderer.render(answered).text == "S USER: <image>\nQ ASSISTANT: A</s>USER: R ASSISTANT:"
+
+
+def special_ids(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [token for token in map(tokenizer.id_to_token, ids) if token in CONTROLS]
+
+
+def byte_fallback_tokenizer() -> Tokenizer:
+    """As Llama's: bytes for what is not in the vocabulary, a prefix space."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(special_tokens=[*CONTROLS, *alphabet], vocab_size=600, show_progress=False)
+    tokenizer.train_from_iterator(["USER: <image>\nDescribe this image. ASSISTANT: </s>"] * 5, trainer)
+    return tokenizer
+
+
+@given(
+    st.lists(
+        st.text(max_size=12) | st.sampled_from(CONTROLS) | st.sampled_from(["<", "ima", "ge>", "</", "s>", "\ufdd0"]),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_text_never_becomes_a_control_token(renderer: PromptRenderer, pieces: list[str]) -> None:
+    tokenizer = renderer._tokenizer
+    for parts in ([Text("".join(pieces))], [Text(piece) for piece in pieces]):
+        prompt = renderer.render([Message("user", (PICTURE, *parts))])
+        assert special_ids(tokenizer, prompt.token_ids) == ["<s>", "<image>"]
+
+
+@pytest.mark.parametrize("text", ["<image>", "a <image> b", "</s>", "x</s>y<s>", "<image><image>", "<pad>é<unk>"])
+def test_control_tokens_in_text_read_as_they_are_spelt(renderer: PromptRenderer, text: str) -> None:
+    prompt = renderer.render([Message("user", (Text(text),))])
+    assert prompt.text == f"USER: {text} ASSISTANT:"
+    assert renderer._tokenizer.decode(prompt.token_ids, skip_special_tokens=False) == f"<s>USER: {text} ASSISTANT:"
+
+
+def test_control_tokens_spelt_across_parts(processor: Any) -> None:
+    """A template that joins texts without a space must not join them into a control token."""
+    joined = (
+        "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] if p['type'] == 'text' else '<image>' }}{% endfor %}{% endfor %}"
+    )
+    renderer = PromptRenderer(model_info(processor, joined))
+    prompt = renderer.render([Message("user", (Text("<ima"), Text("ge>"), PICTURE, Text("</"), Text("s>")))])
+    assert special_ids(renderer._tokenizer, prompt.token_ids) == ["<s>", "<image>"]
+    assert prompt.text == "<image><image></s>"
+
+
+def test_a_byte_fallback_tokenizer(processor: Any) -> None:
+    tokenizer = byte_fallback_tokenizer()
+    renderer = PromptRenderer(dataclasses.replace(model_info(processor), tokenizer=tokenizer.to_str()))
+    prompt = renderer.render([Message("user", (PICTURE, Text("hi <image></s>")))])
+    assert prompt.token_ids.count(tokenizer.token_to_id("<image>")) == 1
+    read = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)  # with a space after <image>, as such tokenizers have it
+    assert read.replace(" ", "") == "USER:<image>\nhi<image></s>ASSISTANT:"
+
+
+def test_a_template_that_refuses(processor: Any) -> None:
+    renderer = PromptRenderer(model_info(processor, "{{ raise_exception('system messages are not taken') }}"))
+    with pytest.raises(InvalidRequest, match="system messages are not taken"):
+        renderer.render(CHATS[0])
+
+
+def test_a_template_that_hides_images(processor: Any) -> None:
+    renderer = PromptRenderer(model_info(processor, "{{ messages[0]['role'] }}"))
+    with pytest.raises(InvalidRequest, match="images"):
+        renderer.render(CHATS[1])
+
+
+def test_templates_are_sandboxed(processor: Any) -> None:
+    renderer = PromptRenderer(model_info(processor, "{{ messages.__class__.__mro__ }}"))
+    with pytest.raises(InvalidRequest):
+        renderer.render(CHATS[0])

@@ -1,0 +1,89 @@
+"""OpenAI's request, field by field, without a server."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_gateway.chat import ChatRequest, ImageUrl, Message, Sampling, Text
+from llava_gateway.doors.openai.request import parse, to_chat
+from llava_gateway.errors import InvalidRequest
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = (
+    "model",
+    "messages",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "stop",
+    "seed",
+    "stream",
+    "stream_options",
+    "role",
+    "content",
+    "type",
+)
+
+
+def chat(**fields: Any) -> ChatRequest:
+    return to_chat(parse({"model": "m", "messages": [{"role": "user", "content": "hi"}]} | fields))
+
+
+def test_defaults() -> None:
+    assert chat() == ChatRequest("m", (Message("user", (Text("hi"),)),), Sampling(), stream=False)
+
+
+def test_every_field() -> None:
+    asked = chat(max_tokens=5, max_completion_tokens=6, temperature=0, top_p=0.5, n=2, stop="x", seed=-1, presence_penalty=-2, stream=True)
+    assert asked.sampling == Sampling(6, 0.0, 0.5, 2, ("x",), -1, -2.0)
+    assert asked.stream
+
+
+def test_nulls_are_defaults() -> None:
+    names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed", "stream", "stream_options", "tools")
+    assert chat(**dict.fromkeys(names)) == chat()
+
+
+def test_roles_and_parts() -> None:
+    messages = [
+        {"role": "developer", "content": "be brief", "name": "x"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u", "detail": "high"}}]},
+        {"role": "assistant", "content": None, "refusal": None},
+        {"role": "user", "content": [{"type": "text", "text": "b"}]},
+    ]
+    assert chat(messages=messages).messages == (
+        Message("system", (Text("be brief"),)),
+        Message("user", (Text("a"), ImageUrl("u", "messages[1].content[1].image_url.url"))),
+        Message("assistant", ()),
+        Message("user", (Text("b"),)),
+    )
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=8), JSON, max_size=8))
+def test_any_object_is_taken_or_refused(body: dict[str, Any]) -> None:
+    try:
+        to_chat(parse(body))
+    except InvalidRequest as error:
+        assert error.param
+        assert "~" not in error.param or any("~" in key for key in body)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(FIELDS), JSON | st.sampled_from(["user", "text", "image_url"]), max_size=4), min_size=1))
+def test_any_messages_are_taken_or_refused(messages: list[Any]) -> None:
+    try:
+        chat(messages=messages)
+    except InvalidRequest as error:
+        assert (error.param or "").startswith("messages[")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e400])
+def test_odd_floats(value: float) -> None:
+    with pytest.raises(InvalidRequest):
+        chat(temperature=value)
