@@ -55,16 +55,13 @@ def test_usage_counts_576_tokens_per_image(client: OpenAI) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 def test_prompt_tokens_are_those_of_hugging_faces_processor(client: OpenAI, count: int) -> None:
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
-    texts = ("Describe these images. Zażółć 🦙", "One.", "And then?")
-    content = [{"type": "image"}] * count + [{"type": "text", "text": texts[0]}]
-    chat = [
-        {"role": "user", "content": content},
-        *({"role": role, "content": text} for role, text in zip(("assistant", "user"), texts[1:])),
-    ]
-    prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    question = "Describe these images. Zażółć 🦙"
+    later = [{"role": "assistant", "content": "One."}, {"role": "user", "content": "And then?"}]
+    content = [*[{"type": "image"}] * count, {"type": "text", "text": question}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}, *later], add_generation_prompt=True, tokenize=False)
     expected = processor(text=prompt, images=[draw(GRID)] * count or None)["input_ids"][0]
-    chat[0] = user(*[image(GRID)] * count, texts[0])
-    completion = client.chat.completions.create(model=MODEL, messages=chat, max_tokens=1)
+    messages = [user(*[image(GRID)] * count, question), *later]
+    completion = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=1)
     assert completion.usage.prompt_tokens == len(expected)
 
 
