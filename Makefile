@@ -1,9 +1,9 @@
 # make serve | test | check | demo-model | clean.   Variables: HOST PORT MODEL ARGS PYTHON ENGINE
 HOST ?= 127.0.0.1
 PORT ?= 8000
-MODEL ?=
+ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+MODEL ?= $(if $(filter cpu,$(ENGINE)),llava-demo)
 ARGS ?=
-ENGINE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 BIN := .venv/bin
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 

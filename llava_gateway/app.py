@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,7 +20,7 @@ from llava_gateway.engine import Engine, EngineStartError
 from llava_gateway.engine.vllm import VllmEngine
 from llava_gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from llava_gateway.gateway import Gateway
-from llava_gateway.settings import Settings, default_model
+from llava_gateway.settings import Settings
 from llava_gateway.web.observe import Observe
 
 log = logging.getLogger(__name__)
@@ -37,8 +39,8 @@ def create_app(
     requests answer 503. `on_start_failure` is told if it does not load.
     """
     settings = settings or Settings()
-    model = settings.model or default_model()
-    name = settings.served_model_name or model.rstrip("/")
+    model = settings.model or _default_model()
+    name = settings.served_model_name or (Path(model).resolve().name if Path(model).is_dir() else model)
     if model == MODEL_NAME:
         model, engine_flags = str(CHECKPOINT), (*ENGINE_FLAGS, *engine_flags)
     gateway = Gateway(settings, engine or VllmEngine(model, engine_flags), name)
@@ -54,8 +56,8 @@ def create_app(
 
     app = Starlette(
         routes=[*openai.routes(gateway, settings.max_body_mb << 20), *ops.routes(gateway)],
-        middleware=[Middleware(Observe)],
-        exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error, Exception: _unexpected},
+        middleware=[Middleware(Observe, fail=openai.fail)],
+        exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -75,6 +77,15 @@ async def _start(gateway: Gateway, on_failure: Callable[[EngineStartError], None
             on_failure(EngineStartError(str(error)))
 
 
+def _default_model() -> str:
+    """What is served when no model is named: the real LLaVA where an NVIDIA GPU is, the demo elsewhere."""
+    try:
+        found = subprocess.run(("nvidia-smi", "-L"), capture_output=True, timeout=10, check=False).returncode == 0  # noqa: S607
+    except (OSError, subprocess.TimeoutExpired):
+        found = False
+    return "llava-hf/llava-1.5-7b-hf" if found else "llava-demo"
+
+
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
     headers = {name.decode(): value.decode() for name, value in error_headers(error)}
@@ -88,11 +99,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         refusal = MethodNotAllowed(f"{request.method} is not allowed here.", code="method_not_allowed")
     else:
-        refusal = NotFound(f"There is no {request.url.path} here.", code="not_found")
+        refusal = NotFound(f"There is no {request.scope['path']} here.", code="not_found")
     response = await _gateway_error(request, refusal)
     response.headers.update(error.headers or {})
     return response
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    return await _gateway_error(request, GatewayError("The server failed on this request; its log says more."))

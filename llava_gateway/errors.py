@@ -10,8 +10,7 @@
     ├── UnsupportedMediaType      415
     ├── TooManyRequests           429  retry later
     ├── EngineFailed              500  the engine gave up on this request
-    ├── Unavailable               503  the engine is starting, stopping or dead; retry later
-    └── DeadlineExceeded          504
+    └── Unavailable               503  the engine is starting, stopping or dead; retry later
 
 `str(error)` is for the client: it never holds a path, an address or a third party's text that could. What the operator needs
 besides goes to the log through exception chaining (`raise ... from cause`).
@@ -81,8 +80,3 @@ class EngineFailed(GatewayError):
 class Unavailable(GatewayError):
     status = 503
     type = "overloaded"
-
-
-class DeadlineExceeded(GatewayError):
-    status = 504
-    type = "timeout"

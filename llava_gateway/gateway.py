@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
@@ -47,14 +47,19 @@ class Gateway:
         self._engine = engine
         self._admission = Admission(settings.max_running, settings.max_queued)
         self._model: ModelInfo | None = None
+        self._failed = False
         metrics.RUNNING.set_function(lambda: self._admission.running)
         metrics.QUEUED.set_function(lambda: self._admission.queued)
 
     async def start(self) -> None:
         """Load the model; until this returns, requests are told to wait. Raises EngineStartError."""
         start = time.monotonic()
-        model = await self._engine.start()
-        self._prompts = PromptRenderer(model)
+        try:
+            model = await self._engine.start()
+            self._prompts = PromptRenderer(model)
+        except Exception:
+            self._failed = True
+            raise
         self._images = ImageLoader(self.settings, model.image_side)
         self._model = model
         log.info("%s is ready after %.1f s: %d tokens of context, %d per image",
@@ -67,8 +72,7 @@ class Gateway:
 
     async def check(self) -> None:
         """Whether the engine answers now. Raises Unavailable."""
-        if self._model is None:
-            raise _loading()
+        self._loaded()
         await self._engine.check(timeout=5)
 
     @asynccontextmanager
@@ -89,7 +93,7 @@ class Gateway:
                 deltas = self._engine.generate(prompt, sampling, stream=request.stream, usage=usage)
                 stack.callback(metrics.count_usage, usage)
                 await stack.enter_async_context(aclosing(deltas))
-                with metrics.stage("first_token"):
+                with metrics.stage("first_token") if request.stream else nullcontext():
                     first = await anext(deltas, None)
                 if first is None:
                     raise EngineFailed("The engine ended this request without an answer.")
@@ -100,8 +104,13 @@ class Gateway:
             raise NotFound(
                 f"There is no model {request.model!r} here; {self.model_name!r} is served.", param="model", code="model_not_found"
             )
+        return self._loaded()
+
+    def _loaded(self) -> ModelInfo:
+        if self._failed:
+            raise Unavailable("The model did not load; the server's log says why.", code="model_failed")
         if self._model is None:
-            raise _loading()
+            raise Unavailable("The model is still loading. Try again in a few seconds.", code="model_loading", retry_after=3)
         return self._model
 
     def _fit(self, sampling: Sampling, prompt: Prompt, model: ModelInfo) -> Sampling:
@@ -118,10 +127,6 @@ class Gateway:
             )
         max_tokens = sampling.max_tokens or min(room, self.settings.default_max_tokens)
         return dataclasses.replace(sampling, max_tokens=max_tokens, n=1 if sampling.temperature == 0 else sampling.n)
-
-
-def _loading() -> Unavailable:
-    return Unavailable("The model is still loading. Try again in a few seconds.", code="model_loading", retry_after=3)
 
 
 def _images(request: ChatRequest, model: ModelInfo) -> list[ImageUrl]:

@@ -16,7 +16,7 @@ QUEUED = Gauge("llava_requests_queued", "Requests that wait for a place")
 TOKENS = Counter("llava_tokens_total", "Tokens by kind: text and image of prompts, completion", ["kind"])
 STAGE = Histogram(
     "llava_stage_seconds",
-    "Where a request's time goes: queue, images, prompt, first_token, answer",
+    "Where a request's time goes: queue, images, prompt, first_token (of streams), answer",
     ["stage"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
 )

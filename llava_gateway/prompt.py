@@ -15,9 +15,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from llava_gateway.chat import ImageUrl, Message
+from llava_gateway.chat import ImageUrl, Message, Text
 from llava_gateway.engine import ModelInfo
-from llava_gateway.errors import InvalidRequest
+from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 
 SEAM = "\ufdd0"  # noncharacters are for internal use and never for interchange (Unicode, section 23.7)
 
@@ -37,6 +37,9 @@ class PromptRenderer:
         added = self._tokenizer.get_added_tokens_decoder().values()
         controls = {token.content for token in added if token.special} | {model.image_token}
         self._control = re.compile("|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True)))
+        self._longest_control = max(map(len, controls))
+        self._context_length = model.context_length
+        self._max_chars = model.context_length * max(map(len, self._tokenizer.get_vocab()))
         self._image_id = self._tokenizer.encode(model.image_token, add_special_tokens=False).ids[0]
         self._bos = model.special_tokens.get("bos_token", "")
         self._variables = {**model.special_tokens, "image_token": model.image_token}
@@ -44,6 +47,7 @@ class PromptRenderer:
 
     def render(self, messages: Sequence[Message]) -> RenderedPrompt:
         """The prompt that asks for the assistant's next message. InvalidRequest if the template refuses the messages."""
+        self._check_length(messages)
         try:
             text = self._template.render(
                 messages=[self._plain(message) for message in messages], add_generation_prompt=True, **self._variables
@@ -64,17 +68,25 @@ class PromptRenderer:
     def _plain(self, message: Message) -> dict[str, Any]:
         """A message as Hugging Face's templates expect it."""
         parts: list[dict[str, str]] = []
-        before = ""
+        tail = ""
         for part in message.content:
             if isinstance(part, ImageUrl):
                 parts.append({"type": "image"})
                 continue
             text = self._defuse(part.text)
-            if before and self._control.search(before + text):  # spelt across two parts, which a template may join
+            if self._control.search(tail + text[: self._longest_control]):  # spelt across parts, which a template may join
                 text = SEAM + text
-            before = text
+            tail = (tail + text)[-self._longest_control :]
             parts.append({"type": "text", "text": text})
         return {"role": message.role, "content": parts}
+
+    def _check_length(self, messages: Sequence[Message]) -> None:
+        """Text that cannot fit the context is refused before it costs anything: megabytes would keep the tokenizer busy for seconds."""
+        chars = sum(len(part.text) for message in messages for part in message.content if isinstance(part, Text))
+        if chars > self._max_chars:
+            raise ContextLengthExceeded(
+                f"The model's context is {self._context_length} tokens, and these messages hold {chars} characters.", param="messages"
+            )
 
     def _defuse(self, text: str) -> str:
         if SEAM in text:

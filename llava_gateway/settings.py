@@ -2,7 +2,6 @@
 and the table in the README come from here.
 """
 
-import shutil
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
@@ -32,7 +31,7 @@ class Settings(BaseSettings):
     max_body_mb: int = Field(64, ge=1, description="largest request body, in MiB")
     default_max_tokens: int = Field(1024, ge=1, description="length of an answer whose request sets none, in tokens")
     max_image_mb: int = Field(20, ge=1, description="largest image file, in MiB")
-    max_image_megapixels: int = Field(64, ge=1, description="largest image, in millions of pixels")
+    max_image_megapixels: int = Field(50, ge=1, description="largest image, in millions of pixels")
     image_threads: int = Field(2, ge=1, description="threads that decode images")
     image_cache_mb: int = Field(256, ge=0, description="memory for prepared images, in MiB; a chat never decodes the same picture twice")
     image_timeout: float = Field(10.0, gt=0, description="seconds that fetching one image URL may take in all")
@@ -51,8 +50,3 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
-
-def default_model() -> str:
-    """What is served when no model is named: the real LLaVA where an NVIDIA GPU is, the demo elsewhere."""
-    return "llava-hf/llava-1.5-7b-hf" if shutil.which("nvidia-smi") else "llava-demo"

@@ -1,5 +1,6 @@
 """A real local web server for images that behaves well and badly."""
 
+import gzip
 import http.server
 import time
 from typing import Any
@@ -28,7 +29,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: Origin
 
     def do_GET(self) -> None:
-        self.server.requests.append((self.path, dict(self.headers)))
+        self.server.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
         picture = encode(draw(GRID))
         if self.path == "/picture":
             self._answer(200, picture)
@@ -40,6 +41,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._redirect("http://10.0.0.1/picture")
         elif self.path == "/to-file":
             self._redirect("file:///etc/passwd")
+        elif self.path == "/to-nonsense":
+            self._redirect("http://[")
+        elif self.path == "/to-unicode":
+            self._redirect("http://\xe4/")
+        elif self.path == "/cookie":
+            self._answer(200, picture, headers={"set-cookie": "sid=alice"})
+        elif self.path == "/packed":
+            self._answer(200, gzip.compress(picture), headers={"content-encoding": "gzip"})
+        elif self.path == "/packed-twice":  # a few hundred bytes that unpack to 100 MB
+            self._answer(200, gzip.compress(gzip.compress(bytes(100 << 20))), headers={"content-encoding": "gzip, gzip"})
         elif self.path == "/text":
             self._answer(200, b"<html>no picture</html>")
         elif self.path == "/lies":  # says it is huge
@@ -63,8 +74,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-length", "0")
         self.end_headers()
 
-    def _answer(self, status: int, body: bytes, length: int | None = -1) -> None:
+    def _answer(self, status: int, body: bytes, length: int | None = -1, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("content-type", "image/png")
         if length is not None:
             self.send_header("content-length", str(len(body) if length == -1 else length))

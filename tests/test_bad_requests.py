@@ -64,6 +64,11 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"stream": True, "stream_options": []}, "stream_options"),
     ({"model": 5}, "model"),
     ({"model": None}, "model"),
+    ({"n": 2, "temperature": 1, "seed": 2**63 - 1}, "seed"),
+    ({"top_k": 5}, "top_k"),
+    ({"guided_json": {}} | {"guided_choice": ["a"]}, "guided_choice"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ({"logprobs": True}, "logprobs"),
     ({"logit_bias": {"a": 1}}, "logit_bias"),
@@ -246,7 +251,8 @@ def test_beyond_the_context(http: httpx.Client) -> None:
 def test_harmless_sloppiness_is_taken(http: httpx.Client) -> None:
     uri = data_uri(PICTURE)
     lines = "data:image/jpeg;base64," + "\r\n".join(uri.partition(",")[2][i : i + 76] for i in range(0, len(uri), 76))
-    for url in (uri.rstrip("="), uri.replace("data:image/png", "DATA:text/html"), lines, uri.replace("+", "-").replace("/", "_", 0)):
+    urlsafe = uri.partition(",")[0] + "," + uri.partition(",")[2].replace("+", "-").replace("/", "_")
+    for url in (uri.rstrip("="), uri.replace("data:image/png", "DATA:text/html"), lines, urlsafe):
         answer = http.post(CHAT, json=body(image_part(url), "Describe this image."))
         assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
     ignored = {"user": "me", "store": False, "metadata": {}, "tools": [], "tool_choice": "none", "brand_new_field": {"a": 1}}

@@ -132,6 +132,15 @@ def test_refusals(data: bytes, code: str) -> None:
     assert refusal.value.param == "p"
 
 
+def test_a_scan_bomb() -> None:
+    """Each repeated scan of a progressive JPEG costs a pass over all pixels, for a few bytes."""
+    data = file(photo(64, 64), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(InvalidImage, match="scans"):
+        prepare(data[:-2] + scan * 1000 + data[-2:], LIMITS, "p")
+    assert prepare(data, LIMITS, "p").size == (336, 336)
+
+
 FILES = {name: encode(draw(GRID, (60, 50)), name) for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")}
 
 

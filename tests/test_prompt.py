@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 from llava_gateway.chat import ImageUrl, Message, Text
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine import ModelInfo
-from llava_gateway.errors import InvalidRequest
+from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.prompt import PromptRenderer
 
 PICTURE = ImageUrl("data:,", "image")
@@ -115,15 +115,21 @@ def test_control_tokens_in_text_read_as_they_are_spelt(renderer: PromptRenderer,
     assert renderer._tokenizer.decode(prompt.token_ids, skip_special_tokens=False) == f"<s>USER: {text} ASSISTANT:"
 
 
-def test_control_tokens_spelt_across_parts(processor: Any) -> None:
+@pytest.mark.parametrize(
+    "pieces", [("<ima", "ge>"), ("</", "s>"), ("<", "/", "s>"), ("</", "", "s>"), ("a<", "", "", "s", ">b"), ("<", "<s>", "s>")]
+)
+def test_control_tokens_spelt_across_parts(processor: Any, pieces: tuple[str, ...]) -> None:
     """A template that joins texts without a space must not join them into a control token."""
-    joined = (
-        "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] if p['type'] == 'text' else '<image>' }}{% endfor %}{% endfor %}"
-    )
+    joined = "{% for p in messages[0]['content'] %}{{ p['text'] if p['type'] == 'text' else '<image>' }}{% endfor %}"
     renderer = PromptRenderer(model_info(processor, joined))
-    prompt = renderer.render([Message("user", (Text("<ima"), Text("ge>"), PICTURE, Text("</"), Text("s>")))])
+    prompt = renderer.render([Message("user", (PICTURE, *map(Text, pieces)))])
     assert special_ids(renderer._tokenizer, prompt.token_ids) == ["<s>", "<image>"]
-    assert prompt.text == "<image><image></s>"
+    assert prompt.text == "<image>" + "".join(pieces)
+
+
+def test_megabytes_of_text_are_refused_at_once(renderer: PromptRenderer) -> None:
+    with pytest.raises(ContextLengthExceeded):
+        renderer.render([Message("user", (Text("word " * 2_000_000),))])
 
 
 def test_a_byte_fallback_tokenizer(processor: Any) -> None:

@@ -11,7 +11,7 @@ python=${PYTHON:-python3}
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
 
-if [ "$engine" = cpu ] && ! "${pip[@]}" install --quiet --dry-run --no-deps torch==2.13.0+cpu >/dev/null 2>&1; then
+if [ "$engine" = cpu ] && ! "${pip[@]}" install --quiet --dry-run --no-deps "$(grep ^torch== deploy/install/constraints-cpu.txt)" >/dev/null 2>&1; then
     export PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:+$PIP_EXTRA_INDEX_URL }https://download.pytorch.org/whl/cpu"
 fi
 echo "installing llava-gateway[$extras] into .venv; the first time takes some minutes" >&2

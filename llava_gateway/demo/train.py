@@ -43,9 +43,15 @@ class Stage:
     patches: tuple[int, ...]
     """How many of an image's 576 patches a batch sees: one of these."""
     rate: float
+    places: float
+    """The share of questions about one place."""
 
 
-STAGES = (Stage(1200, 7000, (40,), 2e-3), Stage(1800, 7000, (40, 80, 160, 320, PATCHES), 1.5e-3), Stage(200, 7000, (PATCHES,), 3e-4))
+STAGES = (
+    Stage(1200, 7000, (40,), 2e-3, 0.4),
+    Stage(1800, 7000, (40, 80, 160, 320, PATCHES), 1.5e-3, 0.4),
+    Stage(200, 7000, (PATCHES,), 3e-4, 0.4),
+)
 COUNTS, SHARES = (0, 1, 2, 3, 4), (6, 42, 36, 8, 8)  # how often a batch is about so many images
 ROOM = 300  # positions for the questions of a lesson
 
@@ -97,7 +103,7 @@ class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
             count = rng.choices(COUNTS, SHARES)[0]
             patches = rng.choice(self.stage.patches)
             lessons = max(1, self.stage.tokens // (count * patches + ROOM))
-            yield self._batch([lesson(rng, count, questions=24) for _ in range(lessons)], patches, rng)
+            yield self._batch([lesson(rng, count, questions=30, places=self.stage.places) for _ in range(lessons)], patches, rng)
 
     def _batch(self, lessons: list[Lesson], seen: int, rng: random.Random) -> Batch:
         rows, patches, kept = [], [], []

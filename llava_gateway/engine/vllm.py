@@ -2,25 +2,31 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
+import multiprocessing
 import os
+import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from llava_gateway.chat import Delta, FinishReason, Sampling, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
-from llava_gateway.errors import EngineFailed, InvalidRequest, Unavailable
+from llava_gateway.errors import EngineFailed, InvalidRequest, TooManyRequests, Unavailable
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    import psutil
+    from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = logging.getLogger(__name__)
 
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "stop"}
 RETRY_AFTER = 10
+STOP_TIMEOUT = 20
 
 
 class VllmEngine:
@@ -31,21 +37,24 @@ class VllmEngine:
         self.model = model
         self.flags = flags
         self._engine: AsyncLLM | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")  # for loading, which cannot be interrupted
+        self._loading: Future[AsyncLLM] | None = None
         self._stopping = False
 
     async def start(self) -> ModelInfo:
-        self._engine = await asyncio.to_thread(self._load)
+        self._loading = self._thread.submit(self._load)
+        self._engine = await asyncio.wrap_future(self._loading)
         return _describe(self._engine)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage) -> AsyncGenerator[Delta]:
-        from vllm.exceptions import VLLMClientError
+        from vllm.exceptions import GracefulHTTPError, VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         if self._engine is None:
-            raise Unavailable("The model is still loading.", retry_after=RETRY_AFTER)
+            raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
+        params = sampling_params(sampling, stream)
         try:
-            outputs = self._engine.generate(await self._render(prompt), sampling_params(sampling, stream), uuid.uuid4().hex)
-            async with aclosing(outputs):
+            async with aclosing(self._outputs(self._engine, prompt, params)) as outputs:
                 async for output in outputs:
                     usage.prompt_tokens = len(output.prompt_token_ids or ())
                     usage.image_tokens = usage.prompt_tokens - (len(prompt.token_ids) - len(prompt.images))
@@ -55,7 +64,9 @@ class VllmEngine:
                         usage.completion_tokens += tokens
                         yield Delta(choice.index, choice.text, tokens, _finish_reason(choice.finish_reason))
         except VLLMClientError as error:
-            raise InvalidRequest(str(error), param=getattr(error, "parameter", None)) from error
+            raise InvalidRequest(f"The engine refuses this request: {error.args[0] if error.args else 'no reason given'}") from error
+        except GracefulHTTPError as error:
+            raise TooManyRequests("The engine is busy. Try again later.", code="queue_full", retry_after=1) from error
         except EngineDeadError as error:
             raise Unavailable("The engine has died.", code="engine_dead", retry_after=RETRY_AFTER) from error
         except EngineGenerateError as error:
@@ -72,7 +83,8 @@ class VllmEngine:
 
     async def stop(self) -> None:
         self._stopping = True
-        await asyncio.to_thread(self._end)
+        if self._loading is not None:
+            await asyncio.to_thread(self._end, self._loading)
 
     def _load(self) -> "AsyncLLM":
         _prepare_environment()
@@ -96,43 +108,77 @@ class VllmEngine:
             if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
                 arguments.distributed_executor_backend = "uni"
         try:
-            if self._stopping:
-                raise EngineStartError("stopped while starting")
             return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
-        except EngineStartError:
-            raise
         except Exception as error:
             raise EngineStartError(f"vLLM could not load {self.model}: {error}") from error
 
-    async def _render(self, prompt: Prompt) -> Any:
-        """The hand-off of a prompt to vLLM: token ids as they are, images through its processor (in vLLM's own thread)."""
-        from vllm.inputs import tokens_input
+    async def _outputs(self, engine: "AsyncLLM", prompt: Prompt, params: "SamplingParams") -> "AsyncGenerator[RequestOutput]":
+        """vLLM's outputs. A client that left between the two steps below may have made vLLM's front end believe that the engine holds an
+        image which it never got; vLLM notices, ends the request with "error" and forgets the image, so it is sent once more."""
+        for attempt in (1, 2):
+            outputs = engine.generate(await _render(engine, prompt), params, uuid.uuid4().hex)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    if attempt == 1 and prompt.images and any(choice.finish_reason == "error" for choice in output.outputs):
+                        break
+                    yield output
+                else:
+                    return
 
-        assert self._engine is not None
-        if not prompt.images:
-            return tokens_input(prompt.token_ids)
-        (rendered,) = await self._engine.renderer.render_cmpl_async(
-            [
-                {
-                    "prompt_token_ids": prompt.token_ids,
-                    "multi_modal_data": {"image": [image.pixels for image in prompt.images]},
-                    "multi_modal_uuids": {"image": [image.digest for image in prompt.images]},
-                }
-            ]
-        )
-        return rendered
-
-    def _end(self) -> None:
-        import psutil
-
-        children = psutil.Process().children(recursive=True)
+    def _end(self, loading: "Future[AsyncLLM]") -> None:
+        """End the engine, or its loading: that cannot be interrupted, but fails once the processes it starts are ended."""
+        deadline = time.monotonic() + STOP_TIMEOUT
         if self._engine is not None:
+            processes = _engine_processes()
             self._engine.shutdown()
             self._engine = None
-        _, alive = psutil.wait_procs(children, timeout=3)
-        for child in alive:
-            child.kill()
-        psutil.wait_procs(alive, timeout=3)
+            _kill(processes, patience=5)
+        while not loading.done() and time.monotonic() < deadline:
+            _kill(_engine_processes(), patience=0)
+            time.sleep(0.05)
+        _kill(_engine_processes(), patience=0)
+
+
+async def _render(engine: "AsyncLLM", prompt: Prompt) -> Any:
+    """The hand-off of a prompt to vLLM: token ids as they are, images through its processor (in vLLM's own thread)."""
+    from vllm.inputs import tokens_input
+
+    if not prompt.images:
+        return tokens_input(prompt.token_ids)
+    (rendered,) = await engine.renderer.render_cmpl_async(
+        [
+            {
+                "prompt_token_ids": prompt.token_ids,
+                "multi_modal_data": {"image": [image.pixels for image in prompt.images]},
+                "multi_modal_uuids": {"image": [image.digest for image in prompt.images]},
+            }
+        ]
+    )
+    return rendered
+
+
+def _engine_processes() -> "list[psutil.Process]":
+    """vLLM's processes: by name, since an app around this one may have others, and theirs."""
+    import psutil
+
+    processes = []
+    for child in multiprocessing.active_children():
+        if child.name.startswith(("EngineCore", "VLLM_", "VllmWorker")):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(child.pid)
+                processes += [process, *process.children(recursive=True)]
+    return processes
+
+
+def _kill(processes: "list[psutil.Process]", patience: float) -> None:
+    """Wait `patience` seconds for the processes to end by themselves, then kill them."""
+    import psutil
+
+    _, alive = psutil.wait_procs(processes, timeout=patience)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=3)
 
 
 def sampling_params(sampling: Sampling, stream: bool) -> "SamplingParams":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from PIL import (
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
     ImageFile,
@@ -32,6 +33,8 @@ PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 }
 MAX_ASPECT = 100
 """Longest over shortest side. CLIP resizes the shortest side up to its own, which a thread-thin picture turns into gigabytes."""
+MAX_JPEG_SCANS = 64
+"""Of a progressive JPEG. Encoders write about ten; each costs a pass over all pixels for as little as 59 bytes."""
 TRANSFORM = "crop1"
 """Names this transform, in the digests of its results."""
 
@@ -50,7 +53,7 @@ def prepare(data: bytes, limits: Limits, param: str) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of what is checked here
             image = _open(data, param)
             _check_size(image, limits, param)
-            return _fit(_flatten(_orient(_load(image, limits.side))), limits.side)
+            return _flatten(_fit(_premultiply(_orient(_load(image, limits.side))), limits.side))
     except InvalidImage:
         raise
     except (MemoryError, RecursionError):
@@ -82,6 +85,8 @@ def _open(data: bytes, param: str) -> Image.Image:
     image_format = sniff(data)
     if image_format is None:
         raise InvalidImage(f"The image must be one of {', '.join(PLUGINS)}.", param=param, code="invalid_image_format")
+    if image_format == "JPEG" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise InvalidImage(f"The JPEG has more than {MAX_JPEG_SCANS} scans.", param=param)
     return PLUGINS[image_format](io.BytesIO(data))
 
 
@@ -108,18 +113,23 @@ def _load(image: Image.Image, side: int) -> Image.Image:
 
 
 def _orient(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image)
+    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
+
+
+def _premultiply(image: Image.Image) -> Image.Image:
+    """RGB, or RGBa where something is transparent: its colours can be averaged without those of invisible pixels."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        return image.convert("RGBA").convert("RGBa")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _flatten(image: Image.Image) -> Image.Image:
     """RGB; what is transparent shows white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

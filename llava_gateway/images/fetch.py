@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Sequence
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urljoin
@@ -29,6 +30,7 @@ class Fetcher:
             transport=_CheckedTransport(allow_networks),
             trust_env=False,
             timeout=timeout,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # what one client's fetch is told is not for the next
             headers={"user-agent": USER_AGENT, "accept": "image/*", "accept-encoding": "identity"},
         )
 
@@ -43,8 +45,12 @@ class Fetcher:
             raise InvalidImage(
                 "The image URL leads to a network that this server does not fetch from.", param=param, code="invalid_image_url"
             ) from None
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise _failed("could not be downloaded", param) from error
+        except (httpx.InvalidURL, ValueError) as error:  # names that are no IDNA, redirects to what is no URL
+            raise InvalidImage(
+                "The image URL, or what it redirects to, is not a valid URL.", param=param, code="invalid_image_url"
+            ) from error
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -62,11 +68,13 @@ class Fetcher:
         raise _failed(f"redirects more than {MAX_REDIRECTS} times", param)
 
     async def _read(self, response: httpx.Response, param: str) -> bytes:
+        if response.headers.get("content-encoding", "identity") != "identity":  # a few hundred bytes can unpack to gigabytes
+            raise _failed("answered with a compressed body although none was asked for", param)
         declared = response.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self.max_bytes:
             raise self._too_large(param)
         body = bytearray()
-        async for chunk in response.aiter_bytes(65536):
+        async for chunk in response.aiter_raw(65536):
             body += chunk
             if len(body) > self.max_bytes:
                 raise self._too_large(param)
@@ -89,8 +97,9 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
-        address = await self._resolve(url.host, url.port or (443 if url.scheme == "https" else 80))
-        extensions: dict[str, Any] = {**request.extensions, "sni_hostname": url.host}
+        host = url.raw_host.decode("ascii")
+        address = await self._resolve(host, url.port or (443 if url.scheme == "https" else 80))
+        extensions: dict[str, Any] = {**request.extensions, "sni_hostname": host}
         return await self._inner.handle_async_request(
             httpx.Request(request.method, url.copy_with(host=address), headers=request.headers, extensions=extensions)
         )

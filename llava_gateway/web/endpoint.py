@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -10,19 +10,18 @@ from starlette.types import Receive, Scope, Send
 
 from llava_gateway.errors import GatewayError
 from llava_gateway.web.body import ClientLeft, read_json
-from llava_gateway.web.reply import Reply
+from llava_gateway.web.reply import Fail, Reply
 
 log = logging.getLogger(__name__)
 
 Handle = Callable[[dict[str, Any], Reply], Coroutine[Any, Any, None]]
-Fail = Callable[[GatewayError, Reply], Awaitable[None]]
 
 
 class JsonEndpoint:
     """A client that leaves cancels `handle`, which closes what it has opened: generation stops, streamed or not."""
 
     def __init__(self, handle: Handle, fail: Fail, max_body: int) -> None:
-        """`fail` renders an error, before or after the status line. `max_body` in bytes."""
+        """`max_body` in bytes."""
         self.handle = handle
         self.fail = fail
         self.max_body = max_body
@@ -38,10 +37,6 @@ class JsonEndpoint:
             if error.status >= 500:
                 log.error("%s", error.message, exc_info=error)
             await self.fail(error, reply)
-        except Exception as error:
-            log.exception("a request failed")
-            await self.fail(GatewayError("The server failed on this request; its log says more."), reply)
-            del error
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -1,9 +1,12 @@
 """Writing a response: once as JSON, or frame by frame as server-sent events."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 from starlette.types import Send
+
+from llava_gateway.errors import GatewayError
 
 EVENT_STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
@@ -11,9 +14,9 @@ EVENT_STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache
 class Reply:
     """The response to one request. Knows whether its status line has left."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, started: bool = False) -> None:
         self._send = send
-        self.started = False
+        self.started = started
 
     async def json(self, status: int, value: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         await self.body(status, orjson.dumps(value), b"application/json", headers)
@@ -40,3 +43,7 @@ class Reply:
     async def _start(self, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+
+Fail = Callable[[GatewayError, Reply], Awaitable[None]]
+"""Renders an error as a door's dialect has it, before or after the status line has left."""

@@ -4,6 +4,7 @@ Field by field after OpenAI's `CreateChatCompletionRequest`. Unknown fields are 
 something this server cannot do are refused, never ignored.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
@@ -17,13 +18,18 @@ UNSUPPORTED = {
     "functions": "this model calls no functions",
     "audio": "this model does not speak",
     "web_search_options": "this server does not search the web",
-    "logprobs": "log probabilities are not available",
-    "top_logprobs": "log probabilities are not available",
-    "logit_bias": "biasing tokens is not available",
     "chat_template": "the server's template is used",
     "mm_processor_kwargs": "the server's image transform is used",
-}
-"""Refused unless null, false or empty."""
+    "media_io_kwargs": "the server's image transform is used",
+} | dict.fromkeys(
+    (
+        "logprobs", "top_logprobs", "prompt_logprobs", "logit_bias", "top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids",
+        "bad_words", "allowed_token_ids", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "echo",
+        "continue_final_message", "truncate_prompt_tokens", "priority", "vllm_xargs",
+    ),
+    "this version does not have it",
+)  # fmt: skip
+"""Refused unless null, false, zero or empty: they would change the answer."""
 INT64 = 2**63
 
 
@@ -58,11 +64,16 @@ def _content_tag(content: Any) -> str:
 
 _StopString = Annotated[str, Field(min_length=1)]
 _Stop = Annotated[
-    Annotated[_StopString, Tag("~string")] | Annotated[list[_StopString], Field(max_length=4), Tag("~parts")], Discriminator(_content_tag)
+    Annotated[_StopString, Tag("~string")] | Annotated[list[_StopString], Field(max_length=4, fail_fast=True), Tag("~parts")],
+    Discriminator(_content_tag),
 ]
 _UserPart = Annotated[Annotated[_TextPart, Tag("~text")] | Annotated[_ImagePart, Tag("~image")], Discriminator(_part_tag)]
-_UserContent = Annotated[Annotated[str, Tag("~string")] | Annotated[list[_UserPart], Tag("~parts")], Discriminator(_content_tag)]
-_TextContent = Annotated[Annotated[str, Tag("~string")] | Annotated[list[_TextPart], Tag("~parts")], Discriminator(_content_tag)]
+_UserContent = Annotated[
+    Annotated[str, Tag("~string")] | Annotated[list[_UserPart], Field(fail_fast=True), Tag("~parts")], Discriminator(_content_tag)
+]
+_TextContent = Annotated[
+    Annotated[str, Tag("~string")] | Annotated[list[_TextPart], Field(fail_fast=True), Tag("~parts")], Discriminator(_content_tag)
+]
 
 
 class _SystemMessage(_Part):
@@ -99,7 +110,7 @@ class ChatCompletionRequest(_Part):
     """The fields that are honoured."""
 
     model: str
-    messages: list[_Message] = Field(min_length=1)
+    messages: Annotated[list[_Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -131,9 +142,11 @@ def parse(body: dict[str, Any]) -> ChatCompletionRequest:
         raise InvalidRequest(f"{param}: {_explain(first)}.", param=param) from None
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
-    response_format = body.get("response_format")
-    if response_format not in (None, {"type": "text"}):
-        raise InvalidRequest('response_format is not supported, except {"type": "text"}.', param="response_format")
+    for name, only in (("response_format", {"type": "text"}), ("modalities", ["text"]), ("tool_choice", "none")):
+        if body.get(name) not in (None, only, "auto"):
+            raise InvalidRequest(f"{name} is not supported, except {json.dumps(only)}.", param=name)
+    if (request.seed or 0) + (request.n or 1) > INT64:
+        raise InvalidRequest("seed: must leave room for one seed per choice below 2**63.", param="seed")
     return request
 
 
@@ -177,6 +190,8 @@ def _message(message: _SystemMessage | _UserMessage | _AssistantMessage, path: s
 def _explain(error: ErrorDetails) -> str:
     if error["type"] == "union_tag_not_found":
         return "must be an object of type text or image_url"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be an object"
     if error["loc"][-1] == "role":
         return "must be system, developer, user or assistant"
     return error["msg"]
