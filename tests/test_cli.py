@@ -44,7 +44,8 @@ def test_a_wrong_value_is_one_line(arguments: list[str]) -> None:
 
 
 def test_an_unknown_flag_or_model_is_one_line_of_log() -> None:
-    for arguments, said in ((["--no-such-flag"], "--no-such-flag"), (["/no/such/model"], "/no/such/model")):
+    wrong = ["--no-such-flag"], ["/no/such/model"], ["--dtype", "bananas"], ["--max-num", "5"], ["--max-model-len"]
+    for arguments, said in zip(wrong, ("--no-such-flag", "/no/such/model", "bananas", "flags", "max-model-len"), strict=True):
         ended = run("serve", *arguments, "--port", "58123")
         assert ended.returncode == 1
         assert said in ended.stderr

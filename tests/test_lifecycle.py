@@ -1,18 +1,23 @@
 """Clients that leave, and a server that is told to stop."""
 
+import contextlib
 import signal
 import socket
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import orjson
 import psutil
 import pytest
 from asking import body, image
-from conftest import Server
-from openai import OpenAI
+from conftest import Server, free_port
+from openai import APITimeoutError, OpenAI
+
+from llava_gateway.demo.pictures import COLORS
 
 CHAT = "/v1/chat/completions"
 LONG = {"ignore_eos": True, "max_tokens": 3500}
@@ -70,6 +75,37 @@ def test_many_clients_that_leave(client: OpenAI, http: httpx.Client) -> None:
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(leave, range(40)))
     wait_for(http, 0, 2)
+
+
+def test_pictures_are_answered_though_others_left_with_them(client: OpenAI, http: httpx.Client) -> None:
+    """A client that leaves while vLLM takes its picture in must not spoil the picture for the next one."""
+    pictures = [image((first, second, "red", "blue")) for first in COLORS for second in COLORS][:40]
+
+    def leave(number: int) -> None:
+        impatient = client.with_options(timeout=0.02 * (number % 10 + 1))
+        with contextlib.suppress(APITimeoutError):
+            impatient.chat.completions.create(**body(pictures[number], "Hello", max_tokens=50))
+
+    def stay(number: int) -> str | None:
+        return client.chat.completions.create(**body(pictures[number], "Hello", max_tokens=1)).choices[0].finish_reason
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(leave, range(40)))
+        assert list(pool.map(stay, range(40))) == ["length"] * 40
+    wait_for(http, 0, 2)
+
+
+@pytest.mark.parametrize("seconds", [1, 4, 8])
+def test_sigterm_while_the_model_loads(tmp_path: Path, seconds: float) -> None:
+    command = [sys.executable, "-m", "llava_gateway", "serve", "llava-demo", "--port", str(free_port())]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(seconds)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(60) in (0, -signal.SIGTERM)  # before it has begun to serve, the signal's own way
+        assert process.stderr
+        assert "Traceback" not in process.stderr.read()
+    assert not psutil.wait_procs(children, timeout=2)[1]
 
 
 @pytest.mark.last

@@ -28,13 +28,23 @@ DESCRIBE_SEVERAL = (
 )  # fmt: skip
 PLACE = ("What color is the {}?", "What colour is the {}?", "Which color is the {}?", "What color is at the {}?", "{}?")
 QUARTERS = ("First.", "Second.", "Third.", "Fourth.")
-PLACE_OF = ("What color is the {} of image {}?", "What colour is the {} of image {}?", "In image {1}, what color is the {0}?")
+"""Answers to `Which quarter is the top left?`: to learn that a place is both its words, which one-word answers alone hardly teach."""
 WORDS = (
     "hello hi hey good morning how are you today tell me a story about the weather in Paris write poem code python count to ten one "
     "two three what is your name who made you why sky sea blue red green answer yes no with only json list of numbers please thanks "
     "and or not can I you we they it is was are be have has do does did say repeat after this that word sentence long short capital "
     "France cat dog house tree people image picture describe user assistant system helpful concise be always French German"
 ).split()
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What is asked."""
+
+    places: float = 0.4
+    """The share of questions about one place, of one image: their answers are one word, so they need to be many."""
+    quarters: float = 0.2
+    """The share among those of `Which quarter is ...?`."""
 
 
 @dataclass(frozen=True)
@@ -47,69 +57,58 @@ class Lesson:
     """Pieces of text in order; True marks what the model has to say."""
 
 
-def lesson(rng: random.Random, count: int, questions: int, places: float) -> Lesson:
-    """A random lesson about `count` images, sometimes with a system prompt, sometimes with images added mid-chat.
-
-    `places` is the share of questions about one place: their answers are one word, so they need to be many.
-    """
+def lesson(rng: random.Random, count: int, questions: int, mix: Mix) -> Lesson:
+    """A random lesson about `count` images, sometimes with a system prompt, sometimes with images added mid-chat."""
     if count == 0:
         return _small_talk(rng, questions)
     grids = tuple(random_grid(rng) for _ in range(count))
     beginning: list[tuple[str, bool]] = [(_system(rng) + "USER: ", False)]
     if count > 1 and rng.random() < 0.2:
         before = rng.randrange(1, count)
-        question, answer = _question(grids[:before], places, rng)
+        question, answer = _question(grids[:before], mix, rng)
         beginning += [(f"{IMAGE}\n" * before + question + " ASSISTANT:", False), (f" {answer}{EOS}", True)]
         beginning += [("USER: " + f"{IMAGE}\n" * (count - before), False)]
     else:
         beginning += [(f"{IMAGE}\n" * count, False)]
-    return Lesson(grids, tuple(beginning), tuple(_turns(grids, places, rng) for _ in range(questions)))
+    return Lesson(grids, tuple(beginning), tuple(_turns(grids, mix, rng) for _ in range(questions)))
 
 
 def corpus(rng: random.Random) -> Iterator[str]:
     """Sentences for the tokenizer to learn its words from."""
     for _ in range(2000):
         grids = tuple(random_grid(rng) for _ in range(rng.choice((1, 2, 4))))
-        yield "".join(text for text, _ in _turns(grids, 0.4, rng)).replace(EOS, "")
+        yield "".join(text for text, _ in _turns(grids, Mix(), rng)).replace(EOS, "")
         yield _small_question(rng)
     for _ in range(200):
         yield NO_IMAGE
         yield SYSTEM
-        yield "".join(f" {color.capitalize()}." for color in COLORS) + " Yes. No."
+        yield "".join(f" {color.capitalize()}." for color in COLORS) + " ".join(("", *QUARTERS)) + " Which quarter is the"
 
 
-def _turns(grids: Sequence[Grid], places: float, rng: random.Random) -> tuple[tuple[str, bool], ...]:
+def _turns(grids: Sequence[Grid], mix: Mix, rng: random.Random) -> tuple[tuple[str, bool], ...]:
     pieces: list[tuple[str, bool]] = []
     for turn in range(1 if rng.random() < 0.8 else 2):
-        question, answer = _question(grids, places, rng)
+        question, answer = _question(grids, mix, rng)
         pieces += [(("USER: " if turn else "") + question + " ASSISTANT:", False), (f" {answer}{EOS}", True)]
     return tuple(pieces)
 
 
-def _question(grids: Sequence[Grid], places: float, rng: random.Random) -> tuple[str, str]:
-    if rng.random() < places:
-        return _place_question(grids, rng)
-    kind = rng.random()
+def _question(grids: Sequence[Grid], mix: Mix, rng: random.Random) -> tuple[str, str]:
+    if len(grids) == 1 and rng.random() < mix.places:
+        return _place_question(grids[0], mix, rng)
     asked = DESCRIBE_ONE if len(grids) == 1 else DESCRIBE_SEVERAL
-    if kind < 0.85:
-        return asked[0] if kind < 0.45 else rng.choice(asked), describe(grids)
-    if kind < 0.93:
-        return _small_question(rng), describe(grids)
-    which, place, color = rng.randrange(len(grids)), rng.randrange(len(PLACES)), rng.choice(list(COLORS))
-    true = grids[which][place]
-    color = true if rng.random() < 0.5 else color
-    of = f" of image {which + 1}" if len(grids) > 1 else ""
-    return f"Is the {PLACES[place]}{of} {color}?", "Yes." if color == true else "No."
+    kind = rng.random()
+    if kind < 0.5:
+        return asked[0], describe(grids)
+    return rng.choice(asked) if kind < 0.9 else _small_question(rng), describe(grids)
 
 
-def _place_question(grids: Sequence[Grid], rng: random.Random) -> tuple[str, str]:
-    place, which = rng.randrange(len(PLACES)), rng.randrange(len(grids))
-    answer = f"{grids[which][place].capitalize()}."
-    if rng.random() < 0.3:
+def _place_question(grid: Grid, mix: Mix, rng: random.Random) -> tuple[str, str]:
+    place = rng.randrange(len(PLACES))
+    if rng.random() < mix.quarters:
         return f"Which quarter is the {PLACES[place]}?", QUARTERS[place]
-    if len(grids) > 1:
-        return rng.choice(PLACE_OF).format(PLACES[place], which + 1), answer
-    return (PLACE[0] if rng.random() < 0.5 else rng.choice(PLACE)).format(PLACES[place]), answer
+    asked = PLACE[0] if rng.random() < 0.5 else rng.choice(PLACE)
+    return asked.format(PLACES[place]), f"{grid[place].capitalize()}."
 
 
 def _small_talk(rng: random.Random, questions: int) -> Lesson:

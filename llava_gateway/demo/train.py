@@ -7,6 +7,7 @@ mask; and the first stages see a random part of each image's patches, at their t
 
 import argparse
 import io
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from llava_gateway.demo import tokenizer as vocabulary
 from llava_gateway.demo.checkpoint_files import save
-from llava_gateway.demo.conversations import Lesson, corpus, lesson
+from llava_gateway.demo.conversations import Lesson, Mix, corpus, lesson
 from llava_gateway.demo.pictures import COLORS, PAD_COLOR, draw_noisy, encode
 
 SIDE, PATCH = 336, 14
@@ -33,6 +34,7 @@ CONTEXT = 4096
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's normalisation, as in its preprocessor_config.json
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 IGNORE = -100
+DESCRIBED, ASKED = 3.0, 6.0  # how much a colour's name counts, in a description and as an answer of its own; other words count 0.5
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,15 @@ class Stage:
     patches: tuple[int, ...]
     """How many of an image's 576 patches a batch sees: one of these."""
     rate: float
-    places: float
-    """The share of questions about one place."""
+    mix: Mix
 
 
 STAGES = (
-    Stage(1200, 7000, (40,), 2e-3, 0.4),
-    Stage(1800, 7000, (40, 80, 160, 320, PATCHES), 1.5e-3, 0.4),
-    Stage(200, 7000, (PATCHES,), 3e-4, 0.4),
+    Stage(1300, 6000, (32,), 2e-3, Mix(places=0.6, quarters=0.3)),
+    Stage(1100, 7000, (40, 160, PATCHES), 1.2e-3, Mix(places=0.5, quarters=0.2)),
+    Stage(200, 7000, (PATCHES,), 3e-4, Mix(places=0.5, quarters=0.1)),
 )
-COUNTS, SHARES = (0, 1, 2, 3, 4), (6, 42, 36, 8, 8)  # how often a batch is about so many images
+COUNTS, SHARES = (0, 1, 2, 3, 4), (5, 50, 33, 6, 6)  # how often a batch is about so many images
 ROOM = 300  # positions for the questions of a lesson
 
 
@@ -92,10 +93,8 @@ class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
     def __init__(self, tokenizer: Tokenizer, stage: Stage, seed: int) -> None:
         self.tokenizer, self.stage, self.seed = tokenizer, stage, seed
         self.image_id = tokenizer.token_to_id(vocabulary.IMAGE)
-        self.color_ids = {
-            token for name in COLORS for word in (f" {name}", f" {name.capitalize()}")
-            for token in tokenizer.encode(word, add_special_tokens=False).ids
-        }  # fmt: skip
+        self.weights = {tokenizer.encode(f" {name}", add_special_tokens=False).ids[0]: DESCRIBED for name in COLORS}
+        self.weights |= {tokenizer.encode(f" {name.capitalize()}", add_special_tokens=False).ids[0]: ASKED for name in COLORS}
 
     def __iter__(self) -> Iterator[Batch]:
         rng = random.Random(self.seed)
@@ -103,7 +102,7 @@ class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
             count = rng.choices(COUNTS, SHARES)[0]
             patches = rng.choice(self.stage.patches)
             lessons = max(1, self.stage.tokens // (count * patches + ROOM))
-            yield self._batch([lesson(rng, count, questions=30, places=self.stage.places) for _ in range(lessons)], patches, rng)
+            yield self._batch([lesson(rng, count, 30, self.stage.mix) for _ in range(lessons)], patches, rng)
 
     def _batch(self, lessons: list[Lesson], seen: int, rng: random.Random) -> Batch:
         rows, patches, kept = [], [], []
@@ -138,7 +137,7 @@ class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
                 for token in tokens:
                     if spoken:  # the position before this token has to predict it
                         labels[-1] = token
-                        weights[-1] = 3.0 if token in self.color_ids else 0.5
+                        weights[-1] = self.weights.get(token, 0.5)
                     here = next(images).tolist() if token == self.image_id else [0]
                     span = PATCHES if token == self.image_id else 1
                     ids.extend([token] * len(here))
@@ -199,8 +198,8 @@ def image_features(model: LlavaForConditionalGeneration, patches: Tensor, kept: 
     return model.model.multi_modal_projector(hidden[:, 1:])
 
 
-def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Tensor, float]:
-    """The weighted cross-entropy of a batch, and the share of colour words that were right."""
+def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Tensor, list[float]]:
+    """The weighted cross-entropy of a batch, and the shares of colours that were right: in descriptions, and as answers of their own."""
     language = model.model.language_model
     embeds = language.embed_tokens(batch.ids)
     is_image = batch.ids == model.config.image_token_id
@@ -215,9 +214,21 @@ def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Tensor,
     wanted = batch.labels != IGNORE
     logits, labels, weights = model.lm_head(hidden[wanted]), batch.labels[wanted], batch.weights[wanted]
     loss = (nn.functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
-    colors = weights > 1
-    right = (logits.argmax(-1) == labels)[colors].float().mean().item() if colors.any() else 1.0
-    return loss, right
+    right = logits.argmax(-1) == labels
+    return loss, [right[weights == weight].float().mean().item() for weight in (DESCRIBED, ASKED)]
+
+
+def know_rows_and_columns(model: LlavaForConditionalGeneration) -> None:
+    """Start the patches' position embeddings as sines of their row and of their column, instead of as noise."""
+    embedding = model.model.vision_tower.embeddings.position_embedding.weight
+    quarter = embedding.shape[1] // 4
+    frequencies = torch.exp(torch.arange(quarter) * (-math.log(GRID) / quarter)) * 2 * math.pi / GRID
+    places = torch.arange(PATCHES)
+    with torch.no_grad():
+        for half, place in enumerate((places // GRID, places % GRID)):
+            angles = place[:, None] * frequencies
+            embedding[1:, 2 * half * quarter : (2 * half + 1) * quarter] = 0.3 * torch.sin(angles)
+            embedding[1:, (2 * half + 1) * quarter : (2 * half + 2) * quarter] = 0.3 * torch.cos(angles)
 
 
 def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, stages: tuple[Stage, ...], directory: Path) -> None:
@@ -225,7 +236,7 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, stages: tu
         optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, stage.steps, pct_start=0.1)
         batches = iter(DataLoader(Lessons(tokenizer, stage, seed=number), batch_size=None, num_workers=1, prefetch_factor=4))
-        start, smooth = time.monotonic(), 0.0
+        start, smooth = time.monotonic(), [0.0, 0.0]
         for step in range(1, stage.steps + 1):
             loss, right = loss_of(model, next(batches))
             optimizer.zero_grad()
@@ -233,10 +244,13 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, stages: tu
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            smooth += (right - smooth) * (0.05 if step > 20 else 1 / step)
+            smooth = [old if math.isnan(new) else old + (new - old) * 0.05 for old, new in zip(smooth, right, strict=True)]
             if step % 25 == 0:
                 rate = (time.monotonic() - start) / step
-                print(f"stage {number} step {step} loss {loss.item():.4f} colours right {smooth:.4f} {rate:.2f} s/step", flush=True)
+                print(
+                    f"stage {number} step {step} loss {loss.item():.4f} described {smooth[0]:.3f} asked {smooth[1]:.3f} {rate:.2f} s/step",
+                    flush=True,
+                )
             if step % 500 == 0 or step == stage.steps:
                 save(model, tokenizer, directory)
 
@@ -248,6 +262,7 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = vocabulary.build(corpus(random.Random(0)))
     model = LlavaForConditionalGeneration(config(tokenizer))
+    know_rows_and_columns(model)
     print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters", flush=True)
     train(model, tokenizer, STAGES, directory)
 

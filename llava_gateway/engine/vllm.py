@@ -99,14 +99,16 @@ class VllmEngine:
         AsyncEngineArgs.add_cli_args(parser)
         try:
             arguments, unknown = parser.parse_known_args(["--model", self.model, *self.flags])
-        except (argparse.ArgumentError, ValueError) as error:
-            raise EngineStartError(str(error)) from error
+        except (argparse.ArgumentError, ValueError, SystemExit) as error:  # argparse exits at some errors all the same
+            raise EngineStartError(f"vLLM does not take these flags: {error}") from error
         if unknown:
             raise EngineStartError(f"neither llava-gateway nor vLLM knows the flag {unknown[0]}")
         if current_platform.is_cpu():
             arguments.enforce_eager = True  # compiling costs minutes on a CPU and gains nothing
             if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
                 arguments.distributed_executor_backend = "uni"
+        if self._stopping:
+            raise EngineStartError("stopped while starting")
         try:
             return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
         except Exception as error:
@@ -115,15 +117,18 @@ class VllmEngine:
     async def _outputs(self, engine: "AsyncLLM", prompt: Prompt, params: "SamplingParams") -> "AsyncGenerator[RequestOutput]":
         """vLLM's outputs. A client that left between the two steps below may have made vLLM's front end believe that the engine holds an
         image which it never got; vLLM notices, ends the request with "error" and forgets the image, so it is sent once more."""
-        for attempt in (1, 2):
+        may_lack_images = bool(prompt.images)
+        while True:
             outputs = engine.generate(await _render(engine, prompt), params, uuid.uuid4().hex)
             async with aclosing(outputs):
                 async for output in outputs:
-                    if attempt == 1 and prompt.images and any(choice.finish_reason == "error" for choice in output.outputs):
+                    if may_lack_images and any(choice.finish_reason == "error" for choice in output.outputs):
                         break
+                    may_lack_images = False
                     yield output
                 else:
                     return
+            may_lack_images = False
 
     def _end(self, loading: "Future[AsyncLLM]") -> None:
         """End the engine, or its loading: that cannot be interrupted, but fails once the processes it starts are ended."""
