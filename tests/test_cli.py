@@ -52,6 +52,17 @@ def test_an_unknown_flag_or_model_is_one_line_of_log() -> None:
         assert "Traceback" not in ended.stderr
 
 
+def test_without_an_engine_the_log_says_what_to_install() -> None:
+    """The core installs without vLLM."""
+    script = "import sys; sys.modules.update(vllm=None, psutil=None, msgspec=None, torch=None); from llava_gateway.cli import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "serve", "llava-demo", "--port", "58124"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert "install the extra" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_help_lists_every_setting() -> None:
     said = run("serve", "--help").stdout
     assert all(f"--{name.replace('_', '-')}" in said for name in Settings.model_fields)

@@ -164,19 +164,23 @@ async def _render(engine: "AsyncLLM", prompt: Prompt) -> Any:
 
 def _engine_processes() -> "list[psutil.Process]":
     """vLLM's processes: by name, since an app around this one may have others, and theirs."""
-    import psutil
+    ours = [child for child in multiprocessing.active_children() if child.name.startswith(("EngineCore", "VLLM_", "VllmWorker"))]
+    if not ours:
+        return []
+    import psutil  # comes with vLLM
 
     processes = []
-    for child in multiprocessing.active_children():
-        if child.name.startswith(("EngineCore", "VLLM_", "VllmWorker")):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(child.pid)
-                processes += [process, *process.children(recursive=True)]
+    for child in ours:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(child.pid)
+            processes += [process, *process.children(recursive=True)]
     return processes
 
 
 def _kill(processes: "list[psutil.Process]", patience: float) -> None:
     """Wait `patience` seconds for the processes to end by themselves, then kill them."""
+    if not processes:
+        return
     import psutil
 
     _, alive = psutil.wait_procs(processes, timeout=patience)

@@ -34,7 +34,7 @@ class JsonEndpoint:
         except ClientLeft:
             log.debug("the client left")
         except GatewayError as error:
-            if error.status >= 500:
+            if error.status == 500:
                 log.error("%s", error.message, exc_info=error)
             await self.fail(error, reply)
 
