@@ -24,7 +24,7 @@ check: .venv/check-$(ENGINE)  ## Lint, types, and the whole suite
 measure: .venv/test-$(ENGINE)  ## How often the demo model tells the truth, through the real engine
 	$(BIN)/python -m llava_gateway.demo.evaluate
 
-demo-model: .venv/test-$(ENGINE)  ## Train the demo model anew (about 45 minutes on two cores)
+demo-model: .venv/test-$(ENGINE)  ## Train the demo model anew (about half an hour on two cores)
 	$(BIN)/python -m llava_gateway.demo.train
 
 .venv/serve-%: $(INSTALL)

@@ -70,7 +70,7 @@ def test_the_next_turn_is_found_in_the_prefix_cache(client: OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=[first], temperature=0)
     again = [first, {"role": "assistant", "content": answer.choices[0].message.content}, user("What color is the top left?")]
     usage = client.chat.completions.create(model=MODEL, messages=again, temperature=0).usage
-    assert usage.prompt_tokens_details.cached_tokens >= 576
+    assert usage.prompt_tokens_details.cached_tokens >= 512  # whole blocks of the KV cache, of 128 tokens on a CPU
 
 
 def test_stream_frames(http: httpx.Client) -> None:

@@ -134,6 +134,7 @@ class VllmEngine:
         """End the engine, or its loading: that cannot be interrupted, but fails once the processes it starts are ended."""
         deadline = time.monotonic() + STOP_TIMEOUT
         if self._engine is not None:
+            logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM reports its own end as a failure, with a traceback
             processes = _engine_processes()
             self._engine.shutdown()
             self._engine = None
