@@ -4,18 +4,19 @@
 On CPU torch they cannot load their compiled parts: `import torchvision` fails with "operator torchvision::nms does not exist", and
 torchaudio and torchcodec fail when transformers looks for them. LLaVA needs only torchvision's transforms, which are pure Python.
 
-So, only where `import torchvision` fails for that reason:
+So, each only where its import fails:
 
-1. torchaudio and torchcodec are uninstalled (nothing here uses sound or video);
-2. a start-up hook (a `.pth` file) is put into this environment that declares torchvision's two missing operators just before its
-   first import. It has to be a hook of the environment, since vLLM starts Python processes of its own.
+1. for torchvision, a start-up hook (a `.pth` file) is put into this environment that declares its two missing operators just before its
+   first import. It has to be a hook of the environment, since vLLM starts Python processes of its own;
+2. torchaudio and torchcodec are uninstalled (nothing here uses sound or video; every later install brings them back, and gets here again).
 
-Where torchvision imports (a CUDA machine, or PyTorch's own CPU wheels) nothing is changed.
+Where they import (on a CUDA machine, or with PyTorch's own CPU wheels) nothing is changed.
 """
 
 import subprocess
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 HOOK = '''\
@@ -40,26 +41,33 @@ sys.meta_path.insert(0, _DeclareOperators())
 '''
 
 
-def import_error() -> str:
-    """What a fresh interpreter says when it imports torchvision; empty when that works."""
-    probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+def import_error(module: str) -> str:
+    """What a fresh interpreter says when it imports the module; empty when that works."""
+    probe = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
     return probe.stderr if probe.returncode else ""
 
 
-def main() -> None:
-    error = import_error()
+def repair_torchvision() -> None:
+    error = import_error("torchvision")
     if not error:
         return
     if "torchvision::nms" not in error:
-        sys.exit(f"torchvision does not import, and not for the reason this script mends:\n{error}")
+        sys.exit(f"torchvision does not import, and not for the reason that this script mends:\n{error}")
     print("torchvision is a CUDA build on CPU torch: declaring its operators in this environment", flush=True)
-    subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "torchaudio", "torchcodec"], check=True)
     site = Path(sysconfig.get_paths()["purelib"])
     (site / "_torchvision_operators.py").write_text(HOOK)
     (site / "_torchvision_operators.pth").write_text("import _torchvision_operators\n")
-    if error := import_error():
+    if error := import_error("torchvision"):
         sys.exit(f"torchvision still does not import:\n{error}")
 
 
+def remove_what_cannot_load(*packages: str) -> None:
+    broken = [package for package in packages if find_spec(package) and import_error(package)]
+    if broken:
+        print(f"{' and '.join(broken)} cannot load on CPU torch and LLaVA needs neither: uninstalling", flush=True)
+        subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *broken], check=True)
+
+
 if __name__ == "__main__":
-    main()
+    repair_torchvision()
+    remove_what_cannot_load("torchaudio", "torchcodec")
