@@ -56,6 +56,9 @@ def test_readme_curl(server: Server) -> None:
     assert completion["choices"][0]["message"]["content"] == describe([FIRST, SECOND])
     usage = completion["usage"]
     assert usage["prompt_tokens"] == usage["prompt_tokens_details"]["text_tokens"] + 1152
+    (shown,) = map(json.loads, blocks("json"))
+    del shown["prompt_tokens_details"]["cached_tokens"], usage["prompt_tokens_details"]["cached_tokens"], usage["completion_tokens_details"]
+    assert usage == shown
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0][:40])
