@@ -22,8 +22,8 @@ def main(arguments: Sequence[str]) -> int:
     """Serve until SIGINT or SIGTERM. Exit status 1 if the model does not load, 2 if a flag is wrong."""
     settings, engine_flags = flags.parse(arguments)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
-    for noisy in ("httpx", "uvicorn.error", "vllm"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name, level in (("httpx", logging.WARNING), ("uvicorn.error", logging.WARNING), ("vllm", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)  # vLLM follows VLLM_LOGGING_LEVEL once it is imported
     failures: list[EngineStartError] = []
 
     def give_up(error: EngineStartError) -> None:
