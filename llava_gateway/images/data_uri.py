@@ -6,6 +6,7 @@ from urllib.parse import unquote_to_bytes
 import pybase64
 
 from llava_gateway.errors import InvalidImage
+from llava_gateway.images import too_large
 
 _CLEAN = bytes.maketrans(b"-_", b"+/")  # URL-safe base64 (RFC 4648, section 5)
 _WHITE = b" \t\r\n"
@@ -21,13 +22,13 @@ def decode_data_uri(uri: str, max_bytes: int, param: str) -> bytes:
     if not comma or not head.rstrip().lower().endswith(";base64"):
         raise InvalidImage("A data: URI must read data:image/...;base64,<data>.", param=param, code="invalid_base64_image")
     if len(payload) * 3 // 4 > max_bytes * 1.1:
-        raise InvalidImage(f"The image is larger than {max_bytes >> 20} MiB.", param=param, code="image_too_large")
+        raise too_large(max_bytes, param)
     try:
         data = _decode(payload)
     except (binascii.Error, ValueError):
         raise InvalidImage("The data: URI does not hold valid base64.", param=param, code="invalid_base64_image") from None
     if len(data) > max_bytes:
-        raise InvalidImage(f"The image is larger than {max_bytes >> 20} MiB.", param=param, code="image_too_large")
+        raise too_large(max_bytes, param)
     return data
 
 

@@ -23,6 +23,8 @@ from PIL import (
 
 from llava_gateway.errors import InvalidImage
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of what is checked here; threads share one list of filters
+
 PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -49,11 +51,9 @@ class Limits:
 def prepare(data: bytes, limits: Limits, param: str) -> Image.Image:
     """RGB, `side` x `side`. InvalidImage if the file is not an image that we take."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked here
-            image = _open(data, param)
-            _check_size(image, limits, param)
-            return _flatten(_fit(_premultiply(_orient(_load(image, limits.side))), limits.side))
+        image = _open(data, param)
+        _check_size(image, limits, param)
+        return _flatten(_fit(_premultiply(_orient(_load(image, limits.side))), limits.side))
     except InvalidImage:
         raise
     except (MemoryError, RecursionError):

@@ -11,6 +11,7 @@ from urllib.parse import urljoin
 import httpx
 
 from llava_gateway.errors import InvalidImage
+from llava_gateway.images import too_large
 from llava_gateway.images.address import is_allowed, parse_url
 from llava_gateway.settings import Network
 from llava_gateway.version import __version__
@@ -72,16 +73,13 @@ class Fetcher:
             raise _failed("answered with a compressed body although none was asked for", param)
         declared = response.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self.max_bytes:
-            raise self._too_large(param)
+            raise too_large(self.max_bytes, param)
         body = bytearray()
         async for chunk in response.aiter_raw(65536):
             body += chunk
             if len(body) > self.max_bytes:
-                raise self._too_large(param)
+                raise too_large(self.max_bytes, param)
         return bytes(body)
-
-    def _too_large(self, param: str) -> InvalidImage:
-        return InvalidImage(f"The image is larger than {self.max_bytes >> 20} MiB.", param=param, code="image_too_large")
 
 
 class _AddressRefused(Exception):
