@@ -1,10 +1,15 @@
-"""The words that every part shares: what is asked (`ChatRequest`) and what comes back (`Delta`, `Usage`). No dialect, no engine."""
+"""The words that every part shares: what is asked (`ChatRequest`, `CompletionRequest`) and what comes back (`Delta`, `Usage`).
 
-from dataclasses import dataclass
+No dialect, no engine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
+StructureKind = Literal["json", "json_object", "regex", "choice", "grammar"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +33,87 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the answer is drawn. The door has checked every type and range."""
+class Structure:
+    """A form that the answer must have. The engine draws no token that would break it."""
 
-    max_tokens: int | None = None
-    """None: the server's default, or what is left of the context if that is less."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    n: int = 1
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    ignore_eos: bool = False
-    """Go on to `max_tokens` whatever the model says, for load tests."""
+    kind: StructureKind
+    spec: str | tuple[str, ...] = ""
+    """json: a JSON Schema, as JSON; choice: the answers to choose from; grammar: EBNF or Lark."""
+    param: str = "structured_outputs"
+    """Where it stands in the client's request, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the answer is drawn. The door has checked every type and range; what depends on the model is checked by the gateway."""
+
+    max_tokens: int | None = None
+    """None: the server's default, or what is left of the context if that is less."""
+    min_tokens: int = 0
+    n: int = 1
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    """Go on to `max_tokens` whatever the model says, for load tests."""
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    structure: Structure | None = None
+    logprobs: int | None = None
+    """How many alternatives to name beside each token drawn; None: no log probabilities at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     model: str
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     stream: bool = False
     """Whether deltas are wanted as they come, or each choice whole."""
+
+    @property
+    def images(self) -> tuple[ImageUrl, ...]:
+        return tuple(part for message in self.messages for part in message.content if isinstance(part, ImageUrl))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """A prompt that the client has written out itself, control tokens and image placeholders among it."""
+
+    model: str
+    prompt: str | tuple[int, ...]
+    """Text, or token ids; one image token per image."""
+    images: tuple[ImageUrl, ...] = ()
+    add_special_tokens: bool = True
+    """Whether a text begins with the model's `<s>` even if it does not spell it."""
+    sampling: Sampling = Sampling()
+    stream: bool = False
+
+
+Request = ChatRequest | CompletionRequest
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of the answer as bytes of UTF-8 (a character may take several tokens), and the natural logarithm of its probability."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+    """The likeliest tokens in this place, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +122,12 @@ class Delta:
 
     index: int
     text: str
+    """Whole characters, always."""
     tokens: int
     """How many tokens the piece has taken; some tokens show as no text."""
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token, if asked for; the token that ends the text has none."""
 
 
 @dataclass(slots=True)
@@ -74,3 +140,9 @@ class Usage:
     cached_tokens: int = 0
     """Prompt tokens that the engine found in its prefix cache."""
     completion_tokens: int = 0
+
+    def add(self, other: "Usage") -> None:
+        self.prompt_tokens += other.prompt_tokens
+        self.image_tokens += other.image_tokens
+        self.cached_tokens += other.cached_tokens
+        self.completion_tokens += other.completion_tokens

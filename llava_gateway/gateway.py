@@ -4,37 +4,29 @@
         async for delta in answer: ...
         answer.usage
 
-Entering takes a place, loads the images, renders the prompt, checks that it fits and starts the engine: whatever can be refused is
+Entering renders the prompt, checks that it fits, takes a place, loads the images and starts the engine: whatever can be refused is
 refused here. Iterating yields deltas. Leaving aborts what still runs, books the usage and frees the place, however it ends.
 """
 
+import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from typing import Any
 
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
-from llava_gateway.chat import ChatRequest, Delta, ImageUrl, Sampling, Usage
+from llava_gateway.answer import Answer, choices, first_delta
+from llava_gateway.chat import ChatRequest, Request, Sampling, Usage
 from llava_gateway.engine import Engine, ModelInfo, Prompt
-from llava_gateway.errors import ContextLengthExceeded, EngineFailed, NotFound, Unavailable
+from llava_gateway.errors import ContextLengthExceeded, InvalidRequest, NotFound, Unavailable
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.prompt import PromptRenderer
 from llava_gateway.settings import Settings
 
 log = logging.getLogger(__name__)
-
-
-class Answer:
-    """The deltas of one request, and what it has used so far."""
-
-    def __init__(self, deltas: AsyncIterator[Delta], usage: Usage) -> None:
-        self._deltas = deltas
-        self.usage = usage
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        return self._deltas
 
 
 class Gateway:
@@ -75,35 +67,50 @@ class Gateway:
         self._loaded()
         await self._engine.check(timeout=5)
 
+    def tokenize(self, request: Request) -> list[int]:
+        """The token ids that the engine would read, each image at its full length. No image is fetched. Raises GatewayError."""
+        model = self.model(request.model)
+        spread = []
+        for token_id in self._prompts.render(request):
+            spread += [token_id] * (model.image_tokens if token_id == self._prompts.image_id else 1)
+        return spread
+
+    def check_fits(self, request: Request) -> None:
+        """Refuse what `open` would refuse of the prompt and the sampling, without a place and without images."""
+        self._plan(request)
+
     @asynccontextmanager
-    async def open(self, request: ChatRequest) -> AsyncIterator[Answer]:
-        """Raises GatewayError for everything that can be refused."""
-        model = self._ready(request)
-        urls = _images(request, model)
-        usage = Usage()
+    async def open(self, request: Request) -> AsyncIterator[Answer]:
+        """Raises GatewayError for everything that can be refused. Comes back with the first delta, or without it if a stream has been
+        silent for `keep_alive` seconds: by then the engine has taken the request."""
         async with AsyncExitStack() as stack:
+            with metrics.stage("prompt"):
+                token_ids, sampling = self._plan(request)
             with metrics.stage("queue"):
                 await stack.enter_async_context(self._admission.slot())
             with metrics.stage("images"):
-                images = await self._images.load(urls)
-            with metrics.stage("prompt"):
-                prompt = Prompt(self._prompts.render(request.messages).token_ids, images)
-                sampling = self._fit(request.sampling, prompt, model)
+                images = await self._images.load(request.images)
             with metrics.stage("answer"):
-                deltas = self._engine.generate(prompt, sampling, stream=request.stream, usage=usage)
+                usage = Usage()
                 stack.callback(metrics.count_usage, usage)
+                deltas = self._engine.generate(Prompt(token_ids, images), sampling, stream=request.stream, usage=usage)
                 await stack.enter_async_context(aclosing(deltas))
+                first = asyncio.create_task(first_delta(deltas))
+                stack.push_async_callback(_cancel, first)
                 with metrics.stage("first_token") if request.stream else nullcontext():
-                    first = await anext(deltas, None)
-                if first is None:
-                    raise EngineFailed("The engine ended this request without an answer.")
-                yield Answer(_choices(first, deltas, request.sampling, usage), usage)
+                    await asyncio.wait((first,), timeout=self.settings.keep_alive if request.stream else None)
+                if first.done():
+                    first.result()
+                yield Answer(choices(first, deltas, request, usage), usage)
 
-    def _ready(self, request: ChatRequest) -> ModelInfo:
-        if request.model != self.model_name:
-            raise NotFound(
-                f"There is no model {request.model!r} here; {self.model_name!r} is served.", param="model", code="model_not_found"
-            )
+    def check_name(self, name: str) -> None:
+        """Raises NotFound unless the model of this name is served here."""
+        if name != self.model_name:
+            raise NotFound(f"There is no model {name!r} here; {self.model_name!r} is served.", param="model", code="model_not_found")
+
+    def model(self, name: str) -> ModelInfo:
+        """The model of this name. Raises NotFound, or Unavailable while it loads."""
+        self.check_name(name)
         return self._loaded()
 
     def _loaded(self) -> ModelInfo:
@@ -113,46 +120,38 @@ class Gateway:
             raise Unavailable("The model is still loading. Try again in a few seconds.", code="model_loading", retry_after=3)
         return self._model
 
-    def _fit(self, sampling: Sampling, prompt: Prompt, model: ModelInfo) -> Sampling:
-        """The sampling that the engine gets: its answer fits the context beside the prompt, and greedy choices are drawn once."""
-        image_tokens = len(prompt.images) * model.image_tokens
-        text_tokens = len(prompt.token_ids) - len(prompt.images)
+    def _plan(self, request: Request) -> tuple[list[int], Sampling]:
+        """What the engine gets: the prompt's token ids, and a sampling whose answer fits the context beside them."""
+        model, asked = self.model(request.model), request.sampling
+        images = len(request.images)
+        if images * model.image_tokens >= model.context_length:
+            raise ContextLengthExceeded(
+                f"{images} images take {images * model.image_tokens} tokens; the model's context is {model.context_length}, "
+                f"so at most {(model.context_length - 1) // model.image_tokens} images fit.",
+                param=_param(request),
+            )
+        token_ids = self._prompts.render(request)
+        image_tokens, text_tokens = images * model.image_tokens, len(token_ids) - images
         room = model.context_length - text_tokens - image_tokens
-        wanted = sampling.max_tokens or 1
+        wanted = asked.max_tokens or max(asked.min_tokens, 1)
         if wanted > room:
             raise ContextLengthExceeded(
                 f"The model's context is {model.context_length} tokens, and this request asks for {text_tokens + image_tokens + wanted}: "
-                f"{text_tokens} of text, {image_tokens} of images ({len(prompt.images)} x {model.image_tokens}) and {wanted} of answer.",
-                param="messages",
+                f"{text_tokens} of text, {image_tokens} of images ({images} x {model.image_tokens}) and {wanted} of answer.",
+                param=_param(request),
             )
-        max_tokens = sampling.max_tokens or min(room, self.settings.default_max_tokens)
-        return dataclasses.replace(sampling, max_tokens=max_tokens, n=1 if sampling.temperature == 0 else sampling.n)
+        max_tokens = asked.max_tokens or min(room, max(self.settings.default_max_tokens, asked.min_tokens))
+        if asked.min_tokens > max_tokens:
+            raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
+        for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            model.vocabulary.check(getattr(asked, name) or (), name)
+        return token_ids, dataclasses.replace(asked, max_tokens=max_tokens, n=1 if asked.temperature == 0 else asked.n)
 
 
-def _images(request: ChatRequest, model: ModelInfo) -> list[ImageUrl]:
-    """The request's images in order. ContextLengthExceeded if there are too many, before any is fetched."""
-    images = [part for message in request.messages for part in message.content if isinstance(part, ImageUrl)]
-    if len(images) * model.image_tokens >= model.context_length:
-        raise ContextLengthExceeded(
-            f"{len(images)} images take {len(images) * model.image_tokens} tokens; the model's context is {model.context_length}, "
-            f"so at most {(model.context_length - 1) // model.image_tokens} images fit.",
-            param="messages",
-        )
-    return images
+def _param(request: Request) -> str:
+    return "messages" if isinstance(request, ChatRequest) else "prompt"
 
 
-async def _choices(first: Delta, rest: AsyncGenerator[Delta], asked: Sampling, usage: Usage) -> AsyncIterator[Delta]:
-    """Deltas as the client sees them. The space between `ASSISTANT:` and the answer is the template's, which writes it again when the
-    answer comes back in the next turn; and n greedy choices are one, n times."""
-    copies = asked.n if asked.temperature == 0 else 1
-    begun: set[int] = set()
-    delta: Delta | None = first
-    while delta is not None:
-        if delta.text and delta.index not in begun:
-            begun.add(delta.index)
-            delta = dataclasses.replace(delta, text=delta.text.removeprefix(" "))
-        yield delta
-        for copy in range(1, copies):
-            usage.completion_tokens += delta.tokens
-            yield dataclasses.replace(delta, index=copy)
-        delta = await anext(rest, None)
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))

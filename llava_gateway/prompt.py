@@ -5,7 +5,7 @@ Unicode noncharacter before the template sees it, and the tokens of that nonchar
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,8 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
-from llava_gateway.chat import ImageUrl, Message, Text
+from llava_gateway.chat import ChatRequest, ImageUrl, Message, Request, Text
 from llava_gateway.engine import ModelInfo
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 
@@ -33,37 +32,65 @@ class PromptRenderer:
     """Renders the chats of one model."""
 
     def __init__(self, model: ModelInfo) -> None:
-        self._tokenizer = Tokenizer.from_str(model.tokenizer)
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        controls = {token.content for token in added if token.special} | {model.image_token}
+        self._vocabulary = model.vocabulary
+        controls = model.vocabulary.control_tokens | {model.image_token}
         self._control = re.compile("|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True)))
         self._longest_control = max(map(len, controls))
         self._context_length = model.context_length
-        self._max_chars = model.context_length * max(map(len, self._tokenizer.get_vocab()))
-        self._image_id = self._tokenizer.encode(model.image_token, add_special_tokens=False).ids[0]
+        self._max_chars = model.context_length * model.vocabulary.longest_token
+        self.image_id = model.vocabulary.encode(model.image_token, add_special_tokens=False).ids[0]
         self._bos = model.special_tokens.get("bos_token", "")
         self._variables = {**model.special_tokens, "image_token": model.image_token}
         self._template = _environment().from_string(model.chat_template)
 
-    def render(self, messages: Sequence[Message]) -> RenderedPrompt:
+    def render(self, request: Request) -> list[int]:
+        """The token ids of the request's prompt; one image token per image."""
+        if isinstance(request, ChatRequest):
+            return self.chat(request.messages).token_ids
+        return self.completion(request.prompt, len(request.images), add_special_tokens=request.add_special_tokens)
+
+    def chat(self, messages: Sequence[Message]) -> RenderedPrompt:
         """The prompt that asks for the assistant's next message. InvalidRequest if the template refuses the messages."""
-        self._check_length(messages)
+        self._check_length((part.text for message in messages for part in message.content if isinstance(part, Text)), "messages")
         try:
             text = self._template.render(
                 messages=[self._plain(message) for message in messages], add_generation_prompt=True, **self._variables
             )
         except TemplateError as error:
             raise InvalidRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
-        add_special_tokens = not (self._bos and text.startswith(self._bos))
-        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        encoding = self._vocabulary.encode(text, add_special_tokens=self._wants_special_tokens(text))
         token_ids = encoding.ids
         if SEAM in text:
             token_ids = [token for token, (start, end) in zip(token_ids, encoding.offsets, strict=True) if text[start:end] != SEAM]
             text = text.replace(SEAM, "")
         images = sum(isinstance(part, ImageUrl) for message in messages for part in message.content)
-        if token_ids.count(self._image_id) != images:
+        if token_ids.count(self.image_id) != images:
             raise InvalidRequest("The model's chat template does not show all images of these messages.", param="messages")
         return RenderedPrompt(text, token_ids)
+
+    def completion(self, prompt: str | Sequence[int], images: int, *, add_special_tokens: bool) -> list[int]:
+        """The token ids of a prompt that the client has written out, `<image>` wherever an image goes. InvalidRequest if they are not
+        as many as the images, or if a token id is not the model's."""
+        if isinstance(prompt, str):
+            self._check_length((prompt,), "prompt")
+            token_ids = self._vocabulary.encode(prompt, add_special_tokens=add_special_tokens and self._wants_special_tokens(prompt)).ids
+        else:
+            token_ids = list(prompt)
+            if len(token_ids) > self._context_length:
+                raise ContextLengthExceeded(
+                    f"The model's context is {self._context_length} tokens, and this prompt has {len(token_ids)}.", param="prompt"
+                )
+            self._vocabulary.check(token_ids, "prompt")
+        if (placeholders := token_ids.count(self.image_id)) != images:
+            raise InvalidRequest(
+                f"The prompt has {placeholders} image placeholders, and there are {images} images. Each image takes one placeholder.",
+                param="images",
+            )
+        return token_ids
+
+    def _wants_special_tokens(self, text: str) -> bool:
+        """Whether the tokenizer is to begin the prompt with `<s>`: not where the text does so itself."""
+        return not (self._bos and text.startswith(self._bos))
 
     def _plain(self, message: Message) -> dict[str, Any]:
         """A message as Hugging Face's templates expect it."""
@@ -80,12 +107,12 @@ class PromptRenderer:
             parts.append({"type": "text", "text": text})
         return {"role": message.role, "content": parts}
 
-    def _check_length(self, messages: Sequence[Message]) -> None:
+    def _check_length(self, texts: Iterable[str], param: str) -> None:
         """Text that cannot fit the context is refused before it costs anything: megabytes would keep the tokenizer busy for seconds."""
-        chars = sum(len(part.text) for message in messages for part in message.content if isinstance(part, Text))
+        chars = sum(map(len, texts))
         if chars > self._max_chars:
             raise ContextLengthExceeded(
-                f"The model's context is {self._context_length} tokens, and these messages hold {chars} characters.", param="messages"
+                f"The model's context is {self._context_length} tokens, and this text has {chars} characters.", param=param
             )
 
     def _defuse(self, text: str) -> str:

@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a place; more are answered 429")
     max_body_mb: int = Field(64, ge=1, description="largest request body, in MiB")
     default_max_tokens: int = Field(1024, ge=1, description="length of an answer whose request sets none, in tokens")
+    keep_alive: float = Field(15.0, gt=0, description="longest silence of a stream, in seconds: a comment (`: keep-alive`) ends it")
     max_image_mb: int = Field(20, ge=1, description="largest image file, in MiB")
     max_image_megapixels: int = Field(50, ge=1, description="largest image, in millions of pixels")
     image_threads: int = Field(2, ge=1, description="threads that decode images")

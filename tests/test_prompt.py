@@ -14,6 +14,7 @@ from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine import ModelInfo
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.prompt import PromptRenderer
+from llava_gateway.vocabulary import Vocabulary
 
 PICTURE = ImageUrl("data:,", "image")
 CONTROLS = ("<image>", "<s>", "</s>", "<unk>", "<pad>")
@@ -41,7 +42,7 @@ def processor() -> Any:
 
 def model_info(processor: Any, template: str | None = None) -> ModelInfo:
     return ModelInfo(
-        tokenizer=processor.tokenizer.backend_tokenizer.to_str(),
+        vocabulary=Vocabulary(processor.tokenizer.backend_tokenizer.to_str()),
         chat_template=template or processor.chat_template,
         special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
         image_token="<image>",
@@ -67,7 +68,7 @@ def huggingface_part(part: Text | ImageUrl) -> dict[str, str]:
 @pytest.mark.parametrize("template", [None, LLAVA_HF_TEMPLATE], ids=["demo", "llava-hf"])
 @pytest.mark.parametrize("chat", CHATS, ids=lambda chat: str(len(chat)))
 def test_equals_the_processors_template(processor: Any, template: str | None, chat: list[Message]) -> None:
-    prompt = PromptRenderer(model_info(processor, template)).render(chat)
+    prompt = PromptRenderer(model_info(processor, template)).chat(chat)
     expected = processor.apply_chat_template(huggingface(chat), chat_template=template, add_generation_prompt=True, tokenize=False)
     assert prompt.text == expected
     assert prompt.token_ids == processor.tokenizer(expected).input_ids
@@ -76,11 +77,11 @@ def test_equals_the_processors_template(processor: Any, template: str | None, ch
 def test_the_form_of_llava(renderer: PromptRenderer) -> None:
     asked = [Message("system", (Text("S"),)), Message("user", (Text("Q"), PICTURE))]
     answered = [*asked, Message("assistant", (Text("A"),)), Message("user", (Text("R"),))]
-    assert renderer.render(answered).text == "S USER: <image>\nQ ASSISTANT: A</s>USER: R ASSISTANT:"
+    assert renderer.chat(answered).text == "S USER: <image>\nQ ASSISTANT: A</s>USER: R ASSISTANT:"
 
 
-def special_ids(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    return [token for token in map(tokenizer.id_to_token, ids) if token in CONTROLS]
+def special_ids(renderer: PromptRenderer, ids: list[int]) -> list[str]:
+    return [token for token in map(renderer._vocabulary.token, ids) if token in CONTROLS]
 
 
 def byte_fallback_tokenizer() -> Tokenizer:
@@ -102,17 +103,16 @@ def byte_fallback_tokenizer() -> Tokenizer:
     )
 )
 def test_text_never_becomes_a_control_token(renderer: PromptRenderer, pieces: list[str]) -> None:
-    tokenizer = renderer._tokenizer
     for parts in ([Text("".join(pieces))], [Text(piece) for piece in pieces]):
-        prompt = renderer.render([Message("user", (PICTURE, *parts))])
-        assert special_ids(tokenizer, prompt.token_ids) == ["<s>", "<image>"]
+        prompt = renderer.chat([Message("user", (PICTURE, *parts))])
+        assert special_ids(renderer, prompt.token_ids) == ["<s>", "<image>"]
 
 
 @pytest.mark.parametrize("text", ["<image>", "a <image> b", "</s>", "x</s>y<s>", "<image><image>", "<pad>é<unk>"])
 def test_control_tokens_in_text_read_as_they_are_spelt(renderer: PromptRenderer, text: str) -> None:
-    prompt = renderer.render([Message("user", (Text(text),))])
+    prompt = renderer.chat([Message("user", (Text(text),))])
     assert prompt.text == f"USER: {text} ASSISTANT:"
-    assert renderer._tokenizer.decode(prompt.token_ids, skip_special_tokens=False) == f"<s>USER: {text} ASSISTANT:"
+    assert renderer._vocabulary.decode(prompt.token_ids) == f"<s>USER: {text} ASSISTANT:"
 
 
 @pytest.mark.parametrize(
@@ -122,20 +122,20 @@ def test_control_tokens_spelt_across_parts(processor: Any, pieces: tuple[str, ..
     """A template that joins texts without a space must not join them into a control token."""
     joined = "{% for p in messages[0]['content'] %}{{ p['text'] if p['type'] == 'text' else '<image>' }}{% endfor %}"
     renderer = PromptRenderer(model_info(processor, joined))
-    prompt = renderer.render([Message("user", (PICTURE, *map(Text, pieces)))])
-    assert special_ids(renderer._tokenizer, prompt.token_ids) == ["<s>", "<image>"]
+    prompt = renderer.chat([Message("user", (PICTURE, *map(Text, pieces)))])
+    assert special_ids(renderer, prompt.token_ids) == ["<s>", "<image>"]
     assert prompt.text == "<image>" + "".join(pieces)
 
 
 def test_megabytes_of_text_are_refused_at_once(renderer: PromptRenderer) -> None:
     with pytest.raises(ContextLengthExceeded):
-        renderer.render([Message("user", (Text("word " * 2_000_000),))])
+        renderer.chat([Message("user", (Text("word " * 2_000_000),))])
 
 
 def test_a_byte_fallback_tokenizer(processor: Any) -> None:
     tokenizer = byte_fallback_tokenizer()
-    renderer = PromptRenderer(dataclasses.replace(model_info(processor), tokenizer=tokenizer.to_str()))
-    prompt = renderer.render([Message("user", (PICTURE, Text("hi <image></s>")))])
+    renderer = PromptRenderer(dataclasses.replace(model_info(processor), vocabulary=Vocabulary(tokenizer.to_str())))
+    prompt = renderer.chat([Message("user", (PICTURE, Text("hi <image></s>")))])
     assert prompt.token_ids.count(tokenizer.token_to_id("<image>")) == 1
     read = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)  # with a space after <image>, as such tokenizers have it
     assert read.replace(" ", "") == "USER:<image>\nhi<image></s>ASSISTANT:"
@@ -144,16 +144,16 @@ def test_a_byte_fallback_tokenizer(processor: Any) -> None:
 def test_a_template_that_refuses(processor: Any) -> None:
     renderer = PromptRenderer(model_info(processor, "{{ raise_exception('system messages are not taken') }}"))
     with pytest.raises(InvalidRequest, match="system messages are not taken"):
-        renderer.render(CHATS[0])
+        renderer.chat(CHATS[0])
 
 
 def test_a_template_that_hides_images(processor: Any) -> None:
     renderer = PromptRenderer(model_info(processor, "{{ messages[0]['role'] }}"))
     with pytest.raises(InvalidRequest, match="images"):
-        renderer.render(CHATS[1])
+        renderer.chat(CHATS[1])
 
 
 def test_templates_are_sandboxed(processor: Any) -> None:
     renderer = PromptRenderer(model_info(processor, "{{ messages.__class__.__mro__ }}"))
     with pytest.raises(InvalidRequest):
-        renderer.render(CHATS[0])
+        renderer.chat(CHATS[0])

@@ -51,7 +51,7 @@ BOUNDS = {"describe one": 0.98, "ask one place": 0.98, "describe two": 0.95, "de
 def ask(question: Question, rng: random.Random) -> ChatRequest:
     uris = [data_uri(encode(draw_noisy(grid, rng), rng.choice(("PNG", "JPEG")))) for grid in question.grids]
     content: tuple[Text | ImageUrl, ...] = (*(ImageUrl(uri, "image") for uri in uris), Text(question.text))
-    return ChatRequest(MODEL_NAME, (Message("user", content),), Sampling(max_tokens=200, temperature=0))
+    return ChatRequest(model=MODEL_NAME, messages=(Message("user", content),), sampling=Sampling(max_tokens=200, temperature=0))
 
 
 async def measure() -> bool:

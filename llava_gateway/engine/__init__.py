@@ -7,14 +7,14 @@ from typing import Protocol
 from PIL import Image
 
 from llava_gateway.chat import Delta, Sampling, Usage
+from llava_gateway.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What an engine knows of its model once it has loaded it. Plain data, so that it can travel between processes."""
+    """What an engine knows of its model once it has loaded it."""
 
-    tokenizer: str
-    """The Hugging Face fast tokenizer, as the JSON of its `tokenizer.json`."""
+    vocabulary: Vocabulary
     chat_template: str
     """Jinja source."""
     special_tokens: dict[str, str]

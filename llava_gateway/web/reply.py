@@ -1,6 +1,8 @@
 """Writing a response: once as JSON, or frame by frame as server-sent events."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -9,6 +11,7 @@ from starlette.types import Send
 from llava_gateway.errors import GatewayError
 
 EVENT_STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class Reply:
@@ -17,6 +20,7 @@ class Reply:
     def __init__(self, send: Send, *, started: bool = False) -> None:
         self._send = send
         self.started = started
+        self._silent = True
 
     async def json(self, status: int, value: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         await self.body(status, orjson.dumps(value), b"application/json", headers)
@@ -26,8 +30,24 @@ class Reply:
         await self._start(status, ((b"content-type", media_type), (b"content-length", length), *headers))
         await self._send({"type": "http.response.body", "body": body})
 
-    async def open_events(self) -> None:
+    @asynccontextmanager
+    async def events(self, keep_alive: float) -> AsyncIterator[None]:
+        """A stream of events; ends with the block, or with `close_events` if that fails. It is never silent for longer than
+        `keep_alive` seconds: a comment goes out, so that nobody between here and the client takes the connection for dead."""
         await self._start(200, EVENT_STREAM)
+        ticking = asyncio.create_task(self._tick(keep_alive / 2))
+        try:
+            yield
+        finally:
+            ticking.cancel()
+        await self.close_events()
+
+    async def _tick(self, interval: float) -> None:
+        while True:
+            self._silent = True
+            await asyncio.sleep(interval)
+            if self._silent:
+                await self._send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
     async def event(self, data: bytes) -> None:
         """One server-sent event; `data` has no line breaks (JSON never does)."""
@@ -35,6 +55,7 @@ class Reply:
 
     async def frames(self, frames: bytes) -> None:
         """Events that are framed already."""
+        self._silent = False
         await self._send({"type": "http.response.body", "body": frames, "more_body": True})
 
     async def close_events(self) -> None:

@@ -1,4 +1,4 @@
-"""From the core's deltas, usage and errors to OpenAI's objects and stream chunks."""
+"""What every answer of the OpenAI door is made of: ids, usage, errors, the head and tail of stream chunks."""
 
 import time
 import uuid
@@ -6,69 +6,16 @@ from typing import Any
 
 import orjson
 
-from llava_gateway.chat import Delta, Usage
+from llava_gateway.chat import Usage
+from llava_gateway.doors.openai.sampling import StreamOptions
 from llava_gateway.errors import GatewayError
-from llava_gateway.gateway import Answer
 
 DONE = b"data: [DONE]\n\n"
 
 
-async def completion(answer: Answer, model: str) -> dict[str, Any]:
-    """A `chat.completion`."""
-    texts: dict[int, str] = {}
-    reasons: dict[int, str | None] = {}
-    async for delta in answer:
-        texts[delta.index] = texts.get(delta.index, "") + delta.text
-        reasons[delta.index] = delta.finish_reason
-    return {
-        "id": _new_id(),
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": texts[index], "refusal": None},
-                "logprobs": None,
-                "finish_reason": reasons[index],
-            }
-            for index in sorted(texts)
-        ],
-        "usage": render_usage(answer.usage),
-    }
-
-
-class ChunkRenderer:
-    """Deltas to framed chunks. What does not change from chunk to chunk is rendered once: this runs for every token of every stream."""
-
-    def __init__(self, model: str, include_usage: bool) -> None:
-        head = orjson.dumps({"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time()), "model": model})
-        self._head = b"data: " + head[:-1]
-        self._tail = (b',"usage":null' if include_usage else b"") + b"}\n\n"
-        self._include_usage = include_usage
-        self._begun: set[int] = set()
-
-    def push(self, delta: Delta) -> bytes:
-        """The frames that a delta makes: none, while it holds no whole character."""
-        frames = b""
-        if delta.index not in self._begun:
-            self._begun.add(delta.index)
-            frames = self._chunk(delta.index, b'{"role":"assistant","content":""}')
-        if delta.text:
-            frames += self._chunk(delta.index, b'{"content":' + orjson.dumps(delta.text) + b"}")
-        if delta.finish_reason is not None:
-            frames += self._chunk(delta.index, b"{}", b'"' + delta.finish_reason.encode() + b'"')
-        return frames
-
-    def end(self, usage: Usage) -> bytes:
-        if not self._include_usage:
-            return b""
-        return self._head + b',"choices":[],"usage":' + orjson.dumps(render_usage(usage)) + b"}\n\n"
-
-    def _chunk(self, index: int, delta: bytes, finish_reason: bytes = b"null") -> bytes:
-        return b'%b,"choices":[{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}]%b' % (
-            self._head, index, delta, finish_reason, self._tail,
-        )  # fmt: skip
+def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    """The fields that every object begins with, and every chunk of a stream repeats."""
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
 def render_usage(usage: Usage) -> dict[str, Any]:
@@ -86,14 +33,37 @@ def render_usage(usage: Usage) -> dict[str, Any]:
     }
 
 
+class ChunkFrame:
+    """Choices to framed chunks. What does not change from chunk to chunk is rendered once: this runs for every token of every stream."""
+
+    def __init__(self, head: dict[str, Any], usage: Usage, options: StreamOptions | None) -> None:
+        """`usage` is the answer's, which goes on counting."""
+        self._include_usage = bool(options and options.include_usage)
+        self._continuous = bool(self._include_usage and options and options.continuous_usage_stats)
+        self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
+        self._usage = usage
+
+    def chunk(self, choice: bytes) -> bytes:
+        if self._continuous:
+            return self._head + choice + self._with_usage()
+        return self._head + choice + self._tail
+
+    def end(self) -> bytes:
+        """The frames that end a stream."""
+        return (self._head + self._with_usage() if self._include_usage else b"") + DONE
+
+    def _with_usage(self) -> bytes:
+        return b'],"usage":' + orjson.dumps(render_usage(self._usage)) + b"}\n\n"
+
+
 def render_error(error: GatewayError) -> bytes:
     """OpenAI's `ErrorResponse`."""
     return orjson.dumps({"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}})
 
 
 def error_headers(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
-    return ((b"retry-after", str(error.retry_after).encode()),) if error.retry_after is not None else ()
-
-
-def _new_id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
+    """When to retry. SDKs retry every 5xx by themselves, unless they are told that it is useless."""
+    if error.retry_after is not None:
+        return ((b"retry-after", str(error.retry_after).encode()),)
+    return ((b"x-should-retry", b"false"),) if error.status >= 500 else ()

@@ -1,10 +1,8 @@
-"""vLLM in this process (AsyncLLM). The only file that imports vLLM."""
+"""vLLM in this process (AsyncLLM). Nothing outside this package imports vLLM."""
 
 import argparse
 import asyncio
-import contextlib
 import logging
-import multiprocessing
 import os
 import time
 import uuid
@@ -13,18 +11,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from llava_gateway.chat import Delta, FinishReason, Sampling, Usage
+from llava_gateway.chat import Delta, Sampling, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
-from llava_gateway.errors import EngineFailed, InvalidRequest, TooManyRequests, Unavailable
+from llava_gateway.engine.vllm.outputs import finish_reason, refusal, token_logprobs
+from llava_gateway.engine.vllm.processes import engine_processes, kill
+from llava_gateway.engine.vllm.sampling import sampling_params
+from llava_gateway.errors import EngineFailed, TooManyRequests, Unavailable
+from llava_gateway.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    import psutil
     from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = logging.getLogger(__name__)
 
-FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "stop"}
 RETRY_AFTER = 10
 STOP_TIMEOUT = 20
 
@@ -44,7 +44,9 @@ class VllmEngine:
     async def start(self) -> ModelInfo:
         self._loading = self._thread.submit(self._load)
         self._engine = await asyncio.wrap_future(self._loading)
-        return _describe(self._engine)
+        info = _describe(self._engine)
+        self._vocabulary = info.vocabulary
+        return info
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage) -> AsyncGenerator[Delta]:
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
@@ -52,8 +54,8 @@ class VllmEngine:
 
         if self._engine is None:
             raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
-        params = sampling_params(sampling, stream)
         try:
+            params = sampling_params(sampling, stream)
             async with aclosing(self._outputs(self._engine, prompt, params)) as outputs:
                 async for output in outputs:
                     usage.prompt_tokens = len(output.prompt_token_ids or ())
@@ -62,9 +64,11 @@ class VllmEngine:
                     for choice in output.outputs:
                         tokens = len(choice.token_ids)
                         usage.completion_tokens += tokens
-                        yield Delta(choice.index, choice.text, tokens, _finish_reason(choice.finish_reason))
+                        reason = finish_reason(choice.finish_reason, sampling.structure)
+                        logprobs = () if sampling.logprobs is None else token_logprobs(choice, sampling, self._vocabulary)
+                        yield Delta(choice.index, choice.text, tokens, reason, logprobs)
         except VLLMClientError as error:
-            raise InvalidRequest(f"The engine refuses this request: {error.args[0] if error.args else 'no reason given'}") from error
+            raise refusal(error, sampling.structure) from error
         except GracefulHTTPError as error:
             raise TooManyRequests("The engine is busy. Try again later.", code="queue_full", retry_after=1) from error
         except EngineDeadError as error:
@@ -107,6 +111,9 @@ class VllmEngine:
             arguments.enforce_eager = True  # compiling costs minutes on a CPU and gains nothing
             if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
                 arguments.distributed_executor_backend = "uni"
+        if arguments.structured_outputs_config.backend == "auto":
+            # vLLM keeps the backend that the first request led it to, and the others' grammars fail on it.
+            arguments.structured_outputs_config.backend = "xgrammar"
         if self._stopping:
             raise EngineStartError("stopped while starting")
         try:
@@ -135,14 +142,14 @@ class VllmEngine:
         deadline = time.monotonic() + STOP_TIMEOUT
         if self._engine is not None:
             logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM reports its own end as a failure, with a traceback
-            processes = _engine_processes()
+            processes = engine_processes()
             self._engine.shutdown()
             self._engine = None
-            _kill(processes, patience=5)
+            kill(processes, patience=5)
         while not loading.done() and time.monotonic() < deadline:
-            _kill(_engine_processes(), patience=0)
+            kill(engine_processes(), patience=0)
             time.sleep(0.05)
-        _kill(_engine_processes(), patience=0)
+        kill(engine_processes(), patience=0)
 
 
 async def _render(engine: "AsyncLLM", prompt: Prompt) -> Any:
@@ -161,67 +168,6 @@ async def _render(engine: "AsyncLLM", prompt: Prompt) -> Any:
         ]
     )
     return rendered
-
-
-def _engine_processes() -> "list[psutil.Process]":
-    """vLLM's processes: by name, since an app around this one may have others, and theirs."""
-    ours = [child for child in multiprocessing.active_children() if child.name.startswith(("EngineCore", "VLLM_", "VllmWorker"))]
-    if not ours:
-        return []
-    import psutil  # comes with vLLM
-
-    processes = []
-    for child in ours:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(child.pid)
-            processes += [process, *process.children(recursive=True)]
-    return processes
-
-
-def _kill(processes: "list[psutil.Process]", patience: float) -> None:
-    """Wait `patience` seconds for the processes to end by themselves, then kill them."""
-    if not processes:
-        return
-    import psutil
-
-    _, alive = psutil.wait_procs(processes, timeout=patience)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=3)
-
-
-def sampling_params(sampling: Sampling, stream: bool) -> "SamplingParams":
-    """vLLM's parameters. A field of a wrong type would wedge the engine for good, so they take the round trip that the engine's
-    own decoder will make, here, where a mistake is one request's error."""
-    import msgspec
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    params = SamplingParams(
-        n=sampling.n,
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        stop=list(sampling.stop),
-        seed=sampling.seed,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        ignore_eos=sampling.ignore_eos,
-        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-    )
-    try:
-        return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"A sampling parameter has the wrong type: {error}") from error
-
-
-def _finish_reason(reason: str | None) -> FinishReason | None:
-    if reason is None:
-        return None
-    if reason not in FINISH:
-        raise EngineFailed(f"The engine ended this request early ({reason}).", code=f"engine_{reason}")
-    return FINISH[reason]
 
 
 def _prepare_environment() -> None:
@@ -244,7 +190,7 @@ def _describe(engine: "AsyncLLM") -> ModelInfo:
         raise EngineStartError(f"{config.model} has no chat template")
     side = config.hf_config.vision_config.image_size
     return ModelInfo(
-        tokenizer=tokenizer.backend_tokenizer.to_str(),
+        vocabulary=Vocabulary(tokenizer.backend_tokenizer.to_str()),
         chat_template=template,
         special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
         image_token=processor.image_token,

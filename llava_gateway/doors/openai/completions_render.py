@@ -1,0 +1,79 @@
+"""From the core's deltas to OpenAI's `text_completion`, whole or in chunks."""
+
+import codecs
+from typing import Any
+
+import orjson
+
+from llava_gateway.answer import Answer
+from llava_gateway.chat import Delta, TokenLogprob, Usage
+from llava_gateway.doors.openai.render import ChunkFrame, head, render_usage
+from llava_gateway.doors.openai.sampling import StreamOptions
+
+
+async def text_choices(answer: Answer, first_index: int, *, logprobs: bool) -> list[dict[str, Any]]:
+    """The choices of one prompt, numbered from `first_index`."""
+    choices: dict[int, dict[str, Any]] = {}
+    async for delta in answer:
+        choices[delta.index] = {
+            "index": first_index + delta.index,
+            "text": delta.text,
+            "logprobs": _Logprobs().render(delta.logprobs) if logprobs else None,
+            "finish_reason": delta.finish_reason,
+        }
+    return [choices[index] for index in sorted(choices)]
+
+
+def text_completion(choices: list[dict[str, Any]], usage: Usage, model: str) -> dict[str, Any]:
+    """A `text_completion`."""
+    return head("cmpl", "text_completion", model) | {"choices": choices, "usage": render_usage(usage)}
+
+
+class TextChunkRenderer:
+    """Deltas to framed chunks."""
+
+    def __init__(self, model: str, usage: Usage, options: StreamOptions | None) -> None:
+        self._frame = ChunkFrame(head("cmpl", "text_completion", model), usage, options)
+        self._logprobs: dict[int, _Logprobs] = {}
+
+    def push(self, delta: Delta) -> bytes:
+        """The frame that a delta makes: none, while it holds no whole character."""
+        if not (delta.text or delta.logprobs or delta.finish_reason):
+            return b""
+        logprobs = b"null"
+        if delta.logprobs:
+            logprobs = orjson.dumps(self._logprobs.setdefault(delta.index, _Logprobs()).render(delta.logprobs))
+        reason = b'"' + delta.finish_reason.encode() + b'"' if delta.finish_reason else b"null"
+        text = orjson.dumps(delta.text)
+        return self._frame.chunk(b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}' % (delta.index, text, logprobs, reason))
+
+    def end(self) -> bytes:
+        return self._frame.end()
+
+
+class _Logprobs:
+    """The log probabilities of one choice. `text_offset` counts characters from the beginning of its text."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def render(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+        offsets = []
+        for entry in logprobs:
+            offsets.append(self._offset)
+            self._offset += len(self._decoder.decode(entry.token))
+        return {
+            "tokens": [_token(entry.token) for entry in logprobs],
+            "token_logprobs": [entry.logprob for entry in logprobs],
+            "top_logprobs": [{_token(token): logprob for token, logprob in entry.top} for entry in logprobs],
+            "text_offset": offsets,
+        }
+
+
+def _token(token: bytes) -> str:
+    """A token as OpenAI's plain completions show it: half a character as its bytes, so that two of them stay two."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)

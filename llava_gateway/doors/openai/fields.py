@@ -1,0 +1,86 @@
+"""Declaring a request body: fields that are honoured are a pydantic model's, strictly typed; those that are refused or ignored are named
+with the reason. `/openapi.json` and the documentation come from the same declarations.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from llava_gateway.errors import InvalidRequest
+
+log = logging.getLogger(__name__)
+
+INT64 = 1 << 63
+_named: set[str] = set()
+
+
+class Strict(BaseModel):
+    """A JSON object whose fields have exactly their types: no "true" for true, no 2.5 for an integer. Other fields are left alone."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A field that asks for what this server does not do: to ignore it would be to answer another question."""
+
+    why: str
+    unless: tuple[Any, ...] = (None, False, 0, "", [], {})
+    """Values that ask for nothing."""
+
+
+class RequestBody(Strict):
+    """The body of a POST. Fields that are neither honoured, ignored nor refused are ignored too, since SDKs send new ones."""
+
+    refused: ClassVar[dict[str, Refused]] = {}
+    ignored: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def parse(cls, body: dict[str, Any]) -> Self:
+        """InvalidRequest, with the path of the field, for whatever is wrong."""
+        for name, value in body.items():
+            if name in cls.refused and value not in cls.refused[name].unless:
+                raise InvalidRequest(f"{name} is not supported: {cls.refused[name].why}.", param=name)
+        try:
+            request = cls.model_validate(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            param = _path(first["loc"])
+            raise InvalidRequest(f"{param}: {_explain(first)}.", param=param) from None
+        cls._log_unknown(body)
+        return request
+
+    @classmethod
+    def _log_unknown(cls, body: dict[str, Any]) -> None:
+        known = cls.model_fields.keys() | cls.refused.keys() | cls.ignored.keys()
+        if unknown := body.keys() - known - _named:
+            if len(_named) < 1000:
+                _named.update(unknown)
+            log.debug("fields that nobody here knows, ignored: %s", ", ".join(sorted(repr(name[:50]) for name in unknown)))
+
+
+def _explain(error: ErrorDetails) -> str:
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be an object"
+    if error["type"] == "union_tag_not_found":
+        kinds = "text, json_object or json_schema" if error["loc"][0] == "response_format" else "text or image_url"
+        return f"must be an object of type {kinds}"
+    if error["loc"][-1:] == ("role",):
+        return "must be system, developer, user or assistant"
+    return error["msg"]
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content[1].image_url.url`, from pydantic's location. Tags of unions begin with a tilde, and are left out."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not step.startswith("~"):
+            path += f".{step}" if path else step
+    return path

@@ -1,0 +1,106 @@
+"""The OpenAPI document of this door, made from the same declarations that check requests."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from llava_gateway.doors.openai.chat_request import ChatCompletionRequest
+from llava_gateway.doors.openai.completions_request import TextCompletionRequest
+from llava_gateway.doors.openai.fields import RequestBody
+from llava_gateway.doors.openai.tokenize import DetokenizeRequest, TokenizeRequest
+from llava_gateway.version import __version__
+
+BODIES: tuple[type[RequestBody], ...] = (ChatCompletionRequest, TextCompletionRequest, TokenizeRequest, DetokenizeRequest)
+ERRORS = {
+    400: "A field is wrong, and `error.param` names it; or the prompt and its answer do not fit (`context_length_exceeded`)",
+    404: "No such model",
+    413: "The body is larger than `--max-body-mb`",
+    415: "The body is not JSON, or compressed",
+    429: "Too many requests; `retry-after` says when to come again",
+    500: "The engine failed on this request",
+    503: "The model is loading, or the engine is stopping or dead; `retry-after` says when to come again",
+}
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    _, definitions = models_json_schema([(body, "validation") for body in BODIES], ref_template="#/components/schemas/{model}")
+    schemas = definitions["$defs"]
+    for body in BODIES:
+        required = schemas[body.__name__].get("required", ())
+        fields = schemas[body.__name__]["properties"] | _other_fields(body)
+        schemas[body.__name__]["properties"] = {name: fields[name] for name in (*required, *fields)}
+    schemas["ErrorResponse"] = _error_response()
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "LLaVA Gateway",
+            "version": __version__,
+            "description": "LLaVA behind the OpenAI API. Fields that are not named here are ignored.",
+        },
+        "paths": {
+            "/v1/chat/completions": _post(ChatCompletionRequest, "A chat, with images", "chat.completion", "usage", stream=True),
+            "/v1/completions": _post(TextCompletionRequest, "A prompt as it is, with images", "text_completion", "usage", stream=True),
+            "/v1/models": _get("The model that is served", _object("object", "data")),
+            "/v1/models/{model}": _get("One model", _object("id", "object", "created", "owned_by"), parameter="model"),
+            "/tokenize": _post(TokenizeRequest, "What a prompt or a chat comes to, in tokens", None, "count", "max_model_len", "tokens"),
+            "/detokenize": _post(DetokenizeRequest, "The text of tokens", None, "prompt"),
+            "/version": _get("The gateway's version", _object("version")),
+        },
+        "components": {"schemas": schemas},
+    }
+
+
+def _other_fields(body: type[RequestBody]) -> dict[str, Any]:
+    refused = {
+        name: {"enum": list(field.unless), "description": f"Refused: {field.why}."}
+        for name, field in body.refused.items()
+    }  # fmt: skip
+    return refused | {name: {"description": f"Ignored: {why}."} for name, why in body.ignored.items()}
+
+
+def _post(body: type[RequestBody], summary: str, kind: str | None, *keys: str, stream: bool = False) -> dict[str, Any]:
+    answer = _object(*(("id", "object", "created", "model", "choices") if kind else ()), *keys)
+    if kind:
+        answer["properties"] = {"object": {"const": kind}}
+    content: dict[str, Any] = {"application/json": {"schema": answer}}
+    if stream:
+        content["text/event-stream"] = {"schema": {"type": "string", "description": "`data: {...}` events, the last `data: [DONE]`"}}
+    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
+    return {
+        "post": {
+            "summary": summary,
+            "operationId": body.__name__,
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "responses": {"200": {"description": "The answer", "content": content}} | _errors(ERRORS),
+        }
+    }
+
+
+def _get(summary: str, schema: dict[str, Any], parameter: str | None = None) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "responses": {"200": {"description": "The answer", "content": {"application/json": {"schema": schema}}}},
+    }
+    if parameter:
+        operation["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
+        operation["responses"] |= _errors([404])
+    return {"get": operation}
+
+
+def _errors(statuses: Sequence[int] | dict[int, str]) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}
+    return {str(status): {"description": ERRORS[status], "content": content} for status in statuses}
+
+
+def _object(*keys: str) -> dict[str, Any]:
+    return {"type": "object", "required": list(keys)}
+
+
+def _error_response() -> dict[str, Any]:
+    text, maybe = {"type": "string"}, {"type": ["string", "null"]}
+    error = _object("message", "type", "param", "code") | {"properties": {"message": text, "type": text, "param": maybe, "code": maybe}}
+    return _object("error") | {"properties": {"error": error}}

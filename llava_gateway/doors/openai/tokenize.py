@@ -1,0 +1,72 @@
+"""`POST /tokenize` and `/detokenize`, in vLLM's shapes: what a request costs before it is sent, images included."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from llava_gateway.chat import ChatRequest, CompletionRequest
+from llava_gateway.doors.openai.chat_request import ChatMessage, to_messages
+from llava_gateway.doors.openai.completions_request import Images, to_images
+from llava_gateway.doors.openai.fields import Refused, RequestBody
+from llava_gateway.doors.openai.sampling import VLLM_REFUSED, TokenId
+from llava_gateway.errors import InvalidRequest
+from llava_gateway.gateway import Gateway
+
+_TEMPLATE = {name: VLLM_REFUSED[name] for name in ("chat_template", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")}
+
+
+class TokenizeRequest(RequestBody):
+    """`POST /tokenize`: either `messages` or `prompt`."""
+
+    model: str | None = Field(None, description="the served model's id; none: that one")
+    messages: list[ChatMessage] | None = Field(None, min_length=1, description="a chat, as /v1/chat/completions takes it")
+    prompt: str | None = Field(None, description="text, as /v1/completions takes it")
+    images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it. No image is fetched")
+    add_special_tokens: bool | None = Field(None, description="with `prompt`: begin it with the model's `<s>`; default true")
+    return_token_strs: bool | None = Field(None, description="name the tokens, too")
+
+    refused: ClassVar = {
+        "tools": Refused("this model calls no tools"),
+        "continue_final_message": VLLM_REFUSED["continue_final_message"],
+        "add_generation_prompt": Refused("the prompt always asks for the next message", unless=(None, True)),
+    } | _TEMPLATE
+
+
+class DetokenizeRequest(RequestBody):
+    """`POST /detokenize`."""
+
+    model: str | None = Field(None, description="the served model's id; none: that one")
+    tokens: list[TokenId] = Field(description="token ids")
+
+
+def tokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's `TokenizeResponse`, and how many of the tokens are images'. Raises GatewayError."""
+    asked = TokenizeRequest.parse(body)
+    model = asked.model if asked.model is not None else gateway.model_name
+    request: ChatRequest | CompletionRequest
+    if (asked.messages is None) == (asked.prompt is None):
+        raise InvalidRequest("Send either messages or prompt.", param="prompt" if asked.messages else "messages")
+    if asked.messages is not None:
+        request = ChatRequest(model=model, messages=to_messages(asked.messages))
+    else:
+        add_special_tokens = asked.add_special_tokens is not False
+        request = CompletionRequest(
+            model=model, prompt=asked.prompt or "", images=to_images(asked.images), add_special_tokens=add_special_tokens
+        )
+    info = gateway.model(model)
+    tokens = gateway.tokenize(request)
+    return {
+        "count": len(tokens),
+        "max_model_len": info.context_length,
+        "image_tokens": len(request.images) * info.image_tokens,
+        "tokens": tokens,
+        "token_strs": [info.vocabulary.token(token) for token in tokens] if asked.return_token_strs else None,
+    }
+
+
+def detokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's `DetokenizeResponse`. Raises GatewayError."""
+    asked = DetokenizeRequest.parse(body)
+    info = gateway.model(asked.model if asked.model is not None else gateway.model_name)
+    info.vocabulary.check(asked.tokens, "tokens")
+    return {"prompt": info.vocabulary.decode(asked.tokens)}

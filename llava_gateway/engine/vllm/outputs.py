@@ -1,0 +1,52 @@
+"""From vLLM's outputs and refusals to the gateway's."""
+
+from typing import TYPE_CHECKING
+
+from llava_gateway.chat import FinishReason, Sampling, Structure, TokenLogprob
+from llava_gateway.errors import EngineFailed, GatewayError, InvalidRequest, Unavailable
+from llava_gateway.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from vllm import CompletionOutput
+
+FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "length"}
+"""vLLM cuts an answer short that goes round in circles, if its operator wants that: to the client it is an answer that is not whole."""
+LEAST_LOGPROB = -9999.0
+"""OpenAI's way to say "never" without an infinity, which JSON does not have."""
+
+
+def token_logprobs(choice: "CompletionOutput", sampling: Sampling, vocabulary: Vocabulary) -> tuple[TokenLogprob, ...]:
+    """The choice's log probabilities. vLLM names the token drawn, and the likeliest, in a dict for each place. The token that ended the
+    text (not a stop string) is no part of it, unless the client wants it there."""
+    places = list(zip(choice.token_ids, choice.logprobs or (), strict=False))
+    if choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str) and not sampling.include_stop_str_in_output:
+        del places[-1:]
+    wanted = sampling.logprobs or 0
+    found = []
+    for drawn, place in places:
+        ranked = sorted((entry.rank, token, entry.logprob) for token, entry in place.items() if entry.rank <= wanted)
+        top = tuple((vocabulary.token_bytes(token), max(logprob, LEAST_LOGPROB)) for _, token, logprob in ranked)
+        found.append(TokenLogprob(vocabulary.token_bytes(drawn), max(place[drawn].logprob, LEAST_LOGPROB), top))
+    return tuple(found)
+
+
+def finish_reason(reason: str | None, structure: Structure | None) -> FinishReason | None:
+    """How a choice ended, in the words of the contract. Raises what the client is told when the engine gave up on it."""
+    if reason is None:
+        return None
+    if reason == "abort":
+        raise Unavailable("The engine dropped this request, most likely because it is stopping.", code="engine_abort", retry_after=1)
+    if reason == "error" and structure is not None:
+        raise InvalidRequest("The engine cannot hold an answer to this form.", param=structure.param)
+    if reason not in FINISH:
+        raise EngineFailed("The engine failed on this request.", code="engine_error", retry_after=1)
+    return FINISH[reason]
+
+
+def refusal(error: Exception, structure: Structure | None) -> GatewayError:
+    """vLLM's refusal in the client's terms."""
+    reason = str(error.args[0]) if error.args else "no reason given"
+    param = getattr(error, "parameter", None)
+    if param is None and structure is not None:
+        param = structure.param
+    return InvalidRequest(f"The engine refuses this request: {reason}", param=param)

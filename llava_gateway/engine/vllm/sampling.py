@@ -1,0 +1,60 @@
+"""From the gateway's `Sampling` to vLLM's."""
+
+from typing import TYPE_CHECKING
+
+from llava_gateway.chat import Sampling, Structure
+from llava_gateway.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+SEEDS = 1 << 62
+"""Seeds are taken modulo this: vLLM adds a choice's index to its seed, in 64 bits, and takes -1 for no seed at all."""
+
+
+def sampling_params(sampling: Sampling, stream: bool) -> "SamplingParams":
+    """vLLM's parameters. A field of a wrong type would wedge the engine for good, so they take the round trip that the engine's
+    own decoder will make, here, where a mistake is one request's error."""
+    import msgspec
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        n=sampling.n,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=None if sampling.seed is None else sampling.seed % SEEDS,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=dict(sampling.logit_bias) or None,
+        allowed_token_ids=list(sampling.allowed_token_ids) if sampling.allowed_token_ids is not None else None,
+        bad_words=list(sampling.bad_words),
+        stop=list(sampling.stop),
+        stop_token_ids=list(sampling.stop_token_ids),
+        include_stop_str_in_output=sampling.include_stop_str_in_output,
+        ignore_eos=sampling.ignore_eos,
+        skip_special_tokens=sampling.skip_special_tokens,
+        spaces_between_special_tokens=sampling.spaces_between_special_tokens,
+        structured_outputs=_structured_outputs(sampling.structure) if sampling.structure else None,
+        logprobs=sampling.logprobs,
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+    )
+    try:
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"A sampling parameter has the wrong type: {error}") from error
+
+
+def _structured_outputs(structure: Structure) -> "StructuredOutputsParams":
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if structure.kind == "json_object":
+        return StructuredOutputsParams(json_object=True)
+    spec = list(structure.spec) if structure.kind == "choice" else structure.spec
+    return StructuredOutputsParams(**{structure.kind: spec})
