@@ -55,6 +55,7 @@ class _LeadingSpace:
         if delta.logprobs and delta.index not in self._tokens:
             self._tokens.add(delta.index)
             first, *others = delta.logprobs
-            first = dataclasses.replace(first, token=first.token.removeprefix(b" "))
+            top = tuple((token.removeprefix(b" "), logprob) for token, logprob in first.top)
+            first = dataclasses.replace(first, token=first.token.removeprefix(b" "), top=top)
             delta = dataclasses.replace(delta, logprobs=(first, *others))
         return delta

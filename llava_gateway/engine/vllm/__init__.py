@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_gateway.chat import Delta, Sampling, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
+from llava_gateway.engine.vllm.grammar import GrammarChecker
 from llava_gateway.engine.vllm.outputs import finish_reason, refusal, token_logprobs
 from llava_gateway.engine.vllm.processes import engine_processes, kill
 from llava_gateway.engine.vllm.sampling import sampling_params
@@ -40,6 +41,7 @@ class VllmEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")  # for loading, which cannot be interrupted
         self._loading: Future[AsyncLLM] | None = None
         self._stopping = False
+        self._grammars = GrammarChecker()
 
     async def start(self) -> ModelInfo:
         self._loading = self._thread.submit(self._load)
@@ -55,6 +57,8 @@ class VllmEngine:
         if self._engine is None:
             raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
         try:
+            if sampling.structure:
+                await self._grammars.check(sampling.structure)
             params = sampling_params(sampling, stream)
             async with aclosing(self._outputs(self._engine, prompt, params)) as outputs:
                 async for output in outputs:
@@ -87,6 +91,7 @@ class VllmEngine:
 
     async def stop(self) -> None:
         self._stopping = True
+        self._grammars.close()
         if self._loading is not None:
             await asyncio.to_thread(self._end, self._loading)
 
@@ -112,8 +117,11 @@ class VllmEngine:
             if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
                 arguments.distributed_executor_backend = "uni"
         if arguments.structured_outputs_config.backend == "auto":
-            # vLLM keeps the backend that the first request led it to, and the others' grammars fail on it.
-            arguments.structured_outputs_config.backend = "xgrammar"
+            # With "auto" vLLM keeps the backend that the first request led it to, and other requests' grammars fail on that. Of the
+            # backends only guidance bounds the work for each token: a regular expression of 100 characters has xgrammar 0.2.8 hang.
+            # Free to put white space anywhere, small models put it everywhere and never come to the point.
+            arguments.structured_outputs_config.backend = "guidance"
+            arguments.structured_outputs_config.disable_any_whitespace = True
         if self._stopping:
             raise EngineStartError("stopped while starting")
         try:

@@ -45,7 +45,7 @@ def finish_reason(reason: str | None, structure: Structure | None) -> FinishReas
 
 def refusal(error: Exception, structure: Structure | None) -> GatewayError:
     """vLLM's refusal in the client's terms."""
-    reason = str(error.args[0]) if error.args else "no reason given"
+    reason = str(error.args[0])[:300] if error.args else "no reason given"
     param = getattr(error, "parameter", None)
     if param is None and structure is not None:
         param = structure.param
