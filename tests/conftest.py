@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from contract import ContractTransport
 from openai import OpenAI
 from origin import Origin
 
@@ -38,10 +40,17 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    flags = ("--max-body-mb", "8", "--allow-networks", "127.0.0.0/8", "--image-timeout", "3", "--max-num-seqs", "64", "--keep-alive", "0.5")
+    with serve(tmp_path_factory.mktemp("server"), *flags) as started:
+        yield started
+
+
+@contextmanager
+def serve(folder: Path, *flags: str) -> Iterator[Server]:
+    """A server of the demo model, ready."""
     port = free_port()
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "llava_gateway", "serve", "llava-demo", "--port", str(port), "--max-body-mb", "8"]
-    command += ["--allow-networks", "127.0.0.0/8", "--image-timeout", "3", "--max-num-seqs", "64"]
+    log = folder / "log"
+    command = [sys.executable, "-m", "llava_gateway", "serve", "llava-demo", "--port", str(port), *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=os.environ | {"LLAVA_PORT": "1"})
     started = Server(process, f"http://127.0.0.1:{port}", log)
@@ -70,13 +79,22 @@ def wait_until_ready(server: Server) -> None:
 
 
 @pytest.fixture(scope="session")
-def client(server: Server) -> OpenAI:
+def client(server: Server) -> Iterator[OpenAI]:
+    """OpenAI's own SDK. Every answer it gets is checked against OpenAI's schema."""
+    with httpx.Client(transport=ContractTransport(), timeout=120) as http:
+        yield OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=120, http_client=http)
+
+
+@pytest.fixture(scope="session")
+def live_client(server: Server) -> OpenAI:
+    """The SDK reading streams as they come."""
     return OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=120)
 
 
 @pytest.fixture(scope="session")
 def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120, trust_env=False) as client:
+    """Every answer is checked against OpenAI's schema."""
+    with httpx.Client(base_url=server.url, transport=ContractTransport(), timeout=120) as client:
         yield client
 
 

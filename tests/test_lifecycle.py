@@ -64,9 +64,9 @@ def test_hanging_up_before_the_body_is_whole(server: Server, http: httpx.Client)
     assert http.get("/ready").status_code == 200
 
 
-def test_many_clients_that_leave(client: OpenAI, http: httpx.Client) -> None:
+def test_many_clients_that_leave(live_client: OpenAI, http: httpx.Client) -> None:
     def leave(number: int) -> None:
-        with client.chat.completions.create(
+        with live_client.chat.completions.create(
             **body(f"Hello {number}", max_tokens=3000), stream=True, extra_body={"ignore_eos": True}
         ) as stream:
             for _ in range(number % 5):
@@ -109,10 +109,10 @@ def test_sigterm_while_the_model_loads(tmp_path: Path, seconds: float) -> None:
 
 
 @pytest.mark.last
-def test_sigterm_lets_requests_finish_and_leaves_no_process(server: Server, http: httpx.Client, client: OpenAI) -> None:
+def test_sigterm_lets_requests_finish_and_leaves_no_process(server: Server, http: httpx.Client, live_client: OpenAI) -> None:
     children = psutil.Process(server.process.pid).children(recursive=True)
     assert children
-    stream = client.chat.completions.create(**body("Hello", max_tokens=400), stream=True, extra_body={"ignore_eos": True})
+    stream = live_client.chat.completions.create(**body("Hello", max_tokens=400), stream=True, extra_body={"ignore_eos": True})
     next(stream)
     server.process.send_signal(signal.SIGTERM)
     *_, last = stream

@@ -1,12 +1,12 @@
 """The OpenAI door over a real socket, mostly with the real SDK."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from asking import MODEL, body, image, user
+from contract import frames
 from openai import NotFoundError, OpenAI
 from transformers import AutoProcessor
 
@@ -18,11 +18,8 @@ OTHER = ("white", "yellow", "black", "purple")
 CHAT = "/v1/chat/completions"
 
 
-def events(response: httpx.Response) -> Iterator[str]:
-    for frame in response.text.split("\n\n")[:-1]:
-        assert frame.startswith("data: ")
-        assert "\n" not in frame
-        yield frame.removeprefix("data: ")
+def frames_of(response: httpx.Response) -> list[str]:
+    return list(frames(response.text))
 
 
 def test_completion_shape(http: httpx.Client) -> None:
@@ -76,9 +73,9 @@ def test_the_next_turn_is_found_in_the_prefix_cache(client: OpenAI) -> None:
 def test_stream_frames(http: httpx.Client) -> None:
     answer = http.post(CHAT, json=body("Hello", stream=True, stream_options={"include_usage": True}))
     assert answer.headers["content-type"].startswith("text/event-stream")
-    *frames, done = events(answer)
+    *events, done = frames_of(answer)
     assert done == "[DONE]"
-    chunks = [json.loads(frame) for frame in frames]
+    chunks = [json.loads(event) for event in events]
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
     role, *deltas, finish, usage = chunks
@@ -93,8 +90,8 @@ def test_stream_frames(http: httpx.Client) -> None:
 
 
 def test_stream_without_usage_has_none(http: httpx.Client) -> None:
-    *frames, _ = events(http.post(CHAT, json=body("Hello", stream=True)))
-    assert not any("usage" in json.loads(frame) for frame in frames)
+    *events, _ = frames_of(http.post(CHAT, json=body("Hello", stream=True)))
+    assert not any("usage" in json.loads(event) for event in events)
 
 
 @pytest.mark.parametrize("grids", [[], [GRID], [GRID, OTHER]])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_gateway.chat import ChatRequest, ImageUrl, Message, Sampling, Text
+from llava_gateway.chat import ChatRequest, ImageUrl, Message, Sampling, Structure, Text
 from llava_gateway.doors.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.errors import InvalidRequest
 
@@ -41,14 +41,38 @@ def test_defaults() -> None:
 
 
 def test_every_field() -> None:
-    asked = chat(max_tokens=5, max_completion_tokens=6, temperature=0, top_p=0.5, n=2, stop="x", seed=-1, presence_penalty=-2, stream=True)
-    assert asked.sampling == Sampling(6, 0.0, 0.5, 2, ("x",), -1, -2.0)
+    asked = chat(
+        max_tokens=5, max_completion_tokens=6, temperature=0, top_p=0.5, n=2, stop="x", seed=-1, presence_penalty=-2, stream=True,
+        frequency_penalty=2, logit_bias={"7": -100}, top_k=-1, min_p=0.5, repetition_penalty=2, min_tokens=3, stop_token_ids=[1],
+        ignore_eos=True, skip_special_tokens=False, spaces_between_special_tokens=False, include_stop_str_in_output=True,
+        bad_words=["a"], allowed_token_ids=[2], logprobs=True, top_logprobs=4, structured_outputs={"choice": ["a", "b"]},
+    )  # fmt: skip
     assert asked.stream
+    assert asked.sampling == Sampling(
+        max_tokens=6, temperature=0.0, top_p=0.5, n=2, stop=("x",), seed=-1, presence_penalty=-2.0,
+        frequency_penalty=2.0, logit_bias={7: -100.0}, top_k=0, min_p=0.5, repetition_penalty=2.0, min_tokens=3, stop_token_ids=(1,),
+        ignore_eos=True, skip_special_tokens=False, spaces_between_special_tokens=False, include_stop_str_in_output=True,
+        bad_words=("a",), allowed_token_ids=(2,), logprobs=4, structure=Structure("choice", ("a", "b")),
+    )  # fmt: skip
 
 
 def test_nulls_are_defaults() -> None:
-    names = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed", "stream", "stream_options", "tools")
-    assert chat(**dict.fromkeys(names)) == chat()
+    names = set(ChatCompletionRequest.model_fields) | set(ChatCompletionRequest.refused) | set(ChatCompletionRequest.ignored)
+    assert chat(**dict.fromkeys(names - {"model", "messages"})) == chat()
+
+
+def test_what_asks_for_nothing_is_taken() -> None:
+    for name, field in ChatCompletionRequest.refused.items():
+        for value in field.unless:
+            assert chat(**{name: value}) == chat()
+        with pytest.raises(InvalidRequest) as refused:
+            chat(**{name: ["something"]})
+        assert refused.value.param == name
+
+
+def test_what_is_ignored_may_be_anything() -> None:
+    for name in (*ChatCompletionRequest.ignored, "a field of tomorrow"):
+        assert chat(**{name: {"x": [1]}}) == chat()
 
 
 def test_roles_and_parts() -> None:

@@ -8,15 +8,17 @@ import json
 import resource
 import signal
 import sys
+from typing import Literal
 
 import llguidance
 
+Kind = Literal["json", "json_object", "regex", "choice", "grammar"]
 CPU_SECONDS = 0.25
 """Fifty times what a schema of 16,000 characters takes."""
 MEMORY = 1 << 30
 
 
-def error(kind: str, spec: str) -> str:
+def error(kind: Kind, spec: str) -> str:
     """What is wrong with the form; empty if nothing is. The grammar is made as vLLM makes it."""
     try:
         if kind in ("json", "json_object"):
@@ -32,12 +34,14 @@ def error(kind: str, spec: str) -> str:
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         verdict = error(**json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(verdict[:2000]), flush=True)
+        sys.stdout.write(json.dumps(verdict[:2000]) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
