@@ -37,7 +37,10 @@ def finish_reason(reason: str | None, structure: Structure | None) -> FinishReas
     if reason == "abort":
         raise Unavailable("The engine dropped this request, most likely because it is stopping.", code="engine_abort", retry_after=1)
     if reason == "error" and structure is not None:
-        raise InvalidRequest("The engine cannot hold an answer to this form.", param=structure.param)
+        raise InvalidRequest(
+            "The engine cannot hold the answer to this form: it is too complicated, or other fields forbid the tokens that it needs.",
+            param=structure.param,
+        )
     if reason not in FINISH:
         raise EngineFailed("The engine failed on this request.", code="engine_error", retry_after=1)
     return FINISH[reason]
