@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Server
+from field_rows import rows
+from pydantic import BaseModel
 
 from llava_gateway.demo.pictures import describe
+from llava_gateway.doors.openai.chat_request import ImageReference
+from llava_gateway.doors.openai.openapi import BODIES
+from llava_gateway.doors.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
 from llava_gateway.settings import Settings
 
 README = (ROOT / "README.md").read_text()
+OPENAI = (ROOT / "docs" / "openai.md").read_text()
 FIRST = ("red", "blue", "green", "white")
 SECOND = ("yellow", "black", "orange", "purple")
 
@@ -61,6 +67,12 @@ def test_readme_curl(server: Server) -> None:
     assert usage == shown
 
 
+def test_readme_curl_for_json(server: Server) -> None:
+    (script,) = (block for block in blocks("sh") if "json_schema" in block)
+    completion = json.loads(run(server, "bash", "-euo", "pipefail", script=script.replace("http://127.0.0.1:8000", server.url)))
+    assert json.loads(completion["choices"][0]["message"]["content"])["color"] in ("red", "blue")
+
+
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0][:40])
 def test_readme_python(server: Server, block: str) -> None:
     said = run(server, sys.executable, "-", script=block.replace("http://127.0.0.1:8000", server.url))
@@ -72,6 +84,20 @@ def test_readme_lists_every_setting_as_it_is() -> None:
         default = field.default if field.default not in ("", ()) else ""
         row = f"| `--{name.replace('_', '-')}` | {f'`{default}`' if default != '' else ''} | {field.description} |"
         assert row in README, row
+
+
+@pytest.mark.parametrize("model", [*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference])
+def test_docs_say_what_is_done_with_every_field(model: type[BaseModel]) -> None:
+    for row in rows(model):
+        assert row in OPENAI, row
+
+
+def test_docs_name_no_field_that_is_gone() -> None:
+    named = set(re.findall(r"^\| `([a-z_]+)` \| (?:honoured|ignored|refused) \|", OPENAI, re.MULTILINE))
+    declared = {
+        row.split("`")[1] for model in (*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference) for row in rows(model)
+    }
+    assert named == declared
 
 
 def test_readme_names_real_make_targets_and_files() -> None:

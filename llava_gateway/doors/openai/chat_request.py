@@ -81,7 +81,7 @@ class ChatCompletionRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1, description="most tokens of an answer; default: `--default-max-tokens`")
     max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which wins")
     logprobs: bool | None = Field(None, description="log probabilities of the answer's tokens")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="so many of the likeliest tokens in each place; needs logprobs")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="0 to 20 of the likeliest tokens in each place; needs logprobs")
 
     refused: ClassVar = {
         "tools": Refused("this model calls no tools"),

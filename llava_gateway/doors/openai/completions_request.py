@@ -43,7 +43,7 @@ class TextCompletionRequest(SamplingFields):
         None, description="an extension: http(s) URLs or data: URIs in base64, one for each `<image>` in the prompt; one prompt only"
     )
     max_tokens: int | None = Field(None, ge=1, description=f"default {DEFAULT_MAX_TOKENS}")
-    logprobs: int | None = Field(None, ge=0, le=5, description="log probabilities, and so many of the likeliest tokens in each place")
+    logprobs: int | None = Field(None, ge=0, le=5, description="log probabilities, and 0 to 5 of the likeliest tokens in each place")
     add_special_tokens: bool | None = Field(None, description="vLLM's: begin a text with the model's `<s>`; default true")
 
     refused: ClassVar = {

@@ -34,10 +34,10 @@ _LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Fiel
 
 
 class JsonSchema(Strict):
-    name: str = Field(min_length=1, max_length=64)
-    description: str | None = None
+    name: str = Field(min_length=1, max_length=64, description="required, and of no effect")
+    description: str | None = Field(None, description="ignored: the model is not shown it")
     json_schema: dict[str, Any] | None = Field(None, alias="schema", description="a JSON Schema; none: any object")
-    strict: bool | None = Field(None, description="the schema is held in any case")
+    strict: bool | None = Field(None, description="ignored: the schema is held in any case")
 
 
 class TextFormat(Strict):
@@ -105,14 +105,16 @@ class StreamOptions(Strict):
 class SamplingFields(RequestBody):
     """What the bodies of chat and plain completions have in common."""
 
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default 1")
-    top_p: float | None = Field(None, gt=0, le=1, description="default 1")
-    n: int | None = Field(None, ge=1, le=16, description="how many choices; at temperature 0 they are equal, and drawn once; default 1")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 to 2, 0 is greedy; default 1")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="over 0, to 1: draw among the likeliest tokens that have this share together; default 1"
+    )
+    n: int | None = Field(None, ge=1, le=16, description="1 to 16 choices; at temperature 0 they are equal, and drawn once; default 1")
     stop: _Stop | None = Field(None, description="a string, or one to four, at which the answer ends, without them")
     seed: int | None = Field(None, ge=-INT64, lt=INT64, description="the same seed, request and server: the same answer")
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="default 0")
-    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="default 0")
-    logit_bias: _LogitBias | None = Field(None, description="what is added to the logits of tokens, by token id")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
+    logit_bias: _LogitBias | None = Field(None, description="-100 to 100 by token id, added to the logits")
     top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="vLLM's: draw among the k likeliest tokens; 0 and -1 are off")
     min_p: float | None = Field(None, ge=0, le=1, description="vLLM's: leave out tokens less likely than this share of the likeliest")
     repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="vLLM's: over 1 against repetition; default 1")
@@ -120,11 +122,11 @@ class SamplingFields(RequestBody):
     stop_token_ids: list[TokenId] | None = Field(None, max_length=1000, description="vLLM's: tokens at which the answer ends")
     ignore_eos: bool | None = Field(None, description="vLLM's: go on to max_tokens whatever the model says")
     skip_special_tokens: bool | None = Field(None, description="vLLM's: false shows control tokens in the text; default true")
-    spaces_between_special_tokens: bool | None = Field(None, description="vLLM's: default true")
+    spaces_between_special_tokens: bool | None = Field(None, description="vLLM's: what it says; default true")
     include_stop_str_in_output: bool | None = Field(None, description="vLLM's: leave the stop string in the text")
     bad_words: list[_NonEmpty] | None = Field(None, max_length=100, description="vLLM's: words that must not come")
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1, max_length=1 << 16, description="vLLM's: draw among these alone")
-    response_format: _ResponseFormat | None = Field(None, description="text, json_object, or json_schema with its schema, which is held")
+    response_format: _ResponseFormat | None = Field(None, description="text, json_object, or json_schema, whose schema is held")
     structured_outputs: StructuredOutputs | None = Field(
         None, description="vLLM's: exactly one of json, json_object, regex, choice, grammar"
     )

@@ -57,7 +57,7 @@ class VllmEngine:
         if self._engine is None:
             raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
         try:
-            if sampling.structure:
+            if sampling.structure and self._engine.vllm_config.structured_outputs_config.backend == "guidance":
                 await self._grammars.check(sampling.structure)
             params = sampling_params(sampling, stream)
             async with aclosing(self._outputs(self._engine, prompt, params)) as outputs:
