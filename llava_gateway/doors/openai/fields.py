@@ -72,7 +72,7 @@ def _explain(error: ErrorDetails) -> str:
         return f"must be an object of type {kinds}"
     if error["loc"][-1:] == ("role",):
         return "must be system, developer, user or assistant"
-    return error["msg"]
+    return error["msg"].replace("Input should", "must", 1)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -56,6 +56,8 @@ def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
     if kind == "array":
         return f"array of {_type(schema.get('items', {}), schemas)}"
     low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
+    if low is not None and low < -(1 << 31):
+        return kind
     if low is not None and high is not None:
         return f"{kind} {'over ' if 'exclusiveMinimum' in schema else ''}{low} to {high}"
     return f"{kind} from {low}" if low is not None else kind
