@@ -21,7 +21,7 @@ MEMORY = 1 << 30
 def error(kind: Kind, spec: str) -> str:
     """What is wrong with the form; empty if nothing is. The grammar is made as vLLM makes it."""
     try:
-        if kind in ("json", "json_object"):
+        if kind == "json" or kind == "json_object":
             grammar = llguidance.LLMatcher.grammar_from_json_schema(spec or '{"type": "object"}', defaults={"whitespace_flexible": False})
         else:
             grammar = llguidance.grammar_from(kind, spec)
