@@ -27,7 +27,7 @@ async def first_delta(deltas: AsyncGenerator[Delta]) -> Delta:
 
 async def choices(first: asyncio.Task[Delta], rest: AsyncGenerator[Delta], request: Request, usage: Usage) -> AsyncIterator[Delta]:
     """The engine's deltas as the client sees them. n greedy choices are one, n times: the engine draws it once."""
-    space = _LeadingSpace() if isinstance(request, ChatRequest) else None
+    space = _LeadingSpace() if isinstance(request, ChatRequest) and request.sampling.structure is None else None
     copies = request.sampling.n if request.sampling.temperature == 0 else 1
     delta: Delta | None = await first
     while delta is not None:

@@ -43,7 +43,7 @@ def create_app(
     name = settings.served_model_name or (Path(model).resolve().name if Path(model).is_dir() else model)
     if model == MODEL_NAME:
         model, engine_flags = str(CHECKPOINT), (*ENGINE_FLAGS, *engine_flags)
-    gateway = Gateway(settings, engine or VllmEngine(model, engine_flags), name)
+    gateway = Gateway(settings, engine or VllmEngine(model, (*engine_flags, "--served-model-name", name)), name)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

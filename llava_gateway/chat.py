@@ -96,6 +96,8 @@ class CompletionRequest:
     model: str
     prompt: str | tuple[int, ...]
     """Text, or token ids; one image token per image."""
+    param: str = "prompt"
+    """Where it stands in the client's request, for error messages."""
     images: tuple[ImageUrl, ...] = ()
     add_special_tokens: bool = True
     """Whether a text begins with the model's `<s>` even if it does not spell it."""

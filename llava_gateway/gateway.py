@@ -25,6 +25,7 @@ from llava_gateway.errors import ContextLengthExceeded, InvalidRequest, NotFound
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.prompt import PromptRenderer
 from llava_gateway.settings import Settings
+from llava_gateway.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ class Gateway:
                 token_ids, sampling = self._plan(request)
             with metrics.stage("queue"):
                 await stack.enter_async_context(self._admission.slot())
+            if sampling.structure:
+                await self._engine.check_structure(sampling.structure)
             with metrics.stage("images"):
                 images = await self._images.load(request.images)
             with metrics.stage("answer"):
@@ -106,7 +109,7 @@ class Gateway:
     def check_name(self, name: str) -> None:
         """Raises NotFound unless the model of this name is served here."""
         if name != self.model_name:
-            raise NotFound(f"There is no model {name!r} here; {self.model_name!r} is served.", param="model", code="model_not_found")
+            raise NotFound(f"There is no model {name[:100]!r} here; {self.model_name!r} is served.", param="model", code="model_not_found")
 
     def model(self, name: str) -> ModelInfo:
         """The model of this name. Raises NotFound, or Unavailable while it loads."""
@@ -119,6 +122,14 @@ class Gateway:
         if self._model is None:
             raise Unavailable("The model is still loading. Try again in a few seconds.", code="model_loading", retry_after=3)
         return self._model
+
+    @staticmethod
+    def _check_tokens(asked: Sampling, vocabulary: Vocabulary) -> None:
+        vocabulary.check(asked.allowed_token_ids or (), "allowed_token_ids")
+        vocabulary.check(asked.stop_token_ids, "stop_token_ids")
+        for token_id in asked.logit_bias:
+            if token_id >= vocabulary.size:
+                raise vocabulary.refusal(token_id, f"logit_bias.{token_id}")
 
     def _plan(self, request: Request) -> tuple[list[int], Sampling]:
         """What the engine gets: the prompt's token ids, and a sampling whose answer fits the context beside them."""
@@ -143,13 +154,12 @@ class Gateway:
         max_tokens = asked.max_tokens or min(room, max(self.settings.default_max_tokens, asked.min_tokens))
         if asked.min_tokens > max_tokens:
             raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
-        for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
-            model.vocabulary.check(getattr(asked, name) or (), name)
+        self._check_tokens(asked, model.vocabulary)
         return token_ids, dataclasses.replace(asked, max_tokens=max_tokens, n=1 if asked.temperature == 0 else asked.n)
 
 
 def _param(request: Request) -> str:
-    return "messages" if isinstance(request, ChatRequest) else "prompt"
+    return "messages" if isinstance(request, ChatRequest) else request.param
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

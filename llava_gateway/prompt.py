@@ -14,7 +14,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llava_gateway.chat import ChatRequest, ImageUrl, Message, Request, Text
+from llava_gateway.chat import ChatRequest, CompletionRequest, ImageUrl, Message, Request, Text
 from llava_gateway.engine import ModelInfo
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 
@@ -47,7 +47,7 @@ class PromptRenderer:
         """The token ids of the request's prompt; one image token per image."""
         if isinstance(request, ChatRequest):
             return self.chat(request.messages).token_ids
-        return self.completion(request.prompt, len(request.images), add_special_tokens=request.add_special_tokens)
+        return self.completion(request)
 
     def chat(self, messages: Sequence[Message]) -> RenderedPrompt:
         """The prompt that asks for the assistant's next message. InvalidRequest if the template refuses the messages."""
@@ -68,19 +68,23 @@ class PromptRenderer:
             raise InvalidRequest("The model's chat template does not show all images of these messages.", param="messages")
         return RenderedPrompt(text, token_ids)
 
-    def completion(self, prompt: str | Sequence[int], images: int, *, add_special_tokens: bool) -> list[int]:
-        """The token ids of a prompt that the client has written out, `<image>` wherever an image goes. InvalidRequest if they are not
-        as many as the images, or if a token id is not the model's."""
+    def completion(self, request: CompletionRequest) -> list[int]:
+        """The token ids of a prompt that the client has written out, `<image>` wherever an image goes. InvalidRequest if there is nothing
+        in it, if a token id is not the model's, or if images and placeholders are not as many."""
+        prompt, images, param = request.prompt, len(request.images), request.param
         if isinstance(prompt, str):
-            self._check_length((prompt,), "prompt")
-            token_ids = self._vocabulary.encode(prompt, add_special_tokens=add_special_tokens and self._wants_special_tokens(prompt)).ids
+            self._check_length((prompt,), param)
+            add_special_tokens = request.add_special_tokens and self._wants_special_tokens(prompt)
+            token_ids = self._vocabulary.encode(prompt, add_special_tokens=add_special_tokens).ids
         else:
             token_ids = list(prompt)
             if len(token_ids) > self._context_length:
                 raise ContextLengthExceeded(
-                    f"The model's context is {self._context_length} tokens, and this prompt has {len(token_ids)}.", param="prompt"
+                    f"The model's context is {self._context_length} tokens, and this prompt has {len(token_ids)}.", param=param
                 )
-            self._vocabulary.check(token_ids, "prompt")
+            self._vocabulary.check(token_ids, param)
+        if not token_ids:
+            raise InvalidRequest("The prompt is empty.", param=param)
         if (placeholders := token_ids.count(self.image_id)) != images:
             raise InvalidRequest(
                 f"The prompt has {placeholders} image placeholders, and there are {images} images. Each image takes one placeholder.",

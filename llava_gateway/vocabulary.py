@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tokenizers import Encoding, Tokenizer
 
@@ -38,6 +38,10 @@ class Vocabulary:
         """In characters."""
         self._bytes: dict[int, bytes] = {}
 
+    def to_json(self) -> str:
+        """As in `tokenizer.json`."""
+        return self._tokenizer.to_str()
+
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
         """`text` as token ids, with each token's place in it. Control tokens are recognised where the text spells them."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -60,10 +64,14 @@ class Vocabulary:
             found = self._bytes[token_id] = self._added.get(token_id) or self._spell(self.token(token_id))
         return found
 
-    def check(self, token_ids: Iterable[int], param: str) -> None:
-        """InvalidRequest, blaming `param`, for ids that are not the model's."""
-        if strange := [token_id for token_id in token_ids if not 0 <= token_id < self.size]:
-            raise InvalidRequest(f"{param}: {strange[0]} is no token of this model; its token ids are 0 to {self.size - 1}.", param=param)
+    def check(self, token_ids: Sequence[int], param: str) -> None:
+        """InvalidRequest, naming the first by `param[index]`, for ids that are not the model's."""
+        for index, token_id in enumerate(token_ids):
+            if not 0 <= token_id < self.size:
+                raise self.refusal(token_id, f"{param}[{index}]")
+
+    def refusal(self, token_id: int, param: str) -> InvalidRequest:
+        return InvalidRequest(f"{param}: {token_id} is no token of this model; its token ids are 0 to {self.size - 1}.", param=param)
 
     def _spell(self, token: str) -> bytes:
         if self._byte_level:

@@ -1,12 +1,14 @@
 """Bad requests get a 4xx in OpenAI's shape that names the field, and the next request works."""
 
 import re
+import socket
 from typing import Any
 
 import httpx
 import orjson
 import pytest
 from asking import MODEL, body, image, image_part, user
+from conftest import Server
 from origin import Origin
 
 from llava_gateway.demo.pictures import data_uri, describe, draw, encode
@@ -70,13 +72,21 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"min_p": 1.1}, "min_p"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"repetition_penalty": -1}, "repetition_penalty"),
+    ({"tool_choice": "auto"}, "tool_choice"),
+    ({"top_logprobs": 0}, "top_logprobs"),
+    ({"stop": "x" * 10_001}, "stop"),
+    ({"bad_words": ["x" * 101]}, "bad_words[0]"),
+    ({"logit_bias": {"05": 1}}, "logit_bias"),
+    ({"structured_outputs": {"choice": ["a"]}, "ignore_eos": True}, "ignore_eos"),
+    ({"structured_outputs": {"choice": ["a"]}, "min_tokens": 3}, "min_tokens"),
+    ({"structured_outputs": {"~list": 1}}, "structured_outputs.~list"),
     ({"min_tokens": 5}, "min_tokens"),
     ({"min_tokens": 1.5}, "min_tokens"),
-    ({"stop_token_ids": [640]}, "stop_token_ids"),
+    ({"stop_token_ids": [1, 640]}, "stop_token_ids[1]"),
     ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
     ({"stop_token_ids": "1"}, "stop_token_ids"),
     ({"allowed_token_ids": []}, "allowed_token_ids"),
-    ({"allowed_token_ids": [1, 9999]}, "allowed_token_ids"),
+    ({"allowed_token_ids": [1, 9999]}, "allowed_token_ids[1]"),
     ({"allowed_token_ids": [True]}, "allowed_token_ids[0]"),
     ({"bad_words": [""]}, "bad_words[0]"),
     ({"bad_words": [" "]}, "bad_words"),
@@ -106,7 +116,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"a": 1}}, "logit_bias"),
     ({"logit_bias": {"1.5": 1}}, "logit_bias"),
     ({"logit_bias": {"-1": 1}}, "logit_bias"),
-    ({"logit_bias": {"640": 1}}, "logit_bias"),
+    ({"logit_bias": {"640": 1}}, "logit_bias.640"),
     ({"logit_bias": {"5": 101}}, "logit_bias.5"),
     ({"logit_bias": {"5": "1"}}, "logit_bias.5"),
     ({"logit_bias": [1]}, "logit_bias"),
@@ -123,13 +133,13 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ({"structured_outputs": {}}, "structured_outputs"),
     ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
-    ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
-    ({"structured_outputs": {"regex": "a" * 70_000}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"regex": "a" * 70_000}}, "structured_outputs.regex"),
     ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
     ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice[0]"),
-    ({"structured_outputs": {"json": "no json"}}, "structured_outputs"),
-    ({"structured_outputs": {"json": {"$ref": "file:///etc/passwd"}}}, "structured_outputs"),
-    ({"structured_outputs": {"grammar": "x"}}, "structured_outputs"),
+    ({"structured_outputs": {"json": "no json"}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": {"$ref": "file:///etc/passwd"}}}, "structured_outputs.json"),
+    ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar"),
     ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
     ({"stream": True, "stream_options": {"continuous_usage_stats": 1}}, "stream_options.continuous_usage_stats"),
     ({"mm_processor_kwargs": {"size": 9}}, "mm_processor_kwargs"),
@@ -164,6 +174,57 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
 def test_fields(http: httpx.Client, fields: dict[str, Any], param: str, stream: bool) -> None:
     request = body("Hello", max_tokens=4) | ({"stream": True} if stream and "stream_options" not in fields else {}) | fields
     refused(http.post(CHAT, json=request), 400, param)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.parametrize("depth", [70, 130, 400])
+def test_schemas_nested_too_deeply(http: httpx.Client, depth: int) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(depth)}}
+    refused(http.post(CHAT, json=body("Hello", response_format=form)), 400, "response_format.json_schema.schema")
+    refused(http.post(CHAT, json=body("Hello", structured_outputs={"json": nested(depth)})), 400, "structured_outputs.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "param"),
+    [
+        (CHAT, {"messages": [{"role": "assistant"}] * 200_000}, "messages"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 100_000}]}, "messages"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 100}] * 1000}, "messages"),
+        ("/tokenize", {"messages": [1] * 300_000}, "messages"),
+        ("/detokenize", {"tokens": ["a"] * 1_000_000}, "tokens[0]"),
+        ("/detokenize", {"tokens": [1] * 1_000_000}, "tokens"),
+        ("/v1/completions", {"prompt": [1] * 1_000_000}, "prompt"),
+        (CHAT, {"messages": [user("x")], "allowed_token_ids": [1] * 1_000_000}, "allowed_token_ids"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_very_many_of_anything(http: httpx.Client, path: str, asked: dict[str, Any], param: str) -> None:
+    """Refused before each of them is looked at: within two seconds, reading the JSON included, and on a busy machine."""
+    refused(http.post(path, json={"model": MODEL} | asked, timeout=2), 400, param)
+
+
+def test_what_is_echoed_is_cut(http: httpx.Client) -> None:
+    for fields in (
+        {"model": "x" * 1_000_000},
+        {"structured_outputs": {"x" * 1_000_000: 1}},
+        {"messages": [{"role": "user", "x" * 1_000_000: 1}]},
+    ):
+        assert len(http.post(CHAT, json=body("Hello") | fields).content) < 1000
+
+
+def test_what_is_not_http(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        head, _, content = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"x-request-id: " in head
+    assert orjson.loads(content)["error"]["type"] == "invalid_request_error"
 
 
 def test_missing_fields(http: httpx.Client) -> None:

@@ -54,7 +54,7 @@ def test_an_unknown_flag_or_model_is_one_line_of_log() -> None:
 
 def test_without_an_engine_the_log_says_what_to_install() -> None:
     """The core installs without vLLM."""
-    script = "import sys; sys.modules.update(vllm=None, psutil=None, msgspec=None, torch=None); from llava_gateway.cli import main; main()"
+    script = "import sys; sys.modules.update(vllm=None, msgspec=None, torch=None); from llava_gateway.cli import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", script, "serve", "llava-demo", "--port", "58124"], capture_output=True, text=True, timeout=60, check=False
     )

@@ -110,7 +110,10 @@ def test_logprobs(http: httpx.Client) -> None:
         ({"prompt": [[]]}, "prompt[0]"),
         ({"prompt": ["a", 5]}, "prompt[1]"),
         ({"prompt": [5, "a"]}, "prompt[1]"),
-        ({"prompt": [640]}, "prompt"),
+        ({"prompt": [5, 640]}, "prompt[1]"),
+        ({"prompt": "", "add_special_tokens": False}, "prompt"),
+        ({"prompt": [[1], [2, 999]]}, "prompt[1][1]"),
+        ({"prompt": ["a", "word " * 6000]}, "prompt[1]"),
         ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": [True]}, "prompt[0]"),
         ({"prompt": ["a"] * 129}, "prompt"),
@@ -140,7 +143,7 @@ def test_bad_prompts(http: httpx.Client, fields: dict[str, Any], param: str) -> 
 
 
 def test_one_bad_prompt_of_several(http: httpx.Client) -> None:
-    refused(http.post(PATH, json=prompt([HELLO, "word " * 6000])), 400, "prompt", "context_length_exceeded")
+    refused(http.post(PATH, json=prompt([HELLO, "word " * 6000])), 400, "prompt[1]", "context_length_exceeded")
     refused(http.post(PATH, json=prompt() | {"model": "other"}), 404, "model", "model_not_found")
 
 
@@ -179,7 +182,9 @@ def test_tokenize_counts_what_the_chat_will_cost(http: httpx.Client, images: int
         ("/tokenize", {"prompt": "a", "model": ""}, 404, "model"),
         ("/detokenize", {}, 400, "tokens"),
         ("/detokenize", {"tokens": "a"}, 400, "tokens"),
-        ("/detokenize", {"tokens": [640]}, 400, "tokens"),
+        ("/tokenize", {"messages": [user("x")], "images": ["x"]}, 400, "images"),
+        ("/tokenize", {"messages": [user("x")], "add_special_tokens": True}, 400, "add_special_tokens"),
+        ("/detokenize", {"tokens": [640]}, 400, "tokens[0]"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens[0]"),
         ("/detokenize", {"tokens": [1.0]}, 400, "tokens[0]"),
         ("/detokenize", {"tokens": [2**70]}, 400, "tokens[0]"),

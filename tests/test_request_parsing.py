@@ -1,5 +1,6 @@
 """OpenAI's request, field by field, without a server."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from llava_gateway.chat import ChatRequest, ImageUrl, Message, Sampling, Structure, Text
 from llava_gateway.doors.openai.chat_request import ChatCompletionRequest, to_chat
+from llava_gateway.doors.openai.openapi import openapi
 from llava_gateway.errors import InvalidRequest
 
 JSON = st.recursive(
@@ -43,17 +45,21 @@ def test_defaults() -> None:
 def test_every_field() -> None:
     asked = chat(
         max_tokens=5, max_completion_tokens=6, temperature=0, top_p=0.5, n=2, stop="x", seed=-1, presence_penalty=-2, stream=True,
-        frequency_penalty=2, logit_bias={"7": -100}, top_k=-1, min_p=0.5, repetition_penalty=2, min_tokens=3, stop_token_ids=[1],
-        ignore_eos=True, skip_special_tokens=False, spaces_between_special_tokens=False, include_stop_str_in_output=True,
+        frequency_penalty=2, logit_bias={"7": -100}, top_k=-1, min_p=0.5, repetition_penalty=2, stop_token_ids=[1],
+        skip_special_tokens=False, spaces_between_special_tokens=False, include_stop_str_in_output=True,
         bad_words=["a"], allowed_token_ids=[2], logprobs=True, top_logprobs=4, structured_outputs={"choice": ["a", "b"]},
     )  # fmt: skip
     assert asked.stream
     assert asked.sampling == Sampling(
         max_tokens=6, temperature=0.0, top_p=0.5, n=2, stop=("x",), seed=-1, presence_penalty=-2.0,
-        frequency_penalty=2.0, logit_bias={7: -100.0}, top_k=0, min_p=0.5, repetition_penalty=2.0, min_tokens=3, stop_token_ids=(1,),
-        ignore_eos=True, skip_special_tokens=False, spaces_between_special_tokens=False, include_stop_str_in_output=True,
-        bad_words=("a",), allowed_token_ids=(2,), logprobs=4, structure=Structure("choice", ("a", "b")),
+        frequency_penalty=2.0, logit_bias={7: -100.0}, top_k=0, min_p=0.5, repetition_penalty=2.0, stop_token_ids=(1,),
+        skip_special_tokens=False, spaces_between_special_tokens=False, include_stop_str_in_output=True,
+        bad_words=("a",), allowed_token_ids=(2,), logprobs=4, structure=Structure("choice", ("a", "b"), "structured_outputs.choice"),
     )  # fmt: skip
+
+
+def test_length_fields() -> None:
+    assert chat(min_tokens=3, ignore_eos=True).sampling == Sampling(min_tokens=3, ignore_eos=True)
 
 
 def test_nulls_are_defaults() -> None:
@@ -111,3 +117,22 @@ def test_any_messages_are_taken_or_refused(messages: list[Any]) -> None:
 def test_odd_floats(value: float) -> None:
     with pytest.raises(InvalidRequest):
         chat(temperature=value)
+
+
+def lists(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict):
+        if schema.get("type") == "array":
+            yield schema
+        for inner in schema.values():
+            yield from lists(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            yield from lists(inner)
+
+
+def test_every_list_is_bounded() -> None:
+    """A body of some megabytes holds a million of anything."""
+    found = list(lists(openapi()["components"]["schemas"]))
+    assert len(found) > 10
+    for schema in found:
+        assert "maxItems" in schema, schema

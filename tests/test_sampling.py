@@ -230,6 +230,10 @@ def test_json_object(client: OpenAI) -> None:
     assert json.loads(text(client, structured_outputs={"json_object": True}, logit_bias=quiet)) == {}
 
 
+def test_a_form_may_begin_with_a_space(client: OpenAI) -> None:
+    assert text(client, structured_outputs={"choice": [" yes"]}) == " yes"
+
+
 def test_regex_choice_and_grammar(client: OpenAI) -> None:
     import re
 
@@ -254,6 +258,8 @@ BOMBS: list[dict[str, Any]] = [
     {"json": {"$ref": "http://127.0.0.1:9/schema"}},
     {"json": {"type": "array", "minItems": 100_000, "items": {"type": "string"}}},
     {"grammar": 'root ::= root root | "a" | ""'},
+    {"grammar": 'start: s\ns: s s | "a" | " " | /[a-z]/'},  # each token takes longer, up to seconds
+    {"grammar": 'start: s\ns: s s s | s s | "" | /./'},
     {"grammar": 'root ::= ("a" | "b"){1,1000000}'},
     {"choice": [f"{i}" * 60 for i in range(900)]},
 ]
@@ -269,11 +275,11 @@ def test_forms_that_keep_a_compiler_busy(http: httpx.Client, bomb: dict[str, Any
 
 
 def test_an_error_in_the_middle_of_a_stream(http: httpx.Client) -> None:
-    """The engine finds out only after the first string that the rest of this form is more than it can follow."""
-    wide = {"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(1500)}}
-    first = {"type": "string", "pattern": "^[a-c]{3,9}$"}
+    """The engine finds out only after a hundred characters that the rest of this form is more than it can follow."""
+    wide = {"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(600)}}
+    first = {"type": "string", "pattern": "^[a-c]{100,200}$"}
     form = {"type": "array", "prefixItems": [first, wide], "minItems": 2, "maxItems": 2}
-    *events, error, done = frames(http.post(CHAT, json=body("Hello", structured_outputs={"json": form}, stream=True)).text)
-    assert len(events) > 4
-    assert json.loads(error)["error"]["param"] == "structured_outputs"
+    *events, error, done = frames(http.post(CHAT, json=body("Hello", structured_outputs={"json": form}, stream=True, max_tokens=400)).text)
+    assert len(events) > 64
+    assert json.loads(error)["error"]["param"] == "structured_outputs.json"
     assert done == "[DONE]"

@@ -18,7 +18,7 @@ CHAT = "/v1/chat/completions"
 
 def test_a_silent_stream_is_kept_alive(http: httpx.Client) -> None:
     """All text is held back for a long stop string, for about two seconds; comments go out every half second at the latest."""
-    asked = body("Hello", stream=True, stop="x" * 20_000, ignore_eos=True, max_tokens=1000)
+    asked = body("Hello", stream=True, stop="x" * 10_000, ignore_eos=True, max_tokens=1000)
     text = http.post(CHAT, json=asked).text
     assert text.count(": keep-alive\n\n") >= 2
     assert len([frame for frame in frames(text) if '"content":"' in frame]) == 2  # the role, and all the text

@@ -12,6 +12,7 @@ from llava_gateway.app import create_app
 from llava_gateway.cli import flags
 from llava_gateway.engine import EngineStartError
 from llava_gateway.version import __version__
+from llava_gateway.web.protocol import HttpProtocol
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            http=HttpProtocol,
             timeout_graceful_shutdown=settings.shutdown_timeout,
         )
     )

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from llava_gateway.chat import Delta, Sampling, Usage
+from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.vocabulary import Vocabulary
 
 
@@ -49,6 +49,9 @@ class Prompt:
 class Engine(Protocol):
     async def start(self) -> ModelInfo:
         """Load the model. Raises EngineStartError."""
+
+    async def check_structure(self, structure: Structure) -> None:
+        """Whether answers can be held to this form. Raises InvalidRequest; TooManyRequests or Unavailable if there is no telling now."""
 
     def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage) -> AsyncGenerator[Delta]:
         """Answer: deltas as they come, or each choice whole if not `stream`. Writes what it read and wrote into `usage`.

@@ -77,7 +77,7 @@ class OpenAI:
             async with self.gateway.open(prompts[0]) as answer:
                 await self._stream_text(request, answer, reply)
             return
-        for prompt in prompts[1:]:
+        for prompt in prompts:
             self.gateway.check_fits(prompt)  # what will be refused is refused before the others cost anything
         usage = Usage()
         tasks = [self._choices(prompt, index * (request.n or 1), usage) for index, prompt in enumerate(prompts)]

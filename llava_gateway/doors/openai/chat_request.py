@@ -2,12 +2,15 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llava_gateway.chat import ChatRequest, ImageUrl, Message, Role, Text
-from llava_gateway.doors.openai.fields import Refused, Strict
+from llava_gateway.doors.openai.fields import TAG, Refused, Strict
 from llava_gateway.doors.openai.sampling import VLLM_REFUSED, SamplingFields
 from llava_gateway.errors import InvalidRequest
+
+MAX_MESSAGES = 2048
+MAX_PARTS = 4096
 
 
 class ImageReference(Strict):
@@ -29,19 +32,21 @@ class ImagePart(Strict):
 
 def _part_tag(part: Any) -> str | None:
     kind = part.get("type") if isinstance(part, dict) else None
-    return {"text": "~text", "image_url": "~image"}.get(kind) if isinstance(kind, str) else None
+    return {"text": TAG + "text", "image_url": TAG + "image"}.get(kind) if isinstance(kind, str) else None
 
 
 def _content_tag(content: Any) -> str:
-    return "~string" if isinstance(content, str) else "~parts"
+    return TAG + "string" if isinstance(content, str) else TAG + "parts"
 
 
-_UserPart = Annotated[Annotated[TextPart, Tag("~text")] | Annotated[ImagePart, Tag("~image")], Discriminator(_part_tag)]
+_UserPart = Annotated[Annotated[TextPart, Tag(TAG + "text")] | Annotated[ImagePart, Tag(TAG + "image")], Discriminator(_part_tag)]
 _UserContent = Annotated[
-    Annotated[str, Tag("~string")] | Annotated[list[_UserPart], Field(fail_fast=True), Tag("~parts")], Discriminator(_content_tag)
+    Annotated[str, Tag(TAG + "string")] | Annotated[list[_UserPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG + "parts")],
+    Discriminator(_content_tag),
 ]
 _TextContent = Annotated[
-    Annotated[str, Tag("~string")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("~parts")], Discriminator(_content_tag)
+    Annotated[str, Tag(TAG + "string")] | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG + "parts")],
+    Discriminator(_content_tag),
 ]
 
 
@@ -62,22 +67,36 @@ class AssistantMessage(Strict):
 
 def _role_tag(message: Any) -> str:
     role = message.get("role") if isinstance(message, dict) else None
-    return {"user": "~user", "assistant": "~assistant"}.get(role if isinstance(role, str) else "", "~system")
+    return {"user": TAG + "user", "assistant": TAG + "assistant"}.get(role if isinstance(role, str) else "", TAG + "system")
 
 
 ChatMessage = Annotated[
-    Annotated[SystemMessage, Tag("~system")] | Annotated[UserMessage, Tag("~user")] | Annotated[AssistantMessage, Tag("~assistant")],
+    Annotated[SystemMessage, Tag(TAG + "system")]
+    | Annotated[UserMessage, Tag(TAG + "user")]
+    | Annotated[AssistantMessage, Tag(TAG + "assistant")],
     Discriminator(_role_tag),
 ]
+
+
+def _count_parts(messages: Any) -> Any:
+    """Before anything else looks at them: a body of some megabytes can hold hundreds of thousands."""
+    if isinstance(messages, list):
+        parts = sum(
+            len(message["content"]) for message in messages if isinstance(message, dict) and isinstance(message.get("content"), list)
+        )
+        if len(messages) > MAX_MESSAGES or parts > MAX_PARTS:
+            raise ValueError(f"must be at most {MAX_MESSAGES} messages, with {MAX_PARTS} parts in all")
+    return messages
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_count_parts)]
 
 
 class ChatCompletionRequest(SamplingFields):
     """`POST /v1/chat/completions`."""
 
     model: str = Field(description="the served model's id, as /v1/models names it; another one is 404 `model_not_found`")
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] = Field(
-        description="roles system, developer (the same), user and assistant; images in user messages"
-    )
+    messages: Messages = Field(description="roles system, developer (the same), user and assistant; images in user messages")
     max_completion_tokens: int | None = Field(None, ge=1, description="most tokens of an answer; default: `--default-max-tokens`")
     max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which wins")
     logprobs: bool | None = Field(None, description="log probabilities of the answer's tokens")
@@ -85,9 +104,9 @@ class ChatCompletionRequest(SamplingFields):
 
     refused: ClassVar = {
         "tools": Refused("this model calls no tools"),
-        "tool_choice": Refused("this model calls no tools", unless=(None, "none", "auto")),
+        "tool_choice": Refused("this model calls no tools", unless=(None, "none")),
         "functions": Refused("this model calls no functions"),
-        "function_call": Refused("this model calls no functions", unless=(None, "none", "auto")),
+        "function_call": Refused("this model calls no functions", unless=(None, "none")),
         "audio": Refused("this model does not speak"),
         "modalities": Refused("this model writes text", unless=(None, [], ["text"])),
         "web_search_options": Refused("this server does not search the web", unless=(None,)),
@@ -111,7 +130,7 @@ class ChatCompletionRequest(SamplingFields):
 
 def to_chat(request: ChatCompletionRequest) -> ChatRequest:
     """The core's request. InvalidRequest for a user message without content."""
-    if request.top_logprobs and not request.logprobs:
+    if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
     return ChatRequest(
         model=request.model,

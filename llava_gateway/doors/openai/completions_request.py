@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Discriminator, Field, Tag
 
 from llava_gateway.chat import CompletionRequest, ImageUrl
-from llava_gateway.doors.openai.fields import Refused
+from llava_gateway.doors.openai.fields import TAG, Refused
 from llava_gateway.doors.openai.sampling import VLLM_REFUSED, SamplingFields, TokenId
 from llava_gateway.errors import InvalidRequest
 
@@ -16,20 +16,20 @@ MAX_PROMPTS = 128
 
 def _prompt_tag(prompt: Any) -> str:
     if not isinstance(prompt, list):
-        return "~text"
+        return TAG + "text"
     first = prompt[0] if prompt else None
-    return "~texts" if isinstance(first, str) else "~token_lists" if isinstance(first, list) else "~tokens"
+    return TAG + "texts" if isinstance(first, str) else TAG + "token_lists" if isinstance(first, list) else TAG + "tokens"
 
 
-_Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+_Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 16, fail_fast=True)]
 _Prompt = Annotated[
-    Annotated[str, Tag("~text")]
-    | Annotated[_Tokens, Tag("~tokens")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("~texts")]
-    | Annotated[list[_Tokens], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag("~token_lists")],
+    Annotated[str, Tag(TAG + "text")]
+    | Annotated[_Tokens, Tag(TAG + "tokens")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag(TAG + "texts")]
+    | Annotated[list[_Tokens], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag(TAG + "token_lists")],
     Discriminator(_prompt_tag),
 ]
-Images = Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)]
+Images = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=1024, fail_fast=True)]
 
 
 class TextCompletionRequest(SamplingFields):
@@ -72,12 +72,13 @@ def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
         CompletionRequest(
             model=request.model,
             prompt=prompt if isinstance(prompt, str) else tuple(prompt),
+            param=f"prompt[{index}]" if len(prompts) > 1 else "prompt",
             images=to_images(request.images),
             add_special_tokens=request.add_special_tokens is not False,
             sampling=sampling,
             stream=bool(request.stream),
         )
-        for prompt in prompts
+        for index, prompt in enumerate(prompts)
     ]
 
 

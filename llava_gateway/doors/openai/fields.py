@@ -14,6 +14,8 @@ from llava_gateway.errors import InvalidRequest
 log = logging.getLogger(__name__)
 
 INT64 = 1 << 63
+TAG = "\ufdd0"
+"""How the tags of unions begin, which stand in pydantic's locations: with what no sane key does."""
 _named: set[str] = set()
 
 
@@ -31,6 +33,9 @@ class Refused:
     unless: tuple[Any, ...] = (None, False, 0, "", [], {})
     """Values that ask for nothing."""
 
+    def allows(self, value: Any) -> bool:
+        return any(type(value) is type(harmless) and value == harmless for harmless in self.unless)
+
 
 class RequestBody(Strict):
     """The body of a POST. Fields that are neither honoured, ignored nor refused are ignored too, since SDKs send new ones."""
@@ -42,7 +47,7 @@ class RequestBody(Strict):
     def parse(cls, body: dict[str, Any]) -> Self:
         """InvalidRequest, with the path of the field, for whatever is wrong."""
         for name, value in body.items():
-            if name in cls.refused and value not in cls.refused[name].unless:
+            if name in cls.refused and not cls.refused[name].allows(value):
                 raise InvalidRequest(f"{name} is not supported: {cls.refused[name].why}.", param=name)
         try:
             request = cls.model_validate(body)
@@ -56,10 +61,10 @@ class RequestBody(Strict):
     @classmethod
     def _log_unknown(cls, body: dict[str, Any]) -> None:
         known = cls.model_fields.keys() | cls.refused.keys() | cls.ignored.keys()
-        if unknown := body.keys() - known - _named:
+        if unknown := {name[:50] for name in body.keys() - known} - _named:
             if len(_named) < 1000:
                 _named.update(unknown)
-            log.debug("fields that nobody here knows, ignored: %s", ", ".join(sorted(repr(name[:50]) for name in unknown)))
+            log.debug("fields that nobody here knows, ignored: %s", ", ".join(sorted(map(repr, unknown))))
 
 
 def _explain(error: ErrorDetails) -> str:
@@ -76,11 +81,11 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content[1].image_url.url`, from pydantic's location. Tags of unions begin with a tilde, and are left out."""
+    """`messages[0].content[1].image_url.url`, from pydantic's location. Tags of unions are left out."""
     path = ""
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif not step.startswith("~"):
-            path += f".{step}" if path else step
+        elif not step.startswith(TAG):
+            path += f".{step[:50]}" if path else step[:50]
     return path

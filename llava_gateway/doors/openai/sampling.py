@@ -1,36 +1,42 @@
 """How an answer is drawn: the fields that chat and plain completions share. OpenAI's, and vLLM's own under vLLM's names."""
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 import orjson
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from llava_gateway.chat import Sampling, Structure, StructureKind
-from llava_gateway.doors.openai.fields import INT64, Refused, RequestBody, Strict
+from llava_gateway.doors.openai.fields import INT64, TAG, Refused, RequestBody, Strict
 from llava_gateway.errors import InvalidRequest
 
+TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
 MAX_STRUCTURE = 65_536
 """Characters of a schema, regular expression, grammar or list of choices: a compiler works on them, in time that grows with them."""
 
 
 def _string_or_list(value: Any) -> str:
-    return "~string" if isinstance(value, str) else "~list"
+    return TAG + "string" if isinstance(value, str) else TAG + "list"
 
 
 def _token_ids(bias: dict[str, float]) -> dict[str, float]:
     for key in bias:
-        if not (key.isascii() and key.isdigit() and len(key) < 10):
+        if not TOKEN_ID.fullmatch(key):
             raise ValueError(f"keys must be token ids, and {key[:20]!r} is none")
     return bias
 
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[list[TokenId], Field(max_length=1 << 16, fail_fast=True)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
+_Word = Annotated[str, Field(min_length=1, max_length=100)]
+_StopString = Annotated[str, Field(min_length=1, max_length=10_000)]
 _Stop = Annotated[
-    Annotated[_NonEmpty, Tag("~string")] | Annotated[list[_NonEmpty], Field(min_length=1, max_length=4, fail_fast=True), Tag("~list")],
+    Annotated[_StopString, Tag(TAG + "string")]
+    | Annotated[list[_StopString], Field(min_length=1, max_length=4, fail_fast=True), Tag(TAG + "list")],
     Discriminator(_string_or_list),
 ]
-_LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1 << 16), AfterValidator(_token_ids)]
+_LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096), AfterValidator(_token_ids)]
 
 
 class JsonSchema(Strict):
@@ -55,13 +61,13 @@ class JsonSchemaFormat(Strict):
 
 def _format_tag(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"~{kind}" if kind in ("text", "json_object", "json_schema") else None
+    return TAG + kind if kind in ("text", "json_object", "json_schema") else None
 
 
 _ResponseFormat = Annotated[
-    Annotated[TextFormat, Tag("~text")]
-    | Annotated[JsonObjectFormat, Tag("~json_object")]
-    | Annotated[JsonSchemaFormat, Tag("~json_schema")],
+    Annotated[TextFormat, Tag(TAG + "text")]
+    | Annotated[JsonObjectFormat, Tag(TAG + "json_object")]
+    | Annotated[JsonSchemaFormat, Tag(TAG + "json_schema")],
     Discriminator(_format_tag),
 ]
 
@@ -74,7 +80,9 @@ class StructuredOutputs(Strict):
     json_schema: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON Schema, as an object or as JSON in a string")
     json_object: Literal[True] | None = Field(None, description="true: any JSON object")
     regex: str | None = Field(None, description="a regular expression that the whole answer matches")
-    choice: list[_NonEmpty] | None = Field(None, min_length=1, max_length=1000, description="the answer is one of these")
+    choice: Annotated[list[_NonEmpty], Field(fail_fast=True)] | None = Field(
+        None, min_length=1, max_length=1000, description="the answer is one of these"
+    )
     grammar: _NonEmpty | None = Field(None, description="EBNF (as xgrammar has it) or Lark, starting at `root` or `start`")
 
     @model_validator(mode="after")
@@ -89,11 +97,12 @@ class StructuredOutputs(Strict):
 
     def structure(self) -> Structure:
         ((kind, spec),) = self._given().items()
+        param = f"structured_outputs.{kind}"
         if kind == "json_object":
-            return Structure("json_object")
+            return Structure(kind, param=param)
         if kind == "json" and not isinstance(spec, str):
-            spec = orjson.dumps(spec).decode()
-        return Structure(kind, tuple(spec) if kind == "choice" else spec)
+            spec = _json(spec, param)
+        return Structure(kind, tuple(spec) if kind == "choice" else spec, param)
 
 
 class StreamOptions(Strict):
@@ -117,15 +126,17 @@ class SamplingFields(RequestBody):
     logit_bias: _LogitBias | None = Field(None, description="-100 to 100 by token id, added to the logits")
     top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="vLLM's: draw among the k likeliest tokens; 0 and -1 are off")
     min_p: float | None = Field(None, ge=0, le=1, description="vLLM's: leave out tokens less likely than this share of the likeliest")
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="vLLM's: over 1 against repetition; default 1")
+    repetition_penalty: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="vLLM's: over 1 against repetition, taken between 0.01 and 100; default 1"
+    )
     min_tokens: int | None = Field(None, ge=0, description="vLLM's: no end before so many tokens")
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=1000, description="vLLM's: tokens at which the answer ends")
+    stop_token_ids: TokenIds | None = Field(None, max_length=1000, description="vLLM's: tokens at which the answer ends")
     ignore_eos: bool | None = Field(None, description="vLLM's: go on to max_tokens whatever the model says")
     skip_special_tokens: bool | None = Field(None, description="vLLM's: false shows control tokens in the text; default true")
     spaces_between_special_tokens: bool | None = Field(None, description="vLLM's: what it says; default true")
     include_stop_str_in_output: bool | None = Field(None, description="vLLM's: leave the stop string in the text")
-    bad_words: list[_NonEmpty] | None = Field(None, max_length=100, description="vLLM's: words that must not come")
-    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1, max_length=1 << 16, description="vLLM's: draw among these alone")
+    bad_words: list[_Word] | None = Field(None, max_length=100, description="vLLM's: words that must not come")
+    allowed_token_ids: TokenIds | None = Field(None, min_length=1, max_length=1 << 16, description="vLLM's: draw among these alone")
     response_format: _ResponseFormat | None = Field(None, description="text, json_object, or json_schema, whose schema is held")
     structured_outputs: StructuredOutputs | None = Field(
         None, description="vLLM's: exactly one of json, json_object, regex, choice, grammar"
@@ -168,15 +179,25 @@ class SamplingFields(RequestBody):
             structure = Structure("json_object", param="response_format")
         elif isinstance(self.response_format, JsonSchemaFormat):
             schema = self.response_format.json_schema.json_schema
-            spec = orjson.dumps(schema if schema is not None else {"type": "object"}).decode()
-            structure = Structure("json", spec, "response_format.json_schema.schema")
+            param = "response_format.json_schema.schema"
+            structure = Structure("json", _json(schema if schema is not None else {"type": "object"}, param), param)
         if self.structured_outputs is not None:
             if structure is not None:
                 raise InvalidRequest("structured_outputs and response_format both ask for a form; send one.", param="structured_outputs")
             structure = self.structured_outputs.structure()
         if structure and len(structure.spec if isinstance(structure.spec, str) else "".join(structure.spec)) > MAX_STRUCTURE:
             raise InvalidRequest(f"{structure.param} is longer than {MAX_STRUCTURE} characters.", param=structure.param)
+        for name in ("ignore_eos", "min_tokens"):
+            if structure and getattr(self, name):
+                raise InvalidRequest(f"{name} and {structure.param} cannot both be held: a form ends where it ends.", param=name)
         return structure
+
+
+def _json(schema: dict[str, Any], param: str) -> str:
+    try:
+        return orjson.dumps(schema).decode()
+    except orjson.JSONEncodeError:
+        raise InvalidRequest(f"{param} is nested too deeply.", param=param) from None
 
 
 VLLM_REFUSED = {

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from llava_gateway.chat import ChatRequest, CompletionRequest
-from llava_gateway.doors.openai.chat_request import ChatMessage, to_messages
+from llava_gateway.doors.openai.chat_request import Messages, to_messages
 from llava_gateway.doors.openai.completions_request import Images, to_images
 from llava_gateway.doors.openai.fields import Refused, RequestBody
-from llava_gateway.doors.openai.sampling import VLLM_REFUSED, TokenId
+from llava_gateway.doors.openai.sampling import VLLM_REFUSED, TokenIds
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.gateway import Gateway
 
@@ -19,7 +19,7 @@ class TokenizeRequest(RequestBody):
     """`POST /tokenize`: either `messages` or `prompt`."""
 
     model: str | None = Field(None, description="the served model's id; none: that one")
-    messages: list[ChatMessage] | None = Field(None, min_length=1, description="a chat, as /v1/chat/completions takes it")
+    messages: Messages | None = Field(None, description="a chat, as /v1/chat/completions takes it")
     prompt: str | None = Field(None, description="text, as /v1/completions takes it")
     images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it. No image is fetched")
     add_special_tokens: bool | None = Field(None, description="with `prompt`: begin it with the model's `<s>`; default true")
@@ -36,7 +36,7 @@ class DetokenizeRequest(RequestBody):
     """`POST /detokenize`."""
 
     model: str | None = Field(None, description="the served model's id; none: that one")
-    tokens: list[TokenId] = Field(description="token ids")
+    tokens: TokenIds = Field(description="token ids")
 
 
 def tokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +47,9 @@ def tokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
     if (asked.messages is None) == (asked.prompt is None):
         raise InvalidRequest("Send either messages or prompt.", param="prompt" if asked.messages else "messages")
     if asked.messages is not None:
+        for name in ("images", "add_special_tokens"):
+            if getattr(asked, name) is not None:
+                raise InvalidRequest(f"{name} goes with prompt, not with messages.", param=name)
         request = ChatRequest(model=model, messages=to_messages(asked.messages))
     else:
         add_special_tokens = asked.add_special_tokens is not False

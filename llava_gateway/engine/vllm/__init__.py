@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from llava_gateway.chat import Delta, Sampling, Usage
+from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
 from llava_gateway.engine.vllm.grammar import GrammarChecker
 from llava_gateway.engine.vllm.outputs import finish_reason, refusal, token_logprobs
@@ -41,14 +41,21 @@ class VllmEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")  # for loading, which cannot be interrupted
         self._loading: Future[AsyncLLM] | None = None
         self._stopping = False
-        self._grammars = GrammarChecker()
+        self._grammars: GrammarChecker | None = None
 
     async def start(self) -> ModelInfo:
         self._loading = self._thread.submit(self._load)
-        self._engine = await asyncio.wrap_future(self._loading)
-        info = _describe(self._engine)
+        engine = await asyncio.wrap_future(self._loading)
+        self._engine = engine
+        info = _describe(engine)
         self._vocabulary = info.vocabulary
+        if engine.vllm_config.structured_outputs_config.backend == "guidance":  # else the operator has chosen
+            self._grammars = GrammarChecker(info.vocabulary)
         return info
+
+    async def check_structure(self, structure: Structure) -> None:
+        if self._grammars:
+            await self._grammars.check(structure)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage) -> AsyncGenerator[Delta]:
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
@@ -57,8 +64,6 @@ class VllmEngine:
         if self._engine is None:
             raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
         try:
-            if sampling.structure and self._engine.vllm_config.structured_outputs_config.backend == "guidance":
-                await self._grammars.check(sampling.structure)
             params = sampling_params(sampling, stream)
             async with aclosing(self._outputs(self._engine, prompt, params)) as outputs:
                 async for output in outputs:
@@ -91,7 +96,8 @@ class VllmEngine:
 
     async def stop(self) -> None:
         self._stopping = True
-        self._grammars.close()
+        if self._grammars:
+            self._grammars.close()
         if self._loading is not None:
             await asyncio.to_thread(self._end, self._loading)
 
@@ -118,7 +124,7 @@ class VllmEngine:
                 arguments.distributed_executor_backend = "uni"
         if arguments.structured_outputs_config.backend == "auto":
             # With "auto" vLLM keeps the backend that the first request led it to, and other requests' grammars fail on that. Of the
-            # backends only guidance bounds the work for each token: a regular expression of 100 characters has xgrammar 0.2.8 hang.
+            # backends only guidance limits the work for a token: a regular expression of 100 characters has xgrammar 0.2.8 hang.
             # Free to put white space anywhere, small models put it everywhere and never come to the point.
             arguments.structured_outputs_config.backend = "guidance"
             arguments.structured_outputs_config.disable_any_whitespace = True

@@ -2,72 +2,117 @@
 
 import asyncio
 import json
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
 from pathlib import Path
 
 from llava_gateway.chat import Structure
-from llava_gateway.errors import EngineFailed, InvalidRequest
+from llava_gateway.errors import EngineFailed, InvalidRequest, TooManyRequests, Unavailable
+from llava_gateway.vocabulary import Vocabulary
 
-WORKER = Path(__file__).with_name("grammar_worker.py")
+SCRIPT = Path(__file__).with_name("grammar_worker.py")
+WORKERS = 2
+MAX_WAITING = 32
+"""Forms that wait for a worker. Each takes a fraction of a second at most, so that is some seconds."""
 TIMEOUT = 20
 """Seconds of wall time, for a machine so busy that a fraction of a CPU second takes long."""
-KNOWN = 1024
+REMEMBERED = 1024
 
 
 class GrammarChecker:
-    """Asks a worker process, which starts with the first form and again after one that ended it. Forms that were good are remembered."""
+    """Asks worker processes, which start with the first forms and again after one that ended them. Verdicts are remembered."""
 
-    def __init__(self) -> None:
-        self._worker: Process | None = None
-        self._one_at_a_time = asyncio.Lock()
-        self._good: dict[Structure, None] = {}
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._idle: list[asyncio.Task[Process]] = []  # started, or just starting
+        self._alive: set[Process] = set()
+        self._places = asyncio.Semaphore(WORKERS)
+        self._waiting = 0
+        self._verdicts: dict[str, str] = {}
 
     async def check(self, structure: Structure) -> None:
-        """Raises InvalidRequest, blaming `structure.param`."""
-        if structure in self._good:
-            return
+        """Raises InvalidRequest, blaming `structure.param`; TooManyRequests or Unavailable if there is no telling now."""
         spec = json.dumps(structure.spec) if structure.kind == "choice" else structure.spec
-        line = json.dumps({"kind": structure.kind, "spec": spec}).encode() + b"\n"
-        async with self._one_at_a_time:
-            try:
-                answer = await asyncio.wait_for(self._ask(line), TIMEOUT)
-            except BaseException:  # a timeout, or the client left: the worker's answer is nobody's now
-                self.close()
-                raise
-        if error := json.loads(answer) if answer else "it is too complicated":
-            raise InvalidRequest(f"The engine cannot hold an answer to this form: {error[:300]}", param=structure.param)
-        if len(self._good) >= KNOWN:
-            self._good.pop(next(iter(self._good)))
-        self._good[structure] = None
+        question = json.dumps({"kind": structure.kind, "spec": spec})
+        verdict = self._verdicts.get(question)
+        if verdict is None:
+            verdict = self._verdicts[question] = await self._wait(question.encode() + b"\n")
+            if len(self._verdicts) > REMEMBERED:
+                del self._verdicts[next(iter(self._verdicts))]
+        if verdict:
+            raise InvalidRequest(f"The engine cannot hold an answer to this form: {verdict[:300]}", param=structure.param)
 
     def close(self) -> None:
-        """End the worker. The next form starts another."""
-        if self._worker is not None:
+        for worker in self._alive:
             with suppress(ProcessLookupError):
-                self._worker.kill()
-            self._worker = None
+                worker.kill()
 
-    async def _ask(self, line: bytes) -> bytes:
-        """The worker's answer; nothing if the form has ended it."""
-        worker = self._worker = self._worker or await self._start()
+    async def _wait(self, question: bytes) -> str:
+        if self._waiting >= MAX_WAITING:
+            raise TooManyRequests("Too many forms of answers wait to be checked. Try again later.", code="queue_full", retry_after=1)
+        self._waiting += 1
+        try:
+            async with self._places, asyncio.timeout(TIMEOUT):
+                for _ in range(2):  # once more if something else than the form has ended the worker
+                    answer, ended = await self._ask(question)
+                    if answer:
+                        return str(json.loads(answer))
+                    if ended == -signal.SIGPROF:
+                        break
+                return "it is too complicated, or ambiguous"
+        except TimeoutError:
+            raise Unavailable("The server is too busy to check this form of an answer.", code="busy", retry_after=1) from None
+        finally:
+            self._waiting -= 1
+
+    async def _ask(self, question: bytes) -> tuple[bytes, int]:
+        """A worker's answer; or none, and how the worker ended."""
+        started = await self._worker()
+        worker = started.result()
         assert worker.stdin
         assert worker.stdout
-        with suppress(ConnectionError):
-            worker.stdin.write(line)
-            await worker.stdin.drain()
-        answer = await worker.stdout.readline()
-        if not answer:
-            self._worker = None
-            await worker.wait()
-        return answer
+        answer = b""
+        try:
+            with suppress(OSError, RuntimeError):  # uvloop's way to say that the pipe is closed
+                worker.stdin.write(question)
+                answer = await worker.stdout.readline()
+        finally:
+            if answer:
+                self._idle.append(started)
+            else:  # it has ended; or the client left, and the worker's answer would be nobody's
+                self._end(worker)
+        return answer, 0 if answer else await worker.wait()
+
+    async def _worker(self) -> asyncio.Task[Process]:
+        while True:
+            starting = self._idle.pop() if self._idle else asyncio.create_task(self._start())
+            try:
+                worker = await asyncio.shield(starting)
+            except asyncio.CancelledError:  # the client left: the worker is for the next one
+                self._idle.append(starting)
+                raise
+            if worker.returncode is None:
+                return starting
+            self._end(worker)
 
     async def _start(self) -> Process:
         worker = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", str(WORKER), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+            sys.executable, "-I", str(SCRIPT), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
         )
+        self._alive.add(worker)
+        assert worker.stdin
         assert worker.stdout
+        with suppress(OSError, RuntimeError):
+            worker.stdin.write(json.dumps(self._vocabulary.to_json()).encode() + b"\n")
+            await worker.stdin.drain()
         if not await worker.stdout.readline():
+            self._end(worker)
             raise EngineFailed("Structured outputs are not available here.")
         return worker
+
+    def _end(self, worker: Process) -> None:
+        self._alive.discard(worker)
+        with suppress(ProcessLookupError):
+            worker.kill()

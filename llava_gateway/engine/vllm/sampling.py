@@ -31,7 +31,7 @@ def sampling_params(sampling: Sampling, stream: bool) -> "SamplingParams":
         seed=None if sampling.seed is None else sampling.seed % SEEDS,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
-        repetition_penalty=sampling.repetition_penalty,
+        repetition_penalty=min(max(sampling.repetition_penalty, 0.01), 100.0),  # beyond these, logits become infinite
         logit_bias=dict(sampling.logit_bias) or None,
         allowed_token_ids=list(sampling.allowed_token_ids) if sampling.allowed_token_ids is not None else None,
         bad_words=list(sampling.bad_words),

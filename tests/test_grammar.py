@@ -1,0 +1,94 @@
+"""The processes that try forms: no client, and no accident to one of them, makes another client's answer wrong."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+import psutil
+import pytest
+
+from llava_gateway.chat import Structure
+from llava_gateway.demo import CHECKPOINT
+from llava_gateway.engine.vllm.grammar import GrammarChecker
+from llava_gateway.errors import InvalidRequest, TooManyRequests
+from llava_gateway.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary((CHECKPOINT / "tokenizer.json").read_text())
+BOMB = 'start: s\ns: s s | "a" | " " | /[a-z]/ | "%d"'
+
+
+def form(number: int) -> Structure:
+    return Structure("regex", f"[a-z]{{{number}}}", "structured_outputs.regex")
+
+
+def workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "grammar_worker" in " ".join(child.cmdline())]
+
+
+def run(work: Any) -> None:
+    """Runs `work(checker)`; leaves no process."""
+
+    async def main() -> None:
+        checker = GrammarChecker(VOCABULARY)
+        try:
+            await work(checker)
+        finally:
+            checker.close()
+            await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+    assert not workers()
+
+
+def test_good_and_bad_forms() -> None:
+    async def work(checker: GrammarChecker) -> None:
+        await checker.check(form(1))
+        for _ in range(2):  # the second time by heart
+            with pytest.raises(InvalidRequest, match="look-around") as refused:
+                await checker.check(Structure("regex", "(?=a)b", "here"))
+            assert refused.value.param == "here"
+        with pytest.raises(InvalidRequest, match="ambiguous"):
+            await checker.check(Structure("grammar", BOMB % 1))
+        await checker.check(form(2))
+
+    run(work)
+
+
+def test_clients_that_leave_while_a_worker_starts_leave_no_process_behind() -> None:
+    async def work(checker: GrammarChecker) -> None:
+        for number in range(12):
+            task = asyncio.create_task(checker.check(form(number)))
+            await asyncio.sleep(0.01 * number)
+            task.cancel()
+            await asyncio.wait((task,))
+        await asyncio.sleep(1)
+        assert len(workers()) <= 2
+        await checker.check(form(99))
+
+    run(work)
+
+
+def test_a_worker_that_was_ended_from_outside_is_replaced() -> None:
+    async def work(checker: GrammarChecker) -> None:
+        await checker.check(form(1))
+        for worker in workers():
+            worker.send_signal(signal.SIGKILL)
+        await checker.check(form(2))
+        for worker in workers():
+            worker.send_signal(signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        await checker.check(form(3))
+
+    run(work)
+
+
+def test_many_bombs_at_once_are_bounded() -> None:
+    async def work(checker: GrammarChecker) -> None:
+        bombs: list[Coroutine[Any, Any, None]] = [checker.check(Structure("grammar", BOMB % number)) for number in range(40)]
+        ends = await asyncio.gather(*bombs, return_exceptions=True)
+        assert {type(end) for end in ends} == {InvalidRequest, TooManyRequests}
+        assert sum(isinstance(end, TooManyRequests) for end in ends) == 8
+        await checker.check(form(1))
+
+    run(work)
