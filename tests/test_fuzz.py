@@ -82,7 +82,7 @@ VALID = {
 valid_requests = st.fixed_dictionaries(
     {"model": st.just(MODEL), "messages": messages, "max_tokens": st.integers(5, 8)},
     optional={name: st.none() | values for name, values in VALID.items()},
-)
+).filter(lambda request: not (request.get("response_format") and (request.get("ignore_eos") or request.get("min_tokens"))))
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +159,9 @@ def test_the_openapi_document_tells_the_truth(case: schemathesis.Case, http: htt
         response.content,
     )
     checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
-    case.validate_response(response, checks=[*checks, negative_data_rejection])
+    if response.status_code != 413:  # a refusal, too, though schemathesis takes it for none
+        checks.append(negative_data_rejection)
+    case.validate_response(response, checks=checks)
 
 
 def test_the_documentation_page(http: httpx.Client) -> None:
