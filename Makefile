@@ -1,13 +1,14 @@
-# make serve | test | check | demo-model | clean.   Variables: HOST PORT MODEL ARGS PYTHON ENGINE
+# make serve | test | check | measure | bench | demo-model | clean.   Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 MODEL ?= $(if $(filter cpu,$(ENGINE)),llava-demo)
 ARGS ?=
+BENCH ?=
 BIN := .venv/bin
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 
-.PHONY: serve test check measure demo-model clean
+.PHONY: serve test check measure bench demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -23,6 +24,9 @@ check: .venv/check-$(ENGINE)  ## Lint, types, and the whole suite
 
 measure: .venv/test-$(ENGINE)  ## How often the demo model tells the truth, through the real engine
 	$(BIN)/python -m llava_gateway.demo.evaluate
+
+bench: .venv/test-$(ENGINE)  ## This gateway beside `vllm serve` in one run (ten minutes on two cores); BENCH="--rounds 1" for less
+	$(BIN)/python tests/bench/run.py $(BENCH)
 
 demo-model: .venv/test-$(ENGINE)  ## Train the demo model anew (about half an hour on two cores)
 	$(BIN)/python -m llava_gateway.demo.train

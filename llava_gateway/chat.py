@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llava_gateway.settings import AspectRatio
+
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 StructureKind = Literal["json", "json_object", "regex", "choice", "grammar"]
@@ -80,6 +82,8 @@ class Sampling:
 class ChatRequest:
     model: str
     messages: tuple[Message, ...]
+    image_aspect_ratio: AspectRatio | None = None
+    """How its images become square; None: as the server does it."""
     sampling: Sampling = Sampling()
     stream: bool = False
     """Whether deltas are wanted as they come, or each choice whole."""
@@ -99,6 +103,7 @@ class CompletionRequest:
     param: str = "prompt"
     """Where it stands in the client's request, for error messages."""
     images: tuple[ImageUrl, ...] = ()
+    image_aspect_ratio: AspectRatio | None = None
     add_special_tokens: bool = True
     """Whether a text begins with the model's `<s>` even if it does not spell it."""
     sampling: Sampling = Sampling()

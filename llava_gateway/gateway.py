@@ -92,7 +92,7 @@ class Gateway:
             if sampling.structure:
                 await self._engine.check_structure(sampling.structure)
             with metrics.stage("images"):
-                images = await self._images.load(request.images)
+                images = await self._images.load(request.images, request.image_aspect_ratio)
             with metrics.stage("answer"):
                 usage = Usage()
                 stack.callback(metrics.count_usage, usage)

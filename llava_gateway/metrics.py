@@ -8,8 +8,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, ge
 
 from llava_gateway.chat import Usage
 
-__all__ = ["CONTENT_TYPE_LATEST", "HTTP_REQUESTS", "QUEUED", "RUNNING", "count_usage", "exposition", "stage"]
-
 HTTP_REQUESTS = Counter("llava_http_requests_total", "HTTP requests by route and status", ["route", "status"])
 RUNNING = Gauge("llava_requests_running", "Requests that hold a place")
 QUEUED = Gauge("llava_requests_queued", "Requests that wait for a place")
@@ -20,6 +18,19 @@ STAGE = Histogram(
     ["stage"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
 )
+
+
+IMAGES = Counter(
+    "llava_images_total",
+    "Images by where they came from: decoded, cached (prepared before), shared (being prepared for another request)",
+    ["source"],
+)
+IMAGE_URLS = Counter(
+    "llava_image_urls_total",
+    "Image URLs by what they took: fetched, unchanged (asked, and not sent again), fresh (not asked), shared",
+    ["source"],
+)
+IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images")
 
 
 @contextmanager
@@ -38,5 +49,6 @@ def count_usage(usage: Usage) -> None:
     TOKENS.labels("completion").inc(usage.completion_tokens)
 
 
-def exposition() -> bytes:
-    return generate_latest()
+def exposition() -> tuple[bytes, str]:
+    """The page that Prometheus reads, and its media type."""
+    return generate_latest(), CONTENT_TYPE_LATEST

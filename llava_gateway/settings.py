@@ -3,16 +3,27 @@ and the table in the README come from here.
 """
 
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 Network = IPv4Network | IPv6Network
+AspectRatio = Literal["crop", "pad", "resize"]
 
 
 def _split(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _hosts(value: object) -> object:
+    return [host.strip().lower() for host in value.split(",") if host.strip() not in ("", "none")] if isinstance(value, str) else value
+
+
+def default_of(name: str) -> str:
+    """A setting's default as one would write it on the command line; empty if it has none."""
+    default = Settings.model_fields[name].default
+    return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 class Settings(BaseSettings):
@@ -24,6 +35,9 @@ class Settings(BaseSettings):
         "", description="a directory or a Hugging Face id; empty: llava-hf/llava-1.5-7b-hf with an NVIDIA GPU, else the demo"
     )
     served_model_name: str = Field("", description="the name clients ask for; empty: the model's")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least weight of what is logged; `debug` begins with all settings"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     max_running: int = Field(256, ge=1, description="requests worked on at once")
@@ -33,9 +47,28 @@ class Settings(BaseSettings):
     keep_alive: float = Field(15.0, gt=0, description="longest silence of a stream, in seconds: a comment (`: keep-alive`) ends it")
     max_image_mb: int = Field(20, ge=1, description="largest image file, in MiB")
     max_image_megapixels: int = Field(50, ge=1, description="largest image, in millions of pixels")
-    image_threads: int = Field(2, ge=1, description="threads that decode images")
+    image_aspect_ratio: AspectRatio = Field(
+        "crop",
+        description="how images become square: `crop` (as Hugging Face's processor), `pad` (as the original LLaVA) or `resize`",
+    )
+    max_request_image_mb: int = Field(64, ge=1, description="largest image files of one request together, in MiB")
+    max_request_megapixels: int = Field(200, ge=1, description="largest images of one request together, in millions of pixels")
+    image_threads: int = Field(2, ge=1, description="threads that decode images; as many again for those over a million pixels")
     image_cache_mb: int = Field(256, ge=0, description="memory for prepared images, in MiB; a chat never decodes the same picture twice")
+    image_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_hosts)] = Field(
+        ("*",), description="hosts that image URLs may name, comma separated: `*` any, `*.example.com` any below, `none` fetches no URL"
+    )
+    image_proxy: str = Field(
+        "", description="fetch image URLs through this proxy (http://host:port), which then decides what names lead to"
+    )
     image_timeout: float = Field(10.0, gt=0, description="seconds that fetching one image URL may take in all")
+    image_connect_timeout: float = Field(3.0, gt=0, description="seconds that connecting to an image's host may take")
+    image_read_timeout: float = Field(5.0, gt=0, description="seconds that an image's host may be silent")
+    image_redirects: int = Field(3, ge=0, description="redirects that an image URL may take")
+    image_downloads: int = Field(32, ge=1, description="images fetched at once; others wait within their time")
+    image_url_ttl: float = Field(
+        60.0, ge=0, description="longest time an image URL is not fetched again, in seconds, if its HTTP headers allow that"
+    )
     allow_networks: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="networks that image URLs may reach although they are not public, such as 10.1.0.0/16, comma separated"
     )

@@ -31,7 +31,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
         picture = encode(draw(GRID))
-        if self.path == "/picture":
+        if self.path.startswith("http://pictures.example/") or self.path == "/picture":  # asked as a proxy, or as an origin
             self._answer(200, picture)
         elif self.path == "/redirect":
             self._redirect("/picture")
@@ -45,6 +45,31 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._redirect("http://[")
         elif self.path == "/to-unicode":
             self._redirect("http://\xe4/")
+        elif self.path == "/large":
+            self._answer(200, bytes(2 << 20))
+        elif self.path == "/silent":  # takes the request, and says nothing
+            time.sleep(20)
+        elif self.path == "/cached":
+            self._answer(200, picture, headers={"cache-control": "max-age=60"})
+        elif self.path == "/private":
+            self._answer(200, picture, headers={"cache-control": "private, max-age=60"})
+        elif self.path == "/tagged":
+            if self.headers["if-none-match"] == '"1"':
+                self.send_response(304)
+                self.send_header("etag", '"1"')
+                self.end_headers()
+            else:
+                self._answer(200, picture, headers={"cache-control": "no-cache", "etag": '"1"'})
+        elif self.path == "/to-cached":
+            self._redirect("/cached")
+        elif self.path == "/slow":
+            time.sleep(0.3)
+            self._answer(200, picture)
+        elif self.path == "/short":  # promises more than it sends
+            self._answer(200, picture[:100], length=len(picture))
+        elif self.path == "/chunked":
+            self._answer(200, b"", length=None)
+            self.wfile.write(picture)
         elif self.path == "/cookie":
             self._answer(200, picture, headers={"set-cookie": "sid=alice"})
         elif self.path == "/packed":

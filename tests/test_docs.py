@@ -17,7 +17,7 @@ from llava_gateway.demo.pictures import describe
 from llava_gateway.doors.openai.chat_request import ImageReference
 from llava_gateway.doors.openai.openapi import BODIES
 from llava_gateway.doors.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
-from llava_gateway.settings import Settings
+from llava_gateway.settings import Settings, default_of
 
 README = (ROOT / "README.md").read_text()
 OPENAI = (ROOT / "docs" / "openai.md").read_text()
@@ -81,8 +81,8 @@ def test_readme_python(server: Server, block: str) -> None:
 
 def test_readme_lists_every_setting_as_it_is() -> None:
     for name, field in Settings.model_fields.items():
-        default = field.default if field.default not in ("", ()) else ""
-        row = f"| `--{name.replace('_', '-')}` | {f'`{default}`' if default != '' else ''} | {field.description} |"
+        default = f"`{default_of(name)}`" if default_of(name) else ""
+        row = f"| `--{name.replace('_', '-')}` | {default} | {field.description} |"
         assert row in README, row
 
 

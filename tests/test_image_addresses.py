@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_gateway.errors import InvalidImage
-from llava_gateway.images.address import is_allowed, parse_url
+from llava_gateway.images.address import check_host, is_allowed, parse_url
 
 PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "239.1.1.1",
@@ -59,7 +59,7 @@ def test_an_ipv4_inside_an_ipv6_is_no_way_around(address: object) -> None:
     ],
 )
 def test_plain_urls(url: str) -> None:
-    assert parse_url(url, "p").hostname
+    assert parse_url(url).hostname
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,36 @@ def test_plain_urls(url: str) -> None:
 )  # fmt: skip
 def test_odd_urls(url: str) -> None:
     with pytest.raises(InvalidImage) as refusal:
-        parse_url(url, "p")
-    assert refusal.value.param == "p"
+        parse_url(url)
     assert refusal.value.code == "invalid_image_url"
 
 
 @given(st.text(max_size=40) | st.text(max_size=30).map("http://".__add__))
 def test_any_text_is_a_url_or_refused(url: str) -> None:
     with contextlib.suppress(InvalidImage):
-        parse_url(url, "p")
+        parse_url(url)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "host", "allowed"),
+    [
+        (["*"], "any.example", True),
+        ([], "any.example", False),
+        (["example.com"], "example.com", True),
+        (["example.com"], "EXAMPLE.com.", True),
+        (["example.com"], "sub.example.com", False),
+        (["example.com"], "example.com.evil.net", False),
+        (["*.example.com"], "a.b.example.com", True),
+        (["*.example.com"], "example.com", False),
+        (["*.example.com"], "badexample.com", False),
+        (["1.1.1.1"], "1.1.1.1", True),
+    ],
+)
+def test_the_list_of_hosts(hosts: list[str], host: str, allowed: bool) -> None:
+    with contextlib.nullcontext() if allowed else pytest.raises(InvalidImage):
+        check_host(parse_url(f"https://{host}/x.png"), hosts)
+
+
+def test_urls_are_bounded() -> None:
+    with pytest.raises(InvalidImage, match="longer"):
+        parse_url("http://a/" + "x" * 9000)

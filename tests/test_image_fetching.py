@@ -12,19 +12,22 @@ from origin import GRID, Origin
 from llava_gateway.demo.pictures import draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.fetch import USER_AGENT, Fetcher
+from llava_gateway.settings import Settings
 
 LOOPBACK = [ip_network("127.0.0.0/8")]
 Names = Callable[..., None]
 
 
-def fetch(*urls: str, networks: Any = LOOPBACK, max_bytes: int = 1 << 20) -> bytes:
+def fetch(*urls: str, networks: Any = LOOPBACK, **settings: Any) -> bytes:
     """What the last of the URLs gives."""
 
     async def run() -> bytes:
-        fetcher = Fetcher(max_bytes=max_bytes, timeout=2, allow_networks=networks)
+        defaults = {"image_timeout": 2, "max_image_mb": 1, "allow_networks": tuple(networks)}
+        fetcher = Fetcher(Settings(**defaults | settings))
         try:
             for url in urls:
-                data = await fetcher.fetch(url, "p")
+                data = (await fetcher.fetch(url)).data
+            assert data is not None
             return data
         finally:
             await fetcher.close()
@@ -106,4 +109,64 @@ def test_names_that_are_no_idna(host: str) -> None:
 
 def test_byte_cap(origin: Origin) -> None:
     with pytest.raises(InvalidImage, match="larger"):
-        fetch(f"{origin.url}/picture", max_bytes=100)
+        fetch(f"{origin.url}/large")
+
+
+def test_only_named_hosts(origin: Origin, names: Names) -> None:
+    names(["127.0.0.1"])
+    url = f"http://made.up:{origin.server_port}/picture"
+    assert fetch(url, image_hosts=("made.up",))
+    with pytest.raises(InvalidImage, match="host"):
+        fetch(url, image_hosts=("*.made.up",))
+    before = len(origin.requests)
+    with pytest.raises(InvalidImage, match="no URLs"):
+        fetch(url, image_hosts=())
+    assert len(origin.requests) == before
+
+
+def test_a_redirect_to_a_host_that_is_not_named(origin: Origin, names: Names) -> None:
+    names(["127.0.0.1"])
+    with pytest.raises(InvalidImage, match="host"):
+        fetch(f"http://made.up:{origin.server_port}/to-private", image_hosts=("made.up",))
+
+
+def test_through_a_proxy(origin: Origin) -> None:
+    """The proxy gets the whole URL, with a name that only it can resolve; a private address by number never gets that far."""
+    assert fetch("http://pictures.example/picture", image_proxy=origin.url) == encode(draw(GRID))
+    assert origin.requests[-1][0] == "http://pictures.example/picture"
+    before = len(origin.requests)
+    with pytest.raises(InvalidImage, match="network"):
+        fetch("http://10.0.0.1/picture", image_proxy=origin.url)
+    assert len(origin.requests) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "settings"),
+    [
+        ("/silent", {"image_read_timeout": 0.3}),
+        ("/drip", {"image_timeout": 1}),
+        ("/redirect", {"image_redirects": 0}),
+        ("/short", {}),
+    ],
+)
+def test_hosts_that_keep_us_waiting(origin: Origin, path: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidImage) as refusal:
+        fetch(origin.url + path, **settings)
+    assert refusal.value.code == "failed_to_download_image"
+
+
+def test_a_body_of_unknown_length(origin: Origin) -> None:
+    assert fetch(f"{origin.url}/chunked") == encode(draw(GRID))
+
+
+def test_so_many_at_once_and_no_more(origin: Origin) -> None:
+    """Six that take 0.3 s, two at a time."""
+
+    async def run() -> float:
+        fetcher = Fetcher(Settings(allow_networks=tuple(LOOPBACK), image_downloads=2))
+        start = asyncio.get_running_loop().time()
+        await asyncio.gather(*(fetcher.fetch(f"{origin.url}/slow") for _ in range(6)))
+        await fetcher.close()
+        return asyncio.get_running_loop().time() - start
+
+    assert asyncio.run(run()) > 0.85

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llava_gateway.settings import Settings
+from llava_gateway.settings import Settings, default_of
 
 
 def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
-        default = f" (default: {field.default})" if field.default not in ("", ()) else ""
+        default = f" (default: {default_of(name)})" if default_of(name) else ""
         help_text = f"{field.description}{default}".replace("%", "%%")
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=help_text)
     return parser

@@ -22,9 +22,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def main(arguments: Sequence[str]) -> int:
     """Serve until SIGINT or SIGTERM. Exit status 1 if the model does not load, 2 if a flag is wrong."""
     settings, engine_flags = flags.parse(arguments)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
-    for name, level in (("httpx", logging.WARNING), ("uvicorn.error", logging.WARNING), ("vllm", logging.ERROR)):
-        logging.getLogger(name).setLevel(level)  # vLLM follows VLLM_LOGGING_LEVEL once it is imported
+    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT, stream=sys.stderr)
+    logging.getLogger("llava_gateway").setLevel(settings.log_level.upper())
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # it follows VLLM_LOGGING_LEVEL once it is imported
+    log.debug("settings: %s", settings.model_dump_json(exclude={"image_proxy"}))  # which may hold a password
     failures: list[EngineStartError] = []
 
     def give_up(error: EngineStartError) -> None:

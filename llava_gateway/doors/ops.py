@@ -18,7 +18,8 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         return _status("ready")
 
     async def prometheus(request: Request) -> Response:
-        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
+        content, media_type = metrics.exposition()
+        return Response(content, media_type=media_type)
 
     return [Route("/health", health), Route("/ready", ready), Route("/metrics", prometheus)]
 

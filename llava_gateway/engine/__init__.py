@@ -37,6 +37,8 @@ class PreparedImage:
     """RGB, `image_side` x `image_side`."""
     digest: str
     """Of the file's bytes and of the transform: equal digests mean equal pixels."""
+    source: tuple[int, int]
+    """Width and height of the file, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from llava_gateway.settings import Network
 
 Address = IPv4Address | IPv6Address
 
+MAX_URL = 8192
 HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 LOOKS_NUMERIC = re.compile(r"(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$", re.IGNORECASE)  # WHATWG: a host whose last label is a number is an IPv4
 FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
@@ -23,22 +24,32 @@ NEVER = tuple(  # special purposes (IANA's registries) that lead elsewhere, and 
 ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: the upper half of the interface identifier
 
 
-def parse_url(url: str, param: str) -> SplitResult:
+def parse_url(url: str) -> SplitResult:
     """An http(s) URL that every parser reads alike. InvalidImage otherwise."""
+    if len(url) > MAX_URL:
+        raise _refused(f"is longer than {MAX_URL} characters")
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
     except ValueError:
-        raise _refused("is not a valid URL", param) from None
+        raise _refused("is not a valid URL") from None
     if parts.scheme not in ("http", "https"):
-        raise _refused("must be a data: URI or an http(s) URL", param)
+        raise _refused("must be a data: URI or an http(s) URL")
     if FORBIDDEN.search(url) or not url.isascii():
-        raise _refused("has characters that must be percent-encoded", param)
+        raise _refused("has characters that must be percent-encoded")
     if "@" in parts.netloc:
-        raise _refused("must not hold a user name or password", param)
+        raise _refused("must not hold a user name or password")
     if not host or port == 0 or not _plain_host(parts.netloc, host):
-        raise _refused("has an unusual host name", param)
+        raise _refused("has an unusual host name")
     return parts
+
+
+def check_host(parts: SplitResult, hosts: Sequence[str]) -> None:
+    """InvalidImage unless the URL's host is one of `hosts`: `*` is any, `*.example.com` any below that. A private name is not meant: what
+    counts for networks is the address."""
+    host = (parts.hostname or "").lower().rstrip(".")
+    if not any(pattern in ("*", host) or (pattern.startswith("*.") and host.endswith(pattern[1:])) for pattern in hosts):
+        raise _refused("names a host that this server does not fetch images from" if hosts else "is refused: this server fetches no URLs")
 
 
 def is_allowed(address: Address, networks: Sequence[Network] = ()) -> bool:
@@ -81,5 +92,5 @@ def _plain_host(netloc: str, host: str) -> bool:
     return HOST_NAME.fullmatch(host) is not None
 
 
-def _refused(why: str, param: str) -> InvalidImage:
-    return InvalidImage(f"The image URL {why}.", param=param, code="invalid_image_url")
+def _refused(why: str) -> InvalidImage:
+    return InvalidImage(f"The image URL {why}.", code="invalid_image_url")

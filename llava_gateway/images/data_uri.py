@@ -16,19 +16,19 @@ def is_data_uri(url: str) -> bool:
     return url[:5].lower() == "data:"
 
 
-def decode_data_uri(uri: str, max_bytes: int, param: str) -> bytes:
+def decode_data_uri(uri: str, max_bytes: int) -> bytes:
     """The bytes inside a base64 `data:` URI. Padding may lack, lines may be broken, the alphabet may be the URL-safe one."""
     head, comma, payload = uri.partition(",")
     if not comma or not head.rstrip().lower().endswith(";base64"):
-        raise InvalidImage("A data: URI must read data:image/...;base64,<data>.", param=param, code="invalid_base64_image")
+        raise InvalidImage("A data: URI must read data:image/...;base64,<data>.", code="invalid_base64_image")
     if len(payload) * 3 // 4 > max_bytes * 1.1:
-        raise too_large(max_bytes, param)
+        raise too_large(max_bytes)
     try:
         data = _decode(payload)
     except (binascii.Error, ValueError):
-        raise InvalidImage("The data: URI does not hold valid base64.", param=param, code="invalid_base64_image") from None
+        raise InvalidImage("The data: URI does not hold valid base64.", code="invalid_base64_image") from None
     if len(data) > max_bytes:
-        raise too_large(max_bytes, param)
+        raise too_large(max_bytes)
     return data
 
 

@@ -1,11 +1,15 @@
-"""From the bytes of an image file to the square that CLIP sees, as Hugging Face's LLaVA processor makes it.
+"""From the bytes of an image file to the square that CLIP sees.
 
-The format is sniffed, never believed. Size is checked before a pixel is decoded. Then: orient by EXIF, lay on white, resize the shortest
-edge (bicubic) and crop the centre. A large JPEG is decoded at a half, quarter or eighth, never below twice the size that is needed.
+The format is sniffed, never believed. Size is checked before a pixel is decoded. Then: orient by EXIF, lay on white, and make it
+square: `crop` resizes the shortest edge (bicubic) and crops the centre, as Hugging Face's LLaVA processor does; `pad` pads to a square
+with CLIP's mean colour and resizes, as the original LLaVA does; `resize` squashes. A large JPEG is decoded at a half, quarter or eighth
+of its size, never below twice what is needed.
 """
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from PIL import (
@@ -22,6 +26,7 @@ from PIL import (
 )
 
 from llava_gateway.errors import InvalidImage
+from llava_gateway.settings import AspectRatio
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of what is checked here; threads share one list of filters
 
@@ -33,33 +38,62 @@ PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
+try:
+    import pillow_heif
+    from PIL import AvifImagePlugin
+
+    pillow_heif.options.DECODE_THREADS = 1
+    PLUGINS |= {"HEIC": pillow_heif.HeifImageFile, "AVIF": AvifImagePlugin.AvifImageFile}
+except ImportError:
+    pass
 MAX_ASPECT = 100
 """Longest over shortest side. CLIP resizes the shortest side up to its own, which a thread-thin picture turns into gigabytes."""
 MAX_JPEG_SCANS = 64
 """Of a progressive JPEG. Encoders write about ten; each costs a pass over all pixels for as little as 59 bytes."""
-TRANSFORM = "crop1"
-"""Names this transform, in the digests of its results."""
+PAD_COLOR = (122, 116, 104)
+"""CLIP's mean, as the original LLaVA pads with it."""
+PAD_EXACT = 4096
+"""Pixels of the longest side up to which a picture is padded as it is; a longer one is shrunk to this first, since a square of it might be
+gigabytes."""
 
 
-@dataclass(frozen=True)
-class Limits:
+@dataclass(frozen=True, slots=True)
+class Transform:
+    aspect_ratio: AspectRatio
     side: int
     """Pixels of the square that comes out."""
-    max_pixels: int
+
+    @property
+    def name(self) -> str:
+        """For the digests of its results: to change what a transform does is to change its name."""
+        return f"{self.aspect_ratio}2-{self.side}"
 
 
-def prepare(data: bytes, limits: Limits, param: str) -> Image.Image:
-    """RGB, `side` x `side`. InvalidImage if the file is not an image that we take."""
+def measure(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Width and height, from the file's header alone. InvalidImage if it is not an image that we take, or too large."""
+    with _failing_as_damaged():
+        image = _open(data)
+        _check_size(image.size, max_pixels)
+        return image.size
+
+
+def prepare(data: bytes, transform: Transform) -> Image.Image:
+    """RGB, `side` x `side`, of a file that has been measured. InvalidImage if it is damaged."""
+    with _failing_as_damaged():
+        return _flatten(_square(_premultiply(_orient(_load(_open(data), transform.side))), transform))
+
+
+@contextmanager
+def _failing_as_damaged() -> Iterator[None]:
     try:
-        image = _open(data, param)
-        _check_size(image, limits, param)
-        return _flatten(_fit(_premultiply(_orient(_load(image, limits.side))), limits.side))
+        yield
     except InvalidImage:
         raise
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # a broken file fails anywhere in its decoder, and in any way
-        raise InvalidImage("The image is damaged or cut short.", param=param) from error
+        raise InvalidImage("The image is damaged or cut short.") from error
 
 
 def sniff(data: bytes) -> str | None:
@@ -76,31 +110,35 @@ def sniff(data: bytes) -> str | None:
         return "BMP"
     if data[:4] in (b"II*\x00", b"MM\x00*"):
         return "TIFF"
+    if data[4:8] == b"ftyp":  # ISO/IEC 14496-12: a box of its length, its name, the major brand, a version, and compatible brands
+        brands = data[8 : min(int.from_bytes(data[:4]), 256)]
+        return "AVIF" if b"avif" in brands or b"avis" in brands else "HEIC" if any(brand in brands for brand in HEIC_BRANDS) else None
     return None
 
 
-def _open(data: bytes, param: str) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     if not data:
-        raise InvalidImage("The image file is empty.", param=param, code="empty_image_file")
+        raise InvalidImage("The image file is empty.", code="empty_image_file")
     image_format = sniff(data)
     if image_format is None:
-        raise InvalidImage(f"The image must be one of {', '.join(PLUGINS)}.", param=param, code="invalid_image_format")
+        raise InvalidImage(f"The image must be one of {', '.join(PLUGINS)}.", code="invalid_image_format")
+    if image_format not in PLUGINS:
+        raise InvalidImage(
+            f"{image_format} images are not taken here; send a JPEG or PNG. (They are where llava-gateway[heic] is installed.)",
+            code="unsupported_image_media_type",
+        )
     if image_format == "JPEG" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise InvalidImage(f"The JPEG has more than {MAX_JPEG_SCANS} scans.", param=param)
+        raise InvalidImage(f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
     return PLUGINS[image_format](io.BytesIO(data))
 
 
-def _check_size(image: Image.Image, limits: Limits, param: str) -> None:
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        megapixels = limits.max_pixels // 1_000_000
-        raise InvalidImage(
-            f"The image has {width} x {height} pixels; at most {megapixels} million are taken.", param=param, code="image_too_large"
-        )
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        megapixels = max_pixels // 1_000_000
+        raise InvalidImage(f"The image has {width} x {height} pixels; at most {megapixels} million are taken.", code="image_too_large")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InvalidImage(
-            f"The image is {width} x {height} pixels; its sides may differ {MAX_ASPECT}-fold at most.", param=param, code="invalid_image"
-        )
+        raise InvalidImage(f"The image is {width} x {height} pixels; its sides may differ {MAX_ASPECT}-fold at most.", code="invalid_image")
 
 
 def _load(image: Image.Image, side: int) -> Image.Image:
@@ -137,7 +175,18 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
 
 
-def _fit(image: Image.Image, side: int) -> Image.Image:
+def _square(image: Image.Image, transform: Transform) -> Image.Image:
+    side = transform.side
+    if transform.aspect_ratio == "pad" and image.width != image.height:
+        if max(image.size) > PAD_EXACT:
+            image.thumbnail((PAD_EXACT, PAD_EXACT), Image.Resampling.BICUBIC)
+        width, height = image.size
+        color = PAD_COLOR if image.mode == "RGB" else (*PAD_COLOR, 255)
+        square = Image.new(image.mode, (max(width, height),) * 2, color)
+        square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
+        image = square
+    if transform.aspect_ratio != "crop":
+        return image.resize((side, side), Image.Resampling.BICUBIC)
     width, height = image.size
     short = min(width, height)
     width, height = side * width // short, side * height // short

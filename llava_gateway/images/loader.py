@@ -1,58 +1,130 @@
-"""One call for a request's images: fetch or unpack, digest, and prepare each one, off the event loop and never twice."""
+"""One call for a request's images: fetch or unpack, measure, and prepare each one, off the event loop and never twice."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from blake3 import blake3
 
+from llava_gateway import metrics
 from llava_gateway.chat import ImageUrl
 from llava_gateway.engine import PreparedImage
+from llava_gateway.errors import InvalidImage
 from llava_gateway.images.cache import ImageCache
 from llava_gateway.images.data_uri import decode_data_uri, is_data_uri
-from llava_gateway.images.decode import TRANSFORM, Limits, prepare
-from llava_gateway.images.fetch import Fetcher
-from llava_gateway.settings import Settings
+from llava_gateway.images.decode import Transform, measure, prepare
+from llava_gateway.images.flight import InFlight
+from llava_gateway.images.urls import UrlImages
+from llava_gateway.settings import AspectRatio, Settings
+
+T = TypeVar("T")
+
+LARGE = 1_000_000
+"""Pixels from which an image is decoded by threads of its own, so that small ones need not wait for it."""
 
 
 class ImageLoader:
     def __init__(self, settings: Settings, side: int) -> None:
         """`side`: pixels of the square that the model sees."""
+        self.settings = settings
+        self.side = side
         self.max_bytes = settings.max_image_mb << 20
-        self.limits = Limits(side, settings.max_image_megapixels * 1_000_000)
+        self.max_pixels = settings.max_image_megapixels * 1_000_000
         self.cache = ImageCache(settings.image_cache_mb << 20)
-        self._fetcher = Fetcher(max_bytes=self.max_bytes, timeout=settings.image_timeout, allow_networks=settings.allow_networks)
-        self._pool = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="image")
+        self._urls = UrlImages(settings)
+        self._preparing: InFlight[PreparedImage] = InFlight()
+        self._small = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="image")
+        self._large = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="large-image")
+        metrics.IMAGE_CACHE_BYTES.set_function(lambda: self.cache.bytes)
 
-    async def load(self, images: Sequence[ImageUrl]) -> tuple[PreparedImage, ...]:
-        """The images, prepared, in order. InvalidImage names the first that fails."""
-        tasks = [asyncio.ensure_future(self._load(image)) for image in images]
-        try:
-            return tuple(await asyncio.gather(*tasks))
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            raise
+    async def load(self, images: Sequence[ImageUrl], aspect_ratio: AspectRatio | None = None) -> tuple[PreparedImage, ...]:
+        """The images, prepared, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names the first that fails."""
+        transform = Transform(aspect_ratio or self.settings.image_aspect_ratio, self.side)
+        budget = _Budget(self.settings)
+        return tuple(await _all([self._named(image, transform, budget) for image in images]))
 
     async def close(self) -> None:
-        await self._fetcher.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        await self._urls.close()
+        for pool in (self._small, self._large):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _load(self, image: ImageUrl) -> PreparedImage:
-        loop = asyncio.get_running_loop()
-        if is_data_uri(image.url):
-            return await loop.run_in_executor(self._pool, self._unpack, image)
-        data = await self._fetcher.fetch(image.url, image.param)
-        return await loop.run_in_executor(self._pool, self._prepare, data, image.param)
+    async def _named(self, image: ImageUrl, transform: Transform, budget: "_Budget") -> PreparedImage:
+        try:
+            return await self._load(image.url, transform, budget)
+        except InvalidImage as error:
+            raise InvalidImage(error.message, param=image.param, code=error.code) from error
 
-    def _unpack(self, image: ImageUrl) -> PreparedImage:
-        return self._prepare(decode_data_uri(image.url, self.max_bytes, image.param), image.param)
+    async def _load(self, url: str, transform: Transform, budget: "_Budget") -> PreparedImage:
+        data: bytes | None
+        if is_data_uri(url):
+            content, data = await self._in(self._small, self._unpack, url)
+        elif (known := self._urls.fresh(url)) and (prepared := self.cache.get(_key(known, transform))):
+            metrics.IMAGE_URLS.labels("fresh").inc()
+            content, data = known, None
+        else:
+            fetched = await self._urls.fetch(url)
+            if fetched.data is None and _key(fetched.content, transform) not in self.cache:
+                fetched = await self._urls.fetch(url, anew=True)
+            content, data = fetched.content, fetched.data
+        budget.spend(size=len(data or b""))
+        if prepared := self.cache.get(_key(content, transform)):
+            metrics.IMAGES.labels("cached").inc()
+            budget.spend(pixels=prepared.source[0] * prepared.source[1])
+            return prepared
+        assert data is not None
+        source = await self._in(self._small, measure, data, self.max_pixels)
+        budget.spend(pixels=source[0] * source[1])
+        return await self._prepare(data, _key(content, transform), transform, source)
 
-    def _prepare(self, data: bytes, param: str) -> PreparedImage:
-        """Runs in the pool. Two equal images at once may both be decoded; every later one is found in the cache."""
-        digest = f"{blake3(data).hexdigest()}-{TRANSFORM}-{self.limits.side}"
-        prepared = self.cache.get(digest)
-        if prepared is None:
-            prepared = PreparedImage(prepare(data, self.limits, param), digest)
+    def _unpack(self, uri: str) -> tuple[str, bytes]:
+        data = decode_data_uri(uri, self.max_bytes)
+        return blake3(data).hexdigest(), data
+
+    async def _prepare(self, data: bytes, digest: str, transform: Transform, source: tuple[int, int]) -> PreparedImage:
+        async def work() -> PreparedImage:
+            pool = self._large if source[0] * source[1] > LARGE else self._small
+            prepared = PreparedImage(await self._in(pool, prepare, data, transform), digest, source)
             self.cache.put(prepared)
-        return prepared
+            return prepared
+
+        metrics.IMAGES.labels("shared" if digest in self._preparing else "decoded").inc()
+        return await self._preparing.do(digest, work)
+
+    @staticmethod
+    async def _in(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
+
+
+class _Budget:
+    """What the images of one request may come to together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.megabytes, self.megapixels = settings.max_request_image_mb, settings.max_request_megapixels
+        self._bytes = self.megabytes << 20
+        self._pixels = self.megapixels * 1_000_000
+
+    def spend(self, *, size: int = 0, pixels: int = 0) -> None:
+        self._bytes -= size
+        self._pixels -= pixels
+        if self._bytes < 0:
+            raise InvalidImage(f"The images of this request are larger than {self.megabytes} MiB together.", code="image_too_large")
+        if self._pixels < 0:
+            raise InvalidImage(
+                f"The images of this request have more than {self.megapixels} million pixels together.", code="image_too_large"
+            )
+
+
+def _key(content: str, transform: Transform) -> str:
+    return f"{content}-{transform.name}"
+
+
+async def _all(work: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all; if one fails, its error, and the others are cancelled."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise

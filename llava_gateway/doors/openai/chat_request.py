@@ -6,8 +6,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llava_gateway.chat import ChatRequest, ImageUrl, Message, Role, Text
 from llava_gateway.doors.openai.fields import TAG, Refused, Strict
-from llava_gateway.doors.openai.sampling import VLLM_REFUSED, SamplingFields
+from llava_gateway.doors.openai.sampling import ASPECT_RATIO, VLLM_REFUSED, SamplingFields
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.settings import AspectRatio
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 4096
@@ -99,6 +100,7 @@ class ChatCompletionRequest(SamplingFields):
     messages: Messages = Field(description="roles system, developer (the same), user and assistant; images in user messages")
     max_completion_tokens: int | None = Field(None, ge=1, description="most tokens of an answer; default: `--default-max-tokens`")
     max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which wins")
+    image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
     logprobs: bool | None = Field(None, description="log probabilities of the answer's tokens")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="0 to 20 of the likeliest tokens in each place; needs logprobs")
 
@@ -135,6 +137,7 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
     return ChatRequest(
         model=request.model,
         messages=to_messages(request.messages),
+        image_aspect_ratio=request.image_aspect_ratio,
         sampling=request.sampling(
             max_tokens=request.max_completion_tokens or request.max_tokens,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,

@@ -6,8 +6,9 @@ from pydantic import Discriminator, Field, Tag
 
 from llava_gateway.chat import CompletionRequest, ImageUrl
 from llava_gateway.doors.openai.fields import TAG, Refused
-from llava_gateway.doors.openai.sampling import VLLM_REFUSED, SamplingFields, TokenId
+from llava_gateway.doors.openai.sampling import ASPECT_RATIO, VLLM_REFUSED, SamplingFields, TokenId
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.settings import AspectRatio
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for plain completions."""
@@ -42,6 +43,7 @@ class TextCompletionRequest(SamplingFields):
     images: Images | None = Field(
         None, description="an extension: http(s) URLs or data: URIs in base64, one for each `<image>` in the prompt; one prompt only"
     )
+    image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
     max_tokens: int | None = Field(None, ge=1, description=f"default {DEFAULT_MAX_TOKENS}")
     logprobs: int | None = Field(None, ge=0, le=5, description="log probabilities, and 0 to 5 of the likeliest tokens in each place")
     add_special_tokens: bool | None = Field(None, description="vLLM's: begin a text with the model's `<s>`; default true")
@@ -74,6 +76,7 @@ def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
             prompt=prompt if isinstance(prompt, str) else tuple(prompt),
             param=f"prompt[{index}]" if len(prompts) > 1 else "prompt",
             images=to_images(request.images),
+            image_aspect_ratio=request.image_aspect_ratio,
             add_special_tokens=request.add_special_tokens is not False,
             sampling=sampling,
             stream=bool(request.stream),

@@ -26,6 +26,7 @@ def _token_ids(bias: dict[str, float]) -> dict[str, float]:
     return bias
 
 
+ASPECT_RATIO = "an extension: how images become square, `crop`, `pad` or `resize`; default: `--image-aspect-ratio`"
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenIds = Annotated[list[TokenId], Field(max_length=1 << 16, fail_fast=True)]
 _NonEmpty = Annotated[str, Field(min_length=1)]

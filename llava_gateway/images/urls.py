@@ -1,0 +1,77 @@
+"""Image URLs that were fetched a moment ago: what they gave, by digest, for as long as HTTP allows."""
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from llava_gateway import metrics
+from llava_gateway.images.fetch import Download, Fetcher
+from llava_gateway.images.flight import InFlight
+from llava_gateway.images.freshness import Freshness
+from llava_gateway.settings import Settings
+
+MAX_ENTRIES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    content: str
+    expires: float
+    freshness: Freshness
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    content: str
+    """Digest of the file."""
+    data: bytes | None
+    """The file; None if it is as it was."""
+
+
+class UrlImages:
+    """Equal URLs are fetched once at a time. No fetch carries a client's credentials, so what one is told holds for all."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.ttl = settings.image_url_ttl
+        self._fetcher = Fetcher(settings)
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._fetching: InFlight[Fetched] = InFlight()
+
+    def fresh(self, url: str) -> str | None:
+        """The digest of what the URL gave, if that may be taken as known."""
+        known = self._known.get(url)
+        return known.content if known and time.monotonic() < known.expires else None
+
+    async def fetch(self, url: str, *, anew: bool = False) -> Fetched:
+        """Raises InvalidImage. `anew`: with its data, whatever is known of it."""
+        if shared := url in self._fetching:
+            metrics.IMAGE_URLS.labels("shared").inc()
+        fetched = await self._fetching.do(url, lambda: self._fetch(url, anew))
+        if shared and anew and fetched.data is None:
+            return await self._fetch(url, anew)
+        return fetched
+
+    async def close(self) -> None:
+        await self._fetcher.close()
+
+    async def _fetch(self, url: str, anew: bool) -> Fetched:
+        known = None if anew else self._known.get(url)
+        download = await self._fetcher.fetch(url, known.freshness.conditions if known else None)
+        metrics.IMAGE_URLS.labels("fetched" if download.data is not None else "unchanged").inc()
+        if download.data is not None:
+            content = blake3(download.data).hexdigest()
+        else:
+            assert known
+            content = known.content
+        self._learn(url, content, download)
+        return Fetched(content, download.data)
+
+    def _learn(self, url: str, content: str, download: Download) -> None:
+        self._known.pop(url, None)
+        if download.freshness is None or not (self.ttl and (download.freshness.seconds or download.freshness.conditions)):
+            return
+        self._known[url] = _Known(content, time.monotonic() + min(download.freshness.seconds, self.ttl), download.freshness)
+        if len(self._known) > MAX_ENTRIES:
+            self._known.popitem(last=False)

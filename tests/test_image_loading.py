@@ -1,0 +1,136 @@
+"""A request's images: once, within what they may come to, and without standing in each other's way."""
+
+import asyncio
+import io
+import time
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_network
+from typing import Any
+
+import numpy as np
+import pytest
+from origin import Origin
+from PIL import Image
+from prometheus_client import REGISTRY
+
+from llava_gateway.chat import ImageUrl
+from llava_gateway.demo.pictures import data_uri, draw, encode
+from llava_gateway.errors import InvalidImage
+from llava_gateway.images.loader import ImageLoader
+from llava_gateway.settings import Settings
+
+GRID = ("red", "blue", "green", "orange")
+
+
+def run(work: Callable[[ImageLoader], Awaitable[None]], **settings: Any) -> None:
+    async def main() -> None:
+        loader = ImageLoader(Settings(allow_networks=(ip_network("127.0.0.0/8"),), **settings), 336)
+        try:
+            await work(loader)
+        finally:
+            await loader.close()
+
+    asyncio.run(main())
+
+
+def urls(*data: str) -> list[ImageUrl]:
+    return [ImageUrl(url, f"image[{index}]") for index, url in enumerate(data)]
+
+
+def count(name: str, source: str) -> float:
+    return REGISTRY.get_sample_value(name, {"source": source}) or 0
+
+
+def noise(width: int, height: int, seed: int = 0) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)).save(buffer, "PNG", compress_level=1)
+    return data_uri(buffer.getvalue())
+
+
+def test_once_however_it_comes(origin: Origin) -> None:
+    """In the same request, at the same time in others, later, and as a URL: one picture is decoded once for each transform."""
+
+    async def work(loader: ImageLoader) -> None:
+        picture = data_uri(encode(draw(("purple", "green", "white", "orange"))))  # what the origin has, too
+        decoded, cached, shared = (count("llava_images_total", source) for source in ("decoded", "cached", "shared"))
+        first, *others = await asyncio.gather(*(loader.load(urls(picture, picture)) for _ in range(5)))
+        assert all(image is first[0] for images in others for image in images)
+        assert count("llava_images_total", "decoded") == decoded + 1
+        assert count("llava_images_total", "shared") == shared + 9
+        await loader.load(urls(picture, f"{origin.url}/picture"))
+        assert count("llava_images_total", "cached") == cached + 2
+        (padded,) = await loader.load(urls(picture), "pad")
+        assert padded.digest != first[0].digest
+        assert count("llava_images_total", "decoded") == decoded + 2
+
+    run(work)
+
+
+def test_a_fresh_url_is_neither_fetched_nor_decoded(origin: Origin) -> None:
+    async def work(loader: ImageLoader) -> None:
+        url = f"{origin.url}/cached"
+        (first,) = await loader.load(urls(url))
+        before = len(origin.requests)
+        (again,) = await loader.load(urls(url))
+        assert again is first
+        assert len(origin.requests) == before
+        (padded,) = await loader.load(urls(url), "pad")  # which needs the file
+        assert padded is not first
+        loader.cache.max_bytes = 0
+        loader.cache.__init__(0)  # type: ignore[misc]
+        assert (await loader.load(urls(url)))[0].digest == first.digest
+
+    run(work)
+
+
+def test_an_unchanged_url_whose_picture_was_forgotten_is_fetched_anew(origin: Origin) -> None:
+    async def work(loader: ImageLoader) -> None:
+        url = f"{origin.url}/tagged"
+        (first,) = await loader.load(urls(url))
+        assert (await loader.load(urls(url)))[0].digest == first.digest
+
+    run(work, image_cache_mb=0)
+
+
+def test_pixels_of_a_request_are_bounded() -> None:
+    async def work(loader: ImageLoader) -> None:
+        pictures = urls(*(noise(1000, 900, seed) for seed in range(3)))
+        assert await loader.load(pictures[:2])
+        for _ in range(2):  # cached or not
+            with pytest.raises(InvalidImage, match="2 million pixels together") as refusal:
+                await loader.load(pictures)
+            assert refusal.value.code == "image_too_large"
+            assert refusal.value.param
+
+    run(work, max_request_megapixels=2)
+
+
+def test_bytes_of_a_request_are_bounded() -> None:
+    async def work(loader: ImageLoader) -> None:
+        pictures = urls(*(noise(400, 400, seed) for seed in range(3)))  # 480 kB each
+        assert await loader.load(pictures[:2])
+        with pytest.raises(InvalidImage, match="1 MiB together"):
+            await loader.load(pictures)
+
+    run(work, max_request_image_mb=1)
+
+
+def test_large_images_do_not_hold_up_small_ones() -> None:
+    async def work(loader: ImageLoader) -> None:
+        large = [asyncio.create_task(loader.load(urls(noise(3000, 2000, seed)))) for seed in range(3)]
+        await asyncio.sleep(0.1)
+        start = time.monotonic()
+        await loader.load(urls(noise(50, 50)))
+        assert not any(task.done() for task in large) or time.monotonic() - start < 0.2
+        await asyncio.gather(*large)
+
+    run(work, image_threads=1, max_image_mb=64)
+
+
+def test_the_first_bad_image_is_named() -> None:
+    async def work(loader: ImageLoader) -> None:
+        with pytest.raises(InvalidImage) as refusal:
+            await loader.load(urls(data_uri(encode(draw(GRID))), "data:image/png;base64,AAAA"))
+        assert refusal.value.param == "image[1]"
+
+    run(work)
