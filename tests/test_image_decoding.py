@@ -16,7 +16,7 @@ from llava_gateway.demo.pictures import data_uri, draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import decode
 from llava_gateway.images.data_uri import decode_data_uri
-from llava_gateway.images.decode import Transform, measure, sniff
+from llava_gateway.images.decode import Transform, open_image, sniff
 
 pillow_heif.register_heif_opener()  # for writing, in tests
 CROP = Transform("crop", 336)
@@ -25,9 +25,8 @@ RED, BLUE, GREEN, ORANGE = (220, 25, 25), (25, 50, 220), (20, 150, 40), (250, 14
 
 
 def prepare(data: bytes, transform: Transform = CROP) -> Image.Image:
-    """As the loader does it: nothing is decoded that has not been measured."""
-    measure(data, 10_000_000)
-    return decode.prepare(data, transform)
+    """As the loader does it."""
+    return decode.prepare(open_image(data, 10_000_000), transform)
 
 
 def corners(image: Image.Image) -> list[tuple[int, ...]]:
@@ -70,6 +69,18 @@ def test_a_large_jpeg_decoded_small_is_close_to_a_full_decode() -> None:
     drafted = np.asarray(prepare(data), np.int16)
     full = np.asarray(prepare(file(Image.open(io.BytesIO(data)), "PNG")), np.int16)
     assert np.abs(drafted - full).mean() < 1
+
+
+@pytest.mark.parametrize("size", [(1600, 1200), (337, 1000), (5000, 3333), (50, 61)])
+def test_resized_and_cropped_in_one_is_resized_then_cropped(size: tuple[int, int]) -> None:
+    picture = photo(*size)
+    short = min(size)
+    resized = picture.resize((336 * size[0] // short, 336 * size[1] // short), Image.Resampling.BICUBIC)
+    left, top = (resized.width - 336) // 2, (resized.height - 336) // 2
+    expected = np.asarray(resized.crop((left, top, left + 336, top + 336)), np.int16)
+    difference = np.abs(np.asarray(decode.prepare(open_image(file(picture, "PNG"), 20_000_000), CROP), np.int16) - expected)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.01
 
 
 def expand_to_square(picture: Image.Image) -> Image.Image:
@@ -188,7 +199,7 @@ def test_a_scan_bomb() -> None:
 def test_heic_and_avif(name: str) -> None:
     assert close(prepare(file(draw(GRID), name, quality=90)), [RED, BLUE, GREEN, ORANGE], 30)
     with pytest.raises(InvalidImage, match="pixels") as refusal:
-        measure(file(draw(GRID), name), 1000)
+        open_image(file(draw(GRID), name), 1000)
     assert refusal.value.code == "image_too_large"
 
 
@@ -197,7 +208,7 @@ def test_heic_and_avif_where_the_extra_is_not_installed(monkeypatch: pytest.Monk
     data = file(draw(GRID), name)
     monkeypatch.delitem(decode.PLUGINS, format_name)
     with pytest.raises(InvalidImage, match=format_name) as refusal:
-        measure(data, 10_000_000)
+        open_image(data, 10_000_000)
     assert refusal.value.code == "unsupported_image_media_type"
     assert "llava-gateway[heic]" in refusal.value.message
 

@@ -70,18 +70,20 @@ class Transform:
         return f"{self.aspect_ratio}2-{self.side}"
 
 
-def measure(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """Width and height, from the file's header alone. InvalidImage if it is not an image that we take, or too large."""
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """The image as its header describes it; no pixel is decoded. InvalidImage if it is not one that we take, or too large."""
     with _failing_as_damaged():
         image = _open(data)
         _check_size(image.size, max_pixels)
-        return image.size
+        if "progressive" in image.info and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+            raise InvalidImage(f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
+        return image
 
 
-def prepare(data: bytes, transform: Transform) -> Image.Image:
-    """RGB, `side` x `side`, of a file that has been measured. InvalidImage if it is damaged."""
+def prepare(image: Image.Image, transform: Transform) -> Image.Image:
+    """RGB, `side` x `side`, of an image that `open_image` has let through. InvalidImage if it is damaged."""
     with _failing_as_damaged():
-        return _flatten(_square(_premultiply(_orient(_load(_open(data), transform.side))), transform))
+        return _flatten(_square(_premultiply(_orient(_load(image, transform.side))), transform))
 
 
 @contextmanager
@@ -127,8 +129,6 @@ def _open(data: bytes) -> Image.Image:
             f"{image_format} images are not taken here; send a JPEG or PNG. (They are where llava-gateway[heic] is installed.)",
             code="unsupported_image_media_type",
         )
-    if image_format == "JPEG" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise InvalidImage(f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
     return PLUGINS[image_format](io.BytesIO(data))
 
 
@@ -187,9 +187,13 @@ def _square(image: Image.Image, transform: Transform) -> Image.Image:
         image = square
     if transform.aspect_ratio != "crop":
         return image.resize((side, side), Image.Resampling.BICUBIC)
-    width, height = image.size
-    short = min(width, height)
-    width, height = side * width // short, side * height // short
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    short = min(image.size)
+    width, height = side * image.width // short, side * image.height // short
     left, top = (width - side) // 2, (height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    if short < 2 * side:
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return resized.crop((left, top, left + side, top + side))
+    # In one, so that what would be cropped away is never computed. (Pillow rounds the box; at this scale that is not seen.)
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + side) * across, (top + side) * down)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)

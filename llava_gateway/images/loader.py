@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from blake3 import blake3
+from PIL import Image
 
 from llava_gateway import metrics
 from llava_gateway.chat import ImageUrl
@@ -13,7 +14,7 @@ from llava_gateway.engine import PreparedImage
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.cache import ImageCache
 from llava_gateway.images.data_uri import decode_data_uri, is_data_uri
-from llava_gateway.images.decode import Transform, measure, prepare
+from llava_gateway.images.decode import Transform, open_image, prepare
 from llava_gateway.images.flight import InFlight
 from llava_gateway.images.urls import UrlImages
 from llava_gateway.settings import AspectRatio, Settings
@@ -73,18 +74,20 @@ class ImageLoader:
             budget.spend(pixels=prepared.source[0] * prepared.source[1])
             return prepared
         assert data is not None
-        source = await self._in(self._small, measure, data, self.max_pixels)
-        budget.spend(pixels=source[0] * source[1])
-        return await self._prepare(data, _key(content, transform), transform, source)
+        opened = await self._in(self._small, open_image, data, self.max_pixels)
+        budget.spend(pixels=opened.width * opened.height)
+        return await self._prepare(opened, _key(content, transform), transform)
 
     def _unpack(self, uri: str) -> tuple[str, bytes]:
         data = decode_data_uri(uri, self.max_bytes)
         return blake3(data).hexdigest(), data
 
-    async def _prepare(self, data: bytes, digest: str, transform: Transform, source: tuple[int, int]) -> PreparedImage:
+    async def _prepare(self, opened: Image.Image, digest: str, transform: Transform) -> PreparedImage:
+        source = opened.size
+
         async def work() -> PreparedImage:
             pool = self._large if source[0] * source[1] > LARGE else self._small
-            prepared = PreparedImage(await self._in(pool, prepare, data, transform), digest, source)
+            prepared = PreparedImage(await self._in(pool, prepare, opened, transform), digest, source)
             self.cache.put(prepared)
             return prepared
 
