@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llava_gateway.demo import CHECKPOINT, ENGINE_ENVIRONMENT, ENGINE_FLAGS, MODEL_NAME
+from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 from llava_gateway.doors import openai, ops
 from llava_gateway.doors.openai.render import error_headers, render_error
 from llava_gateway.engine import Engine, EngineStartError
@@ -41,11 +41,10 @@ def create_app(
     settings = settings or Settings()
     model = settings.model or _default_model()
     name = settings.served_model_name or (Path(model).resolve().name if Path(model).is_dir() else model)
-    environment: dict[str, str] = {}
     if model == MODEL_NAME:
-        model, engine_flags, environment = str(CHECKPOINT), (*ENGINE_FLAGS, *engine_flags), ENGINE_ENVIRONMENT
+        model, engine_flags = str(CHECKPOINT), (*ENGINE_FLAGS, *engine_flags)
     engine_flags = (*engine_flags, "--served-model-name", name)
-    gateway = Gateway(settings, engine or VllmEngine(model, engine_flags, environment), name)
+    gateway = Gateway(settings, engine or VllmEngine(model, engine_flags), name)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -4,7 +4,5 @@ from pathlib import Path
 
 MODEL_NAME = "llava-demo"
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-ENGINE_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
-"""A model this small is slower with more: its threads spend their time waiting for each other."""
 ENGINE_FLAGS = ("--dtype", "float32", "--kv-cache-memory-bytes", str(128 << 20))
 """128 MiB of KV cache hold ten chats at full context; left alone, vLLM would take much of the machine's memory."""

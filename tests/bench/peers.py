@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from llava_gateway.demo import CHECKPOINT, ENGINE_ENVIRONMENT, ENGINE_FLAGS, MODEL_NAME
+from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 
 HERE = Path(__file__).parent
 FLAGS = (*ENGINE_FLAGS, "--max-num-seqs", "64", "--enforce-eager", "--max-model-len", "4096")
@@ -60,7 +60,7 @@ def _serve(name: str, command: Sequence[str], ready: str) -> Iterator[Peer]:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
-    environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"} | ENGINE_ENVIRONMENT
+    environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, env=environment, cwd=HERE)
         try:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -28,23 +28,22 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER = 10
 STOP_TIMEOUT = 20
-DEFAULTS = {
+ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore::FutureWarning",  # for the processes that vLLM starts
 }
-"""Environment variables that suit an embedded engine."""
+"""Variables that suit an embedded engine, where the operator has not set them."""
 
 
 class VllmEngine:
     """One model on one AsyncLLM. Importing vLLM takes seconds, so it happens in `start`, off the event loop."""
 
-    def __init__(self, model: str, flags: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
-        """`flags` are vLLM's own engine flags, as its command line has them; `environment` are variables that the operator has not set."""
+    def __init__(self, model: str, flags: Sequence[str] = ()) -> None:
+        """`flags` are vLLM's own engine flags, as its command line has them."""
         self.model = model
         self.flags = flags
-        self.environment = DEFAULTS | dict(environment or {})
         self._engine: AsyncLLM | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")  # for loading, which cannot be interrupted
         self._loading: Future[AsyncLLM] | None = None
@@ -110,7 +109,7 @@ class VllmEngine:
             await asyncio.to_thread(self._end, self._loading)
 
     def _load(self) -> "AsyncLLM":
-        for name, value in self.environment.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
