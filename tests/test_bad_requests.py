@@ -315,6 +315,12 @@ BROKEN_IMAGES = [
     ("http://[::1]/", "invalid_image_url"),
     ("http://[::ffff:10.0.0.1]/", "invalid_image_url"),
     ("http://[fe80::1]/", "invalid_image_url"),
+    ("http://[64:ff9b::a00:1]/", "invalid_image_url"),
+    ("http://[2002:a00:1::]/", "invalid_image_url"),
+    ("http://[2001:0:4136:e378:8000:63bf:80ff:fffe]/", "invalid_image_url"),
+    ("http://[fe80::5efe:a00:1]/", "invalid_image_url"),
+    ("http://224.0.0.1/", "invalid_image_url"),
+    ("data:text/html,<b>", "invalid_base64_image"),
 ]
 
 
@@ -334,6 +340,9 @@ def test_broken_images(http: httpx.Client, url: str, code: str) -> None:
         ("/lies", "image_too_large"),
         ("/endless", "image_too_large"),
         ("/drip", "failed_to_download_image"),
+        ("/silent", "failed_to_download_image"),
+        ("/short", "failed_to_download_image"),
+        ("/packed-twice", "failed_to_download_image"),
     ],
 )
 def test_misbehaving_origins(http: httpx.Client, origin: Origin, path: str, code: str) -> None:
