@@ -20,10 +20,17 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class DataUri:
+    """A long `data:` URI, left where it stands in the request's body."""
+
+    ascii: memoryview
+
+
+@dataclass(frozen=True, slots=True)
 class ImageUrl:
     """An image as the client gave it: a `data:` URI or an http(s) URL, not yet checked."""
 
-    url: str
+    url: str | DataUri
     param: str
     """Where it stands in the client's request, for error messages."""
 

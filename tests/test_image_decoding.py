@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from transformers import AutoProcessor
 
+from llava_gateway.chat import DataUri
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.pictures import data_uri, draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import decode
-from llava_gateway.images.data_uri import decode_data_uri
+from llava_gateway.images.data_uri import decode_data_uri, told_apart
 from llava_gateway.images.decode import Transform, open_image, sniff
 
 pillow_heif.register_heif_opener()  # for writing, in tests
@@ -231,20 +232,26 @@ def test_damaged_files_are_images_or_refused(name: str, at: int, damage: bytes) 
         assert refusal.code
 
 
+def in_place(uri: str) -> DataUri:
+    found = told_apart(uri)
+    assert isinstance(found, DataUri)
+    return found
+
+
 @given(st.binary(max_size=300))
 def test_data_uris_carry_any_bytes(data: bytes) -> None:
-    assert decode_data_uri(data_uri(data), 1000) == data
-    assert decode_data_uri(data_uri(data).rstrip("=").replace("+", "-").replace("/", "_").replace("image_png", "x"), 1000) == data
+    assert decode_data_uri(in_place(data_uri(data)), 1000) == data
+    assert decode_data_uri(in_place(data_uri(data).rstrip("=").replace("+", "-").replace("/", "_").replace("image_png", "x")), 1000) == data
 
 
 @given(st.text(max_size=60).map("data:".__add__))
 def test_any_data_uri_is_read_or_refused(uri: str) -> None:
     try:
-        decode_data_uri(uri, 1000)
+        decode_data_uri(in_place(uri), 1000)
     except InvalidImage as refusal:
         assert refusal.code
 
 
 def test_data_uris_are_bounded() -> None:
     with pytest.raises(InvalidImage, match="larger"):
-        decode_data_uri(data_uri(bytes(3 << 20)), 1 << 20)
+        decode_data_uri(in_place(data_uri(bytes(3 << 20))), 1 << 20)

@@ -9,11 +9,11 @@ from blake3 import blake3
 from PIL import Image
 
 from llava_gateway import metrics
-from llava_gateway.chat import ImageUrl
+from llava_gateway.chat import DataUri, ImageUrl
 from llava_gateway.engine import PreparedImage
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.cache import ImageCache
-from llava_gateway.images.data_uri import decode_data_uri, is_data_uri
+from llava_gateway.images.data_uri import decode_data_uri, told_apart
 from llava_gateway.images.decode import Transform, open_image, prepare
 from llava_gateway.images.flight import InFlight
 from llava_gateway.images.urls import UrlImages
@@ -52,13 +52,13 @@ class ImageLoader:
 
     async def _named(self, image: ImageUrl, transform: Transform, budget: "_Budget") -> PreparedImage:
         try:
-            return await self._load(image.url, transform, budget)
+            return await self._load(told_apart(image.url), transform, budget)
         except InvalidImage as error:
             raise InvalidImage(error.message, param=image.param, code=error.code) from error
 
-    async def _load(self, url: str, transform: Transform, budget: "_Budget") -> PreparedImage:
+    async def _load(self, url: str | DataUri, transform: Transform, budget: "_Budget") -> PreparedImage:
         data: bytes | None
-        if is_data_uri(url):
+        if isinstance(url, DataUri):
             content, data = await self._in(self._small, self._unpack, url)
         elif (known := self._urls.fresh(url)) and (prepared := self.cache.get(_key(known, transform))):
             metrics.IMAGE_URLS.labels("fresh").inc()
@@ -78,7 +78,7 @@ class ImageLoader:
         budget.spend(pixels=opened.width * opened.height)
         return await self._prepare(opened, _key(content, transform), transform)
 
-    def _unpack(self, uri: str) -> tuple[str, bytes]:
+    def _unpack(self, uri: DataUri) -> tuple[str, bytes]:
         data = decode_data_uri(uri, self.max_bytes)
         return blake3(data).hexdigest(), data
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import orjson
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from llava_gateway.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from llava_gateway.web.json import loads
 
 JSON_TYPES = ("application/json", "text/json", "")
 
@@ -23,11 +23,7 @@ async def read_json(scope: Scope, receive: Receive, max_bytes: int) -> dict[str,
         raise UnsupportedMediaType(f"The body must be application/json, not {media_type}.")
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("The body must not be compressed.")
-    body = await _read(headers, receive, max_bytes)
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    value = loads(await _read(headers, receive, max_bytes))
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return value

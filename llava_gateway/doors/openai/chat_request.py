@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llava_gateway.chat import ChatRequest, ImageUrl, Message, Role, Text
-from llava_gateway.doors.openai.fields import TAG, Refused, Strict
+from llava_gateway.doors.openai.fields import TAG, ImageLocation, Refused, Strict
 from llava_gateway.doors.openai.sampling import ASPECT_RATIO, VLLM_REFUSED, SamplingFields
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
@@ -15,7 +15,7 @@ MAX_PARTS = 4096
 
 
 class ImageReference(Strict):
-    url: str = Field(min_length=1, description="an http(s) URL, or a data: URI in base64")
+    url: ImageLocation = Field(description="an http(s) URL, or a data: URI in base64")
     detail: Literal["auto", "low", "high"] | None = Field(
         None, description="ignored: every image is seen whole, in 576 tokens for LLaVA-1.5"
     )

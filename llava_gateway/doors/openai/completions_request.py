@@ -4,8 +4,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_gateway.chat import CompletionRequest, ImageUrl
-from llava_gateway.doors.openai.fields import TAG, Refused
+from llava_gateway.chat import CompletionRequest, DataUri, ImageUrl
+from llava_gateway.doors.openai.fields import TAG, ImageLocation, Refused
 from llava_gateway.doors.openai.sampling import ASPECT_RATIO, VLLM_REFUSED, SamplingFields, TokenId
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
@@ -30,7 +30,7 @@ _Prompt = Annotated[
     | Annotated[list[_Tokens], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag(TAG + "token_lists")],
     Discriminator(_prompt_tag),
 ]
-Images = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=1024, fail_fast=True)]
+Images = Annotated[list[ImageLocation], Field(max_length=1024, fail_fast=True)]
 
 
 class TextCompletionRequest(SamplingFields):
@@ -85,5 +85,5 @@ def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
     ]
 
 
-def to_images(images: list[str] | None) -> tuple[ImageUrl, ...]:
+def to_images(images: list[str | DataUri] | None) -> tuple[ImageUrl, ...]:
     return tuple(ImageUrl(url, f"images[{index}]") for index, url in enumerate(images or ()))

@@ -4,11 +4,12 @@ with the reason. `/openapi.json` and the documentation come from the same declar
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
+from llava_gateway.chat import DataUri
 from llava_gateway.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,15 @@ INT64 = 1 << 63
 TAG = "\ufdd0"
 """How the tags of unions begin, which stand in pydantic's locations: with what no sane key does."""
 _named: set[str] = set()
+
+
+def _url(value: Any) -> str | DataUri:
+    if isinstance(value, DataUri) or (isinstance(value, str) and value):
+        return value
+    raise ValueError("must be a URL")
+
+
+ImageLocation = Annotated[str | DataUri, PlainValidator(_url), WithJsonSchema({"type": "string", "minLength": 1})]
 
 
 class Strict(BaseModel):
