@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "GOMP_SPINCOUNT": "5000",  # threads of a CPU engine spin for each other: for microseconds, then the images' decoders may have the core
     "PYTHONWARNINGS": "ignore::FutureWarning",  # for the processes that vLLM starts
 }
 """Variables that suit an embedded engine, where the operator has not set them."""
