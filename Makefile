@@ -1,14 +1,15 @@
-# make serve | test | check | measure | bench | demo-model | clean.   Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH
+# make serve | test | check | measure | bench | soak | demo-model | clean.   Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH SOAK
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 MODEL ?= $(if $(filter cpu,$(ENGINE)),llava-demo)
 ARGS ?=
 BENCH ?=
+SOAK ?=
 BIN := .venv/bin
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 
-.PHONY: serve test check measure bench demo-model clean
+.PHONY: serve test check measure bench soak demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -27,6 +28,9 @@ measure: .venv/test-$(ENGINE)  ## How often the demo model tells the truth, thro
 
 bench: .venv/test-$(ENGINE)  ## This gateway beside `vllm serve` in one run (ten minutes on two cores); BENCH="--rounds 1" for less
 	$(BIN)/python tests/bench/run.py $(BENCH)
+
+soak: .venv/test-$(ENGINE)  ## Ten minutes of mixed traffic; fails if anything grows. SOAK="--minutes 60" for more
+	$(BIN)/python tests/soak.py $(SOAK)
 
 demo-model: .venv/test-$(ENGINE)  ## Train the demo model anew (about half an hour on two cores)
 	$(BIN)/python -m llava_gateway.demo.train

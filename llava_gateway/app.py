@@ -9,19 +9,21 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llava_gateway.call import current
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 from llava_gateway.doors import openai, ops
 from llava_gateway.doors.openai.render import error_headers, render_error
 from llava_gateway.engine import Engine, EngineStartError
+from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm import VllmEngine
 from llava_gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from llava_gateway.gateway import Gateway
 from llava_gateway.settings import Settings
-from llava_gateway.web.observe import Observe
+from llava_gateway.web.around import Around
+from llava_gateway.web.body import Bodies
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +32,15 @@ def create_app(
     settings: Settings | None = None,
     engine_flags: Sequence[str] = (),
     *,
-    engine: Engine | None = None,
+    engine: Callable[[], Engine] | None = None,
     on_start_failure: Callable[[EngineStartError], None] | None = None,
+    on_engine_death: Callable[[], None] | None = None,
 ) -> Starlette:
     """The gateway as an ASGI app, to run on any server or to mount in another app (which then has to run its lifespan).
 
     `engine_flags` are vLLM's, as on its command line. The model loads in the background once the lifespan starts: until then /ready and
-    requests answer 503. `on_start_failure` is told if it does not load.
+    requests answer 503. `on_start_failure` is told if it does not load; `on_engine_death` is called instead of starting the engine anew.
+    `engine` makes another engine than vLLM. The gateway is the app's `state.gateway`. Raises SettingsError.
     """
     settings = settings or Settings()
     model = settings.model or _default_model()
@@ -44,7 +48,9 @@ def create_app(
     if model == MODEL_NAME:
         model, engine_flags = str(CHECKPOINT), (*ENGINE_FLAGS, *engine_flags)
     engine_flags = (*engine_flags, "--served-model-name", name)
-    gateway = Gateway(settings, engine or VllmEngine(model, engine_flags), name)
+    supervisor = Supervisor(engine or (lambda: VllmEngine(model, engine_flags)), settings.engine_timeout, on_engine_death)
+    gateway = Gateway(settings, supervisor, name)
+    around = Around(settings, openai.fail)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -54,14 +60,16 @@ def create_app(
         finally:
             starting.cancel()
             await gateway.stop()
+            await around.close()
 
     app = Starlette(
-        routes=[*openai.routes(gateway, settings.max_body_mb << 20), *ops.routes(gateway)],
-        middleware=[Middleware(Observe, fail=openai.fail)],
+        routes=[*openai.routes(gateway, Bodies(settings)), *ops.routes(gateway)],
+        middleware=around.middleware,
         exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
+    app.state.gateway = gateway
     return app
 
 
@@ -89,6 +97,7 @@ def _default_model() -> str:
 
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
+    current().code = error.code or error.type
     headers = {name.decode(): value.decode() for name, value in error_headers(error)}
     return Response(render_error(error), error.status, headers, "application/json")
 

@@ -4,13 +4,16 @@
     ├── InvalidRequest            400  the client can mend it; `param` names the field
     │   ├── ContextLengthExceeded      prompt and answer do not fit the model's context
     │   └── InvalidImage               `code` is one of OpenAI's image codes
+    ├── Unauthorized              401  no key, or one that nobody gave out
     ├── NotFound                  404  no such path or model
     ├── MethodNotAllowed          405
+    ├── BodyTooSlow               408
     ├── BodyTooLarge              413
     ├── UnsupportedMediaType      415
     ├── TooManyRequests           429  retry later
     ├── EngineFailed              500  the engine gave up on this request
-    └── Unavailable               503  the engine is starting, stopping or dead; retry later
+    ├── Unavailable               503  the engine is starting, stopping or dead; retry later
+    └── OutOfTime                 504  the answer was not whole in time
 
 `str(error)` is for the client: it never holds a path, an address or a third party's text that could. What the operator needs
 besides goes to the log through exception chaining (`raise ... from cause`).
@@ -48,6 +51,12 @@ class InvalidImage(InvalidRequest):
     code = "invalid_image"
 
 
+class Unauthorized(GatewayError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
 class NotFound(GatewayError):
     status = 404
     type = "invalid_request_error"
@@ -56,6 +65,12 @@ class NotFound(GatewayError):
 class MethodNotAllowed(GatewayError):
     status = 405
     type = "invalid_request_error"
+
+
+class BodyTooSlow(GatewayError):
+    status = 408
+    type = "invalid_request_error"
+    code = "body_timeout"
 
 
 class BodyTooLarge(GatewayError):
@@ -80,3 +95,9 @@ class EngineFailed(GatewayError):
 class Unavailable(GatewayError):
     status = 503
     type = "overloaded"
+
+
+class OutOfTime(GatewayError):
+    status = 504
+    type = "server_error"
+    code = "request_timeout"

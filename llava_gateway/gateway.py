@@ -4,12 +4,11 @@
         async for delta in answer: ...
         answer.usage
 
-Entering renders the prompt, checks that it fits, takes a place, loads the images and starts the engine: whatever can be refused is
+Entering renders the prompt, checks that it fits, loads the images, takes a place and starts the engine: whatever can be refused is
 refused here. Iterating yields deltas. Leaving aborts what still runs, books the usage and frees the place, however it ends.
 """
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -19,40 +18,45 @@ from typing import Any
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
 from llava_gateway.answer import Answer, choices, first_delta
-from llava_gateway.chat import ChatRequest, Request, Sampling, Usage
-from llava_gateway.engine import Engine, ModelInfo, Prompt
-from llava_gateway.errors import ContextLengthExceeded, InvalidRequest, NotFound, Unavailable
+from llava_gateway.call import Call, current, timed
+from llava_gateway.chat import Request, Usage
+from llava_gateway.engine import ModelInfo, Prompt
+from llava_gateway.engine.supervisor import Supervisor
+from llava_gateway.errors import GatewayError, NotFound, OutOfTime, Unavailable
 from llava_gateway.images.loader import ImageLoader
+from llava_gateway.plan import Plan, make_plan
 from llava_gateway.prompt import PromptRenderer
 from llava_gateway.settings import Settings
-from llava_gateway.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
+
+RETRY_AFTER = 5
 
 
 class Gateway:
     """One model on one engine."""
 
-    def __init__(self, settings: Settings, engine: Engine, model_name: str) -> None:
+    def __init__(self, settings: Settings, engine: Supervisor, model_name: str) -> None:
         self.settings = settings
         self.model_name = model_name
         self.created = int(time.time())
+        self.admission = Admission(settings)
         self._engine = engine
-        self._admission = Admission(settings.max_running, settings.max_queued)
         self._model: ModelInfo | None = None
-        self._failed = False
-        metrics.RUNNING.set_function(lambda: self._admission.running)
-        metrics.QUEUED.set_function(lambda: self._admission.queued)
+        self._timers: set[asyncio.Timeout] = set()
+        self._cut: GatewayError | None = None
+        metrics.RUNNING.set_function(lambda: self.admission.running)
+        metrics.QUEUED.set_function(lambda: self.admission.queued)
+        metrics.INSIDE.set_function(lambda: self.admission.inside)
+        metrics.TASKS.set_function(lambda: len(asyncio.all_tasks()))
+        metrics.ENGINE_RESTARTS.set_function(lambda: engine.restarts)
+        metrics.ENGINE_UP.set_function(self._is_up)
 
     async def start(self) -> None:
         """Load the model; until this returns, requests are told to wait. Raises EngineStartError."""
         start = time.monotonic()
-        try:
-            model = await self._engine.start()
-            self._prompts = PromptRenderer(model)
-        except Exception:
-            self._failed = True
-            raise
+        model = await self._engine.start()
+        self._prompts = PromptRenderer(model)
         self._images = ImageLoader(self.settings, model.image_side)
         self._model = model
         log.info("%s is ready after %.1f s: %d tokens of context, %d per image",
@@ -63,10 +67,26 @@ class Gateway:
             await self._images.close()
         await self._engine.stop()
 
-    async def check(self) -> None:
-        """Whether the engine answers now. Raises Unavailable."""
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Let nobody in, and wait until all answers have left; those that have not after so many seconds, or when told to hurry, are
+        cut off with an error."""
+        self.admission.close(Unavailable("The server is shutting down.", code="shutting_down", retry_after=RETRY_AFTER))
+        deadline = time.monotonic() + seconds
+        hurried = asyncio.create_task(hurry.wait())
+        while self.admission.inside and time.monotonic() < deadline and not hurried.done():
+            await asyncio.wait((hurried,), timeout=0.05)
+        hurried.cancel()
+        if self.admission.inside:
+            log.warning("%d requests are cut off", self.admission.inside)
+        self._cut = Unavailable("The server is shutting down; this request was cut off.", code="shutting_down", retry_after=RETRY_AFTER)
+        for timer in self._timers:
+            timer.reschedule(asyncio.get_running_loop().time())
+
+    def check_ready(self) -> None:
+        """Whether a request would be answered: the engine has answered lately, and admission is open. Raises GatewayError."""
         self._loaded()
-        await self._engine.check(timeout=5)
+        self._engine.check_lately()
+        self.admission.check_open()
 
     def tokenize(self, request: Request) -> list[int]:
         """The token ids that the engine would read, each image at its full length. No image is fetched. Raises GatewayError."""
@@ -84,82 +104,87 @@ class Gateway:
     async def open(self, request: Request) -> AsyncIterator[Answer]:
         """Raises GatewayError for everything that can be refused. Comes back with the first delta, or without it if a stream has been
         silent for `keep_alive` seconds: by then the engine has taken the request."""
+        call, usage = current(), Usage()
         async with AsyncExitStack() as stack:
-            with metrics.stage("prompt"):
-                token_ids, sampling = self._plan(request)
-            with metrics.stage("queue"):
-                await stack.enter_async_context(self._admission.slot())
-            if sampling.structure:
-                await self._engine.check_structure(sampling.structure)
-            with metrics.stage("images"):
-                images = await self._images.load(request.images, request.image_aspect_ratio)
-            with metrics.stage("answer"):
-                usage = Usage()
-                stack.callback(metrics.count_usage, usage)
-                deltas = self._engine.generate(Prompt(token_ids, images), sampling, stream=request.stream, usage=usage)
+            await stack.enter_async_context(self._in_time())
+            with timed("prompt"):
+                plan = self._plan(request)
+            if call.caller:
+                await call.caller.charge(plan.tokens)
+            if plan.sampling.structure:
+                await self._engine.check_structure(plan.sampling.structure)
+            if request.images:
+                with timed("images"):
+                    images = await self._images.load(request.images, request.image_aspect_ratio)
+            else:
+                images = ()
+            with timed("queue"):
+                await stack.enter_async_context(self.admission.slot(plan.tokens))
+            with timed("answer"):
+                stack.push_async_callback(_book, call, usage)
+                deltas = self._engine.generate(Prompt(plan.token_ids, images), plan.sampling, stream=request.stream, usage=usage)
                 await stack.enter_async_context(aclosing(deltas))
                 first = asyncio.create_task(first_delta(deltas))
                 stack.push_async_callback(_cancel, first)
-                with metrics.stage("first_token") if request.stream else nullcontext():
+                with timed("first_token") if request.stream else nullcontext():
                     await asyncio.wait((first,), timeout=self.settings.keep_alive if request.stream else None)
                 if first.done():
                     first.result()
                 yield Answer(choices(first, deltas, request, usage), usage)
 
+    def models(self) -> list[str]:
+        """The names of what is served to this caller."""
+        caller = current().caller
+        return [self.model_name] if caller is None or caller.allows(self.model_name) else []
+
     def check_name(self, name: str) -> None:
-        """Raises NotFound unless the model of this name is served here."""
-        if name != self.model_name:
-            raise NotFound(f"There is no model {name[:100]!r} here; {self.model_name!r} is served.", param="model", code="model_not_found")
+        """Raises NotFound unless the model of this name is served here, to this caller."""
+        if name not in self.models():
+            served = f"; {self.model_name!r} is served" if self.models() else ""
+            raise NotFound(f"There is no model {name[:100]!r} here{served}.", param="model", code="model_not_found")
 
     def model(self, name: str) -> ModelInfo:
         """The model of this name. Raises NotFound, or Unavailable while it loads."""
         self.check_name(name)
+        current().model = name
         return self._loaded()
 
+    def _plan(self, request: Request) -> Plan:
+        return make_plan(request, self.model(request.model), self._prompts, self.settings.default_max_tokens)
+
     def _loaded(self) -> ModelInfo:
-        if self._failed:
-            raise Unavailable("The model did not load; the server's log says why.", code="model_failed")
-        if self._model is None:
-            raise Unavailable("The model is still loading. Try again in a few seconds.", code="model_loading", retry_after=3)
+        self._engine.check()
+        assert self._model
         return self._model
 
-    @staticmethod
-    def _check_tokens(asked: Sampling, vocabulary: Vocabulary) -> None:
-        vocabulary.check(asked.allowed_token_ids or (), "allowed_token_ids")
-        vocabulary.check(asked.stop_token_ids, "stop_token_ids")
-        for token_id in asked.logit_bias:
-            if token_id >= vocabulary.size:
-                raise vocabulary.refusal(token_id, f"logit_bias.{token_id}")
+    def _is_up(self) -> float:
+        try:
+            self._engine.check_lately()
+        except Unavailable:
+            return 0
+        return 1
 
-    def _plan(self, request: Request) -> tuple[list[int], Sampling]:
-        """What the engine gets: the prompt's token ids, and a sampling whose answer fits the context beside them."""
-        model, asked = self.model(request.model), request.sampling
-        images = len(request.images)
-        if images * model.image_tokens >= model.context_length:
-            raise ContextLengthExceeded(
-                f"{images} images take {images * model.image_tokens} tokens; the model's context is {model.context_length}, "
-                f"so at most {(model.context_length - 1) // model.image_tokens} images fit.",
-                param=_param(request),
-            )
-        token_ids = self._prompts.render(request)
-        image_tokens, text_tokens = images * model.image_tokens, len(token_ids) - images
-        room = model.context_length - text_tokens - image_tokens
-        wanted = asked.max_tokens or max(asked.min_tokens, 1)
-        if wanted > room:
-            raise ContextLengthExceeded(
-                f"The model's context is {model.context_length} tokens, and this request asks for {text_tokens + image_tokens + wanted}: "
-                f"{text_tokens} of text, {image_tokens} of images ({images} x {model.image_tokens}) and {wanted} of answer.",
-                param=_param(request),
-            )
-        max_tokens = asked.max_tokens or min(room, max(self.settings.default_max_tokens, asked.min_tokens))
-        if asked.min_tokens > max_tokens:
-            raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
-        self._check_tokens(asked, model.vocabulary)
-        return token_ids, dataclasses.replace(asked, max_tokens=max_tokens, n=1 if asked.temperature == 0 else asked.n)
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Ends what is within when its time is up, or when it is cut off. Raises GatewayError then."""
+        try:
+            async with asyncio.timeout(self.settings.request_timeout) as timer:
+                self._timers.add(timer)
+                if self._cut:
+                    timer.reschedule(asyncio.get_running_loop().time())
+                try:
+                    yield
+                finally:
+                    self._timers.discard(timer)
+        except TimeoutError:
+            late = OutOfTime(f"The answer was not whole after {self.settings.request_timeout:g} s, the longest that a request may take.")
+            raise self._cut or late from None
 
 
-def _param(request: Request) -> str:
-    return "messages" if isinstance(request, ChatRequest) else request.param
+async def _book(call: Call, usage: Usage) -> None:
+    call.usage.add(usage)
+    if call.caller:
+        await call.caller.book(usage.completion_tokens)
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

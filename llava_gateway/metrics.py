@@ -1,25 +1,37 @@
 """What Prometheus is told. Counters and histograms of the gateway; vLLM adds its own (`vllm:*`) to the same registry."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
-from llava_gateway.chat import Usage
+from llava_gateway.call import Call
 
 HTTP_REQUESTS = Counter("llava_http_requests_total", "HTTP requests by route and status", ["route", "status"])
-RUNNING = Gauge("llava_requests_running", "Requests that hold a place")
+DISCONNECTS = Counter("llava_client_disconnects_total", "Clients that left before their answer was whole")
+REJECTIONS = Counter("llava_rejections_total", "Requests that ended with an error, by its code", ["reason"])
+RUNNING = Gauge("llava_requests_running", "Requests that hold a place at the engine")
 QUEUED = Gauge("llava_requests_queued", "Requests that wait for a place")
+INSIDE = Gauge("llava_requests_inside", "Requests from before their body is read until their answer has left")
+TASKS = Gauge("llava_tasks", "Tasks of the event loop")
+BODY_BYTES = Gauge("llava_body_bytes", "Memory of request bodies")
+ENGINE_UP = Gauge("llava_engine_up", "1 if the engine has answered within the last seconds")
+ENGINE_RESTARTS = Gauge("llava_engine_restarts", "How often the engine has died and come back")
 TOKENS = Counter("llava_tokens_total", "Tokens by kind: text and image of prompts, completion", ["kind"])
+KEY_REQUESTS = Counter("llava_key_requests_total", "Requests by the name of their key", ["key"])
+KEY_TOKENS = Counter("llava_key_tokens_total", "Tokens by the name of the key and by kind", ["key", "kind"])
+USAGE_LOG_FAILURES = Counter("llava_usage_log_failures_total", "Requests that could not be written to the usage log")
 STAGE = Histogram(
     "llava_stage_seconds",
-    "Where a request's time goes: queue, images, prompt, first_token (of streams), answer",
+    "Where a request's time goes: body, prompt (rendering), images (in all), fetch and decode (of one), queue, first_token (of streams), "
+    "answer (from the engine's start to the last token), total",
     ["stage"],
-    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
 )
-
-
+INTER_TOKEN = Histogram(
+    "llava_inter_token_seconds",
+    "Mean time between two tokens of a stream; one observation for each",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
 IMAGES = Counter(
     "llava_images_total",
     "Images by where they came from: decoded, cached (prepared before), shared (being prepared for another request)",
@@ -31,24 +43,52 @@ IMAGE_URLS = Counter(
     ["source"],
 )
 IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images")
+MAX_KEYS = 1000
+"""Names of keys that get a line of their own; more of them share `other`."""
+_keys: set[str] = set()
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Time one stage of a request, failed or not."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        STAGE.labels(name).observe(time.perf_counter() - start)
-
-
-def count_usage(usage: Usage) -> None:
-    TOKENS.labels("text").inc(usage.prompt_tokens - usage.image_tokens)
-    TOKENS.labels("image").inc(usage.image_tokens)
-    TOKENS.labels("completion").inc(usage.completion_tokens)
+def count(call: Call, seconds: float) -> None:
+    """A call that has ended, after so many seconds."""
+    for name, begin, end in call.stages:
+        STAGE.labels(name).observe(end - begin)
+    if call.stages:
+        STAGE.labels("total").observe(seconds)
+    _count_inter_token(call)
+    if call.code:
+        REJECTIONS.labels(call.code).inc()
+    tokens = _tokens(call)
+    for kind, number in tokens:
+        TOKENS.labels(kind).inc(number)
+    if call.caller:
+        key = _label(call.caller.key.name)
+        KEY_REQUESTS.labels(key).inc()
+        for kind, number in tokens:
+            KEY_TOKENS.labels(key, kind).inc(number)
 
 
 def exposition() -> tuple[bytes, str]:
     """The page that Prometheus reads, and its media type."""
     return generate_latest(), CONTENT_TYPE_LATEST
+
+
+def _tokens(call: Call) -> Sequence[tuple[str, int]]:
+    usage = call.usage
+    return (
+        ("text", usage.prompt_tokens - usage.image_tokens),
+        ("image", usage.image_tokens),
+        ("completion", usage.completion_tokens),
+    )
+
+
+def _count_inter_token(call: Call) -> None:
+    ends = {name: end for name, _, end in call.stages}
+    if "first_token" in ends and call.usage.completion_tokens > 1:
+        INTER_TOKEN.observe((ends["answer"] - ends["first_token"]) / (call.usage.completion_tokens - 1))
+
+
+def _label(key: str) -> str:
+    if key not in _keys and len(_keys) >= MAX_KEYS:
+        return "other"
+    _keys.add(key)
+    return key

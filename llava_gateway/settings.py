@@ -26,6 +26,10 @@ def default_of(name: str) -> str:
     return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
+class SettingsError(Exception):
+    """Settings that cannot be, alone or together; the message is one line for the operator."""
+
+
 class Settings(BaseSettings):
     """What an operator can set. Flags win over the environment, the environment over `llava-gateway.toml`."""
 
@@ -42,7 +46,18 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     max_running: int = Field(256, ge=1, description="requests worked on at once")
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a place; more are answered 429")
+    max_running_tokens: int = Field(1_000_000, ge=1, description="prompt tokens worked on at once, images counted")
+    max_queued_tokens: int = Field(1_000_000, ge=1, description="prompt tokens that may wait; more are answered 429")
+    queue_timeout: float = Field(60.0, gt=0, description="seconds that a request may wait for a place; then it is answered 429")
+    request_timeout: float = Field(
+        600.0, gt=0, description="seconds that a request may take in all; then it is answered 504, or its stream ends"
+    )
     max_body_mb: int = Field(64, ge=1, description="largest request body, in MiB")
+    max_bodies_mb: int = Field(1024, ge=1, description="largest request bodies together, in MiB; more are answered 429")
+    body_timeout: float = Field(60.0, gt=0, description="seconds that a request's body may take to arrive; then it is answered 408")
+    head_timeout: float = Field(10.0, gt=0, description="seconds that a connection may take to send a request's headers")
+    send_timeout: float = Field(30.0, gt=0, description="seconds that a client may read nothing of what it was sent; then it is cut off")
+    max_connections: int = Field(4096, ge=1, description="open connections; more are closed at once")
     default_max_tokens: int = Field(1024, ge=1, description="length of an answer whose request sets none, in tokens")
     keep_alive: float = Field(15.0, gt=0, description="longest silence of a stream, in seconds: a comment (`: keep-alive`) ends it")
     max_image_mb: int = Field(20, ge=1, description="largest image file, in MiB")
@@ -71,6 +86,30 @@ class Settings(BaseSettings):
     )
     allow_networks: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="networks that image URLs may reach although they are not public, such as 10.1.0.0/16, comma separated"
+    )
+    engine_timeout: float = Field(
+        60.0, gt=0, description="seconds without an answer from the engine's loop after which it is ended and started anew"
+    )
+    on_engine_death: Literal["restart", "exit"] = Field(
+        "restart", description="`exit` ends the gateway with status 1, for an orchestrator that starts it anew"
+    )
+    api_keys: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="keys that requests may come with, comma separated; better in the environment or in a keys file"
+    )
+    keys_file: str = Field("", description="file of hashed keys with names and limits, which `llava-gateway keys` writes")
+    auth: Literal["auto", "none"] = Field(
+        "auto", description="`auto` wants keys unless it listens on loopback only; `none` serves whoever can reach the port"
+    )
+    rate_limit_storage: str = Field(
+        "memory", description="where keys' rates are counted: `memory`, or a redis:// URL that several gateways share"
+    )
+    usage_log: str = Field("", description="file that gets a line of JSON for each request: its key, model and tokens")
+    log_format: Literal["text", "json"] = Field("text", description="how lines of the log look")
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="web origins whose pages may call this server, such as https://chat.example.com, comma separated; `*` is any"
+    )
+    trace_endpoint: str = Field(
+        "", description="where spans go by OTLP over HTTP, such as http://localhost:4318/v1/traces; needs llava-gateway[otel]"
     )
     shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get to finish when the server is told to stop")
 

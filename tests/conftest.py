@@ -47,16 +47,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextmanager
-def serve(folder: Path, *flags: str) -> Iterator[Server]:
-    """A server of the demo model, ready."""
+def serve(folder: Path, *flags: str, wait: bool = True, group: bool = False) -> Iterator[Server]:
+    """A server of the demo model, ready unless nobody waits for that. `group`: in a process group of its own."""
     port = free_port()
     log = folder / "log"
     command = [sys.executable, "-m", "llava_gateway", "serve", "llava-demo", "--port", str(port), *flags]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=os.environ | {"LLAVA_PORT": "1"})
+        environment = os.environ | {"LLAVA_PORT": "1"}
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment, process_group=0 if group else None
+        )
     started = Server(process, f"http://127.0.0.1:{port}", log)
     try:
-        wait_until_ready(started)
+        if wait:
+            wait_until_ready(started)
         yield started
     finally:
         process.terminate()

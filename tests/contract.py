@@ -15,13 +15,16 @@ from jsonschema import Draft202012Validator
 SCHEMA = json.loads(Path(__file__).with_name("openai-chat.schema.json").read_text())
 TYPES = {
     400: "invalid_request_error",
+    401: "invalid_request_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "overloaded",
+    504: "server_error",
 }
 
 
@@ -111,7 +114,8 @@ def check(method: str, path: str, status: int, headers: httpx.Headers, body: byt
         assert headers["content-type"] == "application/json"
         if method != "HEAD":
             check_error(body, status)
-        assert ("retry-after" in headers) == (status in (429, 503)) or status == 500
+        told = "retry-after" in headers or headers.get("x-should-retry") == "false"
+        assert told == (status == 429 or status >= 500)
     elif headers["content-type"].startswith("text/event-stream"):
         check_stream(path, body.decode())
     elif path in WHOLE:

@@ -1,20 +1,26 @@
 import asyncio
+from typing import Any
 
 import pytest
 
 from llava_gateway.admission import Admission
-from llava_gateway.errors import TooManyRequests
+from llava_gateway.errors import TooManyRequests, Unavailable
+from llava_gateway.settings import Settings
+
+
+def admission_of(max_running: int, max_queued: int, **settings: Any) -> Admission:
+    return Admission(Settings(max_running=max_running, max_queued=max_queued, **settings))
 
 
 async def hold(admission: Admission, entered: list[int], number: int, leave: asyncio.Event) -> None:
-    async with admission.slot():
+    async with admission.slot(1):
         entered.append(number)
         await leave.wait()
 
 
 def test_first_come_first_served_within_bounds() -> None:
     async def scenario() -> None:
-        admission, entered = Admission(max_running=2, max_queued=2), []
+        admission, entered = admission_of(2, 2), []
         leaves = [asyncio.Event() for _ in range(4)]
         tasks = [asyncio.create_task(hold(admission, entered, number, leave)) for number, leave in enumerate(leaves)]
         await asyncio.sleep(0)
@@ -36,7 +42,7 @@ def test_first_come_first_served_within_bounds() -> None:
 @pytest.mark.parametrize("released_at_once", [False, True])
 def test_a_queued_client_that_leaves_frees_its_place(released_at_once: bool) -> None:
     async def scenario() -> None:
-        admission, entered = Admission(max_running=1, max_queued=5), []
+        admission, entered = admission_of(1, 5), []
         leave = asyncio.Event()
         first = asyncio.create_task(hold(admission, entered, 0, leave))
         await asyncio.sleep(0)
@@ -57,11 +63,73 @@ def test_a_queued_client_that_leaves_frees_its_place(released_at_once: bool) -> 
 
 def test_a_failure_inside_frees_the_place() -> None:
     async def scenario() -> None:
-        admission = Admission(max_running=1, max_queued=0)
+        admission = admission_of(1, 0)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
-                async with admission.slot():
+                async with admission.slot(1):
                     raise ZeroDivisionError
         assert admission.running == 0
 
     asyncio.run(scenario())
+
+
+def test_tokens_count_beside_requests() -> None:
+    async def scenario() -> None:
+        admission, order = admission_of(10, 10, max_running_tokens=100, max_queued_tokens=150), []
+        leave = asyncio.Event()
+
+        async def ask(name: str, tokens: int) -> None:
+            async with admission.slot(tokens):
+                order.append(name)
+                await leave.wait()
+
+        tasks = [asyncio.create_task(ask(name, tokens)) for name, tokens in (("a", 60), ("b", 60), ("c", 10), ("d", 90))]
+        await asyncio.sleep(0)
+        assert (order, admission.running_tokens, admission.queued_tokens) == (["a"], 60, 160)  # nobody overtakes, however small
+        with pytest.raises(TooManyRequests):
+            await ask("e", 1)
+        with pytest.raises(TooManyRequests), admission.enter():
+            pass
+        tasks[1].cancel()
+        await asyncio.sleep(0.01)
+        assert order == ["a", "c"]  # the one that it waited behind has left
+        leave.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == ["a", "c", "d"]
+        assert (admission.running, admission.running_tokens, admission.queued_tokens) == (0, 0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_one_prompt_longer_than_all_that_may_run_runs_alone() -> None:
+    async def scenario() -> None:
+        admission = admission_of(2, 2, max_running_tokens=10)
+        async with admission.slot(1000):
+            assert admission.running == 1
+
+    asyncio.run(scenario())
+
+
+def test_waiting_has_an_end() -> None:
+    async def scenario() -> None:
+        admission = admission_of(1, 5, queue_timeout=0.05)
+        async with admission.slot(1):
+            with pytest.raises(TooManyRequests) as refusal:
+                async with admission.slot(1):
+                    pass
+        assert refusal.value.code == "queue_timeout"
+        assert (admission.running, admission.queued, admission.queued_tokens) == (0, 0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_nobody_gets_in_beyond_all_places_or_once_it_is_closed() -> None:
+    admission = admission_of(1, 1)
+    with admission.enter(), admission.enter():
+        with pytest.raises(TooManyRequests), admission.enter():
+            pass
+        assert admission.inside == 2
+    assert admission.inside == 0
+    admission.close(Unavailable("closing", code="shutting_down"))
+    with pytest.raises(Unavailable), admission.enter():
+        pass

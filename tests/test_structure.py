@@ -13,11 +13,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (  # what a module imports stands in its own layer or an earlier one
     ("llava_gateway.version", "llava_gateway.errors", "llava_gateway.chat", "llava_gateway.settings"),
     (
+        "llava_gateway.keys",
+        "llava_gateway.call",
+        "llava_gateway.logs",
+        "llava_gateway.metrics",
+        "llava_gateway.usage_log",
         "llava_gateway.admission",
         "llava_gateway.answer",
         "llava_gateway.vocabulary",
         "llava_gateway.prompt",
-        "llava_gateway.metrics",
+        "llava_gateway.plan",
         "llava_gateway.images",
         "llava_gateway.engine",
     ),

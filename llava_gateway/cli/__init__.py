@@ -5,7 +5,7 @@ import sys
 
 from llava_gateway.version import __version__
 
-COMMANDS = {"serve": "serve a LLaVA over the OpenAI API"}
+COMMANDS = {"serve": "serve a LLaVA over the OpenAI API", "keys": "make, list and revoke the keys that requests come with"}
 
 
 def main() -> None:

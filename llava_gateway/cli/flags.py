@@ -8,6 +8,8 @@ from pydantic import ValidationError
 
 from llava_gateway.settings import Settings, default_of
 
+ALIASES = {"api_keys": ("--api-key",)}
+
 
 def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
     """Settings, and the flags that are vLLM's. Exits with one line if a value is wrong."""
@@ -37,5 +39,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, field in Settings.model_fields.items():
         default = f" (default: {default_of(name)})" if default_of(name) else ""
         help_text = f"{field.description}{default}".replace("%", "%%")
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=help_text)
+        names = [f"--{name.replace('_', '-')}", *ALIASES.get(name, ())]
+        parser.add_argument(*names, dest=name, metavar="VALUE", help=help_text)
     return parser

@@ -1,69 +1,109 @@
 """`llava-gateway serve [MODEL] [flags] [vLLM flags]`."""
 
+import asyncio
 import contextlib
 import ctypes
+import ipaddress
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 
+from llava_gateway import logs
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
 from llava_gateway.engine import EngineStartError
+from llava_gateway.settings import Settings, SettingsError
 from llava_gateway.version import __version__
-from llava_gateway.web.protocol import HttpProtocol
+from llava_gateway.web.protocol import protocol
 
 log = logging.getLogger(__name__)
 
 MALLOPT = {-3: 32 << 20, -1: 256 << 20}
 """glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h), in bytes."""
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LAST_WORDS = 5
+"""Seconds that the errors of requests which were cut off get to leave."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until SIGINT or SIGTERM. Exit status 1 if the model does not load, 2 if a flag is wrong."""
+    """Serve until SIGINT or SIGTERM. Exit status 1 if the model does not load or the engine's death is to end it, 2 if a flag is wrong."""
     settings, engine_flags = flags.parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT, stream=sys.stderr)
-    logging.getLogger("llava_gateway").setLevel(settings.log_level.upper())
-    logging.getLogger("vllm").setLevel(logging.ERROR)  # it follows VLLM_LOGGING_LEVEL once it is imported
-    log.debug("settings: %s", settings.model_dump_json(exclude={"image_proxy"}))  # which may hold a password
-    failures: list[EngineStartError] = []
+    logs.set_up(settings)
+    log.debug("settings: %s", settings.model_dump_json(exclude={"image_proxy", "api_keys", "rate_limit_storage"}))  # which hold secrets
+    failures: list[str] = []
 
-    def give_up(error: EngineStartError) -> None:
-        failures.append(error)
+    def give_up(error: EngineStartError | None = None) -> None:
+        failures.append(str(error))
         server.should_exit = True
 
     _keep_large_buffers()
-    app = create_app(settings, engine_flags, on_start_failure=give_up)
-    server = uvicorn.Server(
-        uvicorn.Config(
+    try:
+        _check_keys(settings)
+        on_death = give_up if settings.on_engine_death == "exit" else None
+        app = create_app(settings, engine_flags, on_start_failure=give_up, on_engine_death=on_death)
+    except SettingsError as error:
+        sys.stderr.write(f"llava-gateway: {error}\n")
+        return 2
+    server = Server(settings, app)
+    log.info("llava-gateway %s on http://%s:%d; the model is loading", __version__, settings.host, settings.port)
+    server.run()
+    sys.stderr.flush()
+    # The engine's processes have ended in the lifespan. What may be left is a thread that still imports vLLM and that nobody can interrupt.
+    os._exit(1 if failures or not server.started else 0)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which drains before it stops listening: /ready says no, and who is inside may finish. A second signal hurries."""
+
+    def __init__(self, settings: Settings, app: Starlette) -> None:
+        config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             log_config=None,
             access_log=False,
             server_header=False,
-            http=HttpProtocol,
-            timeout_graceful_shutdown=settings.shutdown_timeout,
+            http=protocol(settings),
+            timeout_graceful_shutdown=LAST_WORDS,
         )
-    )
-    log.info("llava-gateway %s on http://%s:%d; the model is loading", __version__, settings.host, settings.port)
+        super().__init__(config)
+        self._gateway = app.state.gateway
+        self._grace = settings.shutdown_timeout
+        self._signals = 0
+        self._hurry = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
 
-    def stop(*_: object) -> None:
-        server.should_exit = True
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal's handler: what it asks for happens at the next tick."""
+        self._signals += 1
 
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # uvicorn raises them again when it has drained
-        signal.signal(number, stop)
-    server.run()
-    sys.stderr.flush()
-    # The engine's processes have ended in the lifespan. What may be left is a thread that still imports vLLM and that nobody can interrupt.
-    os._exit(1 if failures or not server.started else 0)
+    async def on_tick(self, counter: int) -> bool:
+        if self._signals and not self._draining:
+            log.info("no new requests; those inside have %d s to finish", self._grace)
+            self._draining = asyncio.create_task(self._gateway.drain(self._grace, self._hurry))
+        if self._signals > 1:
+            self._hurry.set()
+        drained = self._draining is not None and self._draining.done()
+        return await super().on_tick(counter) or drained
+
+
+def _check_keys(settings: Settings) -> None:
+    """Whoever can reach the port can use the model: beyond this machine that has to be said in so many words. Raises SettingsError."""
+    if settings.auth == "auto" and not settings.api_keys and not settings.keys_file and not _is_loopback(settings.host):
+        raise SettingsError(
+            f"--host {settings.host} can be reached from other machines, and no keys are set. Make one with "
+            "`llava-gateway keys new NAME --file keys.json` and give --keys-file keys.json; or --auth none if everybody may use it."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _keep_large_buffers() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from llava_gateway.chat import ChatRequest, ImageUrl, Message, Sampling, Text
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 from llava_gateway.demo.pictures import PLACES, Grid, data_uri, describe, draw_noisy, encode, random_grid
+from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm import VllmEngine
 from llava_gateway.gateway import Gateway
 from llava_gateway.settings import Settings
@@ -55,7 +56,9 @@ def ask(question: Question, rng: random.Random) -> ChatRequest:
 
 
 async def measure() -> bool:
-    gateway = Gateway(Settings(), VllmEngine(str(CHECKPOINT), ENGINE_FLAGS), MODEL_NAME)
+    settings = Settings()
+    engine = Supervisor(lambda: VllmEngine(str(CHECKPOINT), ENGINE_FLAGS), settings.engine_timeout)
+    gateway = Gateway(settings, engine, MODEL_NAME)
     await gateway.start()
     places = asyncio.Semaphore(AT_ONCE)
 

@@ -1,4 +1,4 @@
-"""For operators: /health (the process lives), /ready (the engine answers), /metrics."""
+"""For operators: /health (the process lives), /ready (the engine has answered lately, and admission is open), /metrics."""
 
 import orjson
 from starlette.requests import Request
@@ -14,7 +14,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         return _status("ok")
 
     async def ready(request: Request) -> Response:
-        await gateway.check()
+        gateway.check_ready()
         return _status("ready")
 
     async def prometheus(request: Request) -> Response:

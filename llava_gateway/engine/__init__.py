@@ -1,4 +1,4 @@
-"""What the gateway asks of an engine. `engine.vllm` is the one that ships."""
+"""What the gateway asks of an engine. `engine.vllm` is the one that ships, and `engine.supervisor` keeps it alive."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -49,6 +49,11 @@ class Prompt:
 
 
 class Engine(Protocol):
+    """Starts once and stops once; after its death another one is made."""
+
+    stage: str
+    """What it is at while it starts, for people."""
+
     async def start(self) -> ModelInfo:
         """Load the model. Raises EngineStartError."""
 
@@ -65,7 +70,7 @@ class Engine(Protocol):
         """A round trip to the engine's own loop. Raises Unavailable if it is dead or does not answer within `timeout` seconds."""
 
     async def stop(self) -> None:
-        """End the engine and every process it has started. Safe to call at any time, and twice."""
+        """End the engine and every process it has started, at once; what runs ends with an error. Safe to call at any time, and twice."""
 
 
 class EngineStartError(Exception):

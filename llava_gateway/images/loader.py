@@ -9,6 +9,7 @@ from blake3 import blake3
 from PIL import Image
 
 from llava_gateway import metrics
+from llava_gateway.call import current, timed
 from llava_gateway.chat import DataUri, ImageUrl
 from llava_gateway.engine import PreparedImage
 from llava_gateway.errors import InvalidImage
@@ -43,7 +44,9 @@ class ImageLoader:
         """The images, prepared, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names the first that fails."""
         transform = Transform(aspect_ratio or self.settings.image_aspect_ratio, self.side)
         budget = _Budget(self.settings)
-        return tuple(await _all([self._named(image, transform, budget) for image in images]))
+        loaded = await _all([self._named(image, transform, budget) for image in images])
+        current().images += [f"{image.digest[:16]} {image.source[0]}x{image.source[1]}" for image in loaded]
+        return tuple(loaded)
 
     async def close(self) -> None:
         await self._urls.close()
@@ -64,9 +67,10 @@ class ImageLoader:
             metrics.IMAGE_URLS.labels("fresh").inc()
             content, data = known, None
         else:
-            fetched = await self._urls.fetch(url)
-            if fetched.data is None and _key(fetched.content, transform) not in self.cache:
-                fetched = await self._urls.fetch(url, anew=True)
+            with timed("fetch"):
+                fetched = await self._urls.fetch(url)
+                if fetched.data is None and _key(fetched.content, transform) not in self.cache:
+                    fetched = await self._urls.fetch(url, anew=True)
             content, data = fetched.content, fetched.data
         budget.spend(size=len(data or b""))
         if prepared := self.cache.get(_key(content, transform)):
@@ -92,7 +96,8 @@ class ImageLoader:
             return prepared
 
         metrics.IMAGES.labels("shared" if digest in self._preparing else "decoded").inc()
-        return await self._preparing.do(digest, work)
+        with timed("decode"):
+            return await self._preparing.do(digest, work)
 
     @staticmethod
     async def _in(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:

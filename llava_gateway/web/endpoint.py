@@ -1,14 +1,18 @@
-"""One JSON endpoint of a door, as an ASGI app: read, handle, and whatever happens, answer in the door's own words or fall silent."""
+"""One JSON endpoint of a door, as an ASGI app: let in, read, handle, and whatever happens, answer in the door's words or fall silent."""
 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from llava_gateway import metrics
+from llava_gateway.admission import Admission
+from llava_gateway.call import current
 from llava_gateway.errors import GatewayError
-from llava_gateway.web.body import ClientLeft, read_json
+from llava_gateway.web.body import Bodies, ClientLeft
 from llava_gateway.web.reply import Fail, Reply
 
 log = logging.getLogger(__name__)
@@ -16,25 +20,28 @@ log = logging.getLogger(__name__)
 Handle = Callable[[dict[str, Any], Reply], Coroutine[Any, Any, None]]
 
 
+@dataclass(frozen=True)
 class JsonEndpoint:
     """A client that leaves cancels `handle`, which closes what it has opened: generation stops, streamed or not."""
 
-    def __init__(self, handle: Handle, fail: Fail, max_body: int) -> None:
-        """`max_body` in bytes."""
-        self.handle = handle
-        self.fail = fail
-        self.max_body = max_body
+    handle: Handle
+    fail: Fail
+    admission: Admission
+    bodies: Bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send)
         try:
-            body = await read_json(scope, receive, self.max_body)
-            await _unless_gone(receive, self.handle(body, reply))
+            with self.admission.enter():
+                async with self.bodies.json(scope, receive) as body:
+                    await _unless_gone(receive, self.handle(body, reply))
         except ClientLeft:
+            metrics.DISCONNECTS.inc()
             log.debug("the client left")
         except GatewayError as error:
             if error.status == 500:
                 log.error("%s", error.message, exc_info=error)
+            current().code = error.code or error.type
             await self.fail(error, reply)
 
 

@@ -1,5 +1,5 @@
-"""Around every request: an `x-request-id` on the response, a line in the log, a count in the metrics; and an answer to what nobody has
-foreseen. Never a body, never a key."""
+"""Around every request: an `x-request-id` and security headers on the response, a line in the log, numbers in the metrics, a line in
+the usage log, a trace; and an answer to what nobody has foreseen. Never a body, never a prompt, never a key."""
 
 import logging
 import re
@@ -10,54 +10,107 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_gateway import metrics
+from llava_gateway.call import Call, new_call
 from llava_gateway.errors import GatewayError
+from llava_gateway.usage_log import UsageLog
 from llava_gateway.web.reply import Fail, Reply
+from llava_gateway.web.tracing import Tracing
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("llava_gateway.requests")
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 CLIENT_LEFT = 499
 """As nginx counts a client that closed the connection before its answer began."""
 QUIET = ("/health", "/ready", "/metrics")
+HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"))
 
 
 class Observe:
-    """Pure ASGI middleware."""
+    """Pure ASGI middleware, the outermost."""
 
-    def __init__(self, app: ASGIApp, fail: Fail) -> None:
+    def __init__(self, app: ASGIApp, fail: Fail, usage_log: UsageLog | None, tracing: Tracing | None) -> None:
         """`fail` renders the error of a request that went wrong in a way that nobody has foreseen."""
         self.app = app
         self.fail = fail
+        self.usage_log = usage_log
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        headers = Headers(scope=scope)
+        call = Call(_request_id(headers), _trace(headers))
+        request_id = call.id.encode()
         status = CLIENT_LEFT
         start = time.perf_counter()
+        span = self.tracing.begin(call, headers) if self.tracing else None
 
         async def observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id), *HEADERS]
             await send(message)
 
         try:
-            await self.app(scope, receive, observed)
+            with new_call(call):
+                await self.app(scope, receive, observed)
         except Exception:
-            log.exception("request %s failed", request_id)
+            log.exception("request %s failed", call.id)
+            call.code = "server_error"
             reply = Reply(observed, started=status != CLIENT_LEFT)
             await self.fail(GatewayError("The server failed on this request; its log says more."), reply)
         finally:
+            seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "unknown")
             metrics.HTTP_REQUESTS.labels(route, str(status)).inc()
-            level = logging.DEBUG if route in QUIET else logging.INFO
-            log.log(level, "%s %s %d %.3f s %s", scope["method"], route, status, time.perf_counter() - start, request_id)
+            metrics.count(call, seconds)
+            if self.usage_log and call.usage.prompt_tokens:
+                self.usage_log.write(call, status, seconds)
+            if self.tracing and span:
+                self.tracing.end(span, call, scope["method"], route, status)
+            _log(call, scope["method"], route, status, seconds)
 
 
-def _request_id(scope: Scope) -> str:
+def _log(call: Call, method: str, route: str, status: int, seconds: float) -> None:
+    level = logging.DEBUG if route in QUIET else logging.INFO
+    if not log.isEnabledFor(level):
+        return
+    fields: dict[str, object] = {"id": call.id}
+    if call.caller:
+        fields["key"] = call.caller.key.name
+    if call.model:
+        fields["model"] = call.model
+    if call.code:
+        fields["code"] = call.code
+    usage = call.usage
+    if usage.prompt_tokens:
+        fields |= {
+            "text_tokens": usage.prompt_tokens - usage.image_tokens,
+            "image_tokens": usage.image_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+        }
+    stages: dict[str, float] = {}
+    for name, begin, end in call.stages:
+        stages[name] = round(stages.get(name, 0.0) + end - begin, 4)
+    if stages:
+        fields["stages"] = stages
+    if call.images:
+        fields["images"] = call.images
+    if call.trace:
+        fields["traceparent"] = call.trace
+    log.log(level, "%s %s %d %.3f s", method, route, status, seconds, extra={"fields": fields})
+
+
+def _request_id(headers: Headers) -> str:
     """The client's own id if it is short and printable, else a new one."""
-    given = Headers(scope=scope).get("x-request-id", "")
+    given = headers.get("x-request-id", "")
     return given if PRINTABLE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _trace(headers: Headers) -> str | None:
+    given = headers.get("traceparent", "")
+    return given if TRACEPARENT.fullmatch(given) else None

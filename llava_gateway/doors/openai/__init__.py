@@ -22,18 +22,19 @@ from llava_gateway.doors.openai.tokenize import detokenize, tokenize
 from llava_gateway.errors import GatewayError
 from llava_gateway.gateway import Gateway
 from llava_gateway.version import __version__
+from llava_gateway.web.body import Bodies
 from llava_gateway.web.endpoint import Handle, JsonEndpoint
 from llava_gateway.web.reply import Reply
 
 T = TypeVar("T")
 
 
-def routes(gateway: Gateway, max_body: int) -> list[BaseRoute]:
-    """The door's paths. `max_body` in bytes."""
+def routes(gateway: Gateway, bodies: Bodies) -> list[BaseRoute]:
+    """The door's paths."""
     door = OpenAI(gateway)
 
     def post(path: str, handle: Handle) -> Route:
-        return Route(path, JsonEndpoint(handle, fail, max_body), methods=["POST"])
+        return Route(path, JsonEndpoint(handle, fail, gateway.admission, bodies), methods=["POST"])
 
     return [
         post("/v1/chat/completions", door.chat_completions),
@@ -99,14 +100,14 @@ class OpenAI:
             await reply.frames(chunks.end())
 
     async def models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._model()]})
+        return _json({"object": "list", "data": [self._model(name) for name in self.gateway.models()]})
 
     async def model(self, request: Request) -> Response:
         self.gateway.check_name(request.path_params["model"])
-        return _json(self._model())
+        return _json(self._model(request.path_params["model"]))
 
-    def _model(self) -> dict[str, Any]:
-        return {"id": self.gateway.model_name, "object": "model", "created": self.gateway.created, "owned_by": "llava-gateway"}
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.gateway.created, "owned_by": "llava-gateway"}
 
     async def tokenize(self, body: dict[str, Any], reply: Reply) -> None:
         await reply.json(200, tokenize(self.gateway, body))

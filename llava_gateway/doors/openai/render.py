@@ -63,7 +63,7 @@ def render_error(error: GatewayError) -> bytes:
 
 
 def error_headers(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
-    """When to retry. SDKs retry every 5xx by themselves, unless they are told that it is useless."""
+    """When to retry. SDKs retry every 429 and 5xx by themselves, unless they are told that it is useless."""
     if error.retry_after is not None:
         return ((b"retry-after", str(error.retry_after).encode()),)
-    return ((b"x-should-retry", b"false"),) if error.status >= 500 else ()
+    return ((b"x-should-retry", b"false"),) if error.status >= 500 or error.status == 429 else ()

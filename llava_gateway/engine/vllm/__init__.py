@@ -4,16 +4,19 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
+from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING, Any
 
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
 from llava_gateway.engine.vllm.grammar import GrammarChecker
+from llava_gateway.engine.vllm.guardian import Guardian
 from llava_gateway.engine.vllm.outputs import finish_reason, refusal, token_logprobs
 from llava_gateway.engine.vllm.processes import engine_processes, kill
 from llava_gateway.engine.vllm.sampling import sampling_params
@@ -28,12 +31,14 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER = 10
 STOP_TIMEOUT = 20
+LOOK_INTERVAL = 0.25
+NOTICE_TIMEOUT = 3
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "GOMP_SPINCOUNT": "5000",  # threads of a CPU engine spin for each other: for microseconds, then the images' decoders may have the core
-    "PYTHONWARNINGS": "ignore::FutureWarning",  # for the processes that vLLM starts
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore:resource_tracker:UserWarning",  # for the processes that vLLM starts
 }
 """Variables that suit an embedded engine, where the operator has not set them."""
 
@@ -49,12 +54,18 @@ class VllmEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")  # for loading, which cannot be interrupted
         self._loading: Future[AsyncLLM] | None = None
         self._stopping = False
+        self._generating = 0
         self._grammars: GrammarChecker | None = None
+        self._guardian = Guardian()
+        self.stage = "importing vLLM"
 
     async def start(self) -> ModelInfo:
         self._loading = self._thread.submit(self._load)
-        engine = await asyncio.wrap_future(self._loading)
-        self._engine = engine
+        loading = asyncio.wrap_future(self._loading)
+        while not loading.done():
+            await asyncio.wait((loading,), timeout=0.5)
+            self._guardian.watch([process.pid for process in engine_processes()])
+        self._engine = engine = loading.result()
         info = _describe(engine)
         self._vocabulary = info.vocabulary
         if engine.vllm_config.structured_outputs_config.backend == "guidance":  # else the operator has chosen
@@ -71,6 +82,7 @@ class VllmEngine:
 
         if self._engine is None:
             raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
+        self._generating += 1
         try:
             params = sampling_params(sampling, stream)
             async with aclosing(self._outputs(self._engine, prompt, params)) as outputs:
@@ -92,15 +104,30 @@ class VllmEngine:
             raise Unavailable("The engine has died.", code="engine_dead", retry_after=RETRY_AFTER) from error
         except EngineGenerateError as error:
             raise EngineFailed("The engine could not process this request.") from error
+        finally:
+            self._generating -= 1
 
     async def check(self, timeout: float) -> None:
         # check_health() passes on a wedged engine; a question that the engine's own loop has to answer does not.
         if self._engine is None or self._engine.errored:
             raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
+        question = asyncio.ensure_future(self._engine.is_paused())
+        waits = 0  # and not seconds, which may have passed because this process had no time to look
         try:
-            await asyncio.wait_for(self._engine.is_paused(), timeout)
+            while not question.done():
+                await asyncio.wait((question,), timeout=LOOK_INTERVAL)
+                if self._engine is None or self._engine.errored:
+                    raise Unavailable("The engine has died.", code="engine_dead", retry_after=RETRY_AFTER)
+                waits += 1
+                if waits * LOOK_INTERVAL > timeout:
+                    raise Unavailable(f"The engine has not answered for {timeout:g} s.", code="engine_dead", retry_after=RETRY_AFTER)
+            question.result()
+        except Unavailable:
+            raise
         except Exception as error:  # whatever it is, the engine has not answered
             raise Unavailable("The engine does not answer.", code="engine_dead", retry_after=RETRY_AFTER) from error
+        finally:
+            question.cancel()
 
     async def stop(self) -> None:
         self._stopping = True
@@ -108,6 +135,7 @@ class VllmEngine:
             self._grammars.close()
         if self._loading is not None:
             await asyncio.to_thread(self._end, self._loading)
+        self._guardian.close()
 
     def _load(self) -> "AsyncLLM":
         for name, value in ENVIRONMENT.items():
@@ -137,8 +165,12 @@ class VllmEngine:
             # Free to put white space anywhere, small models put it everywhere and never come to the point.
             arguments.structured_outputs_config.backend = "guidance"
             arguments.structured_outputs_config.disable_any_whitespace = True
+        # A Ctrl-C goes to every process of the terminal. The engine's, which have this thread's mask, must go on until requests have ended.
+        ensure_running()  # now, since it would take SIGINT out of the mask
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         if self._stopping:
             raise EngineStartError("stopped while starting")
+        self.stage = "loading its weights in the engine's process"
         try:
             return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
         except Exception as error:
@@ -165,10 +197,12 @@ class VllmEngine:
         deadline = time.monotonic() + STOP_TIMEOUT
         if self._engine is not None:
             logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM reports its own end as a failure, with a traceback
-            processes = engine_processes()
+            kill(engine_processes(), patience=0)  # there is nothing that it would have to save, and a stopped process would never end
+            noticed = time.monotonic() + NOTICE_TIMEOUT
+            while self._generating and time.monotonic() < noticed:  # shut down before it has noticed, vLLM would leave them waiting
+                time.sleep(0.02)
             self._engine.shutdown()
             self._engine = None
-            kill(processes, patience=5)
         while not loading.done() and time.monotonic() < deadline:
             kill(engine_processes(), patience=0)
             time.sleep(0.05)

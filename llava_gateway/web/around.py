@@ -1,0 +1,70 @@
+"""What is around every request, as the operator has set it: observation, browsers' origins, keys."""
+
+import asyncio
+from pathlib import Path
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from llava_gateway.keys.limits import RateLimits
+from llava_gateway.keys.store import KeyFile, KeyFileError, Keys
+from llava_gateway.settings import Settings, SettingsError
+from llava_gateway.usage_log import UsageLog
+from llava_gateway.web.auth import Auth
+from llava_gateway.web.observe import Observe
+from llava_gateway.web.reply import Fail
+from llava_gateway.web.tracing import Tracing
+
+NO_KEY = ("/health", "/ready")
+"""Paths that need no key: an orchestrator's probes."""
+EXPOSED = (
+    *("x-request-id", "retry-after"),
+    *(f"x-ratelimit-{value}-{what}" for value in ("limit", "remaining", "reset") for what in ("requests", "tokens")),
+)
+"""Headers that pages of `--cors-origins` may read."""
+
+
+class Around:
+    def __init__(self, settings: Settings, fail: Fail) -> None:
+        """`fail` renders errors where no door has been reached. Raises SettingsError."""
+        try:
+            usage_log = UsageLog(Path(settings.usage_log)) if settings.usage_log else None
+            self._tracing = Tracing(settings.trace_endpoint) if settings.trace_endpoint else None
+            self._limits = RateLimits(settings.rate_limit_storage)
+            keys = _keys(settings)
+        except OSError as error:
+            raise SettingsError(f"usage_log cannot be written: {error.strerror}") from error
+        except ImportError as error:
+            raise SettingsError("trace_endpoint needs llava-gateway[otel]") from error
+        except (ValueError, KeyFileError) as error:
+            raise SettingsError(str(error)) from error
+        self.middleware = [Middleware(Observe, fail=fail, usage_log=usage_log, tracing=self._tracing)]
+        """From the outside in."""
+        if settings.cors_origins:
+            self.middleware.append(
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=settings.cors_origins,
+                    allow_methods=("GET", "POST"),
+                    allow_headers=("*",),
+                    expose_headers=EXPOSED,
+                )
+            )
+        if keys.any:
+            self.middleware.append(Middleware(Auth, keys=keys, limits=self._limits, exempt=NO_KEY, fail=fail))
+
+    async def close(self) -> None:
+        """Send what traces are left, and let go of connections."""
+        await self._limits.close()
+        if self._tracing:
+            await asyncio.to_thread(self._tracing.close)
+
+
+def _keys(settings: Settings) -> Keys:
+    path = Path(settings.keys_file) if settings.keys_file else None
+    if path:
+        KeyFile(path).read()  # at the start a mistake is better told than served with
+    keys = Keys(settings.api_keys, path)
+    if keys.any and settings.auth == "none":
+        raise SettingsError("there are keys, but auth is `none`: leave out one of them")
+    return keys

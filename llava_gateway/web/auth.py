@@ -1,0 +1,69 @@
+"""Keys, asked for before anything else: every path, known or not, but those that are exempt by their exact name. Pure ASGI middleware."""
+
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llava_gateway.call import current
+from llava_gateway.errors import GatewayError, Unauthorized
+from llava_gateway.keys.limits import RateLimited, RateLimits
+from llava_gateway.keys.store import Keys
+from llava_gateway.web.reply import Fail, Reply
+
+
+class Auth:
+    def __init__(self, app: ASGIApp, keys: Keys, limits: RateLimits, exempt: Collection[str], fail: Fail) -> None:
+        """`exempt`: paths that need no key. `fail` renders refusals."""
+        self.app = app
+        self.keys = keys
+        self.limits = limits
+        self.exempt = frozenset(exempt)
+        self.fail = fail
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or scope["path"] in self.exempt:
+            await self.app(scope, receive, send)
+            return
+        try:
+            key = self.keys.find(_secret(scope))
+            if key is None:
+                raise Unauthorized("This server wants a key that it knows, as `Authorization: Bearer KEY` or `key: KEY`.")
+            caller = current().caller = await self.limits.admit(key)
+        except GatewayError as error:
+            await self._refuse(error, scope, send)
+            return
+
+        async def limited(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *caller.headers()]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, limited)
+        finally:
+            caller.leave()
+
+    async def _refuse(self, error: GatewayError, scope: Scope, send: Send) -> None:
+        current().code = error.code
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": error.code or ""})
+            return
+
+        async def refused(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=list(message["headers"]))
+                if error.status == 401:
+                    headers["www-authenticate"] = "Bearer"
+                message["headers"] = [*headers.raw, *(error.headers if isinstance(error, RateLimited) else ())]
+            await send(message)
+
+        await self.fail(error, Reply(refused))
+
+
+def _secret(scope: Scope) -> str:
+    """The key that came with the request; empty if there is none."""
+    headers = Headers(scope=scope)
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    given = credentials.strip() if scheme.lower() == "bearer" and credentials.strip() else headers.get("key", "")
+    return given.encode("latin-1").decode(errors="replace")  # clients that have a key beyond ASCII send it as UTF-8

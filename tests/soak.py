@@ -1,0 +1,185 @@
+"""`make soak`: mixed traffic for ten minutes, with pictures, clients that leave and bad input. Every interval all stop, and what the
+gateway then holds is read: memory, open files, tasks, requests. Fails if any of it grows after the warm-up."""
+
+import argparse
+import contextlib
+import itertools
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import psutil
+from asking import body, image, image_part
+from conftest import Server, serve
+from origin import Origin
+
+from llava_gateway.demo.pictures import COLORS, data_uri, describe, draw, encode
+
+CHAT = "/v1/chat/completions"
+WORKERS = 8
+WARM_UP = 0.4
+"""Part of the run after which nothing may grow."""
+BOUNDS = {"rss_mb": 40.0, "files": 4.0, "tasks": 4.0, "inside": 0.0}
+"""How much more the second half of what follows the warm-up may hold than the first, by the medians."""
+FLAGS = ("--allow-networks", "127.0.0.0/8", "--image-cache-mb", "16", "--max-num-seqs", "32", "--image-timeout", "2", "--body-timeout", "2")
+
+
+@dataclass
+class Traffic:
+    server: Server
+    origin: Origin
+    outcomes: Counter[str]
+
+    def one(self, rng: random.Random, http: httpx.Client) -> None:
+        kind = rng.choice(("text", "picture", "picture", "chat", "stream", "url", "leave", "bad", "form", "damaged"))
+        status = getattr(self, f"_{kind}")(rng, http)
+        self.outcomes[f"{kind} {status}"] += 1
+
+    def _ask(self, http: httpx.Client, **fields: Any) -> int:
+        return http.post(CHAT, json=body("Hello", max_tokens=20) | fields).status_code
+
+    def _text(self, rng: random.Random, http: httpx.Client) -> int:
+        return self._ask(http, seed=rng.randrange(1000), temperature=1)
+
+    def _picture(self, rng: random.Random, http: httpx.Client) -> int:
+        grid = tuple(rng.choice(list(COLORS)) for _ in range(4))
+        answer = http.post(CHAT, json=body(image(grid), "Describe this image."))
+        assert answer.json()["choices"][0]["message"]["content"] == describe([grid]), answer.text
+        return answer.status_code
+
+    def _chat(self, rng: random.Random, http: httpx.Client) -> int:
+        return self._ask(http, messages=body(*[image(("red", "blue", color, "white")) for color in list(COLORS)[:3]], "Hello")["messages"])
+
+    def _stream(self, rng: random.Random, http: httpx.Client) -> int:
+        return self._ask(http, stream=True, n=2, temperature=1, logprobs=True, top_logprobs=3, max_tokens=60, ignore_eos=True)
+
+    def _url(self, rng: random.Random, http: httpx.Client) -> int:
+        path = rng.choice(("/picture", "/cached", "/missing", "/text", "/lies", "/short", "/slow", "/drip", "/to-private"))
+        return self._ask(http, messages=body(image_part(self.origin.url + path), "Hello")["messages"])
+
+    def _leave(self, rng: random.Random, http: httpx.Client) -> int:
+        asked = body(image(("black", "white", "red", "blue")), "Hello", max_tokens=2000, ignore_eos=True, stream=rng.random() < 0.5)
+        with contextlib.suppress(httpx.TimeoutException):
+            http.post(CHAT, json=asked, timeout=rng.random())
+        return 0
+
+    def _bad(self, rng: random.Random, http: httpx.Client) -> int:
+        return http.post(
+            CHAT, content=rng.choice((b"", b"{", b"[" * 5000, json.dumps(body("x", seed="y")).encode(), bytes(100_000)))
+        ).status_code
+
+    def _form(self, rng: random.Random, http: httpx.Client) -> int:
+        return self._ask(http, structured_outputs={"choice": ["yes", "no", str(rng.randrange(50))]})
+
+    def _damaged(self, rng: random.Random, http: httpx.Client) -> int:
+        data = bytearray(encode(draw(("red", "blue", "green", "white")), rng.choice(("PNG", "JPEG"))))
+        data[rng.randrange(len(data))] ^= 0xFF
+        return self._ask(http, messages=body(image_part(data_uri(bytes(data))), "Hello")["messages"])
+
+
+class Crew:
+    """Workers that can be made to stop for a moment."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+        self._go = threading.Event()
+        self._over = False
+        self._busy = threading.Semaphore(WORKERS)
+        self.failures: list[BaseException] = []
+        self._threads = [threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(WORKERS)]
+        for thread in self._threads:
+            thread.start()
+
+    def work(self, seconds: float) -> None:
+        """All work for so long, and have finished when this returns."""
+        self._go.set()
+        time.sleep(seconds)
+        self._go.clear()
+        for _ in range(WORKERS):
+            if not self._busy.acquire(timeout=60):
+                self.failures.append(TimeoutError("a request has hung for a minute"))
+        self._busy.release(WORKERS)
+
+    def end(self) -> None:
+        self._over = True
+        self._go.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _work(self, number: int) -> None:
+        rng = random.Random(number)
+        with httpx.Client(base_url=self._traffic.server.url, timeout=60) as http:
+            while True:
+                self._go.wait()
+                if self._over:
+                    return
+                with self._busy:
+                    try:
+                        self._traffic.one(rng, http)
+                    except BaseException as failure:  # told at the end
+                        self.failures.append(failure)
+
+
+def sample(server: Server) -> dict[str, float]:
+    process = psutil.Process(server.process.pid)
+    family = [process, *process.children(recursive=True)]
+    metrics = dict(line.rsplit(" ", 1) for line in httpx.get(f"{server.url}/metrics").text.splitlines() if line[:1] != "#")
+    return {
+        "rss_mb": sum(member.memory_info().rss for member in family) / (1 << 20),
+        "files": sum(member.num_fds() for member in family),
+        "tasks": float(metrics["llava_tasks"]),
+        "inside": float(metrics["llava_requests_inside"]),
+    }
+
+
+def trends(samples: list[dict[str, float]]) -> dict[str, float]:
+    """How much more the second half of what follows the warm-up holds than the first."""
+    steady = samples[int(len(samples) * WARM_UP) :]
+    half = len(steady) // 2
+    return {name: median(each[name] for each in steady[half:]) - median(each[name] for each in steady[:half]) for name in BOUNDS}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--interval", type=float, default=15, help="seconds between two samples")
+    options = parser.parse_args()
+    outcomes: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder, Origin() as origin, serve(Path(folder), *FLAGS) as server:
+        threading.Thread(target=origin.serve_forever, daemon=True).start()
+        crew = Crew(Traffic(server, origin, outcomes))
+        samples: list[dict[str, float]] = []
+        start = time.monotonic()
+        print(f"{'seconds':>8} {'requests':>9}", *(f"{name:>8}" for name in BOUNDS))
+        for _ in itertools.count():
+            crew.work(options.interval)
+            time.sleep(1)
+            samples.append(sample(server))
+            seconds = time.monotonic() - start
+            print(f"{seconds:8.0f} {outcomes.total():9}", *(f"{value:8.0f}" for value in samples[-1].values()), flush=True)
+            if seconds > options.minutes * 60:
+                break
+        crew.end()
+        origin.shutdown()
+        log = server.log.read_text()
+    print("\n".join(f"{count:6} {outcome}" for outcome, count in sorted(outcomes.items())))
+    grown = {name: growth for name, growth in trends(samples).items() if growth > BOUNDS[name]}
+    faults = [f"{name} grows by {growth:.0f}" for name, growth in grown.items()]
+    faults += [f"{count} requests were answered {outcome}" for outcome, count in outcomes.items() if outcome.split()[1][0] == "5"]
+    faults += [f"a request failed: {failure!r}" for failure in crew.failures[:5]]
+    faults += ["there is a traceback in the log"] * ("Traceback" in log)
+    print("\n".join(faults) or "nothing grows")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""What operators set: keys and their limits, logs, usage, traces, browsers' origins; and a server that ends with its engine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from asking import body, image
+from conftest import Server, serve
+from contract import ContractTransport
+from openai import AuthenticationError, NotFoundError, OpenAI, RateLimitError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+CHAT = "/v1/chat/completions"
+GRID = ("red", "blue", "green", "orange")
+PLAIN = "a-key-of-the-operators-own"
+PROMPT = "Hello, do not write this down"
+ORIGIN = "https://chat.example.com"
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes spans by OTLP."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Collected)
+        self.spans: list[Any] = []
+
+
+class Collected(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        content = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+        self.server.spans += [span for of in content.resource_spans for scope in of.scope_spans for span in scope.spans]
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@dataclass
+class Operated:
+    server: Server
+    folder: Path
+    collector: Collector
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def client(self, name: str) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.keys[name]}"}
+        return httpx.Client(base_url=self.server.url, transport=ContractTransport(), timeout=60, headers=headers)
+
+    def usage(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "usage.jsonl").read_text().splitlines()]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Of the log, one for each request."""
+        lines = [json.loads(line) for line in self.server.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["logger"] == "llava_gateway.requests"]
+
+    def metric(self, name: str) -> float:
+        with self.client("alice") as http:
+            found = [float(line.split()[-1]) for line in http.get("/metrics").text.splitlines() if line.startswith(name)]
+        assert found, name
+        return sum(found)
+
+
+def keys(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "llava_gateway", "keys", *arguments, "--file", "keys.json"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
+    folder = tmp_path_factory.mktemp("operated")
+    made = {
+        "alice": keys(folder, "new", "alice"),
+        "bob": keys(folder, "new", "bob", "--models", "another-model"),
+        "carol": keys(folder, "new", "carol", "--concurrent", "1"),
+        "dave": keys(folder, "new", "dave", "--requests-per-minute", "3"),
+        "erin": keys(folder, "new", "erin", "--tokens-per-minute", "700"),
+    }
+    collector = Collector()
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    flags = (
+        *("--keys-file", "keys.json", "--api-key", PLAIN, "--usage-log", "usage.jsonl", "--log-format", "json", "--cors-origins", ORIGIN),
+        *("--on-engine-death", "exit", "--trace-endpoint", f"http://127.0.0.1:{collector.server_address[1]}/v1/traces"),
+    )
+    with serve(folder, *flags) as server:
+        yield Operated(server, folder, collector, made)
+    collector.shutdown()
+
+
+PATHS = (
+    *(CHAT, "/v1/completions", "/v1/models", "/v1/models/llava-demo", "/tokenize", "/detokenize", "/version", "/openapi.json", "/docs"),
+    *("/metrics", "/", "/nope", "/v1", "/health/", "/ready/", "//health", "/HEALTH", "/v1/%2e%2e/health", "/health%2f", "/health;x"),
+    "/x?/health",
+)
+
+
+WRONG: list[dict[str, str]] = [
+    {},
+    {"authorization": "Bearer wrong"},
+    {"authorization": "Basic x"},
+    {"key": ""},
+    {"authorization": "Bearer"},
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_wants_a_key(operated: Operated, path: str) -> None:
+    for method, headers in product(("GET", "POST", "OPTIONS", "HEAD", "DELETE"), WRONG):
+        answer = httpx.request(method, operated.server.url + path, headers=headers)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        if method != "HEAD":
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_a_host_header_is_no_way_around(operated: Operated) -> None:
+    host, port = operated.server.url.removeprefix("http://").split(":")
+    for given in ("x/health?", "x/health#", "health", "127.0.0.1/health"):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"GET /v1/models HTTP/1.1\r\nhost: {given}\r\nconnection: close\r\n\r\n".encode())
+            assert connection.makefile("rb").read().startswith(b"HTTP/1.1 401")
+
+
+def test_a_websocket_wants_a_key(operated: Operated) -> None:
+    host, port = operated.server.url.removeprefix("http://").split(":")
+    handshake = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    for path in ("/health", "/v1/models", "/nope"):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n{handshake}\r\n".encode())
+            assert b" 101 " not in connection.recv(4096).split(b"\r\n")[0]
+
+
+def test_probes_want_none(operated: Operated) -> None:
+    assert httpx.get(f"{operated.server.url}/health").status_code == 200
+    assert httpx.get(f"{operated.server.url}/ready").status_code == 200
+
+
+def test_keys_come_in_two_ways_from_two_places(operated: Operated) -> None:
+    for key in (PLAIN, operated.keys["alice"]):
+        for headers in ({"authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"key": key}):
+            assert httpx.get(f"{operated.server.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_the_sdk(operated: Operated) -> None:
+    sdk = OpenAI(base_url=operated.server.v1, api_key=operated.keys["alice"], max_retries=0)
+    assert sdk.chat.completions.create(**body("Hello", max_tokens=2)).usage
+    with pytest.raises(AuthenticationError):
+        sdk.with_options(api_key="wrong").models.list()
+    with pytest.raises(NotFoundError):
+        sdk.with_options(api_key=operated.keys["bob"]).chat.completions.create(**body("Hello"))
+    assert sdk.with_options(api_key=operated.keys["bob"]).models.list().data == []
+
+
+def test_requests_per_minute(operated: Operated) -> None:
+    with operated.client("dave") as http:
+        answers = [http.get("/v1/models") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["2", "1", "0", "0"]
+        assert answers[0].headers["x-ratelimit-limit-requests"] == "3"
+        assert 1 <= int(answers[3].headers["retry-after"]) <= 61
+        assert answers[3].json()["error"]["code"] == "rate_limit_exceeded"
+        sdk = OpenAI(base_url=operated.server.v1, api_key=operated.keys["dave"], max_retries=0)
+        with pytest.raises(RateLimitError):
+            sdk.models.list()
+
+
+def test_tokens_per_minute(operated: Operated) -> None:
+    """A picture takes most of the minute; what the answer took is counted, too."""
+    with operated.client("erin") as http:
+        first = http.post(CHAT, json=body(image(GRID), "Describe this image.", max_tokens=40))
+        used = first.json()["usage"]["prompt_tokens"]
+        assert int(first.headers["x-ratelimit-remaining-tokens"]) == 700 - used
+        second = http.post(CHAT, json=body(image(GRID), "Describe this image.", max_tokens=40))
+        assert second.status_code == 429
+        assert int(second.headers["x-ratelimit-remaining-tokens"]) <= 700 - used - first.json()["usage"]["completion_tokens"]
+        never = http.post(CHAT, json=body(*[image(GRID)] * 2, "Describe these images.", max_tokens=40))
+        assert (never.status_code, never.headers["x-should-retry"]) == (429, "false")
+
+
+def test_requests_at_once(operated: Operated) -> None:
+    with operated.client("carol") as http, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(http.post, CHAT, json=body("Hello", max_tokens=1500, ignore_eos=True))
+        deadline = time.monotonic() + 10
+        while (refused := http.get("/v1/models")).status_code == 200:
+            assert time.monotonic() < deadline
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert long.result().status_code == 200
+        assert http.get("/v1/models").status_code == 200
+
+
+def test_keys_come_and_go_without_a_restart(operated: Operated) -> None:
+    operated.keys["frank"] = keys(operated.folder, "new", "frank")
+    time.sleep(1.5)
+    with operated.client("frank") as http:
+        assert http.get("/v1/models").status_code == 200
+        keys(operated.folder, "revoke", "frank")
+        time.sleep(1.5)
+        assert http.get("/v1/models").status_code == 401
+    file = operated.folder / "keys.json"
+    content = file.read_bytes()
+    try:
+        file.write_text("{")
+        time.sleep(1.5)
+        with operated.client("alice") as http:
+            answer = http.get("/v1/models")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "keys_unreadable")
+        assert httpx.get(f"{operated.server.url}/v1/models", headers={"key": PLAIN}).status_code == 200
+    finally:
+        file.write_bytes(content)
+        time.sleep(1.5)
+
+
+def test_usage_and_log_say_who_and_how_much_and_nothing_else(operated: Operated) -> None:
+    before = operated.metric('llava_key_tokens_total{key="alice",kind="image"}')
+    with operated.client("alice") as http:
+        asked = body(image(GRID), PROMPT, max_tokens=5, stream=True, stream_options={"include_usage": True})
+        headers = {"x-request-id": "mine", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+        assert http.post(CHAT, json=asked, headers=headers).status_code == 200
+        assert http.post(CHAT, json=body(PROMPT, seed="x"), headers={"x-request-id": "bad"}).status_code == 400
+    (line,) = [line for line in operated.lines() if line["id"] == "mine"]
+    assert {name: line[name] for name in ("key", "model", "image_tokens", "completion_tokens")} == {
+        "key": "alice",
+        "model": "llava-demo",
+        "image_tokens": 576,
+        "completion_tokens": 5,
+    }
+    assert line["images"][0].endswith(" 336x336")
+    assert set(line["stages"]) == {"body", "prompt", "images", "decode", "queue", "first_token", "answer"} - (
+        {"decode"} if "decode" not in line["stages"] else set()
+    )
+    (bad,) = [line for line in operated.lines() if line["id"] == "bad"]
+    assert bad["code"] == "invalid_request_error"
+    (used,) = [used for used in operated.usage() if used["id"] == "mine"]
+    assert (used["key"], used["image_tokens"], used["completion_tokens"], used["status"]) == ("alice", 576, 5, 200)
+    assert operated.metric('llava_key_tokens_total{key="alice",kind="image"}') == before + 576
+    assert operated.metric('llava_rejections_total{reason="invalid_request_error"}') >= 1
+    written = operated.server.log.read_text() + (operated.folder / "usage.jsonl").read_text() + (operated.folder / "keys.json").read_text()
+    for secret in (PROMPT, PLAIN, *operated.keys.values()):
+        assert secret not in written
+
+
+def test_stages_are_measured(operated: Operated) -> None:
+    for stage in ("body", "prompt", "images", "decode", "queue", "first_token", "answer", "total"):
+        assert operated.metric(f'llava_stage_seconds_count{{stage="{stage}"}}') >= 1
+    assert operated.metric("llava_inter_token_seconds_count") >= 1
+    assert operated.metric("llava_engine_up") == 1
+    assert operated.metric("vllm:prompt_tokens_total") > 0
+
+
+def test_spans_hang_below_the_clients(operated: Operated) -> None:
+    with operated.client("alice") as http:
+        http.post(CHAT, json=body(image(GRID), "Hello", max_tokens=2), headers={"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"})
+    deadline = time.monotonic() + 15
+    while not (spans := [span for span in operated.collector.spans if span.trace_id.hex() == "c" * 32]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (request,) = [span for span in spans if span.parent_span_id.hex() == "d" * 16]
+    assert request.name == f"POST {CHAT}"
+    stages = {span.name: span for span in spans if span is not request}
+    assert {"body", "prompt", "images", "queue", "answer"} <= set(stages)
+    for stage in stages.values():
+        assert stage.parent_span_id == request.span_id
+        assert request.start_time_unix_nano <= stage.start_time_unix_nano + 10_000_000
+        assert stage.start_time_unix_nano <= stage.end_time_unix_nano <= request.end_time_unix_nano + 10_000_000
+
+
+def test_browsers_of_named_origins_only(operated: Operated) -> None:
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    preflight = httpx.options(operated.server.url + CHAT, headers={"origin": ORIGIN} | asks)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, ORIGIN)
+    assert (
+        "access-control-allow-origin"
+        not in httpx.options(operated.server.url + CHAT, headers={"origin": "https://evil.example"} | asks).headers
+    )
+    with operated.client("alice") as http:
+        answer = http.get("/v1/models", headers={"origin": ORIGIN})
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        assert "access-control-allow-origin" not in http.get("/v1/models", headers={"origin": "https://evil.example"}).headers
+
+
+def test_the_engine_dies_and_the_gateway_exits(operated: Operated) -> None:
+    process = psutil.Process(operated.server.process.pid)
+    children = process.children(recursive=True)
+    (engine,) = [child for child in children if "EngineCore" in child.name()]
+    os.kill(engine.pid, signal.SIGKILL)
+    assert operated.server.process.wait(20) == 1
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert all(line["id"] for line in operated.usage())
