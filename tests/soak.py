@@ -28,7 +28,7 @@ CHAT = "/v1/chat/completions"
 WORKERS = 8
 WARM_UP = 0.4
 """Part of the run after which nothing may grow."""
-BOUNDS = {"rss_mb": 40.0, "files": 4.0, "tasks": 4.0, "inside": 0.0}
+BOUNDS = {"gateway_mb": 20.0, "engine_mb": 20.0, "files": 4.0, "tasks": 4.0, "inside": 0.0}
 """How much more the second half of what follows the warm-up may hold than the first, by the medians."""
 FLAGS = ("--allow-networks", "127.0.0.0/8", "--image-cache-mb", "16", "--max-num-seqs", "32", "--image-timeout", "2", "--body-timeout", "2")
 
@@ -131,11 +131,12 @@ class Crew:
 
 def sample(server: Server) -> dict[str, float]:
     process = psutil.Process(server.process.pid)
-    family = [process, *process.children(recursive=True)]
+    children = process.children(recursive=True)
     metrics = dict(line.rsplit(" ", 1) for line in httpx.get(f"{server.url}/metrics").text.splitlines() if line[:1] != "#")
     return {
-        "rss_mb": sum(member.memory_info().rss for member in family) / (1 << 20),
-        "files": sum(member.num_fds() for member in family),
+        "gateway_mb": process.memory_info().rss / (1 << 20),
+        "engine_mb": sum(child.memory_info().rss for child in children) / (1 << 20),
+        "files": sum(member.num_fds() for member in (process, *children)),
         "tasks": float(metrics["llava_tasks"]),
         "inside": float(metrics["llava_requests_inside"]),
     }
@@ -159,13 +160,13 @@ def main() -> int:
         crew = Crew(Traffic(server, origin, outcomes))
         samples: list[dict[str, float]] = []
         start = time.monotonic()
-        print(f"{'seconds':>8} {'requests':>9}", *(f"{name:>8}" for name in BOUNDS))
+        print(f"{'seconds':>8} {'requests':>9}", *(f"{name:>10}" for name in BOUNDS))
         for _ in itertools.count():
             crew.work(options.interval)
             time.sleep(1)
             samples.append(sample(server))
             seconds = time.monotonic() - start
-            print(f"{seconds:8.0f} {outcomes.total():9}", *(f"{value:8.0f}" for value in samples[-1].values()), flush=True)
+            print(f"{seconds:8.0f} {outcomes.total():9}", *(f"{value:10.0f}" for value in samples[-1].values()), flush=True)
             if seconds > options.minutes * 60:
                 break
         crew.end()

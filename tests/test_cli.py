@@ -74,3 +74,24 @@ def test_other_commands() -> None:
     unknown = run("fly")
     assert unknown.returncode == 1
     assert "fly" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "llava-gateway keys new"),
+        (["--host", "::"], "llava-gateway keys new"),
+        (["--host", "my-machine"], "llava-gateway keys new"),
+        (["--auth", "none", "--api-keys", "x"], "auth"),
+        (["--keys-file", "missing.json"], "missing.json"),
+        (["--keys-file", "broken.json"], "broken.json"),
+        (["--usage-log", "no/such/folder/usage"], "usage_log"),
+        (["--rate-limit-storage", "mongodb://x"], "redis://"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_the_start(arguments: list[str], said: str) -> None:
+    Path("broken.json").write_text("{")
+    ended = run("serve", "llava-demo", "--port", "58125", *arguments)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert said in ended.stderr

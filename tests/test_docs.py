@@ -100,6 +100,14 @@ def test_docs_name_no_field_that_is_gone() -> None:
     assert named == declared
 
 
+def test_docs_name_every_code_of_an_error() -> None:
+    package = ROOT / "llava_gateway"
+    codes = {code for path in package.rglob("*.py") for code in re.findall(r'\bcode ?= ?"(\w+)"', path.read_text())}
+    assert len(codes) > 20
+    documents = OPENAI + (ROOT / "docs" / "reliability.md").read_text()
+    assert {code for code in codes if f"`{code}`" not in documents} == set()
+
+
 def test_readme_names_real_make_targets_and_files() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for line in "".join(blocks("sh")).splitlines():

@@ -15,12 +15,15 @@ from llava_gateway.version import __version__
 BODIES: tuple[type[RequestBody], ...] = (ChatCompletionRequest, TextCompletionRequest, TokenizeRequest, DetokenizeRequest)
 ERRORS = {
     400: "A field is wrong, and `error.param` names it; or the prompt and its answer do not fit (`context_length_exceeded`)",
+    401: "The server wants a key that it knows",
     404: "No such model",
+    408: "The body did not arrive in time",
     413: "The body is larger than `--max-body-mb`",
     415: "The body is not JSON, or compressed",
-    429: "Too many requests; `retry-after` says when to come again",
+    429: "Too many requests, of all or of this key; `retry-after` says when to come again",
     500: "The engine failed on this request",
-    503: "The model is loading, or the engine is stopping or dead; `retry-after` says when to come again",
+    503: "The model is loading, or the engine is dead and being restarted, or the server is stopping; `retry-after` says when to come again",
+    504: "The answer was not whole in time",
 }
 
 
@@ -83,7 +86,7 @@ def _post(body: type[RequestBody], summary: str, kind: str | None, *keys: str, s
 def _get(summary: str, schema: dict[str, Any], parameter: str | None = None) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": summary,
-        "responses": {"200": {"description": "The answer", "content": {"application/json": {"schema": schema}}}},
+        "responses": {"200": {"description": "The answer", "content": {"application/json": {"schema": schema}}}} | _errors([401]),
     }
     if parameter:
         operation["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]

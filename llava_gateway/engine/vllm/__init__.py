@@ -13,6 +13,7 @@ from contextlib import aclosing
 from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING, Any
 
+from llava_gateway.call import current
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
 from llava_gateway.engine.vllm.grammar import GrammarChecker
@@ -181,7 +182,7 @@ class VllmEngine:
         image which it never got; vLLM notices, ends the request with "error" and forgets the image, so it is sent once more."""
         may_lack_images = bool(prompt.images)
         while True:
-            outputs = engine.generate(await _render(engine, prompt), params, uuid.uuid4().hex)
+            outputs = engine.generate(await _render(engine, prompt), params, uuid.uuid4().hex, trace_headers=_trace(engine))
             async with aclosing(outputs):
                 async for output in outputs:
                     if may_lack_images and any(choice.finish_reason == "error" for choice in output.outputs):
@@ -207,6 +208,12 @@ class VllmEngine:
             kill(engine_processes(), patience=0)
             time.sleep(0.05)
         kill(engine_processes(), patience=0)
+
+
+def _trace(engine: "AsyncLLM") -> dict[str, str] | None:
+    """What the engine's own span hangs below, where the operator has it write spans."""
+    trace = current().trace
+    return {"traceparent": trace} if trace and engine.observability_config.otlp_traces_endpoint else None
 
 
 async def _render(engine: "AsyncLLM", prompt: Prompt) -> Any:
