@@ -11,7 +11,9 @@ from llava_gateway.errors import EngineFailed
 class Answer:
     """The deltas of one request, and what it has used so far."""
 
-    def __init__(self, deltas: AsyncIterator[Delta], usage: Usage) -> None:
+    def __init__(self, prompt: str, deltas: AsyncIterator[Delta], usage: Usage) -> None:
+        self.prompt = prompt
+        """Its text, `<image>` for each image; empty where the client sent token ids."""
         self._deltas = deltas
         self.usage = usage
 
@@ -27,7 +29,8 @@ async def first_delta(deltas: AsyncGenerator[Delta]) -> Delta:
 
 async def choices(first: asyncio.Task[Delta], rest: AsyncGenerator[Delta], request: Request, usage: Usage) -> AsyncIterator[Delta]:
     """The engine's deltas as the client sees them. n greedy choices are one, n times: the engine draws it once."""
-    space = _LeadingSpace() if isinstance(request, ChatRequest) and request.sampling.structure is None else None
+    begins = isinstance(request, ChatRequest) and not request.continue_last
+    space = _LeadingSpace() if begins and request.sampling.structure is None else None
     copies = request.sampling.n if request.sampling.temperature == 0 else 1
     delta: Delta | None = await first
     while delta is not None:

@@ -20,8 +20,8 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class DataUri:
-    """A long `data:` URI, left where it stands in the request's body."""
+class InPlace:
+    """A long string of base64, or a `data:` URI, left where it stands in the request's body."""
 
     ascii: memoryview
 
@@ -30,15 +30,26 @@ class DataUri:
 class ImageUrl:
     """An image as the client gave it: a `data:` URI or an http(s) URL, not yet checked."""
 
-    url: str | DataUri
+    url: str | InPlace
     param: str
     """Where it stands in the client's request, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
+class ImageBase64:
+    """An image's file in base64, not yet checked. (A `data:` URI is forgiven.)"""
+
+    base64: str | InPlace
+    param: str
+
+
+ImageSource = ImageUrl | ImageBase64
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     role: Role
-    content: tuple[Text | ImageUrl, ...]
+    content: tuple[Text | ImageSource, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,10 @@ class Sampling:
 class ChatRequest:
     model: str
     messages: tuple[Message, ...]
+    template: str | None = None
+    """Name of a built-in template; None: the one of the model's name, or the server's."""
+    continue_last: bool = False
+    """Go on with the last message, the assistant's, instead of beginning a new one."""
     image_aspect_ratio: AspectRatio | None = None
     """How its images become square; None: as the server does it."""
     sampling: Sampling = Sampling()
@@ -96,8 +111,8 @@ class ChatRequest:
     """Whether deltas are wanted as they come, or each choice whole."""
 
     @property
-    def images(self) -> tuple[ImageUrl, ...]:
-        return tuple(part for message in self.messages for part in message.content if isinstance(part, ImageUrl))
+    def images(self) -> tuple[ImageSource, ...]:
+        return tuple(part for message in self.messages for part in message.content if not isinstance(part, Text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +124,7 @@ class CompletionRequest:
     """Text, or token ids; one image token per image."""
     param: str = "prompt"
     """Where it stands in the client's request, for error messages."""
-    images: tuple[ImageUrl, ...] = ()
+    images: tuple[ImageSource, ...] = ()
     image_aspect_ratio: AspectRatio | None = None
     add_special_tokens: bool = True
     """Whether a text begins with the model's `<s>` even if it does not spell it."""
@@ -140,6 +155,8 @@ class Delta:
     tokens: int
     """How many tokens the piece has taken; some tokens show as no text."""
     finish_reason: FinishReason | None = None
+    stopped_by: str | int | None = None
+    """The stop string, or the id of the stop token, that ended it; None if the model came to its end."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each token, if asked for; the token that ends the text has none."""
 

@@ -19,14 +19,15 @@ from llava_gateway import metrics
 from llava_gateway.admission import Admission
 from llava_gateway.answer import Answer, choices, first_delta
 from llava_gateway.call import Call, current, timed
-from llava_gateway.chat import Request, Usage
-from llava_gateway.engine import ModelInfo, Prompt
+from llava_gateway.chat import ChatRequest, Request, Usage
+from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.errors import GatewayError, NotFound, OutOfTime, Unavailable
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.plan import Plan, make_plan
 from llava_gateway.prompt import PromptRenderer
 from llava_gateway.settings import Settings
+from llava_gateway.templates import BUILT_IN, aliases, chosen
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +40,24 @@ class Gateway:
     def __init__(self, settings: Settings, engine: Supervisor, model_name: str) -> None:
         self.settings = settings
         self.model_name = model_name
+        self.names: dict[str, str | None] = {model_name: None, **aliases(settings.model_alias)}
+        """The names that clients may ask for, and the templates that go with them."""
+        self._template = chosen(settings.template) if settings.template else None
         self.created = int(time.time())
         self.admission = Admission(settings)
         self._engine = engine
         self._model: ModelInfo | None = None
         self._timers: set[asyncio.Timeout] = set()
         self._cut: GatewayError | None = None
-        metrics.RUNNING.set_function(lambda: self.admission.running)
-        metrics.QUEUED.set_function(lambda: self.admission.queued)
-        metrics.INSIDE.set_function(lambda: self.admission.inside)
-        metrics.TASKS.set_function(lambda: len(asyncio.all_tasks()))
-        metrics.ENGINE_RESTARTS.set_function(lambda: engine.restarts)
-        metrics.ENGINE_UP.set_function(self._is_up)
+        metrics.watch(self.admission, engine)
 
     async def start(self) -> None:
         """Load the model; until this returns, requests are told to wait. Raises EngineStartError."""
         start = time.monotonic()
         model = await self._engine.start()
-        self._prompts = PromptRenderer(model)
+        if not model.chat_template and self._template is None:
+            raise EngineStartError(f"{self.model_name} has no chat template; name one of {', '.join(BUILT_IN)} with --template")
+        self._prompts = PromptRenderer(model, self._template)
         self._images = ImageLoader(self.settings, model.image_side)
         self._model = model
         log.info("%s is ready after %.1f s: %d tokens of context, %d per image",
@@ -92,7 +93,7 @@ class Gateway:
         """The token ids that the engine would read, each image at its full length. No image is fetched. Raises GatewayError."""
         model = self.model(request.model)
         spread = []
-        for token_id in self._prompts.render(request):
+        for token_id in self._prompts.render(request, self._template_of(request)).token_ids:
             spread += [token_id] * (model.image_tokens if token_id == self._prompts.image_id else 1)
         return spread
 
@@ -130,39 +131,37 @@ class Gateway:
                     await asyncio.wait((first,), timeout=self.settings.keep_alive if request.stream else None)
                 if first.done():
                     first.result()
-                yield Answer(choices(first, deltas, request, usage), usage)
+                yield Answer(plan.prompt, choices(first, deltas, request, usage), usage)
 
     def models(self) -> list[str]:
         """The names of what is served to this caller."""
         caller = current().caller
-        return [self.model_name] if caller is None or caller.allows(self.model_name) else []
+        everything = caller is None or caller.allows(self.model_name)
+        return [name for name in self.names if everything or (caller and caller.allows(name))]
 
     def check_name(self, name: str) -> None:
         """Raises NotFound unless the model of this name is served here, to this caller."""
         if name not in self.models():
-            served = f"; {self.model_name!r} is served" if self.models() else ""
+            served = f"; {self.models()[0]!r} is served" if self.models() else ""
             raise NotFound(f"There is no model {name[:100]!r} here{served}.", param="model", code="model_not_found")
 
     def model(self, name: str) -> ModelInfo:
         """The model of this name. Raises NotFound, or Unavailable while it loads."""
         self.check_name(name)
-        current().model = name
+        current().model = self.model_name
         return self._loaded()
 
     def _plan(self, request: Request) -> Plan:
-        return make_plan(request, self.model(request.model), self._prompts, self.settings.default_max_tokens)
+        return make_plan(request, self.model(request.model), self._prompts, self._template_of(request), self.settings.default_max_tokens)
+
+    def _template_of(self, request: Request) -> str | None:
+        """The name of the built-in template that this request is to have; None: the server's own."""
+        return (request.template if isinstance(request, ChatRequest) else None) or self.names.get(request.model)
 
     def _loaded(self) -> ModelInfo:
         self._engine.check()
         assert self._model
         return self._model
-
-    def _is_up(self) -> float:
-        try:
-            self._engine.check_lately()
-        except Unavailable:
-            return 0
-        return 1
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

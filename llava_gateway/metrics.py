@@ -1,10 +1,14 @@
 """What Prometheus is told. Counters and histograms of the gateway; vLLM adds its own (`vllm:*`) to the same registry."""
 
+import asyncio
 from collections.abc import Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
+from llava_gateway.admission import Admission
 from llava_gateway.call import Call
+from llava_gateway.engine.supervisor import Supervisor
+from llava_gateway.errors import Unavailable
 
 HTTP_REQUESTS = Counter("llava_http_requests_total", "HTTP requests by route and status", ["route", "status"])
 DISCONNECTS = Counter("llava_client_disconnects_total", "Clients that left before their answer was whole")
@@ -48,6 +52,16 @@ MAX_KEYS = 1000
 _keys: set[str] = set()
 
 
+def watch(admission: Admission, engine: Supervisor) -> None:
+    """Read the gauges of these from now on."""
+    RUNNING.set_function(lambda: admission.running)
+    QUEUED.set_function(lambda: admission.queued)
+    INSIDE.set_function(lambda: admission.inside)
+    TASKS.set_function(lambda: len(asyncio.all_tasks()))
+    ENGINE_RESTARTS.set_function(lambda: engine.restarts)
+    ENGINE_UP.set_function(lambda: _is_up(engine))
+
+
 def count(call: Call, seconds: float) -> None:
     """A call that has ended, after so many seconds."""
     for name, begin, end in call.stages:
@@ -70,6 +84,14 @@ def count(call: Call, seconds: float) -> None:
 def exposition() -> tuple[bytes, str]:
     """The page that Prometheus reads, and its media type."""
     return generate_latest(), CONTENT_TYPE_LATEST
+
+
+def _is_up(engine: Supervisor) -> int:
+    try:
+        engine.check_lately()
+    except Unavailable:
+        return 0
+    return 1
 
 
 def _tokens(call: Call) -> Sequence[tuple[str, int]]:

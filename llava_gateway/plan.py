@@ -12,16 +12,18 @@ from llava_gateway.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    prompt: str
+    """The prompt's text; empty where the client sent token ids."""
     token_ids: list[int]
-    """The prompt, one token for each image."""
+    """One for each image."""
     tokens: int
     """Its length with the images expanded."""
     sampling: Sampling
     """An answer that fits the context beside it."""
 
 
-def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, default_max_tokens: int) -> Plan:
-    """Raises InvalidRequest."""
+def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, template: str | None, default_max_tokens: int) -> Plan:
+    """`template`: the name of a built-in one for a chat. Raises InvalidRequest."""
     asked, images = request.sampling, len(request.images)
     if images * model.image_tokens >= model.context_length:
         raise ContextLengthExceeded(
@@ -29,8 +31,8 @@ def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, defau
             f"so at most {(model.context_length - 1) // model.image_tokens} images fit.",
             param=_param(request),
         )
-    token_ids = prompts.render(request)
-    image_tokens, text_tokens = images * model.image_tokens, len(token_ids) - images
+    prompt = prompts.render(request, template)
+    image_tokens, text_tokens = images * model.image_tokens, len(prompt.token_ids) - images
     tokens = text_tokens + image_tokens
     room = model.context_length - tokens
     wanted = asked.max_tokens or max(asked.min_tokens, 1)
@@ -44,7 +46,9 @@ def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, defau
     if asked.min_tokens > max_tokens:
         raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
     _check_tokens(asked, model.vocabulary)
-    return Plan(token_ids, tokens, dataclasses.replace(asked, max_tokens=max_tokens, n=1 if asked.temperature == 0 else asked.n))
+    stop = asked.stop + tuple(each for each in prompt.stop if each not in asked.stop)
+    sampling = dataclasses.replace(asked, max_tokens=max_tokens, n=1 if asked.temperature == 0 else asked.n, stop=stop)
+    return Plan(prompt.text, prompt.token_ids, tokens, sampling)
 
 
 def _check_tokens(asked: Sampling, vocabulary: Vocabulary) -> None:

@@ -39,6 +39,13 @@ class Settings(BaseSettings):
         "", description="a directory or a Hugging Face id; empty: llava-hf/llava-1.5-7b-hf with an NVIDIA GPU, else the demo"
     )
     served_model_name: str = Field("", description="the name clients ask for; empty: the model's")
+    model_alias: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="more names of the model, comma separated; NAME=TEMPLATE has chats with that name use that template"
+    )
+    template: str = Field(
+        "",
+        description="a built-in conversation template's name (docs/dialects.md), or a file of Jinja, instead of the model's own",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least weight of what is logged; `debug` begins with all settings"
     )

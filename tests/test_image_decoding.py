@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from transformers import AutoProcessor
 
-from llava_gateway.chat import DataUri
+from llava_gateway.chat import ImageBase64, ImageSource, ImageUrl, InPlace
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.pictures import data_uri, draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import decode
-from llava_gateway.images.data_uri import decode_data_uri, told_apart
 from llava_gateway.images.decode import Transform, open_image, sniff
+from llava_gateway.images.inline import decode_inlined, inlined
 
 pillow_heif.register_heif_opener()  # for writing, in tests
 CROP = Transform("crop", 336)
@@ -232,26 +232,32 @@ def test_damaged_files_are_images_or_refused(name: str, at: int, damage: bytes) 
         assert refusal.code
 
 
-def in_place(uri: str) -> DataUri:
-    found = told_apart(uri)
-    assert isinstance(found, DataUri)
-    return found
+def unpacked(image: ImageSource, max_bytes: int = 1000) -> bytes:
+    found = inlined(image)
+    assert isinstance(found, memoryview)
+    return decode_inlined(found, max_bytes)
 
 
 @given(st.binary(max_size=300))
-def test_data_uris_carry_any_bytes(data: bytes) -> None:
-    assert decode_data_uri(in_place(data_uri(data)), 1000) == data
-    assert decode_data_uri(in_place(data_uri(data).rstrip("=").replace("+", "-").replace("/", "_").replace("image_png", "x")), 1000) == data
+def test_base64_carries_any_bytes(data: bytes) -> None:
+    uri = data_uri(data)
+    sloppy = uri.rstrip("=").replace("+", "-").replace("/", "_").replace("image_png", "x")
+    assert unpacked(ImageUrl(uri, "")) == unpacked(ImageUrl(sloppy, "")) == data
+    bare = uri.partition(",")[2]
+    assert unpacked(ImageBase64(bare, "")) == unpacked(ImageBase64(uri, "")) == data
+    assert unpacked(ImageBase64(InPlace(memoryview(bare.encode())), "")) == data
 
 
-@given(st.text(max_size=60).map("data:".__add__))
-def test_any_data_uri_is_read_or_refused(uri: str) -> None:
-    try:
-        decode_data_uri(in_place(uri), 1000)
-    except InvalidImage as refusal:
-        assert refusal.code
+@given(st.text(max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for image in (ImageUrl("data:" + text, ""), ImageBase64(text, "")):
+        try:
+            unpacked(image)
+        except InvalidImage as refusal:
+            assert refusal.code
 
 
-def test_data_uris_are_bounded() -> None:
-    with pytest.raises(InvalidImage, match="larger"):
-        decode_data_uri(in_place(data_uri(bytes(3 << 20))), 1 << 20)
+def test_inline_images_are_bounded() -> None:
+    for image in (ImageUrl(data_uri(bytes(3 << 20)), ""), ImageBase64(data_uri(bytes(3 << 20)).partition(",")[2], "")):
+        with pytest.raises(InvalidImage, match="larger"):
+            unpacked(image, 1 << 20)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_gateway.chat import DataUri
+from llava_gateway.chat import InPlace
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.web import json as web_json
 from llava_gateway.web.json import LONG, loads
@@ -17,40 +17,59 @@ URI = "data:image/png;base64," + "A" * LONG
 
 
 def plain(value: Any) -> Any:
-    """DataUris as the strings that they stand for."""
-    if isinstance(value, DataUri):
+    """What is in place, as the strings that they stand for."""
+    if isinstance(value, InPlace):
         return bytes(value.ascii).decode()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
-def test_long_uris_stay_in_the_body() -> None:
-    body = orjson.dumps({"a": [URI, {"b": URI + "B"}], "c": "data:short", "d": "x" * LONG})
+def test_long_pictures_stay_in_the_body() -> None:
+    body = orjson.dumps({"a": [URI, {"b": "B" * LONG}], "c": "data:short", "d": "long text " * LONG, "A" * LONG: 1})
     value = loads(body)
-    assert isinstance(value["a"][0], DataUri)
-    assert isinstance(value["a"][1]["b"], DataUri)
+    assert isinstance(value["a"][0], InPlace)
+    assert isinstance(value["a"][1]["b"], InPlace)
     assert value["a"][0].ascii.obj is body
     assert plain(value) == orjson.loads(body)
-    assert isinstance(loads(orjson.dumps(URI)), DataUri)
+    assert isinstance(loads(orjson.dumps(URI)), InPlace)
 
 
 PIECES = st.sampled_from(
-    ['"', "\\", '"data:', "data:", "A" * 8, ",", ":", "{", "}", "[", "]", " ", '"data:' + "B" * 8 + '"', "\\u0041", "1"]
+    [
+        '"',
+        "\\",
+        '"data:',
+        "data:",
+        "A" * 20,
+        ",",
+        ":",
+        "{",
+        "}",
+        "[",
+        "]",
+        " ",
+        '"data:,' + "B" * 20 + '"',
+        '"' + "C" * 20 + '"',
+        "\\u0041",
+        "1",
+    ]
 )
 DOCUMENTS = st.recursive(
     st.none()
     | st.integers(-5, 5)
     | st.text(max_size=12)
-    | st.sampled_from(["data:" + "A" * 9, 'say "data:' + "A" * 9, "\\data:AAAAAAAAA"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    | st.sampled_from(
+        ["A" * 20, "data:," + "A" * 20, 'say "data:,' + "A" * 20, 'say "' + "A" * 20, "\\data:," + "A" * 20, "A" * 20 + '" said he']
+    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5) | st.just("K" * 20), inner, max_size=4),
 )
 
 
 @given(DOCUMENTS)
 def test_documents(document: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(web_json, "LONG", 8)
+        patch.setattr(web_json, "LONG", 18)
         assert plain(loads(json.dumps(document).encode())) == document
 
 
@@ -59,7 +78,7 @@ def test_any_text(text: str) -> None:
     """What is no JSON does not become it, and what is means the same."""
     body = text.encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(web_json, "LONG", 8)
+        patch.setattr(web_json, "LONG", 18)
         try:
             expected = orjson.loads(body)
         except orjson.JSONDecodeError:

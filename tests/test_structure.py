@@ -22,6 +22,8 @@ LAYERS = (  # what a module imports stands in its own layer or an earlier one
         "llava_gateway.answer",
         "llava_gateway.vocabulary",
         "llava_gateway.prompt",
+        "llava_gateway.templates",
+        "llava_gateway.together",
         "llava_gateway.plan",
         "llava_gateway.images",
         "llava_gateway.engine",

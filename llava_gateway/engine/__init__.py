@@ -16,7 +16,7 @@ class ModelInfo:
 
     vocabulary: Vocabulary
     chat_template: str
-    """Jinja source."""
+    """Jinja source; empty if the model brings none."""
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token`, ... as templates name them."""
     image_token: str

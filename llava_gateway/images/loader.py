@@ -1,7 +1,7 @@
 """One call for a request's images: fetch or unpack, measure, and prepare each one, off the event loop and never twice."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -10,15 +10,16 @@ from PIL import Image
 
 from llava_gateway import metrics
 from llava_gateway.call import current, timed
-from llava_gateway.chat import DataUri, ImageUrl
+from llava_gateway.chat import ImageSource
 from llava_gateway.engine import PreparedImage
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.cache import ImageCache
-from llava_gateway.images.data_uri import decode_data_uri, told_apart
 from llava_gateway.images.decode import Transform, open_image, prepare
 from llava_gateway.images.flight import InFlight
+from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.images.urls import UrlImages
 from llava_gateway.settings import AspectRatio, Settings
+from llava_gateway.together import together
 
 T = TypeVar("T")
 
@@ -40,11 +41,11 @@ class ImageLoader:
         self._large = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="large-image")
         metrics.IMAGE_CACHE_BYTES.set_function(lambda: self.cache.bytes)
 
-    async def load(self, images: Sequence[ImageUrl], aspect_ratio: AspectRatio | None = None) -> tuple[PreparedImage, ...]:
+    async def load(self, images: Sequence[ImageSource], aspect_ratio: AspectRatio | None = None) -> tuple[PreparedImage, ...]:
         """The images, prepared, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names the first that fails."""
         transform = Transform(aspect_ratio or self.settings.image_aspect_ratio, self.side)
         budget = _Budget(self.settings)
-        loaded = await _all([self._named(image, transform, budget) for image in images])
+        loaded = await together([self._named(image, transform, budget) for image in images])
         current().images += [f"{image.digest[:16]} {image.source[0]}x{image.source[1]}" for image in loaded]
         return tuple(loaded)
 
@@ -53,15 +54,16 @@ class ImageLoader:
         for pool in (self._small, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _named(self, image: ImageUrl, transform: Transform, budget: "_Budget") -> PreparedImage:
+    async def _named(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
         try:
-            return await self._load(told_apart(image.url), transform, budget)
+            return await self._load(image, transform, budget)
         except InvalidImage as error:
             raise InvalidImage(error.message, param=image.param, code=error.code) from error
 
-    async def _load(self, url: str | DataUri, transform: Transform, budget: "_Budget") -> PreparedImage:
+    async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
         data: bytes | None
-        if isinstance(url, DataUri):
+        url = inlined(image)
+        if isinstance(url, memoryview):
             content, data = await self._in(self._small, self._unpack, url)
         elif (known := self._urls.fresh(url)) and (prepared := self.cache.get(_key(known, transform))):
             metrics.IMAGE_URLS.labels("fresh").inc()
@@ -82,8 +84,8 @@ class ImageLoader:
         budget.spend(pixels=opened.width * opened.height)
         return await self._prepare(opened, _key(content, transform), transform)
 
-    def _unpack(self, uri: DataUri) -> tuple[str, bytes]:
-        data = decode_data_uri(uri, self.max_bytes)
+    def _unpack(self, inline: memoryview) -> tuple[str, bytes]:
+        data = decode_inlined(inline, self.max_bytes)
         return blake3(data).hexdigest(), data
 
     async def _prepare(self, opened: Image.Image, digest: str, transform: Transform) -> PreparedImage:
@@ -125,14 +127,3 @@ class _Budget:
 
 def _key(content: str, transform: Transform) -> str:
     return f"{content}-{transform.name}"
-
-
-async def _all(work: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all; if one fails, its error, and the others are cancelled."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        raise

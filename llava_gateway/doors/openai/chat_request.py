@@ -1,21 +1,23 @@
 """OpenAI's chat completion request: after its `CreateChatCompletionRequest`, and turned into the core's `ChatRequest`."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from llava_gateway.chat import ChatRequest, ImageUrl, Message, Role, Text
-from llava_gateway.doors.openai.fields import TAG, ImageLocation, Refused, Strict
+from llava_gateway.chat import ChatRequest, ImageBase64, ImageSource, ImageUrl, Message, Role, Text
 from llava_gateway.doors.openai.sampling import ASPECT_RATIO, VLLM_REFUSED, SamplingFields
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
+from llava_gateway.templates import built_in
+from llava_gateway.web.fields import TAG, ImageString, Refused, Strict
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 4096
 
 
 class ImageReference(Strict):
-    url: ImageLocation = Field(description="an http(s) URL, or a data: URI in base64")
+    url: ImageString = Field(description="an http(s) URL, or a data: URI in base64")
     detail: Literal["auto", "low", "high"] | None = Field(
         None, description="ignored: every image is seen whole, in 576 tokens for LLaVA-1.5"
     )
@@ -31,16 +33,35 @@ class ImagePart(Strict):
     image_url: ImageReference
 
 
+class HuggingFaceImagePart(Strict):
+    """As `apply_chat_template` of transformers takes it."""
+
+    type: Literal["image"]
+    url: ImageString | None = None
+    base64: ImageString | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "HuggingFaceImagePart":
+        if (self.url is None) == (self.base64 is None):
+            raise ValueError("must hold either url or base64")
+        return self
+
+
 def _part_tag(part: Any) -> str | None:
     kind = part.get("type") if isinstance(part, dict) else None
-    return {"text": TAG + "text", "image_url": TAG + "image"}.get(kind) if isinstance(kind, str) else None
+    return TAG + kind if kind in ("text", "image_url", "image") else None
 
 
 def _content_tag(content: Any) -> str:
     return TAG + "string" if isinstance(content, str) else TAG + "parts"
 
 
-_UserPart = Annotated[Annotated[TextPart, Tag(TAG + "text")] | Annotated[ImagePart, Tag(TAG + "image")], Discriminator(_part_tag)]
+_UserPart = Annotated[
+    Annotated[TextPart, Tag(TAG + "text")]
+    | Annotated[ImagePart, Tag(TAG + "image_url")]
+    | Annotated[HuggingFaceImagePart, Tag(TAG + "image")],
+    Discriminator(_part_tag, custom_error_type="part", custom_error_message="must be an object of type text, image_url or image"),
+]
 _UserContent = Annotated[
     Annotated[str, Tag(TAG + "string")] | Annotated[list[_UserPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG + "parts")],
     Discriminator(_content_tag),
@@ -51,8 +72,14 @@ _TextContent = Annotated[
 ]
 
 
+def _check_role(role: Any) -> Any:
+    if role not in ("system", "developer", "user", "assistant"):
+        raise ValueError("must be system, developer, user or assistant")
+    return role
+
+
 class SystemMessage(Strict):
-    role: Literal["system", "developer"]
+    role: Annotated[Literal["system", "developer"], BeforeValidator(_check_role)]
     content: _TextContent
 
 
@@ -101,6 +128,9 @@ class ChatCompletionRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1, description="most tokens of an answer; default: `--default-max-tokens`")
     max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which wins")
     image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
+    chat_template: str | None = Field(None, description="the name of a built-in template (docs/dialects.md), not Jinja")
+    continue_final_message: bool | None = Field(None, description="vLLM's: go on with the last message, the assistant's")
+    add_generation_prompt: bool | None = Field(None, description="vLLM's: false only with continue_final_message, true only without")
     logprobs: bool | None = Field(None, description="log probabilities of the answer's tokens")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="0 to 20 of the likeliest tokens in each place; needs logprobs")
 
@@ -112,7 +142,6 @@ class ChatCompletionRequest(SamplingFields):
         "audio": Refused("this model does not speak"),
         "modalities": Refused("this model writes text", unless=(None, [], ["text"])),
         "web_search_options": Refused("this server does not search the web", unless=(None,)),
-        "add_generation_prompt": Refused("the prompt always asks for the next message", unless=(None, True)),
         "add_special_tokens": Refused("the prompt is the template's"),
     } | VLLM_REFUSED
     ignored: ClassVar = {
@@ -134,9 +163,15 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
     """The core's request. InvalidRequest for a user message without content."""
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+    if request.chat_template is not None:
+        built_in(request.chat_template, "chat_template")
+    messages = to_messages(request.messages)
+    check_continuation(request.continue_final_message, request.add_generation_prompt, messages)
     return ChatRequest(
         model=request.model,
-        messages=to_messages(request.messages),
+        messages=messages,
+        template=request.chat_template,
+        continue_last=bool(request.continue_final_message),
         image_aspect_ratio=request.image_aspect_ratio,
         sampling=request.sampling(
             max_tokens=request.max_completion_tokens or request.max_tokens,
@@ -146,22 +181,35 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
     )
 
 
+def check_continuation(continues: bool | None, begins: bool | None, messages: Sequence[Message]) -> None:
+    """Either more of the last message is asked for or a new one. Raises InvalidRequest."""
+    if continues and messages[-1].role != "assistant":
+        raise InvalidRequest("continue_final_message needs a last message of the assistant.", param="continue_final_message")
+    if begins is not None and begins == bool(continues):
+        raise InvalidRequest("add_generation_prompt is true unless continue_final_message is; leave it out.", param="add_generation_prompt")
+
+
 def to_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
     return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 
 def _message(message: SystemMessage | UserMessage | AssistantMessage, path: str) -> Message:
     content = message.content
-    parts: list[Text | ImageUrl] = []
+    parts: list[Text | ImageSource] = []
     if isinstance(content, str):
         parts = [Text(content)] if content else []
     else:
         for index, part in enumerate(content or ()):
-            if isinstance(part, TextPart):
-                parts.append(Text(part.text))
-            else:
-                parts.append(ImageUrl(part.image_url.url, f"{path}.content[{index}].image_url.url"))
+            parts.append(_part(part, f"{path}.content[{index}]"))
     if not parts and message.role == "user":
         raise InvalidRequest("A user message needs some content.", param=f"{path}.content")
     role: Role = "system" if message.role == "developer" else message.role
     return Message(role, tuple(parts))
+
+
+def _part(part: TextPart | ImagePart | HuggingFaceImagePart, path: str) -> Text | ImageSource:
+    if isinstance(part, TextPart):
+        return Text(part.text)
+    if isinstance(part, ImagePart):
+        return ImageUrl(part.image_url.url, f"{path}.image_url.url")
+    return ImageUrl(part.url, f"{path}.url") if part.url is not None else ImageBase64(part.base64 or "", f"{path}.base64")

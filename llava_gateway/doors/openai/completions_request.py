@@ -4,11 +4,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_gateway.chat import CompletionRequest, DataUri, ImageUrl
-from llava_gateway.doors.openai.fields import TAG, ImageLocation, Refused
+from llava_gateway.chat import CompletionRequest, ImageUrl, InPlace
 from llava_gateway.doors.openai.sampling import ASPECT_RATIO, VLLM_REFUSED, SamplingFields, TokenId
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
+from llava_gateway.web.fields import TAG, ImageString, Refused
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for plain completions."""
@@ -30,7 +30,7 @@ _Prompt = Annotated[
     | Annotated[list[_Tokens], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag(TAG + "token_lists")],
     Discriminator(_prompt_tag),
 ]
-Images = Annotated[list[ImageLocation], Field(max_length=1024, fail_fast=True)]
+Images = Annotated[list[ImageString], Field(max_length=1024, fail_fast=True)]
 
 
 class TextCompletionRequest(SamplingFields):
@@ -51,6 +51,8 @@ class TextCompletionRequest(SamplingFields):
     refused: ClassVar = {
         "suffix": Refused("this model does not fill in"),
         "best_of": Refused("every choice is sent: use n", unless=(None, 1)),
+        "chat_template": Refused("the prompt goes to the model as it is"),
+        "continue_final_message": Refused("the prompt goes to the model as it is"),
     } | VLLM_REFUSED
     ignored: ClassVar = {"user": "nothing depends on it"}
 
@@ -85,5 +87,5 @@ def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
     ]
 
 
-def to_images(images: list[str | DataUri] | None) -> tuple[ImageUrl, ...]:
+def to_images(images: list[str | InPlace] | None) -> tuple[ImageUrl, ...]:
     return tuple(ImageUrl(url, f"images[{index}]") for index, url in enumerate(images or ()))

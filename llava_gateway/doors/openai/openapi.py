@@ -8,9 +8,9 @@ from pydantic.json_schema import models_json_schema
 
 from llava_gateway.doors.openai.chat_request import ChatCompletionRequest
 from llava_gateway.doors.openai.completions_request import TextCompletionRequest
-from llava_gateway.doors.openai.fields import RequestBody
 from llava_gateway.doors.openai.tokenize import DetokenizeRequest, TokenizeRequest
 from llava_gateway.version import __version__
+from llava_gateway.web.fields import RequestBody
 
 BODIES: tuple[type[RequestBody], ...] = (ChatCompletionRequest, TextCompletionRequest, TokenizeRequest, DetokenizeRequest)
 ERRORS = {
@@ -22,7 +22,7 @@ ERRORS = {
     415: "The body is not JSON, or compressed",
     429: "Too many requests, of all or of this key; `retry-after` says when to come again",
     500: "The engine failed on this request",
-    503: "The model is loading, or the engine is dead and being restarted, or the server is stopping; `retry-after` says when to come again",
+    503: "The model is loading, the engine is being restarted, or the server is stopping; `retry-after` says when to come again",
     504: "The answer was not whole in time",
 }
 

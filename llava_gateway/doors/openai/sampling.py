@@ -7,8 +7,8 @@ import orjson
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from llava_gateway.chat import Sampling, Structure, StructureKind
-from llava_gateway.doors.openai.fields import INT64, TAG, Refused, RequestBody, Strict
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.web.fields import INT64, TAG, Refused, RequestBody, Strict
 
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
 MAX_STRUCTURE = 65_536
@@ -69,7 +69,9 @@ _ResponseFormat = Annotated[
     Annotated[TextFormat, Tag(TAG + "text")]
     | Annotated[JsonObjectFormat, Tag(TAG + "json_object")]
     | Annotated[JsonSchemaFormat, Tag(TAG + "json_schema")],
-    Discriminator(_format_tag),
+    Discriminator(
+        _format_tag, custom_error_type="format", custom_error_message="must be an object of type text, json_object or json_schema"
+    ),
 ]
 
 
@@ -202,8 +204,7 @@ def _json(schema: dict[str, Any], param: str) -> str:
 
 
 VLLM_REFUSED = {
-    "chat_template": Refused("the model's own template is used"),
-    "chat_template_kwargs": Refused("the model's own template is used"),
+    "chat_template_kwargs": Refused("templates take no arguments"),
     "mm_processor_kwargs": Refused("the server's image transform is used"),
     "media_io_kwargs": Refused("the server's image transform is used"),
     "truncate_prompt_tokens": Refused("a prompt that does not fit is refused, never cut"),
@@ -213,7 +214,6 @@ VLLM_REFUSED = {
     "kv_transfer_params": Refused("it is for engines among themselves"),
     "vllm_xargs": Refused("no plugin of the engine is loaded"),
     "echo": Refused("the prompt is not repeated"),
-    "continue_final_message": Refused("the assistant's next message is begun anew"),
     "documents": Refused("the model's template has no place for them"),
     "prompt_logprobs": Refused("log probabilities are of the answer alone"),
     "logprob_token_ids": Refused("log probabilities are of the likeliest tokens"),

@@ -5,14 +5,15 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from llava_gateway.chat import ChatRequest, CompletionRequest
-from llava_gateway.doors.openai.chat_request import Messages, to_messages
+from llava_gateway.doors.openai.chat_request import Messages, check_continuation, to_messages
 from llava_gateway.doors.openai.completions_request import Images, to_images
-from llava_gateway.doors.openai.fields import Refused, RequestBody
 from llava_gateway.doors.openai.sampling import VLLM_REFUSED, TokenIds
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.gateway import Gateway
+from llava_gateway.templates import built_in
+from llava_gateway.web.fields import Refused, RequestBody
 
-_TEMPLATE = {name: VLLM_REFUSED[name] for name in ("chat_template", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")}
+_TEMPLATE = {name: VLLM_REFUSED[name] for name in ("chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")}
 
 
 class TokenizeRequest(RequestBody):
@@ -20,6 +21,9 @@ class TokenizeRequest(RequestBody):
 
     model: str | None = Field(None, description="the served model's id; none: that one")
     messages: Messages | None = Field(None, description="a chat, as /v1/chat/completions takes it")
+    chat_template: str | None = Field(None, description="with `messages`: the name of a built-in template")
+    continue_final_message: bool | None = Field(None, description="with `messages`: as /v1/chat/completions takes it")
+    add_generation_prompt: bool | None = Field(None, description="with `messages`: as /v1/chat/completions takes it")
     prompt: str | None = Field(None, description="text, as /v1/completions takes it")
     images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it. No image is fetched")
     add_special_tokens: bool | None = Field(None, description="with `prompt`: begin it with the model's `<s>`; default true")
@@ -27,8 +31,6 @@ class TokenizeRequest(RequestBody):
 
     refused: ClassVar = {
         "tools": Refused("this model calls no tools"),
-        "continue_final_message": VLLM_REFUSED["continue_final_message"],
-        "add_generation_prompt": Refused("the prompt always asks for the next message", unless=(None, True)),
     } | _TEMPLATE
 
 
@@ -50,7 +52,12 @@ def tokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
         for name in ("images", "add_special_tokens"):
             if getattr(asked, name) is not None:
                 raise InvalidRequest(f"{name} goes with prompt, not with messages.", param=name)
-        request = ChatRequest(model=model, messages=to_messages(asked.messages))
+        if asked.chat_template is not None:
+            built_in(asked.chat_template, "chat_template")
+        messages = to_messages(asked.messages)
+        check_continuation(asked.continue_final_message, asked.add_generation_prompt, messages)
+        continues = bool(asked.continue_final_message)
+        request = ChatRequest(model=model, messages=messages, template=asked.chat_template, continue_last=continues)
     else:
         add_special_tokens = asked.add_special_tokens is not False
         request = CompletionRequest(

@@ -96,7 +96,7 @@ class VllmEngine:
                         usage.completion_tokens += tokens
                         reason = finish_reason(choice.finish_reason, sampling.structure)
                         logprobs = () if sampling.logprobs is None else token_logprobs(choice, sampling, self._vocabulary)
-                        yield Delta(choice.index, choice.text, tokens, reason, logprobs)
+                        yield Delta(choice.index, choice.text, tokens, reason, choice.stop_reason, logprobs)
         except VLLMClientError as error:
             raise refusal(error, sampling.structure) from error
         except GracefulHTTPError as error:
@@ -241,13 +241,10 @@ def _describe(engine: "AsyncLLM") -> ModelInfo:
     info = engine.renderer.get_mm_processor().info
     processor = info.get_hf_processor()
     tokenizer = processor.tokenizer
-    template = processor.chat_template or tokenizer.chat_template
-    if not template:
-        raise EngineStartError(f"{config.model} has no chat template")
     side = config.hf_config.vision_config.image_size
     return ModelInfo(
         vocabulary=Vocabulary(tokenizer.backend_tokenizer.to_str()),
-        chat_template=template,
+        chat_template=processor.chat_template or tokenizer.chat_template or "",
         special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
         image_token=processor.image_token,
         image_tokens=info.get_num_image_tokens(image_width=side, image_height=side),

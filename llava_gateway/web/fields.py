@@ -1,5 +1,5 @@
-"""Declaring a request body: fields that are honoured are a pydantic model's, strictly typed; those that are refused or ignored are named
-with the reason. `/openapi.json` and the documentation come from the same declarations.
+"""Declaring a request body, for every door: fields that are honoured are a pydantic model's, strictly typed; those that are refused or
+ignored are named with the reason. `/openapi.json` and the documentation come from the same declarations.
 """
 
 import logging
@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
-from llava_gateway.chat import DataUri
+from llava_gateway.chat import InPlace
 from llava_gateway.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -20,13 +20,14 @@ TAG = "\ufdd0"
 _named: set[str] = set()
 
 
-def _url(value: Any) -> str | DataUri:
-    if isinstance(value, DataUri) or (isinstance(value, str) and value):
+def _image(value: Any) -> str | InPlace:
+    if isinstance(value, InPlace) or (isinstance(value, str) and value):
         return value
-    raise ValueError("must be a URL")
+    raise ValueError("must be an image, in a string")
 
 
-ImageLocation = Annotated[str | DataUri, PlainValidator(_url), WithJsonSchema({"type": "string", "minLength": 1})]
+ImageString = Annotated[str | InPlace, PlainValidator(_image), WithJsonSchema({"type": "string", "minLength": 1})]
+"""An image's URL, or its base64."""
 
 
 class Strict(BaseModel):
@@ -62,7 +63,7 @@ class RequestBody(Strict):
         try:
             request = cls.model_validate(body)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            first = error.errors(include_url=False, include_context=False)[0]
             param = _path(first["loc"])
             raise InvalidRequest(f"{param}: {_explain(first)}.", param=param) from None
         cls._log_unknown(body)
@@ -80,13 +81,10 @@ class RequestBody(Strict):
 def _explain(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_type" and isinstance(error["input"], InPlace):
+        return f"must be text, and is {len(error['input'].ascii)} characters of base64"
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return "must be an object"
-    if error["type"] == "union_tag_not_found":
-        kinds = "text, json_object or json_schema" if error["loc"][0] == "response_format" else "text or image_url"
-        return f"must be an object of type {kinds}"
-    if error["loc"][-1:] == ("role",):
-        return "must be system, developer, user or assistant"
     return error["msg"].replace("Input should", "must", 1)
 
 

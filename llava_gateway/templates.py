@@ -1,0 +1,128 @@
+"""Conversation templates by name, for models that bring none and for dialects that name one.
+
+Written as Hugging Face's are: Jinja over `messages` (roles system, user, assistant; content as parts of type text and image). The forms are
+LLaVA's own (`llava/conversation.py`), Hugging Face's for `llava-hf`, and SambaStudio's for `llava-sn`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_gateway.errors import InvalidRequest
+from llava_gateway.settings import SettingsError
+
+CURIOUS_USER = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+CURIOUS_HUMAN = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+LANGUAGE_AND_VISION = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+
+_PARTS = """\
+{%- macro images(message) -%}{%- for part in message.content if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}{%- endmacro -%}
+{%- macro text(message) -%}
+{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}
+{%- endmacro -%}
+"""
+
+_HUGGING_FACE = """\
+{%- for message in messages -%}
+{%- if message.role != 'system' -%}{{ message.role.upper() + ': ' }}{%- endif -%}
+{%- for part in message.content if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
+{%- for part in message.content if part.type == 'text' -%}{{ part.text + ' ' }}{%- endfor -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+
+_VICUNA = """\
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}{{ text(message) + ' ' }}
+{%- elif message.role == 'user' -%}{{ 'USER: ' + images(message) + text(message) + ' ' }}
+{%- else -%}{{ 'ASSISTANT: ' + text(message) + '</s>' }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+
+_SAMBANOVA = """\
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}{{ text(message) + '\\n\\n' }}
+{%- elif message.role == 'user' -%}{{ '### Human: ' + text(message) + '\\n' + images(message) + '\\n' }}
+{%- else -%}{{ '### Assistant: ' + text(message) + '\\n\\n' }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '###' }}{%- endif -%}
+"""
+
+_LLAMA_2 = """\
+{%- set ns = namespace(system='', turns=0) -%}
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}{%- set ns.system = '<<SYS>>\\n' + text(message) + '\\n<</SYS>>\\n\\n' -%}
+{%- elif message.role == 'user' -%}
+{{ (begin if ns.turns else '') + '[INST] ' + ns.system + images(message) + text(message) + ' [/INST]' }}
+{%- set ns.system = '' -%}{%- set ns.turns = ns.turns + 1 -%}
+{%- else -%}{{ ' ' + text(message) + ' </s>' }}{%- endif -%}
+{%- endfor -%}
+"""
+
+_CHATML = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\\n' + images(message) + text(message) + '<|im_end|>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+_PLAIN = "{%- for message in messages -%}{{ images(message) + text(message) + '\\n' }}{%- endfor -%}"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    jinja: str
+    system: str = ""
+    """What the system says where the client's messages do not let it say anything; empty: nothing."""
+    stop: tuple[str, ...] = ()
+    """Where answers end, besides the model's own end."""
+
+
+BUILT_IN = {
+    "llava-hf": Template(_HUGGING_FACE),
+    "vicuna_v1": Template(_PARTS + _VICUNA, CURIOUS_USER),
+    "llava_v1": Template(_PARTS + _VICUNA, CURIOUS_HUMAN),
+    "llava-sn": Template(_PARTS + _SAMBANOVA, CURIOUS_HUMAN, stop=("###",)),
+    "llava_llama_2": Template("{%- set begin = '<s>' -%}" + _PARTS + _LLAMA_2, LANGUAGE_AND_VISION),
+    "mistral_instruct": Template("{%- set begin = '' -%}" + _PARTS + _LLAMA_2),
+    "chatml": Template(_PARTS + _CHATML, "Answer the questions.", stop=("<|im_end|>",)),
+    "plain": Template(_PARTS + _PLAIN),
+}
+
+
+def built_in(name: str, param: str) -> Template:
+    """The template of this name. InvalidRequest, naming the field, if there is none."""
+    if name not in BUILT_IN:
+        raise InvalidRequest(f"{param}: there is no template {name[:50]!r}; there are {', '.join(BUILT_IN)}.", param=param)
+    return BUILT_IN[name]
+
+
+def chosen(name_or_file: str) -> Template:
+    """The operator's choice: a built-in template's name, or a file of Jinja. Raises SettingsError."""
+    if name_or_file in BUILT_IN:
+        return BUILT_IN[name_or_file]
+    try:
+        return Template(Path(name_or_file).read_text())
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(f"template {name_or_file} is neither a file nor one of {', '.join(BUILT_IN)}") from None
+
+
+def aliases(given: Sequence[str]) -> dict[str, str | None]:
+    """Names of a model, and the built-in template that goes with each (`NAME=TEMPLATE`), if any. Raises SettingsError."""
+    found: dict[str, str | None] = {}
+    for alias in given:
+        name, _, template = alias.partition("=")
+        if not name or (template and template not in BUILT_IN):
+            raise SettingsError(f"model_alias {alias} is not NAME or NAME=TEMPLATE, with one of {', '.join(BUILT_IN)}")
+        found[name] = template or None
+    return found
