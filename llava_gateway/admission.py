@@ -1,12 +1,12 @@
-"""Admission: how much may be inside at all, how much of it the engine works on, and how much may wait for that. Whoever comes beyond is
-told so at once; `enter` knows it before a byte of the body is read."""
+"""Admission: how much may be inside at all and for how long, how much of it the engine works on, and how much may wait for that. Whoever
+comes beyond is told so at once; `enter` knows it before a byte of the body is read."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from llava_gateway.errors import GatewayError, TooManyRequests
+from llava_gateway.errors import GatewayError, OutOfTime, TooManyRequests
 from llava_gateway.settings import Settings
 
 
@@ -16,10 +16,12 @@ class Admission:
     def __init__(self, settings: Settings) -> None:
         self.max_running, self.max_queued = settings.max_running, settings.max_queued
         self.max_running_tokens, self.max_queued_tokens = settings.max_running_tokens, settings.max_queued_tokens
-        self.queue_timeout = settings.queue_timeout
+        self.queue_timeout, self.request_timeout = settings.queue_timeout, settings.request_timeout
         self.running = self.running_tokens = self.queued_tokens = self.inside = 0
         self._queue: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._timers: set[asyncio.Timeout] = set()
         self._closed: GatewayError | None = None
+        self._cut: GatewayError | None = None
 
     @property
     def queued(self) -> int:
@@ -29,21 +31,37 @@ class Admission:
         """Let nobody in any more, for this reason. Those inside go on."""
         self._closed = why
 
+    def cut(self, why: GatewayError) -> None:
+        """End all that are inside, for this reason."""
+        self._cut = why
+        for timer in self._timers:
+            timer.reschedule(asyncio.get_running_loop().time())
+
     def check_open(self) -> None:
-        """Whether one more request would be let in. Raises GatewayError."""
+        """Whether one more request would be let in, and find a place at the engine or in the queue. Raises GatewayError."""
         if self._closed:
             raise self._closed
-        if self.inside >= self.max_running + self.max_queued or self.queued_tokens >= self.max_queued_tokens:
+        if self.inside >= self.max_running + self.max_queued or (self._is_queue_full() and (self._queue or not self._fits(1))):
             raise _full()
 
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        """A request, from before its body is read until its answer has left. Does not wait."""
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[None]:
+        """A request, from before its body is read until its answer has left. Does not wait. Raises GatewayError at once, and within when
+        its time is up or when it is cut off."""
         self.check_open()
         self.inside += 1
+        timer = asyncio.timeout(self.request_timeout)
         try:
-            yield
+            async with timer:
+                self._timers.add(timer)
+                yield
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            late = OutOfTime(f"The answer was not whole after {self.request_timeout:g} s, the longest that a request may take.")
+            raise self._cut or late from None
         finally:
+            self._timers.discard(timer)
             self.inside -= 1
 
     @asynccontextmanager
@@ -51,7 +69,7 @@ class Admission:
         """A place at the engine for a prompt of so many tokens; waits for it in the queue. TooManyRequests if that is full or slow."""
         if not self._queue and self._fits(tokens):
             self._take(tokens)
-        elif self.queued < self.max_queued and self.queued_tokens < self.max_queued_tokens:
+        elif not self._is_queue_full():
             await self._wait(tokens)
         else:
             raise _full()
@@ -59,6 +77,9 @@ class Admission:
             yield
         finally:
             self._release(tokens)
+
+    def _is_queue_full(self) -> bool:
+        return self.queued >= self.max_queued or self.queued_tokens >= self.max_queued_tokens
 
     def _fits(self, tokens: int) -> bool:
         """One prompt runs, however long it is: it fits the model's context."""

@@ -10,12 +10,9 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
 
-from llava_gateway.call import current
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 from llava_gateway.doors import openai, ops
-from llava_gateway.doors.openai.render import error_headers, render_error
 from llava_gateway.engine import Engine, EngineStartError
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm import VllmEngine
@@ -24,8 +21,15 @@ from llava_gateway.gateway import Gateway
 from llava_gateway.settings import Settings
 from llava_gateway.web.around import Around
 from llava_gateway.web.body import Bodies
+from llava_gateway.web.door import Failure, MakeDoor, fail_by_path
 
 log = logging.getLogger(__name__)
+
+DOORS: dict[str, MakeDoor] = {
+    "openai": openai.door,
+    "deepinfra": openai.deepinfra,
+}
+"""Dialects, by the names that `--doors` knows."""
 
 
 def create_app(
@@ -50,7 +54,10 @@ def create_app(
     engine_flags = (*engine_flags, "--served-model-name", name)
     supervisor = Supervisor(engine or (lambda: VllmEngine(model, engine_flags)), settings.engine_timeout, on_engine_death)
     gateway = Gateway(settings, supervisor, name)
-    around = Around(settings, openai.fail)
+    bodies = Bodies(settings)
+    doors = [DOORS[name](gateway, bodies) for name in DOORS if name in settings.doors]
+    fail_for = fail_by_path(doors, openai.fail)
+    around = Around(settings, fail_for)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -62,10 +69,14 @@ def create_app(
             await gateway.stop()
             await around.close()
 
+    async def on_error(request: Request, error: Exception) -> Failure:
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return Failure(_refusal(request, error), fail_for(request.scope), headers or {})
+
     app = Starlette(
-        routes=[*openai.routes(gateway, Bodies(settings)), *ops.routes(gateway)],
+        routes=[*(route for door in doors for route in door.routes), *ops.routes(gateway)],
         middleware=around.middleware,
-        exception_handlers={GatewayError: _gateway_error, HTTPException: _http_error},
+        exception_handlers={GatewayError: on_error, HTTPException: on_error},  # type: ignore[dict-item]  # any ASGI app is a response
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -95,21 +106,8 @@ def _default_model() -> str:
     return "llava-hf/llava-1.5-7b-hf" if found else "llava-demo"
 
 
-async def _gateway_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, GatewayError)
-    current().code = error.code or error.type
-    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
-    return Response(render_error(error), error.status, headers, "application/json")
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals, in OpenAI's shape: that is what clients of an unknown path most likely speak."""
-    assert isinstance(error, HTTPException)
-    refusal: GatewayError
-    if error.status_code == 405:
-        refusal = MethodNotAllowed(f"{request.method} is not allowed here.", code="method_not_allowed")
-    else:
-        refusal = NotFound(f"There is no {request.scope['path']} here.", code="not_found")
-    response = await _gateway_error(request, refusal)
-    response.headers.update(error.headers or {})
-    return response
+def _refusal(request: Request, error: Exception) -> GatewayError:
+    """Starlette's own refusals as ours."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return MethodNotAllowed(f"{request.method} is not allowed here.", code="method_not_allowed")
+    return error if isinstance(error, GatewayError) else NotFound(f"There is no {request.scope['path']} here.", code="not_found")

@@ -5,6 +5,7 @@
     │   ├── ContextLengthExceeded      prompt and answer do not fit the model's context
     │   └── InvalidImage               `code` is one of OpenAI's image codes
     ├── Unauthorized              401  no key, or one that nobody gave out
+    ├── Forbidden                 403  a web page that nobody has let in
     ├── NotFound                  404  no such path or model
     ├── MethodNotAllowed          405
     ├── BodyTooSlow               408
@@ -55,6 +56,11 @@ class Unauthorized(GatewayError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+
+
+class Forbidden(GatewayError):
+    status = 403
+    type = "invalid_request_error"
 
 
 class NotFound(GatewayError):

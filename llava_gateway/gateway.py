@@ -22,7 +22,7 @@ from llava_gateway.call import Call, current, timed
 from llava_gateway.chat import ChatRequest, Request, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
 from llava_gateway.engine.supervisor import Supervisor
-from llava_gateway.errors import GatewayError, NotFound, OutOfTime, Unavailable
+from llava_gateway.errors import NotFound, Unavailable
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.plan import Plan, make_plan
 from llava_gateway.prompt import PromptRenderer
@@ -47,8 +47,6 @@ class Gateway:
         self.admission = Admission(settings)
         self._engine = engine
         self._model: ModelInfo | None = None
-        self._timers: set[asyncio.Timeout] = set()
-        self._cut: GatewayError | None = None
         metrics.watch(self.admission, engine)
 
     async def start(self) -> None:
@@ -79,9 +77,8 @@ class Gateway:
         hurried.cancel()
         if self.admission.inside:
             log.warning("%d requests are cut off", self.admission.inside)
-        self._cut = Unavailable("The server is shutting down; this request was cut off.", code="shutting_down", retry_after=RETRY_AFTER)
-        for timer in self._timers:
-            timer.reschedule(asyncio.get_running_loop().time())
+        why = "The server is shutting down; this request was cut off."
+        self.admission.cut(Unavailable(why, code="shutting_down", retry_after=RETRY_AFTER))
 
     def check_ready(self) -> None:
         """Whether a request would be answered: the engine has answered lately, and admission is open. Raises GatewayError."""
@@ -97,23 +94,30 @@ class Gateway:
             spread += [token_id] * (model.image_tokens if token_id == self._prompts.image_id else 1)
         return spread
 
-    def check_fits(self, request: Request) -> None:
-        """Refuse what `open` would refuse of the prompt and the sampling, without a place and without images."""
-        self._plan(request)
-
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[Answer]:
         """Raises GatewayError for everything that can be refused. Comes back with the first delta, or without it if a stream has been
         silent for `keep_alive` seconds: by then the engine has taken the request."""
-        call, usage = current(), Usage()
+        (plan,) = await self.plan(request)
+        async with self.answer(plan) as answer:
+            yield answer
+
+    async def plan(self, *requests: Request) -> list[Plan]:
+        """What the engine is to do for these, of which all are wanted. Refuses what can be refused without images and without a place.
+        Raises GatewayError."""
+        with timed("prompt"):
+            plans = [self._plan(request) for request in requests]
+        if caller := current().caller:
+            await caller.check(sum(plan.tokens for plan in plans))
+        for structure in {plan.sampling.structure for plan in plans if plan.sampling.structure}:
+            await self._engine.check_structure(structure)
+        return plans
+
+    @asynccontextmanager
+    async def answer(self, plan: Plan) -> AsyncIterator[Answer]:
+        """As `open`."""
+        call, usage, request = current(), Usage(), plan.request
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._in_time())
-            with timed("prompt"):
-                plan = self._plan(request)
-            if call.caller:
-                await call.caller.charge(plan.tokens)
-            if plan.sampling.structure:
-                await self._engine.check_structure(plan.sampling.structure)
             if request.images:
                 with timed("images"):
                     images = await self._images.load(request.images, request.image_aspect_ratio)
@@ -121,6 +125,8 @@ class Gateway:
                 images = ()
             with timed("queue"):
                 await stack.enter_async_context(self.admission.slot(plan.tokens))
+            if call.caller:
+                await call.caller.charge(plan.tokens)
             with timed("answer"):
                 stack.push_async_callback(_book, call, usage)
                 deltas = self._engine.generate(Prompt(plan.token_ids, images), plan.sampling, stream=request.stream, usage=usage)
@@ -160,24 +166,9 @@ class Gateway:
 
     def _loaded(self) -> ModelInfo:
         self._engine.check()
-        assert self._model
+        if self._model is None:  # the engine lives, and its model's template cannot be used
+            raise Unavailable("The model did not load; the server's log says why.", code="model_failed")
         return self._model
-
-    @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        """Ends what is within when its time is up, or when it is cut off. Raises GatewayError then."""
-        try:
-            async with asyncio.timeout(self.settings.request_timeout) as timer:
-                self._timers.add(timer)
-                if self._cut:
-                    timer.reschedule(asyncio.get_running_loop().time())
-                try:
-                    yield
-                finally:
-                    self._timers.discard(timer)
-        except TimeoutError:
-            late = OutOfTime(f"The answer was not whole after {self.settings.request_timeout:g} s, the longest that a request may take.")
-            raise self._cut or late from None
 
 
 async def _book(call: Call, usage: Usage) -> None:

@@ -12,6 +12,7 @@ from llava_gateway.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    request: Request
     prompt: str
     """The prompt's text; empty where the client sent token ids."""
     token_ids: list[int]
@@ -48,7 +49,7 @@ def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, templ
     _check_tokens(asked, model.vocabulary)
     stop = asked.stop + tuple(each for each in prompt.stop if each not in asked.stop)
     sampling = dataclasses.replace(asked, max_tokens=max_tokens, n=1 if asked.temperature == 0 else asked.n, stop=stop)
-    return Plan(prompt.text, prompt.token_ids, tokens, sampling)
+    return Plan(request, prompt.text, prompt.token_ids, tokens, sampling)
 
 
 def _check_tokens(asked: Sampling, vocabulary: Vocabulary) -> None:

@@ -3,13 +3,14 @@ and the table in the README come from here.
 """
 
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 Network = IPv4Network | IPv6Network
 AspectRatio = Literal["crop", "pad", "resize"]
+DoorName = Literal["openai", "deepinfra", "sambastudio", "webui", "llava"]
 
 
 def _split(value: object) -> object:
@@ -39,6 +40,12 @@ class Settings(BaseSettings):
         "", description="a directory or a Hugging Face id; empty: llava-hf/llava-1.5-7b-hf with an NVIDIA GPU, else the demo"
     )
     served_model_name: str = Field("", description="the name clients ask for; empty: the model's")
+    doors: Annotated[tuple[DoorName, ...], NoDecode, BeforeValidator(_split)] = Field(
+        get_args(DoorName), description="dialects that are spoken, comma separated"
+    )
+    more_ports: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="ports to listen on besides, comma separated: clients of other servers expect theirs, such as 5000 and 5005"
+    )
     model_alias: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="more names of the model, comma separated; NAME=TEMPLATE has chats with that name use that template"
     )

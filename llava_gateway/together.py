@@ -1,17 +1,27 @@
-"""Several things at once, of which all are wanted."""
+"""The same work on several things at once, of which all are wanted."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, in order. If one fails, its error; the others are then cancelled, and have ended."""
+async def together(work: Callable[[A], Awaitable[T]], items: Iterable[A], limit: int | None = None) -> list[T]:
+    """The results, in order; at most `limit` are worked on at once. If one fails, its error; the others are then cancelled, and have
+    ended."""
+    places = asyncio.Semaphore(limit) if limit else None
+
+    async def one(item: A) -> T:
+        if places is None:
+            return await work(item)
+        async with places:
+            return await work(item)
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in work]
+            tasks = [group.create_task(one(item)) for item in items]
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]

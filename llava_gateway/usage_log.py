@@ -18,7 +18,7 @@ class UsageLog:
     def __init__(self, path: Path) -> None:
         """Raises OSError if it cannot be written."""
         self.path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = self._open()
         self._failing = self._torn = False
 
     def write(self, call: Call, status: int, seconds: float) -> None:
@@ -51,8 +51,21 @@ class UsageLog:
             self._failing = False
 
     def _append(self, line: bytes) -> None:
+        self._follow()
         written = os.write(self._file, line)
         self._torn = written < len(line)
         if self._torn:  # the disk has filled up within the line; the next one begins on its own
-            os.write(self._file, line[written:])
-            self._torn = False
+            self._torn = os.write(self._file, line[written:]) < len(line) - written
+
+    def _follow(self) -> None:
+        """Begin a new file where the old one has been moved away, as logrotate does."""
+        try:
+            moved = not os.path.samestat(self.path.stat(), os.fstat(self._file))
+        except FileNotFoundError:
+            moved = True
+        if moved:
+            old, self._file = self._file, self._open()
+            os.close(old)
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -16,6 +16,7 @@ SCHEMA = json.loads(Path(__file__).with_name("openai-chat.schema.json").read_tex
 TYPES = {
     400: "invalid_request_error",
     401: "invalid_request_error",
+    403: "invalid_request_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
     408: "invalid_request_error",

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from llava_gateway.admission import Admission
-from llava_gateway.errors import TooManyRequests, Unavailable
+from llava_gateway.errors import OutOfTime, TooManyRequests, Unavailable
 from llava_gateway.settings import Settings
 
 
@@ -88,8 +88,8 @@ def test_tokens_count_beside_requests() -> None:
         assert (order, admission.running_tokens, admission.queued_tokens) == (["a"], 60, 160)  # nobody overtakes, however small
         with pytest.raises(TooManyRequests):
             await ask("e", 1)
-        with pytest.raises(TooManyRequests), admission.enter():
-            pass
+        with pytest.raises(TooManyRequests):
+            admission.check_open()
         tasks[1].cancel()
         await asyncio.sleep(0.01)
         assert order == ["a", "c"]  # the one that it waited behind has left
@@ -124,12 +124,50 @@ def test_waiting_has_an_end() -> None:
 
 
 def test_nobody_gets_in_beyond_all_places_or_once_it_is_closed() -> None:
-    admission = admission_of(1, 1)
-    with admission.enter(), admission.enter():
-        with pytest.raises(TooManyRequests), admission.enter():
-            pass
-        assert admission.inside == 2
-    assert admission.inside == 0
-    admission.close(Unavailable("closing", code="shutting_down"))
-    with pytest.raises(Unavailable), admission.enter():
-        pass
+    async def scenario() -> None:
+        admission = admission_of(1, 1)
+        async with admission.enter(), admission.enter():
+            with pytest.raises(TooManyRequests):
+                await enter(admission)
+            assert admission.inside == 2
+        assert admission.inside == 0
+        admission.close(Unavailable("closing", code="shutting_down"))
+        with pytest.raises(Unavailable):
+            await enter(admission)
+
+    asyncio.run(scenario())
+
+
+def test_nobody_gets_in_where_neither_a_place_nor_the_queue_is_left() -> None:
+    async def scenario() -> None:
+        admission = admission_of(1, 0)
+        admission.check_open()
+        async with admission.slot(1):
+            with pytest.raises(TooManyRequests):
+                admission.check_open()
+
+    asyncio.run(scenario())
+
+
+async def enter(admission: Admission, seconds: float = 0) -> None:
+    async with admission.enter():
+        await asyncio.sleep(seconds)
+
+
+def test_whoever_is_inside_for_too_long_or_is_cut_off_is_told() -> None:
+    async def scenario() -> None:
+        admission = admission_of(5, 5, request_timeout=0.05)
+        with pytest.raises(OutOfTime):
+            await enter(admission, 5)
+        with pytest.raises(TimeoutError):  # another's, which is not the request's
+            async with admission.enter():
+                raise TimeoutError
+        patient = admission_of(5, 5)
+        inside = asyncio.create_task(enter(patient, 5))
+        await asyncio.sleep(0)
+        patient.cut(Unavailable("cut", code="shutting_down"))
+        with pytest.raises(Unavailable, match="cut"):
+            await inside
+        assert (admission.inside, patient.inside) == (0, 0)
+
+    asyncio.run(scenario())

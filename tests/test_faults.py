@@ -28,7 +28,7 @@ RUNNING, QUEUED = 32, 64
 FLAGS = (
     "--engine-timeout", "6", "--head-timeout", "2", "--body-timeout", "2", "--send-timeout", "3", "--shutdown-timeout", "8",
     "--request-timeout", "60", "--max-running", str(RUNNING), "--max-queued", str(QUEUED), "--usage-log", "/dev/full",
-    "--max-num-seqs", "64",
+    "--max-num-seqs", "64", "--max-bodies-mb", "1024",
 )  # fmt: skip
 STREAMS = 32
 
@@ -106,12 +106,12 @@ def test_the_engine_dies_or_hangs_under_load(faulty: Server, number: signal.Sign
         outcomes = Counter(each.result() for each in streams)
     assert time.monotonic() - struck < 12  # nobody hangs: the engine's time is 6 s
     assert set(outcomes) == {("error", "engine_dead")}, outcomes
+    assert httpx.get(f"{faulty.url}/ready").status_code == 503
     refusal = httpx.post(faulty.url + CHAT, json=body("Hello"), timeout=10)
     assert refusal.status_code == 503
     assert refusal.json()["error"]["code"] in ("engine_dead", "engine_restarting")  # it may just have found out
     assert int(refusal.headers["retry-after"]) >= 1
     assert httpx.get(f"{faulty.url}/health").status_code == 200
-    soon(lambda: httpx.get(f"{faulty.url}/ready").status_code == 503, 3)
     soon(lambda: is_right(faulty), 60)
     assert not engine.is_running()
     assert metric(faulty, "llava_engine_restarts") == restarts + 1
@@ -121,7 +121,8 @@ def test_the_engine_dies_or_hangs_under_load(faulty: Server, number: signal.Sign
 
 def head_of(content: bytes, more: str = "") -> bytes:
     """The request's head."""
-    return f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{more}content-length: {len(content)}\r\n\r\n".encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{more}"
+    return f"{head}content-length: {len(content)}\r\n\r\n".encode()
 
 
 def test_two_thousand_requests_at_once(faulty: Server) -> None:
@@ -150,6 +151,12 @@ def test_two_thousand_requests_at_once(faulty: Server) -> None:
     assert statuses[200] >= RUNNING + QUEUED
     soon(lambda: is_idle(faulty), 10)
     assert is_right(faulty)
+
+
+def test_more_prompts_than_places(faulty: Server) -> None:
+    asked = {"model": "llava-demo", "prompt": ["Hello"] * 128, "max_tokens": 2}
+    answer = httpx.post(f"{faulty.url}/v1/completions", json=asked, timeout=60)
+    assert [choice["index"] for choice in answer.json()["choices"]] == list(range(128))
 
 
 def test_five_hundred_clients_that_leave_at_random(faulty: Server) -> None:
@@ -208,6 +215,79 @@ def test_headers_that_never_end(faulty: Server) -> None:
         for connection in connections:
             connection.close()
     assert is_right(faulty)
+
+
+CHUNKED = head_of(b"").replace(b"content-length: 0", b"transfer-encoding: chunked") + b"0\r\n"
+"""A request but for its trailers."""
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
+
+
+@pytest.mark.parametrize("begun", [HEALTH, CHUNKED])
+@pytest.mark.parametrize("more", [b"a:b\r\n" * 1000, b"a" * 5000])
+def test_headers_without_end(faulty: Server, begun: bytes, more: bytes) -> None:
+    """Many, or one; before the body or, as trailers, after it."""
+    rss = psutil.Process(faulty.process.pid).memory_info().rss
+    with connect(faulty) as connection:
+        connection.sendall(begun + b"x: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(4000):
+                connection.sendall(more)
+        with contextlib.suppress(ConnectionError):
+            answer = connection.recv(1000)
+            assert answer[:12] in (b"", b"HTTP/1.1 431", b"HTTP/1.1 400")
+    assert psutil.Process(faulty.process.pid).memory_info().rss - rss < 30 << 20
+    soon(lambda: is_idle(faulty), 5)
+
+
+@pytest.mark.parametrize("next_request", [HEALTH + b"\r\n", HEALTH + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"])
+def test_who_pipelines_and_leaves_holds_nothing(faulty: Server, next_request: bytes) -> None:
+    content = json.dumps(body("Hello", max_tokens=3500, ignore_eos=True)).encode()
+    with connect(faulty) as connection:
+        connection.sendall(head_of(content) + content + next_request)
+        soon(lambda: metric(faulty, "llava_requests_running ") == 1, 10)
+    soon(lambda: is_idle(faulty), 5)
+
+
+def test_who_pipelines_and_stays_gets_the_first_answer(faulty: Server) -> None:
+    content = json.dumps(body("Hello", max_tokens=20)).encode()
+    with connect(faulty) as connection:
+        connection.sendall((head_of(content) + content) * 2)
+        answer = connection.makefile("rb").read()
+    assert answer.count(b"HTTP/1.1 200") == 1
+    assert b"connection: close" in answer
+
+
+def test_an_offer_of_http2_is_declined(faulty: Server) -> None:
+    content = json.dumps(body("Hello", max_tokens=2)).encode()
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\n"
+    with connect(faulty) as connection:
+        connection.sendall(head_of(content, offer) + content)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_bodies_that_are_only_announced_take_no_room(faulty: Server) -> None:
+    announced = head_of(b"").replace(b"content-length: 0", b"content-length: 60000000")
+    connections = [connect(faulty) for _ in range(20)]  # more than --max-bodies-mb together
+    try:
+        for connection in connections:
+            connection.sendall(announced)
+        assert is_right(faulty)
+    finally:
+        for connection in connections:
+            connection.close()
+    soon(lambda: is_idle(faulty), 5)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_tokens_of_who_leaves_are_counted(faulty: Server, n: int) -> None:
+    """Also where nothing has been answered yet."""
+    before = {kind: metric(faulty, f'llava_tokens_total{{kind="{kind}"') for kind in ("image", "completion")}
+    asked = body(image(GRID), "Hello", max_tokens=3000, ignore_eos=True, n=n, temperature=1)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(faulty.url + CHAT, json=asked, timeout=2)
+    soon(lambda: is_idle(faulty), 5)
+    assert metric(faulty, 'llava_tokens_total{kind="image"') == before["image"] + 576
+    assert metric(faulty, 'llava_tokens_total{kind="completion"') >= before["completion"] + 20 * n
 
 
 def test_a_body_that_drips(faulty: Server) -> None:
@@ -274,11 +354,17 @@ def test_a_second_ctrl_c_hurries(tmp_path: Path) -> None:
         children = psutil.Process(server.process.pid).children(recursive=True)
         running = pool.submit(stream, server, max_tokens=3900)
         soon(lambda: metric(server, "llava_requests_running ") == 1, 10)
-        os.killpg(server.process.pid, signal.SIGINT)
-        time.sleep(1)
-        assert not running.done()
-        os.killpg(server.process.pid, signal.SIGINT)
-        assert running.result(5) == ("error", "shutting_down")
+        with connect(server) as uploading:
+            uploading.sendall(head_of(bytes(1000)) + b" ")
+            soon(lambda: metric(server, "llava_requests_inside ") == 2, 10)
+            os.killpg(server.process.pid, signal.SIGINT)
+            time.sleep(1)
+            assert not running.done()
+            os.killpg(server.process.pid, signal.SIGINT)
+            assert running.result(5) == ("error", "shutting_down")
+            answer = uploading.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b'"shutting_down"' in answer
         assert server.process.wait(20) == 0
         assert not psutil.wait_procs(children, timeout=3)[1]
 

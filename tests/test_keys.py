@@ -761,3 +761,21 @@ def test_a_redis_that_is_silent_is_not_waited_for(redis: Redis, monkeypatch: pyt
         await rates.close()
 
     asyncio.run(scenario())
+
+
+def test_the_mode_of_the_file_is_kept(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    file.add(Key("a", digest("a")))
+    file.path.chmod(0o640)
+    file.add(Key("b", digest("b")))
+    assert file.path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_secret_that_cannot_be_shown_is_not_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llava_gateway", "keys", "new", "alice", "--file", "keys.json"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert "not kept" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert KeyFile(tmp_path / "keys.json").read() == []

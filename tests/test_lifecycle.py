@@ -51,7 +51,7 @@ def test_killing_a_streaming_curl_ends_its_generation(server: Server, http: http
 
 def test_hanging_up_on_a_plain_request_ends_its_generation(server: Server, http: httpx.Client) -> None:
     content = orjson.dumps(body(image(("red",) * 4), "Hello", max_tokens=3000, ignore_eos=True))
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     with socket.create_connection((server.url.split("/")[2].split(":")[0], int(server.url.rsplit(":", 1)[1]))) as connection:
         connection.sendall(head.encode() + content)
         wait_for(http, 2, 5)
@@ -60,7 +60,7 @@ def test_hanging_up_on_a_plain_request_ends_its_generation(server: Server, http:
 
 def test_hanging_up_before_the_body_is_whole(server: Server, http: httpx.Client) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
-        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{{".encode())
+        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{{".encode())
     assert http.get("/ready").status_code == 200
 
 

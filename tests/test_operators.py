@@ -28,6 +28,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 CHAT = "/v1/chat/completions"
 GRID = ("red", "blue", "green", "orange")
 PLAIN = "a-key-of-the-operators-own"
+OTHER = "another-one"
 PROMPT = "Hello, do not write this down"
 ORIGIN = "https://chat.example.com"
 
@@ -99,7 +100,20 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
     collector = Collector()
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     flags = (
-        *("--keys-file", "keys.json", "--api-key", PLAIN, "--usage-log", "usage.jsonl", "--log-format", "json", "--cors-origins", ORIGIN),
+        *(
+            "--keys-file",
+            "keys.json",
+            "--api-key",
+            PLAIN,
+            "--api-key",
+            OTHER,
+            "--usage-log",
+            "usage.jsonl",
+            "--log-format",
+            "json",
+            "--cors-origins",
+            ORIGIN,
+        ),
         *("--on-engine-death", "exit", "--trace-endpoint", collector.url, "--otlp-traces-endpoint", collector.url),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -148,7 +162,7 @@ def test_a_websocket_wants_a_key(operated: Operated) -> None:
     handshake = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     for path in ("/health", "/v1/models", "/nope"):
         with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n{handshake}\r\n".encode())
+            connection.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n{handshake}\r\n".encode())
             assert b" 101 " not in connection.recv(4096).split(b"\r\n")[0]
 
 
@@ -158,7 +172,7 @@ def test_probes_want_none(operated: Operated) -> None:
 
 
 def test_keys_come_in_two_ways_from_two_places(operated: Operated) -> None:
-    for key in (PLAIN, operated.keys["alice"]):
+    for key in (PLAIN, OTHER, operated.keys["alice"]):
         for headers in ({"authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"key": key}):
             assert httpx.get(f"{operated.server.url}/v1/models", headers=headers).status_code == 200
 
@@ -197,6 +211,28 @@ def test_tokens_per_minute(operated: Operated) -> None:
         assert int(second.headers["x-ratelimit-remaining-tokens"]) <= 700 - used - first.json()["usage"]["completion_tokens"]
         never = http.post(CHAT, json=body(*[image(GRID)] * 2, "Describe these images.", max_tokens=40))
         assert (never.status_code, never.headers["x-should-retry"]) == (429, "false")
+
+
+def test_several_prompts_are_charged_together_or_not_at_all(operated: Operated) -> None:
+    operated.keys["tom"] = keys(operated.folder, "new", "tom", "--tokens-per-minute", "100")
+    time.sleep(1.5)
+    with operated.client("tom") as http:
+        many = {"model": "llava-demo", "prompt": ["A prompt of some tokens, more than one"] * 20, "max_tokens": 1}
+        for _ in range(2):
+            refused = http.post("/v1/completions", json=many)
+            assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "false")
+        assert http.post("/v1/completions", json=many | {"prompt": many["prompt"][:2]}).status_code == 200
+
+
+def test_the_usage_log_may_be_moved_away(operated: Operated) -> None:
+    log = operated.folder / "usage.jsonl"
+    with operated.client("alice") as http:
+        assert http.post(CHAT, json=body("Hello", max_tokens=1)).status_code == 200
+        before = log.read_text()
+        log.rename(log.with_suffix(".1"))
+        assert http.post(CHAT, json=body("Hello", max_tokens=1), headers={"x-request-id": "after"}).status_code == 200
+    assert log.with_suffix(".1").read_text() == before
+    assert [json.loads(line)["id"] for line in log.read_text().splitlines()] == ["after"]
 
 
 def test_requests_at_once(operated: Operated) -> None:

@@ -18,6 +18,8 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
     model = [arguments.pop(0)] if arguments and not arguments[0].startswith("-") else []
     given, engine_flags = parser.parse_known_args(arguments)
     values: dict[str, Any] = {name: value for name, value in vars(given).items() if value is not None}
+    if "api_keys" in values:
+        values["api_keys"] = ",".join(values["api_keys"])
     if model:
         values["model"] = model[0]
     try:
@@ -40,5 +42,6 @@ def _parser() -> argparse.ArgumentParser:
         default = f" (default: {default_of(name)})" if default_of(name) else ""
         help_text = f"{field.description}{default}".replace("%", "%%")
         names = [f"--{name.replace('_', '-')}", *ALIASES.get(name, ())]
-        parser.add_argument(*names, dest=name, metavar="VALUE", help=help_text)
+        action = "append" if name == "api_keys" else "store"
+        parser.add_argument(*names, dest=name, action=action, metavar="VALUE", help=help_text)
     return parser

@@ -55,7 +55,11 @@ def _new(file: KeyFile, given: argparse.Namespace) -> None:
         created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     )
     file.add(key)
-    print(secret)
+    try:
+        print(secret, flush=True)
+    except OSError as error:  # a key that nobody has seen is of no use
+        file.revoke(key.name)
+        raise KeyFileError(f"the secret cannot be shown, and the key is not kept: {error.strerror}") from error
     print(f"This is the secret of {given.name}. It is shown only once: the file holds no more than its digest.", file=sys.stderr)
 
 

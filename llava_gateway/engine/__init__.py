@@ -54,6 +54,10 @@ class Engine(Protocol):
     stage: str
     """What it is at while it starts, for people."""
 
+    @property
+    def dead(self) -> bool:
+        """Whether it is known to have died after its start."""
+
     async def start(self) -> ModelInfo:
         """Load the model. Raises EngineStartError."""
 

@@ -59,6 +59,8 @@ class Supervisor:
         """Whether a request would be answered. Raises Unavailable, which says why not."""
         if self._failed:
             raise Unavailable("The model did not load; the server's log says why.", code="model_failed")
+        if not self._dead and self._engine and self._engine.dead:  # the next probe will find out, too
+            self._dead, self._began = True, time.monotonic()
         if self._dead:
             seconds = time.monotonic() - self._began
             raise Unavailable(

@@ -45,7 +45,7 @@ class ImageLoader:
         """The images, prepared, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names the first that fails."""
         transform = Transform(aspect_ratio or self.settings.image_aspect_ratio, self.side)
         budget = _Budget(self.settings)
-        loaded = await together([self._named(image, transform, budget) for image in images])
+        loaded = await together(lambda image: self._named(image, transform, budget), images)
         current().images += [f"{image.digest[:16]} {image.source[0]}x{image.source[1]}" for image in loaded]
         return tuple(loaded)
 

@@ -137,18 +137,25 @@ class Caller:
         if limit is not None and not counted:
             raise self._refusal(f"The key {self.key.name} may make {_number(limit, 'request')} per minute.", "requests", 1)
 
+    async def check(self, tokens: int) -> None:
+        """Whether prompts of so many tokens together would be let through now. Raises RateLimited and Unavailable."""
+        await self._spend(tokens, charge=False)
+
     async def charge(self, tokens: int) -> None:
         """A prompt's tokens, before it is worked on. Raises RateLimited and Unavailable."""
+        await self._spend(tokens, charge=True)
+
+    async def _spend(self, tokens: int, *, charge: bool) -> None:
         limit = self._per_minute.get("tokens")
         if limit is None:
             return
         async with self._counts.reachable():
-            charged = await self._counts.take(self.key, "tokens", limit, tokens)
-            self._windows["tokens"] = await self._counts.window(self.key, "tokens", limit)
+            charged = not charge or await self._counts.take(self.key, "tokens", limit, tokens)
+            window = self._windows["tokens"] = await self._counts.window(self.key, "tokens", limit)
         may = f"The key {self.key.name} may use {_number(limit, 'token')} per minute"
         if tokens > limit:
             raise RateLimited(f"{may}. A prompt of {tokens} can never fit.", None, self.headers())
-        if not charged:
+        if not charged or (not charge and tokens > window.remaining):
             raise self._refusal(f"{may}, and this prompt has {tokens}.", "tokens", tokens)
 
     async def book(self, tokens: int) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -136,13 +137,15 @@ class KeyFile:
 
 
 def _replace(path: Path, keys: list[Key]) -> None:
-    """Mode 0600, and the owner that the file has: root may add a key to what another user's server reads."""
+    """With the mode and the owner that the file has: root may add a key to what another user's server reads. A new file's mode is 0600."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             if path.exists():
-                os.fchown(descriptor, path.stat().st_uid, path.stat().st_gid)
+                found = path.stat()
+                os.fchown(descriptor, found.st_uid, found.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
             file.write(_Contents(keys=keys).model_dump_json(indent=2, exclude_defaults=True).encode() + b"\n")
             file.flush()
             os.fsync(descriptor)

@@ -12,7 +12,8 @@ from llava_gateway.settings import Settings, SettingsError
 from llava_gateway.usage_log import UsageLog
 from llava_gateway.web.auth import Auth
 from llava_gateway.web.observe import Observe
-from llava_gateway.web.reply import Fail
+from llava_gateway.web.origin import Origin
+from llava_gateway.web.reply import FailFor
 from llava_gateway.web.tracing import Tracing
 
 NO_KEY = ("/health", "/ready")
@@ -25,8 +26,8 @@ EXPOSED = (
 
 
 class Around:
-    def __init__(self, settings: Settings, fail: Fail) -> None:
-        """`fail` renders errors where no door has been reached. Raises SettingsError."""
+    def __init__(self, settings: Settings, fail_for: FailFor) -> None:
+        """Raises SettingsError."""
         try:
             usage_log = UsageLog(Path(settings.usage_log)) if settings.usage_log else None
             self._tracing = Tracing(settings.trace_endpoint) if settings.trace_endpoint else None
@@ -38,8 +39,11 @@ class Around:
             raise SettingsError("trace_endpoint needs llava-gateway[otel]") from error
         except (ValueError, KeyFileError) as error:
             raise SettingsError(str(error)) from error
-        self.middleware = [Middleware(Observe, fail=fail, usage_log=usage_log, tracing=self._tracing)]
+        self.middleware = [Middleware(Observe, fail_for=fail_for, usage_log=usage_log, tracing=self._tracing)]
         """From the outside in."""
+        if not keys.any:
+            loopback = settings.auth == "auto"
+            self.middleware.append(Middleware(Origin, allowed=settings.cors_origins, fail_for=fail_for, loopback=loopback))
         if settings.cors_origins:
             self.middleware.append(
                 Middleware(
@@ -51,7 +55,7 @@ class Around:
                 )
             )
         if keys.any:
-            self.middleware.append(Middleware(Auth, keys=keys, limits=self._limits, exempt=NO_KEY, fail=fail))
+            self.middleware.append(Middleware(Auth, keys=keys, limits=self._limits, exempt=NO_KEY, fail_for=fail_for))
 
     async def close(self) -> None:
         """Send what traces are left, and let go of connections."""

@@ -9,20 +9,20 @@ from llava_gateway.call import current
 from llava_gateway.errors import GatewayError, Unauthorized
 from llava_gateway.keys.limits import RateLimited, RateLimits
 from llava_gateway.keys.store import Keys
-from llava_gateway.web.reply import Fail, Reply
+from llava_gateway.web.reply import FailFor, Reply
 
 
 class Auth:
-    def __init__(self, app: ASGIApp, keys: Keys, limits: RateLimits, exempt: Collection[str], fail: Fail) -> None:
-        """`exempt`: paths that need no key. `fail` renders refusals."""
+    def __init__(self, app: ASGIApp, keys: Keys, limits: RateLimits, exempt: Collection[str], fail_for: FailFor) -> None:
+        """`exempt`: paths that need no key."""
         self.app = app
         self.keys = keys
         self.limits = limits
         self.exempt = frozenset(exempt)
-        self.fail = fail
+        self.fail_for = fail_for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or scope["path"] in self.exempt:
+        if scope["type"] not in ("http", "websocket") or scope["path"].removeprefix(scope.get("root_path", "")) in self.exempt:
             await self.app(scope, receive, send)
             return
         try:
@@ -58,7 +58,7 @@ class Auth:
                 message["headers"] = [*headers.raw, *(error.headers if isinstance(error, RateLimited) else ())]
             await send(message)
 
-        await self.fail(error, Reply(refused))
+        await self.fail_for(scope)(error, Reply(refused))
 
 
 def _secret(scope: Scope) -> str:

@@ -59,8 +59,8 @@ class Bodies:
 
     async def _read(self, headers: Headers, receive: Receive, share: "_Share") -> bytes:
         declared = headers.get("content-length", "")
-        if declared.isdigit():
-            share.grow_to(int(declared))
+        if declared.isdecimal():
+            share.check(int(declared))
         chunks: list[bytes] = []
         size, more = 0, True
         while more:
@@ -82,10 +82,14 @@ class _Share:
         self._bodies = bodies
         self._bytes = 0
 
-    def grow_to(self, size: int) -> None:
-        """Raises BodyTooLarge, or TooManyRequests if it is the others that leave no room."""
+    def check(self, size: int) -> None:
+        """Raises BodyTooLarge."""
         if size > self._bodies.max_body:
             raise BodyTooLarge(f"The body is larger than {self._bodies.max_body >> 20} MiB.")
+
+    def grow_to(self, size: int) -> None:
+        """Raises BodyTooLarge, or TooManyRequests if it is the others that leave no room."""
+        self.check(size)
         more = max(size - self._bytes, 0)
         if self._bodies.bytes + more > self._bodies.max_together:
             raise TooManyRequests("The server is busy with large requests. Try again later.", code="bodies_full", retry_after=1)

@@ -32,9 +32,8 @@ class JsonEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send)
         try:
-            with self.admission.enter():
-                async with self.bodies.json(scope, receive) as body:
-                    await _unless_gone(receive, self.handle(body, reply))
+            async with self.admission.enter(), self.bodies.json(scope, receive) as body:
+                await _unless_gone(receive, self.handle(body, reply))
         except ClientLeft:
             metrics.DISCONNECTS.inc()
             log.debug("the client left")

@@ -13,13 +13,13 @@ from llava_gateway import metrics
 from llava_gateway.call import Call, new_call
 from llava_gateway.errors import GatewayError
 from llava_gateway.usage_log import UsageLog
-from llava_gateway.web.reply import Fail, Reply
+from llava_gateway.web.reply import FailFor, Reply
 from llava_gateway.web.tracing import Tracing
 
 log = logging.getLogger("llava_gateway.requests")
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
-TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 CLIENT_LEFT = 499
 """As nginx counts a client that closed the connection before its answer began."""
 QUIET = ("/health", "/ready", "/metrics")
@@ -29,10 +29,10 @@ HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-re
 class Observe:
     """Pure ASGI middleware, the outermost."""
 
-    def __init__(self, app: ASGIApp, fail: Fail, usage_log: UsageLog | None, tracing: Tracing | None) -> None:
-        """`fail` renders the error of a request that went wrong in a way that nobody has foreseen."""
+    def __init__(self, app: ASGIApp, fail_for: FailFor, usage_log: UsageLog | None, tracing: Tracing | None) -> None:
+        """`fail_for`: for the error of a request that went wrong in a way that nobody has foreseen."""
         self.app = app
-        self.fail = fail
+        self.fail_for = fail_for
         self.usage_log = usage_log
         self.tracing = tracing
 
@@ -61,7 +61,7 @@ class Observe:
             log.exception("request %s failed", call.id)
             call.code = "server_error"
             reply = Reply(observed, started=status != CLIENT_LEFT)
-            await self.fail(GatewayError("The server failed on this request; its log says more."), reply)
+            await self.fail_for(scope)(GatewayError("The server failed on this request; its log says more."), reply)
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "unknown")

@@ -1,7 +1,8 @@
-"""uvicorn's HTTP protocol, with what it lacks against strangers: connections that say nothing, that say it slowly, or that never read, are
-closed; and what is not HTTP gets its 400 in OpenAI's shape, too."""
+"""uvicorn's HTTP protocol, with what it lacks against strangers: connections that say nothing, that say it slowly, that never come to the
+point or never read, are closed; and what is not HTTP gets its 400 in OpenAI's shape, too."""
 
 import asyncio
+import re
 import socket
 import uuid
 from typing import Any
@@ -11,7 +12,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import Settings
 
-BODY = b'{"error":{"message":"This is not a valid HTTP request.","type":"%b","param":null,"code":null}}' % InvalidRequest.type.encode()
+MAX_HEAD = 1 << 16
+"""Bytes of a request's headers and trailers together."""
+BODY = b'{"error":{"message":"%b","type":"%b","param":null,"code":null}}'
+H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
 def protocol(settings: Settings) -> type[HttpToolsProtocol]:
@@ -19,6 +23,9 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
 
     class HttpProtocol(HttpToolsProtocol):
         _head: asyncio.TimerHandle | None = None
+        _head_bytes = 0
+        _barren_bytes = 0
+        _pipelined = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -33,21 +40,59 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            if self._pipelined:
+                return
             if self._head is None and (self.cycle is None or self.cycle.response_complete):
                 self._expect_head()
+            if self._head and b"h2c" in data:  # Java's client offers it to every server; the parser would take the body for HTTP/2
+                data = H2C.sub(b"", data, count=1)
+            self._barren_bytes += len(data)
             super().data_received(data)
+            if self._barren_bytes > MAX_HEAD and not self.transport.is_closing():
+                self._refuse("431 Request Header Fields Too Large", b"The request's headers are too large.")
+
+        def on_message_begin(self) -> None:
+            self._head_bytes = 0
+            super().on_message_begin()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            """Of the head, and of trailers after a body in chunks. What is raised here ends the connection with a 400."""
+            self._head_bytes += len(name) + len(value)
+            if self._head_bytes > MAX_HEAD:
+                raise ValueError("too many headers")
+            super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:
+                # Before its answer has left, the next request is not taken: reading would have to stop, and with it the sight of a client
+                # that leaves. A client that pipelines must be ready for this (RFC 9112, section 9.3.2).
+                self._pipelined = True
+                self.cycle.keep_alive = False
+                raise ValueError("pipelined")
             self._head_has_come()
+            self._barren_bytes = 0
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            self._barren_bytes = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._barren_bytes = 0
+            super().on_message_complete()
+
         def send_400_response(self, msg: str) -> None:
+            if not self._pipelined:
+                self._refuse("400 Bad Request", b"This is not a valid HTTP request.")
+
+        def _refuse(self, status: str, message: bytes) -> None:
+            body = BODY % (message, InvalidRequest.type.encode())
             head = (
-                "HTTP/1.1 400 Bad Request\r\n"
-                f"content-type: application/json\r\ncontent-length: {len(BODY)}\r\n"
+                f"HTTP/1.1 {status}\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
                 f"x-request-id: {uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
             )
-            self.transport.write(head.encode() + BODY)
+            self.transport.write(head.encode() + body)
             self.transport.close()
 
         def _expect_head(self) -> None:

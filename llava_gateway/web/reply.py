@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-from starlette.types import Send
+from starlette.types import Scope, Send
 
 from llava_gateway.errors import GatewayError
 
@@ -68,3 +68,5 @@ class Reply:
 
 Fail = Callable[[GatewayError, Reply], Awaitable[None]]
 """Renders an error as a door's dialect has it, before or after the status line has left."""
+FailFor = Callable[[Scope], Fail]
+"""The `Fail` of the door that a request is at."""

@@ -1,8 +1,6 @@
 """The OpenAI door: /v1/chat/completions, /v1/completions and /v1/models in OpenAI's shapes, /tokenize and /version in vLLM's."""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from starlette.requests import Request
@@ -10,7 +8,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from llava_gateway.answer import Answer
-from llava_gateway.chat import CompletionRequest, Usage
+from llava_gateway.chat import Usage
 from llava_gateway.doors.openai.chat_render import ChunkRenderer, completion
 from llava_gateway.doors.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.doors.openai.completions_render import TextChunkRenderer, text_choices, text_completion
@@ -21,32 +19,46 @@ from llava_gateway.doors.openai.render import DONE, error_headers, render_error
 from llava_gateway.doors.openai.tokenize import detokenize, tokenize
 from llava_gateway.errors import GatewayError
 from llava_gateway.gateway import Gateway
+from llava_gateway.plan import Plan
+from llava_gateway.together import together
 from llava_gateway.version import __version__
 from llava_gateway.web.body import Bodies
+from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import Handle, JsonEndpoint
 from llava_gateway.web.reply import Reply
 
-T = TypeVar("T")
+
+def door(gateway: Gateway, bodies: Bodies) -> Door:
+    handlers = OpenAI(gateway)
+    return Door(
+        [
+            *_api("/v1", handlers, bodies),
+            _post("/tokenize", handlers.tokenize, gateway, bodies),
+            _post("/detokenize", handlers.detokenize, gateway, bodies),
+            Route("/version", handlers.version, methods=["GET"]),
+            Route("/openapi.json", handlers.openapi, methods=["GET"]),
+            Route("/docs", handlers.docs, methods=["GET"]),
+        ],
+        fail,
+    )
 
 
-def routes(gateway: Gateway, bodies: Bodies) -> list[BaseRoute]:
-    """The door's paths."""
-    door = OpenAI(gateway)
+def deepinfra(gateway: Gateway, bodies: Bodies) -> Door:
+    """The same API where DeepInfra has it."""
+    return Door(_api("/v1/openai", OpenAI(gateway), bodies), fail)
 
-    def post(path: str, handle: Handle) -> Route:
-        return Route(path, JsonEndpoint(handle, fail, gateway.admission, bodies), methods=["POST"])
 
+def _api(prefix: str, handlers: "OpenAI", bodies: Bodies) -> list[BaseRoute]:
     return [
-        post("/v1/chat/completions", door.chat_completions),
-        post("/v1/completions", door.completions),
-        Route("/v1/models", door.models, methods=["GET"]),
-        Route("/v1/models/{model:path}", door.model, methods=["GET"]),
-        post("/tokenize", door.tokenize),
-        post("/detokenize", door.detokenize),
-        Route("/version", door.version, methods=["GET"]),
-        Route("/openapi.json", door.openapi, methods=["GET"]),
-        Route("/docs", door.docs, methods=["GET"]),
+        _post(f"{prefix}/chat/completions", handlers.chat_completions, handlers.gateway, bodies),
+        _post(f"{prefix}/completions", handlers.completions, handlers.gateway, bodies),
+        Route(f"{prefix}/models", handlers.models, methods=["GET"]),
+        Route(f"{prefix}/models/{{model:path}}", handlers.model, methods=["GET"]),
     ]
+
+
+def _post(path: str, handle: Handle, gateway: Gateway, bodies: Bodies) -> Route:
+    return Route(path, JsonEndpoint(handle, fail, gateway.admission, bodies), methods=["POST"])
 
 
 class OpenAI:
@@ -78,18 +90,18 @@ class OpenAI:
             async with self.gateway.open(prompts[0]) as answer:
                 await self._stream_text(request, answer, reply)
             return
-        for prompt in prompts:
-            self.gateway.check_fits(prompt)  # what will be refused is refused before the others cost anything
         usage = Usage()
-        tasks = [self._choices(prompt, index * (request.n or 1), usage) for index, prompt in enumerate(prompts)]
-        choices = [choice for choices in await _all(tasks) for choice in choices]
-        await reply.json(200, text_completion(choices, usage, request.model))
 
-    async def _choices(self, prompt: CompletionRequest, first_index: int, total: Usage) -> list[dict[str, Any]]:
-        async with self.gateway.open(prompt) as answer:
-            choices = await text_choices(answer, first_index, logprobs=prompt.sampling.logprobs is not None)
-            total.add(answer.usage)
-            return choices
+        async def choices_of(plan: Plan) -> list[dict[str, Any]]:
+            async with self.gateway.answer(plan) as answer:
+                choices = await text_choices(answer, logprobs=request.logprobs is not None)
+                usage.add(answer.usage)
+                return choices
+
+        plans = await self.gateway.plan(*prompts)
+        of_prompts = await together(choices_of, plans, self.gateway.settings.max_running)
+        choices = [choice for of_prompt in of_prompts for choice in of_prompt]
+        await reply.json(200, text_completion(choices, usage, request.model))
 
     async def _stream_text(self, request: TextCompletionRequest, answer: Answer, reply: Reply) -> None:
         chunks = TextChunkRenderer(request.model, answer.usage, request.stream_options)
@@ -123,16 +135,6 @@ class OpenAI:
 
     async def docs(self, request: Request) -> Response:
         return HTMLResponse(page(openapi()), headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"})
-
-
-async def _all(tasks: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all; if one fails, its error, and the others are cancelled."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(task) for task in tasks]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in running]
 
 
 async def fail(error: GatewayError, reply: Reply) -> None:

@@ -11,12 +11,11 @@ from llava_gateway.doors.openai.render import ChunkFrame, head, render_usage
 from llava_gateway.doors.openai.sampling import StreamOptions
 
 
-async def text_choices(answer: Answer, first_index: int, *, logprobs: bool) -> list[dict[str, Any]]:
-    """The choices of one prompt, numbered from `first_index`."""
+async def text_choices(answer: Answer, *, logprobs: bool) -> list[dict[str, Any]]:
+    """The choices of one prompt, in order."""
     choices: dict[int, dict[str, Any]] = {}
     async for delta in answer:
         choices[delta.index] = {
-            "index": first_index + delta.index,
             "text": delta.text,
             "logprobs": _Logprobs().render(delta.logprobs) if logprobs else None,
             "finish_reason": delta.finish_reason,
@@ -25,8 +24,9 @@ async def text_choices(answer: Answer, first_index: int, *, logprobs: bool) -> l
 
 
 def text_completion(choices: list[dict[str, Any]], usage: Usage, model: str) -> dict[str, Any]:
-    """A `text_completion`."""
-    return head("cmpl", "text_completion", model) | {"choices": choices, "usage": render_usage(usage)}
+    """A `text_completion`, of all prompts' choices."""
+    numbered = [{"index": index} | choice for index, choice in enumerate(choices)]
+    return head("cmpl", "text_completion", model) | {"choices": numbered, "usage": render_usage(usage)}
 
 
 class TextChunkRenderer:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llava_gateway.call import current
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
+from llava_gateway.engine.vllm.counting import counted
 from llava_gateway.engine.vllm.grammar import GrammarChecker
 from llava_gateway.engine.vllm.guardian import Guardian
 from llava_gateway.engine.vllm.outputs import finish_reason, refusal, token_logprobs
@@ -60,6 +61,10 @@ class VllmEngine:
         self._guardian = Guardian()
         self.stage = "importing vLLM"
 
+    @property
+    def dead(self) -> bool:
+        return self._engine is not None and self._engine.errored
+
     async def start(self) -> ModelInfo:
         self._loading = self._thread.submit(self._load)
         loading = asyncio.wrap_future(self._loading)
@@ -67,8 +72,7 @@ class VllmEngine:
             await asyncio.wait((loading,), timeout=0.5)
             self._guardian.watch([process.pid for process in engine_processes()])
         self._engine = engine = loading.result()
-        info = _describe(engine)
-        self._vocabulary = info.vocabulary
+        self._model = info = _describe(engine)
         if engine.vllm_config.structured_outputs_config.backend == "guidance":  # else the operator has chosen
             self._grammars = GrammarChecker(info.vocabulary)
         return info
@@ -86,18 +90,17 @@ class VllmEngine:
         self._generating += 1
         try:
             params = sampling_params(sampling, stream)
-            async with aclosing(self._outputs(self._engine, prompt, params)) as outputs:
+            async with aclosing(self._outputs(self._engine, prompt, params, usage, stream=stream)) as outputs:
                 async for output in outputs:
-                    usage.prompt_tokens = len(output.prompt_token_ids or ())
-                    usage.image_tokens = usage.prompt_tokens - (len(prompt.token_ids) - len(prompt.images))
                     usage.cached_tokens = output.num_cached_tokens or 0
                     for choice in output.outputs:
                         tokens = len(choice.token_ids)
                         usage.completion_tokens += tokens
                         reason = finish_reason(choice.finish_reason, sampling.structure)
-                        logprobs = () if sampling.logprobs is None else token_logprobs(choice, sampling, self._vocabulary)
+                        logprobs = () if sampling.logprobs is None else token_logprobs(choice, sampling, self._model.vocabulary)
                         yield Delta(choice.index, choice.text, tokens, reason, choice.stop_reason, logprobs)
         except VLLMClientError as error:
+            usage.prompt_tokens = usage.image_tokens = 0  # it has read none
             raise refusal(error, sampling.structure) from error
         except GracefulHTTPError as error:
             raise TooManyRequests("The engine is busy. Try again later.", code="queue_full", retry_after=1) from error
@@ -177,14 +180,18 @@ class VllmEngine:
         except Exception as error:
             raise EngineStartError(f"vLLM could not load {self.model}: {error}") from error
 
-    async def _outputs(self, engine: "AsyncLLM", prompt: Prompt, params: "SamplingParams") -> "AsyncGenerator[RequestOutput]":
+    async def _outputs(
+        self, engine: "AsyncLLM", prompt: Prompt, params: "SamplingParams", usage: Usage, *, stream: bool
+    ) -> "AsyncGenerator[RequestOutput]":
         """vLLM's outputs. A client that left between the two steps below may have made vLLM's front end believe that the engine holds an
         image which it never got; vLLM notices, ends the request with "error" and forgets the image, so it is sent once more."""
         may_lack_images = bool(prompt.images)
         while True:
-            outputs = engine.generate(await _render(engine, prompt), params, uuid.uuid4().hex, trace_headers=_trace(engine))
-            async with aclosing(outputs):
-                async for output in outputs:
+            rendered, name = await _render(engine, prompt), uuid.uuid4().hex
+            usage.image_tokens = len(prompt.images) * self._model.image_tokens
+            usage.prompt_tokens = len(prompt.token_ids) - len(prompt.images) + usage.image_tokens
+            async with aclosing(engine.generate(rendered, params, name, trace_headers=_trace(engine))) as outputs:
+                async for output in outputs if stream else counted(engine, name, outputs, usage):
                     if may_lack_images and any(choice.finish_reason == "error" for choice in output.outputs):
                         break
                     may_lack_images = False
@@ -196,14 +203,14 @@ class VllmEngine:
     def _end(self, loading: "Future[AsyncLLM]") -> None:
         """End the engine, or its loading: that cannot be interrupted, but fails once the processes it starts are ended."""
         deadline = time.monotonic() + STOP_TIMEOUT
-        if self._engine is not None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
             logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM reports its own end as a failure, with a traceback
             kill(engine_processes(), patience=0)  # there is nothing that it would have to save, and a stopped process would never end
             noticed = time.monotonic() + NOTICE_TIMEOUT
             while self._generating and time.monotonic() < noticed:  # shut down before it has noticed, vLLM would leave them waiting
                 time.sleep(0.02)
-            self._engine.shutdown()
-            self._engine = None
+            engine.shutdown()
         while not loading.done() and time.monotonic() < deadline:
             kill(engine_processes(), patience=0)
             time.sleep(0.05)
