@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
-from llava_gateway.doors import openai, ops
+from llava_gateway.doors import llava, openai, ops, sambastudio, webui
 from llava_gateway.engine import Engine, EngineStartError
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm import VllmEngine
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 DOORS: dict[str, MakeDoor] = {
     "openai": openai.door,
     "deepinfra": openai.deepinfra,
+    "sambastudio": sambastudio.door,
+    "webui": webui.door,
+    "llava": llava.door,
 }
 """Dialects, by the names that `--doors` knows."""
 

@@ -6,8 +6,11 @@ import ctypes
 import ipaddress
 import logging
 import os
+import signal
+import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -60,6 +63,7 @@ class Server(uvicorn.Server):
     """uvicorn, which drains before it stops listening: /ready says no, and who is inside may finish. A second signal hurries."""
 
     def __init__(self, settings: Settings, app: Starlette) -> None:
+        self._protocol = protocol(settings)
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -67,15 +71,33 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            http=protocol(settings),
+            http=self._protocol,
+            ws_max_size=settings.max_body_mb << 20,
+            ws_max_queue=1,
+            ws_per_message_deflate=False,
             timeout_graceful_shutdown=LAST_WORDS,
         )
         super().__init__(config)
         self._gateway = app.state.gateway
         self._grace = settings.shutdown_timeout
+        self._more_ports = settings.more_ports
         self._signals = 0
         self._hurry = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens on all ports. Exits, with a line in the log, if one cannot be had."""
+        await super().startup(sockets)
+        signal.signal(signal.SIGHUP, self.handle_exit)
+        loop, config = asyncio.get_running_loop(), self.config
+        make = partial(self._protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        for port in self._more_ports:
+            try:
+                self.servers.append(await loop.create_server(make, host=config.host, port=port, backlog=config.backlog))
+            except OSError as error:
+                log.error("port %d: %s", port, error.strerror)
+                await self.shutdown(sockets)
+                sys.exit(1)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal's handler: what it asks for happens at the next tick."""

@@ -11,7 +11,7 @@ from llava_gateway.keys.store import KeyFile, KeyFileError, Keys
 from llava_gateway.settings import Settings, SettingsError
 from llava_gateway.usage_log import UsageLog
 from llava_gateway.web.auth import Auth
-from llava_gateway.web.observe import Observe
+from llava_gateway.web.observe import Observe, Recorder
 from llava_gateway.web.origin import Origin
 from llava_gateway.web.reply import FailFor
 from llava_gateway.web.tracing import Tracing
@@ -39,7 +39,7 @@ class Around:
             raise SettingsError("trace_endpoint needs llava-gateway[otel]") from error
         except (ValueError, KeyFileError) as error:
             raise SettingsError(str(error)) from error
-        self.middleware = [Middleware(Observe, fail_for=fail_for, usage_log=usage_log, tracing=self._tracing)]
+        self.middleware = [Middleware(Observe, fail_for=fail_for, recorder=Recorder(usage_log, self._tracing))]
         """From the outside in."""
         if not keys.any:
             loopback = settings.auth == "auto"

@@ -1,14 +1,16 @@
 """Keys, asked for before anything else: every path, known or not, but those that are exempt by their exact name. Pure ASGI middleware."""
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_gateway.call import current
 from llava_gateway.errors import GatewayError, Unauthorized
-from llava_gateway.keys.limits import RateLimited, RateLimits
-from llava_gateway.keys.store import Keys
+from llava_gateway.keys.limits import Caller, RateLimited, RateLimits
+from llava_gateway.keys.store import Key, Keys
 from llava_gateway.web.reply import FailFor, Reply
 
 
@@ -25,30 +27,46 @@ class Auth:
         if scope["type"] not in ("http", "websocket") or scope["path"].removeprefix(scope.get("root_path", "")) in self.exempt:
             await self.app(scope, receive, send)
             return
-        try:
-            key = self.keys.find(_secret(scope))
-            if key is None:
-                raise Unauthorized("This server wants a key that it knows, as `Authorization: Bearer KEY` or `key: KEY`.")
-            caller = current().caller = await self.limits.admit(key)
-        except GatewayError as error:
-            await self._refuse(error, scope, send)
+        secret = _secret(scope)
+        if scope["type"] == "websocket":  # each message is a request, which is let in by itself
+            try:
+                self._key(secret)
+            except GatewayError as error:
+                await send({"type": "websocket.close", "code": 1008, "reason": error.code or ""})
+            else:
+                await self.app({**scope, "admit": partial(self._admitted, secret)}, receive, send)
             return
+        async with AsyncExitStack() as stack:
+            try:
+                caller = await stack.enter_async_context(self._admitted(secret))
+            except GatewayError as error:
+                await self._refuse(error, scope, send)
+                return
 
-        async def limited(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *caller.headers()]
-            await send(message)
+            async def limited(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message["headers"], *caller.headers()]
+                await send(message)
 
-        try:
             await self.app(scope, receive, limited)
+
+    @asynccontextmanager
+    async def _admitted(self, secret: str) -> AsyncIterator[Caller]:
+        """One request of the current call, by whom it is. Raises GatewayError."""
+        caller = current().caller = await self.limits.admit(self._key(secret))
+        try:
+            yield caller
         finally:
             caller.leave()
 
+    def _key(self, secret: str) -> Key:
+        key = self.keys.find(secret)
+        if key is None:
+            raise Unauthorized("This server wants a key that it knows, as `Authorization: Bearer KEY` or `key: KEY`.")
+        return key
+
     async def _refuse(self, error: GatewayError, scope: Scope, send: Send) -> None:
         current().code = error.code
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": error.code or ""})
-            return
 
         async def refused(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,8 +1,8 @@
 """Reading a request's body: bounded while it arrives, in bytes and in time, alone and together with all others."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -40,13 +40,23 @@ class Bodies:
             raise UnsupportedMediaType(f"The body must be application/json, not {media_type}.")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("The body must not be compressed.")
+        with self._share() as share:
+            with timed("body"):
+                value = _object(await self._read_in_time(headers, receive, share))
+            yield value
+
+    @contextmanager
+    def message(self, message: bytes) -> Iterator[dict[str, Any]]:
+        """As `json`, of what a WebSocket has brought."""
+        with self._share() as share:
+            share.grow_to(len(message))
+            yield _object(message)
+
+    @contextmanager
+    def _share(self) -> Iterator["_Share"]:
         share = _Share(self)
         try:
-            with timed("body"):
-                value = loads(await self._read_in_time(headers, receive, share))
-            if not isinstance(value, dict):
-                raise InvalidRequest("The body must be a JSON object.")
-            yield value
+            yield share
         finally:
             share.release()
 
@@ -73,6 +83,13 @@ class Bodies:
             chunks.append(chunk)
             more = message.get("more_body", False)
         return b"".join(chunks)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    value = loads(body)
+    if not isinstance(value, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    return value
 
 
 class _Share:

@@ -5,6 +5,9 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,52 +29,72 @@ QUIET = ("/health", "/ready", "/metrics")
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"))
 
 
-class Observe:
-    """Pure ASGI middleware, the outermost."""
+@dataclass(slots=True)
+class Record:
+    call: Call
+    status: int = CLIENT_LEFT
 
-    def __init__(self, app: ASGIApp, fail_for: FailFor, usage_log: UsageLog | None, tracing: Tracing | None) -> None:
-        """`fail_for`: for the error of a request that went wrong in a way that nobody has foreseen."""
-        self.app = app
-        self.fail_for = fail_for
+
+class Recorder:
+    """Writes down what there is to know of each request."""
+
+    def __init__(self, usage_log: UsageLog | None, tracing: Tracing | None) -> None:
         self.usage_log = usage_log
         self.tracing = tracing
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    @contextmanager
+    def record(self, scope: Scope) -> Iterator[Record]:
+        """Around a request, which gets a call of its own. Its status is the block's to set."""
         headers = Headers(scope=scope)
-        call = Call(_request_id(headers), _trace(headers))
-        request_id = call.id.encode()
-        status = CLIENT_LEFT
+        method = scope.get("method", "WS")
+        record = Record(Call(_request_id(headers), _trace(headers)))
         start = time.perf_counter()
-        span = self.tracing.begin(call, headers) if self.tracing else None
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id), *HEADERS]
-            await send(message)
-
+        span = self.tracing.begin(record.call, headers) if self.tracing else None
         try:
-            with new_call(call):
-                await self.app(scope, receive, observed)
-        except Exception:
-            log.exception("request %s failed", call.id)
-            call.code = "server_error"
-            reply = Reply(observed, started=status != CLIENT_LEFT)
-            await self.fail_for(scope)(GatewayError("The server failed on this request; its log says more."), reply)
+            with new_call(record.call):
+                yield record
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "unknown")
-            metrics.HTTP_REQUESTS.labels(route, str(status)).inc()
-            metrics.count(call, seconds)
-            if self.usage_log and call.usage.prompt_tokens:
-                self.usage_log.write(call, status, seconds)
+            metrics.HTTP_REQUESTS.labels(route, str(record.status)).inc()
+            metrics.count(record.call, seconds)
+            if self.usage_log and record.call.usage.prompt_tokens:
+                self.usage_log.write(record.call, record.status, seconds)
             if self.tracing and span:
-                self.tracing.end(span, call, scope["method"], route, status)
-            _log(call, scope["method"], route, status, seconds)
+                self.tracing.end(span, record.call, method, route, record.status)
+            _log(record.call, method, route, record.status, seconds)
+
+
+class Observe:
+    """Pure ASGI middleware, the outermost. Messages of a WebSocket are requests of their own: whoever answers them records them, with
+    the recorder in the scope."""
+
+    def __init__(self, app: ASGIApp, fail_for: FailFor, recorder: Recorder) -> None:
+        """`fail_for`: for the error of a request that went wrong in a way that nobody has foreseen."""
+        self.app = app
+        self.fail_for = fail_for
+        self.recorder = recorder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app({**scope, "recorder": self.recorder}, receive, send)
+            return
+        with self.recorder.record(scope) as record:
+            request_id = record.call.id.encode()
+
+            async def observed(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    record.status = message["status"]
+                    message["headers"] = [*message["headers"], (b"x-request-id", request_id), *HEADERS]
+                await send(message)
+
+            try:
+                await self.app(scope, receive, observed)
+            except Exception:
+                log.exception("request %s failed", record.call.id)
+                record.call.code = "server_error"
+                reply = Reply(observed, started=record.status != CLIENT_LEFT)
+                await self.fail_for(scope)(GatewayError("The server failed on this request; its log says more."), reply)
 
 
 def _log(call: Call, method: str, route: str, status: int, seconds: float) -> None:

@@ -10,7 +10,7 @@ from starlette.types import Scope, Send
 
 from llava_gateway.errors import GatewayError
 
-EVENT_STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -31,35 +31,41 @@ class Reply:
         await self._send({"type": "http.response.body", "body": body})
 
     @asynccontextmanager
-    async def events(self, keep_alive: float) -> AsyncIterator[None]:
-        """A stream of events; ends with the block, or with `close_events` if that fails. It is never silent for longer than
-        `keep_alive` seconds: a comment goes out, so that nobody between here and the client takes the connection for dead."""
-        await self._start(200, EVENT_STREAM)
-        ticking = asyncio.create_task(self._tick(keep_alive / 2))
+    async def stream(self, media_type: bytes, keep_alive: float, silence: bytes) -> AsyncIterator[None]:
+        """A response in pieces; ends with the block, or with `end` if that fails. It is never silent for longer than `keep_alive` seconds:
+        `silence` goes out, which says nothing, so that nobody between here and the client takes the connection for dead."""
+        await self._start(200, ((b"content-type", media_type), *UNBUFFERED))
+        ticking = asyncio.create_task(self._tick(keep_alive / 2, silence))
         try:
             yield
         finally:
             ticking.cancel()
-        await self.close_events()
+        await self.end()
 
-    async def _tick(self, interval: float) -> None:
-        while True:
-            self._silent = True
-            await asyncio.sleep(interval)
-            if self._silent:
-                await self._send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+    @asynccontextmanager
+    async def events(self, keep_alive: float) -> AsyncIterator[None]:
+        """A stream of server-sent events."""
+        async with self.stream(b"text/event-stream; charset=utf-8", keep_alive, KEEP_ALIVE):
+            yield
 
     async def event(self, data: bytes) -> None:
         """One server-sent event; `data` has no line breaks (JSON never does)."""
         await self.frames(b"data: " + data + b"\n\n")
 
     async def frames(self, frames: bytes) -> None:
-        """Events that are framed already."""
+        """Pieces of the stream, framed as its media type has them."""
         self._silent = False
         await self._send({"type": "http.response.body", "body": frames, "more_body": True})
 
-    async def close_events(self) -> None:
+    async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})
+
+    async def _tick(self, interval: float, silence: bytes) -> None:
+        while True:
+            self._silent = True
+            await asyncio.sleep(interval)
+            if self._silent:
+                await self._send({"type": "http.response.body", "body": silence, "more_body": True})
 
     async def _start(self, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         self.started = True

@@ -142,7 +142,7 @@ async def fail(error: GatewayError, reply: Reply) -> None:
     if reply.started:
         await reply.event(render_error(error))
         await reply.frames(DONE)
-        await reply.close_events()
+        await reply.end()
     else:
         await reply.body(error.status, render_error(error), b"application/json", error_headers(error))
 

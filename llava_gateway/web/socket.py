@@ -1,0 +1,96 @@
+"""One WebSocket endpoint of a door: messages of JSON come in, one after the other, and each is answered by messages of JSON."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.types import Message, Receive, Scope, Send
+
+from llava_gateway import metrics
+from llava_gateway.admission import Admission
+from llava_gateway.errors import GatewayError
+from llava_gateway.web.body import Bodies, ClientLeft
+
+log = logging.getLogger(__name__)
+
+NORMAL, POLICY_VIOLATION = 1000, 1008
+
+Answer = Callable[[Any], Awaitable[None]]
+"""Sends a value as a message."""
+
+
+@dataclass(frozen=True)
+class JsonSocket:
+    """An ASGI app. A client that leaves cancels `handle`, as one that sends a message while another is being answered does."""
+
+    handle: Callable[[dict[str, Any], Answer], Coroutine[Any, Any, None]]
+    fail: Callable[[GatewayError, Answer], Awaitable[None]]
+    admission: Admission
+    bodies: Bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            async with asyncio.timeout(None) as idle:
+                while True:
+                    idle.reschedule(asyncio.get_running_loop().time() + self.bodies.timeout)
+                    message = await receive()
+                    if message["type"] != "websocket.receive":
+                        return
+                    idle.reschedule(None)
+                    await self._answer(message, scope, receive, send)
+        except ClientLeft:
+            metrics.DISCONNECTS.inc()
+        except TimeoutError:
+            await send({"type": "websocket.close", "code": NORMAL})
+
+    async def _answer(self, message: Message, scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer(value: Any) -> None:
+            await send({"type": "websocket.send", "text": orjson.dumps(value).decode()})
+
+        body = message.get("bytes") or (message.get("text") or "").encode()
+        with scope["recorder"].record(scope) as record:
+            try:
+                async with AsyncExitStack() as stack:
+                    if admit := scope.get("admit"):
+                        await stack.enter_async_context(admit())
+                    await stack.enter_async_context(self.admission.enter())
+                    request = stack.enter_context(self.bodies.message(body))
+                    await _unless_gone(receive, send, self.handle(request, answer))
+                record.status = 200
+            except GatewayError as error:
+                record.status, record.call.code = error.status, error.code or error.type
+                await self.fail(error, answer)
+            except ClientLeft:
+                raise
+            except Exception:
+                log.exception("request %s failed", record.call.id)
+                record.status, record.call.code = 500, "server_error"
+                await self.fail(GatewayError("The server failed on this request; its log says more."), answer)
+
+
+async def _unless_gone(receive: Receive, send: Send, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; cancel it as soon as anything comes from the client meanwhile. ClientLeft then."""
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(_next(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            if watch.result()["type"] == "websocket.receive":
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "one message at a time"})
+            raise ClientLeft
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+    await task
+
+
+async def _next(receive: Receive) -> Message:
+    return await receive()
