@@ -30,7 +30,11 @@ WARM_UP = 0.4
 """Part of the run after which nothing may grow."""
 BOUNDS = {"gateway_mb": 20.0, "engine_mb": 20.0, "files": 4.0, "tasks": 4.0, "inside": 0.0}
 """How much more the second half of what follows the warm-up may hold than the first, by the medians."""
-FLAGS = ("--allow-networks", "127.0.0.0/8", "--image-cache-mb", "16", "--max-num-seqs", "32", "--image-timeout", "2", "--body-timeout", "2")
+FLAGS = (
+    *("--allow-networks", "127.0.0.0/8", "--image-timeout", "2", "--body-timeout", "2", "--max-num-seqs", "32"),
+    *("--image-cache-mb", "16", "--mm-processor-cache-gb", "0.02"),
+)
+"""Caches so small that they are full before the warm-up ends."""
 
 
 @dataclass
@@ -67,9 +71,12 @@ class Traffic:
         return self._ask(http, messages=body(image_part(self.origin.url + path), "Hello")["messages"])
 
     def _leave(self, rng: random.Random, http: httpx.Client) -> int:
-        asked = body(image(("black", "white", "red", "blue")), "Hello", max_tokens=2000, ignore_eos=True, stream=rng.random() < 0.5)
-        with contextlib.suppress(httpx.TimeoutException):
-            http.post(CHAT, json=asked, timeout=rng.random())
+        stream, leaves = rng.random() < 0.5, time.monotonic() + rng.random()
+        asked = body(image(("black", "white", "red", "blue")), "Hello", max_tokens=2000, ignore_eos=True, stream=stream)
+        with contextlib.suppress(httpx.TimeoutException), http.stream("POST", CHAT, json=asked, timeout=leaves - time.monotonic()) as answer:
+            for _ in answer.iter_bytes():
+                if time.monotonic() > leaves:
+                    break
         return 0
 
     def _bad(self, rng: random.Random, http: httpx.Client) -> int:
