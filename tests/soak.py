@@ -73,7 +73,8 @@ class Traffic:
     def _leave(self, rng: random.Random, http: httpx.Client) -> int:
         stream, leaves = rng.random() < 0.5, time.monotonic() + rng.random()
         asked = body(image(("black", "white", "red", "blue")), "Hello", max_tokens=2000, ignore_eos=True, stream=stream)
-        with contextlib.suppress(httpx.TimeoutException), http.stream("POST", CHAT, json=asked, timeout=leaves - time.monotonic()) as answer:
+        patience = leaves - time.monotonic()
+        with contextlib.suppress(httpx.TimeoutException), http.stream("POST", CHAT, json=asked, timeout=patience) as answer:
             for _ in answer.iter_bytes():
                 if time.monotonic() > leaves:
                     break

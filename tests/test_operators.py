@@ -1,5 +1,6 @@
 """What operators set: keys and their limits, logs, usage, traces, browsers' origins; and a server that ends with its engine."""
 
+import contextlib
 import json
 import os
 import signal
@@ -20,15 +21,18 @@ import httpx
 import psutil
 import pytest
 from asking import body, image
-from conftest import Server, serve
+from conftest import Server, free_port, serve
 from contract import ContractTransport
 from openai import AuthenticationError, NotFoundError, OpenAI, RateLimitError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from llava_gateway.demo.pictures import describe
 
 CHAT = "/v1/chat/completions"
 GRID = ("red", "blue", "green", "orange")
 PLAIN = "a-key-of-the-operators-own"
 OTHER = "another-one"
+DEEPINFRA = "llava-hf/llava-1.5-7b-hf"
 PROMPT = "Hello, do not write this down"
 ORIGIN = "https://chat.example.com"
 
@@ -100,20 +104,8 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
     collector = Collector()
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     flags = (
-        *(
-            "--keys-file",
-            "keys.json",
-            "--api-key",
-            PLAIN,
-            "--api-key",
-            OTHER,
-            "--usage-log",
-            "usage.jsonl",
-            "--log-format",
-            "json",
-            "--cors-origins",
-            ORIGIN,
-        ),
+        *("--keys-file", "keys.json", "--api-key", PLAIN, "--api-key", OTHER, "--usage-log", "usage.jsonl", "--log-format", "json"),
+        *("--cors-origins", ORIGIN, "--more-ports", f"{free_port()},{free_port()}", "--model-alias", f"{DEEPINFRA},old-name=llava-sn"),
         *("--on-engine-death", "exit", "--trace-endpoint", collector.url, "--otlp-traces-endpoint", collector.url),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -127,7 +119,12 @@ PATHS = (
     *(CHAT, "/v1/completions", "/v1/models", "/v1/models/llava-demo", "/tokenize", "/detokenize", "/version", "/openapi.json", "/docs"),
     *("/metrics", "/", "/nope", "/v1", "/health/", "/ready/", "//health", "/HEALTH", "/v1/%2e%2e/health", "/health%2f", "/health;x"),
     "/x?/health",
+    *("/v1/openai/chat/completions", "/api/predict/generic/p/e", "/api/predict/generic/stream/p/e", "/api/v2/predict/generic/p/e"),
+    *("/api/predict/nlp/p/e", "/api/v1/generate", "/api/v1/chat", "/api/v1/model", "/api/v1/token-count", "/api/v1/stop-stream"),
+    *("/list_models", "/get_worker_address", "/worker_generate_stream", "/worker_get_status", "/refresh_all_workers"),
 )
+DIALECTS = ("/api/", "/list_models", "/get_worker", "/worker", "/refresh")
+"""What begins so answers in words of its own."""
 
 
 WRONG: list[dict[str, str]] = [
@@ -145,7 +142,7 @@ def test_every_path_wants_a_key(operated: Operated, path: str) -> None:
         answer = httpx.request(method, operated.server.url + path, headers=headers)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert answer.headers["x-content-type-options"] == "nosniff"
-        if method != "HEAD":
+        if method != "HEAD" and not path.startswith(DIALECTS):
             assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
@@ -160,7 +157,7 @@ def test_a_host_header_is_no_way_around(operated: Operated) -> None:
 def test_a_websocket_wants_a_key(operated: Operated) -> None:
     host, port = operated.server.url.removeprefix("http://").split(":")
     handshake = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-    for path in ("/health", "/v1/models", "/nope"):
+    for path in ("/health", "/v1/models", "/nope", "/api/v1/stream", "/api/v1/chat-stream"):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n{handshake}\r\n".encode())
             assert b" 101 " not in connection.recv(4096).split(b"\r\n")[0]
@@ -185,6 +182,41 @@ def test_the_sdk(operated: Operated) -> None:
     with pytest.raises(NotFoundError):
         sdk.with_options(api_key=operated.keys["bob"]).chat.completions.create(**body("Hello"))
     assert sdk.with_options(api_key=operated.keys["bob"]).models.list().data == []
+
+
+def test_names_of_the_model(operated: Operated) -> None:
+    operated.keys["uma"] = keys(operated.folder, "new", "uma", "--models", DEEPINFRA)
+    time.sleep(1.5)
+    sdk = OpenAI(base_url=f"{operated.server.v1}/openai", api_key=operated.keys["alice"], max_retries=0)
+    assert [model.id for model in sdk.models.list()] == ["llava-demo", DEEPINFRA, "old-name"]
+    assert sdk.models.retrieve(DEEPINFRA).id == DEEPINFRA
+    answer = sdk.chat.completions.create(**body(image(GRID), "Describe this image.") | {"model": DEEPINFRA})
+    assert (answer.model, answer.choices[0].message.content) == (DEEPINFRA, describe([GRID]))
+    hers = sdk.with_options(api_key=operated.keys["uma"])
+    assert [model.id for model in hers.models.list()] == [DEEPINFRA]
+    assert hers.chat.completions.create(**body("Hello", max_tokens=1) | {"model": DEEPINFRA}).usage
+    with pytest.raises(NotFoundError):
+        hers.chat.completions.create(**body("Hello"))
+    assert {line["model"] for line in operated.lines() if "model" in line} == {"llava-demo"}
+
+
+def test_a_name_brings_its_template(operated: Operated) -> None:
+    with operated.client("alice") as http:
+        chat = {"messages": [{"role": "user", "content": "Hello"}]}
+        for model, form in (("old-name", "### Human: Hello\n\n###"), ("llava-demo", "USER: Hello ASSISTANT:")):
+            tokens = http.post("/tokenize", json=chat | {"model": model}).json()["tokens"]
+            assert http.post("/detokenize", json={"tokens": tokens}).json()["prompt"].endswith(form)
+
+
+def test_more_ports(operated: Operated) -> None:
+    listening = [each for each in psutil.Process(operated.server.process.pid).net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    answers = 0
+    for url in (f"http://127.0.0.1:{each.laddr.port}" for each in listening):
+        with contextlib.suppress(httpx.TransportError):  # vLLM's own listen, too, and not in HTTP
+            assert httpx.get(f"{url}/ready").status_code == 200
+            assert httpx.get(f"{url}/v1/models").status_code == 401
+            answers += 1
+    assert answers == 3
 
 
 def test_requests_per_minute(operated: Operated) -> None:

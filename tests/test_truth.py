@@ -123,3 +123,23 @@ def test_concurrent_pictures_are_never_mixed_up(client: OpenAI) -> None:
         answers = list(pool.map(ask, range(60)))
     truths = [describe([grids[n], grids[n - 1]] if n % 3 == 0 else [grids[n]]) for n in range(60)]
     assert answers == truths
+
+
+@pytest.mark.parametrize("way", ["url", "base64"])
+def test_hugging_faces_parts(client: OpenAI, way: str) -> None:
+    uri = data_uri(encode(draw(COLORFUL)))
+    part = {"type": "image", way: uri if way == "url" else uri.partition(",")[2]}
+    assert say(client, part, "Describe this image.") == describe([COLORFUL])
+
+
+def test_an_answer_is_continued(client: OpenAI) -> None:
+    whole = describe([COLORFUL])
+    begun = whole[: whole.index(",")]
+    messages = [user(image(COLORFUL), "Describe this image."), {"role": "assistant", "content": begun}]
+    extra = {"continue_final_message": True, "add_generation_prompt": False}
+    completion = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, extra_body=extra)
+    assert begun + (completion.choices[0].message.content or "") == whole
+
+
+def test_a_template_by_name(client: OpenAI) -> None:
+    assert say(client, image(COLORFUL), "Describe this image.", extra_body={"chat_template": "llava_v1"}) == describe([COLORFUL])
