@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llava_gateway.chat import ChatRequest, CompletionRequest, Message, Request, Text
-from llava_gateway.engine import ModelInfo
+from llava_gateway.engine import EngineStartError, ModelInfo
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.templates import BUILT_IN, Template
 
@@ -37,7 +37,7 @@ class PromptRenderer:
     """Renders the prompts of one model."""
 
     def __init__(self, model: ModelInfo, template: Template | None = None) -> None:
-        """`template`: instead of the model's own."""
+        """`template`: instead of the model's own. Raises EngineStartError if that is no Jinja."""
         self._vocabulary = model.vocabulary
         controls = model.vocabulary.control_tokens | {model.image_token}
         self._control = re.compile("|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True)))
@@ -155,7 +155,10 @@ class _Compiled:
 
 
 def _compile(template: Template) -> _Compiled:
-    return _Compiled(template, _environment().from_string(template.jinja))
+    try:
+        return _Compiled(template, _environment().from_string(template.jinja))
+    except jinja2.TemplateSyntaxError as error:
+        raise EngineStartError(f"the chat template is not Jinja: {error.message} (line {error.lineno})") from error
 
 
 class _Generation(Extension):

@@ -86,6 +86,9 @@ def test_other_commands() -> None:
         (["--keys-file", "missing.json"], "missing.json"),
         (["--keys-file", "broken.json"], "broken.json"),
         (["--usage-log", "no/such/folder/usage"], "usage_log"),
+        (["--template", "no-such"], "llava-hf"),
+        (["--model-alias", "a=no-such"], "llava-hf"),
+        (["--doors", "openai,no-such"], "doors"),
         (["--rate-limit-storage", "mongodb://x"], "redis://"),
     ],
 )

@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from llava_gateway.chat import ImageUrl, Message, Text
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine import ModelInfo
+from llava_gateway.engine import EngineStartError, ModelInfo
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.prompt import PromptRenderer
 from llava_gateway.vocabulary import Vocabulary
@@ -157,3 +157,8 @@ def test_templates_are_sandboxed(processor: Any) -> None:
     renderer = PromptRenderer(model_info(processor, "{{ messages.__class__.__mro__ }}"))
     with pytest.raises(InvalidRequest):
         renderer.chat(CHATS[0])
+
+
+def test_a_template_that_is_no_jinja_is_told_at_the_start(processor: Any) -> None:
+    with pytest.raises(EngineStartError, match="line 2"):
+        PromptRenderer(model_info(processor, "{{ messages }}\n{% nothing %}"))
