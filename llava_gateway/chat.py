@@ -100,6 +100,8 @@ class Sampling:
 class ChatRequest:
     model: str
     messages: tuple[Message, ...]
+    param: str = "messages"
+    """Where they stand in the client's request, for error messages."""
     template: str | None = None
     """Name of a built-in template; None: the one of the model's name, or the server's."""
     continue_last: bool = False

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from llava_gateway.chat import ChatRequest, Request, Sampling
+from llava_gateway.chat import Request, Sampling
 from llava_gateway.engine import ModelInfo
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.prompt import PromptRenderer
@@ -30,7 +30,7 @@ def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, templ
         raise ContextLengthExceeded(
             f"{images} images take {images * model.image_tokens} tokens; the model's context is {model.context_length}, "
             f"so at most {(model.context_length - 1) // model.image_tokens} images fit.",
-            param=_param(request),
+            param=request.param,
         )
     prompt = prompts.render(request, template)
     image_tokens, text_tokens = images * model.image_tokens, len(prompt.token_ids) - images
@@ -41,7 +41,7 @@ def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, templ
         raise ContextLengthExceeded(
             f"The model's context is {model.context_length} tokens, and this request asks for {tokens + wanted}: "
             f"{text_tokens} of text, {image_tokens} of images ({images} x {model.image_tokens}) and {wanted} of answer.",
-            param=_param(request),
+            param=request.param,
         )
     max_tokens = asked.max_tokens or min(room, max(default_max_tokens, asked.min_tokens))
     if asked.min_tokens > max_tokens:
@@ -58,7 +58,3 @@ def _check_tokens(asked: Sampling, vocabulary: Vocabulary) -> None:
     for token_id in asked.logit_bias:
         if token_id >= vocabulary.size:
             raise vocabulary.refusal(token_id, f"logit_bias.{token_id}")
-
-
-def _param(request: Request) -> str:
-    return "messages" if isinstance(request, ChatRequest) else request.param

@@ -53,18 +53,20 @@ class PromptRenderer:
     def render(self, request: Request, template: str | None = None) -> RenderedPrompt:
         """`template`: the name of a built-in one, instead of the default. Raises InvalidRequest."""
         if isinstance(request, ChatRequest):
-            return self.chat(request.messages, template, continue_last=request.continue_last)
+            return self.chat(request.messages, template, continue_last=request.continue_last, param=request.param)
         return self.completion(request)
 
-    def chat(self, messages: Sequence[Message], template: str | None = None, *, continue_last: bool = False) -> RenderedPrompt:
+    def chat(
+        self, messages: Sequence[Message], template: str | None = None, *, continue_last: bool = False, param: str = "messages"
+    ) -> RenderedPrompt:
         """The prompt that asks for the assistant's next message, or, if `continue_last`, for more of the last one, which is the
         assistant's. InvalidRequest if the template refuses the messages."""
-        self._check_length((part.text for message in messages for part in message.content if isinstance(part, Text)), "messages")
+        self._check_length((part.text for message in messages for part in message.content if isinstance(part, Text)), param)
         compiled = self._compiled(template)
         try:
             text = self._text(compiled, messages, continue_last)
         except TemplateError as error:
-            raise InvalidRequest(f"The chat template refuses these messages: {error}", param="messages") from error
+            raise InvalidRequest(f"The chat template refuses these messages: {error}", param=param) from error
         encoding = self._vocabulary.encode(text, add_special_tokens=self._wants_special_tokens(text))
         token_ids = encoding.ids
         if SEAM in text:
@@ -72,7 +74,7 @@ class PromptRenderer:
             text = text.replace(SEAM, "")
         images = sum(not isinstance(part, Text) for message in messages for part in message.content)
         if token_ids.count(self.image_id) != images:
-            raise InvalidRequest("The chat template does not show all images of these messages.", param="messages")
+            raise InvalidRequest("The chat template does not show all images of these messages.", param=param)
         return RenderedPrompt(text, token_ids, compiled.template.stop)
 
     def completion(self, request: CompletionRequest) -> RenderedPrompt:
