@@ -71,7 +71,8 @@ class RequestBody(Strict):
 
     @classmethod
     def _log_unknown(cls, body: dict[str, Any]) -> None:
-        known = cls.model_fields.keys() | cls.refused.keys() | cls.ignored.keys()
+        honoured = {field.alias or name for name, field in cls.model_fields.items()}
+        known = honoured | cls.refused.keys() | cls.ignored.keys()
         if unknown := {name[:50] for name in body.keys() - known} - _named:
             if len(_named) < 1000:
                 _named.update(unknown)
