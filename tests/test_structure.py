@@ -33,6 +33,7 @@ LAYERS = (  # what a module imports stands in its own layer or an earlier one
     ("llava_gateway.doors",),
     ("llava_gateway.demo",),
     ("llava_gateway.app", "llava_gateway"),
+    ("llava_gateway.load",),
     ("llava_gateway.cli", "llava_gateway.__main__"),
 )
 

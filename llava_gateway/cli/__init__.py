@@ -5,7 +5,11 @@ import sys
 
 from llava_gateway.version import __version__
 
-COMMANDS = {"serve": "serve a LLaVA over the OpenAI API", "keys": "make, list and revoke the keys that requests come with"}
+COMMANDS = {
+    "serve": "serve a LLaVA over the OpenAI API",
+    "keys": "make, list and revoke the keys that requests come with",
+    "bench": "load an OpenAI-compatible server, and see what comes of it",
+}
 
 
 def main() -> None:

@@ -5,9 +5,11 @@ import http.client
 import io
 import json
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,9 @@ from PIL import Image
 from llava_gateway.demo import MODEL_NAME
 
 Row = dict[str, float]
-SIZES = {"12 MP": (4000, 3000), "2 MP": (1600, 1200)}
+SIZES = {"12 MP": (4000, 3000), "2 MP": (1600, 1200), "0.1 MP": (384, 288)}
+TURNS = 4
+"""Pictures of the chat whose second turn is measured."""
 
 
 class Pictures:
@@ -39,10 +43,42 @@ class Pictures:
             yield "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def request(*urls: str) -> bytes:
+def request(*urls: str, answers: int = 0) -> bytes:
+    """Of one user message, and as many more turns as there are answers."""
     content = [{"type": "image_url", "image_url": {"url": url}} for url in urls] + [{"type": "text", "text": "Describe this image."}]
-    fields = {"model": MODEL_NAME, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 8, "stream": True}
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    for _ in range(answers):
+        messages += [{"role": "assistant", "content": "The top left is red."}, {"role": "user", "content": "And the top right?"}]
+    fields = {"model": MODEL_NAME, "messages": messages, "temperature": 0, "max_tokens": 8, "stream": True}
     return json.dumps(fields).encode()
+
+
+class Host(ThreadingHTTPServer):
+    """Serves each picture at a URL of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Pictures)
+        self.pictures: dict[str, bytes] = {}
+
+    def url(self, uri: str) -> str:
+        path = f"/{len(self.pictures)}.jpg"
+        self.pictures[path] = base64.b64decode(uri.partition(",")[2])
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+
+class _Pictures(BaseHTTPRequestHandler):
+    server: Host
+
+    def do_GET(self) -> None:
+        content = self.server.pictures[self.path]
+        self.send_response(200)
+        self.send_header("content-type", "image/jpeg")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
 
 
 def first_token(peer: Peer, body: bytes) -> float:
@@ -79,6 +115,20 @@ def rows(peer: Peer, samples: int) -> Iterator[tuple[str, Row]]:
         yield f"known {name} JPEG", _medians([measured(peer, first_token, bodies[0]) for _ in range(samples)])
         eights = [[request(next(pictures)) for _ in range(8)] for _ in range(max(samples // 2, 1))]
         yield f"eight new {name} JPEGs at once", _medians([measured(peer, _at_once, eight) for eight in eights])
+        with Host() as host:
+            threading.Thread(target=host.serve_forever, daemon=True).start()
+            by_url = [request(host.url(next(pictures))) for _ in range(samples)]
+            yield f"new {name} JPEG by URL", _medians([measured(peer, first_token, body) for body in by_url])
+            host.shutdown()
+    yield f"second turn of a chat with {TURNS} images of 2 MP", _medians(list(_second_turns(peer, samples)))
+
+
+def _second_turns(peer: Peer, samples: int) -> Iterator[tuple[float, float]]:
+    pictures = iter(Pictures(SIZES["2 MP"], seed=len(peer.name) + 1))
+    for _ in range(samples):
+        chat = [next(pictures) for _ in range(TURNS)]
+        first_token(peer, request(*chat))
+        yield measured(peer, first_token, request(*chat, answers=1))
 
 
 def _at_once(peer: Peer, bodies: list[bytes]) -> float:

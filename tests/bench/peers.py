@@ -26,11 +26,16 @@ class Peer:
     name: str
     url: str
     process: psutil.Process
+    seconds_to_ready: float
 
     def cpu(self) -> float:
         """Seconds of CPU that the front end, and only that, has used: its own process, all threads."""
         times = self.process.cpu_times()
         return times.user + times.system
+
+    def rss_of_all(self) -> int:
+        """Bytes of the front end and all its processes; what they share counts for each."""
+        return self.rss() + sum(int(child.memory_info().rss) for child in self.process.children(recursive=True))
 
     def rss(self) -> int:
         """Bytes of the front end alone."""
@@ -39,7 +44,8 @@ class Peer:
 
 @contextmanager
 def gateway(*flags: str) -> Iterator[Peer]:
-    command = [sys.executable, "-m", "llava_gateway", "serve", MODEL_NAME, *FLAGS[len(ENGINE_FLAGS) :], *flags]
+    own = ("--allow-networks", "127.0.0.0/8", *flags)
+    command = [sys.executable, "-m", "llava_gateway", "serve", MODEL_NAME, *FLAGS[len(ENGINE_FLAGS) :], *own]
     with _serve("gateway", command, "/ready") as peer:
         yield peer
 
@@ -62,15 +68,16 @@ def _serve(name: str, command: Sequence[str], ready: str) -> Iterator[Peer]:
     url = f"http://127.0.0.1:{port}"
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as log:
+        start = time.monotonic()
         process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, env=environment, cwd=HERE)
         try:
-            deadline = time.monotonic() + START_TIMEOUT
+            deadline = start + START_TIMEOUT
             while not _answers(url + ready):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
                     raise RuntimeError(f"{name} did not start:\n{log.read().decode()[-3000:]}")
                 time.sleep(0.2)
-            yield Peer(name, url, psutil.Process(process.pid))
+            yield Peer(name, url, psutil.Process(process.pid), time.monotonic() - start)
         finally:
             process.terminate()
             try:

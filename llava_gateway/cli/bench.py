@@ -1,0 +1,144 @@
+"""`llava-gateway bench URL`: load on any OpenAI-compatible server, and what came of it."""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from llava_gateway.load.bodies import chat_bodies
+from llava_gateway.load.client import Outcome, Target
+from llava_gateway.load.run import Result, load
+
+PATH = "/chat/completions"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 1 if a request failed, 2 if the server cannot be asked at all."""
+    given = _parser().parse_args(arguments)
+    try:
+        target = Target(given.url if given.url.rstrip("/").endswith("/v1") else given.url.rstrip("/") + "/v1", given.key)
+        model = given.model or _first_model(target)
+    except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
+        sys.stderr.write(f"llava-gateway bench: {given.url} does not tell its models ({error}); is it an OpenAI-compatible server?\n")
+        return 2
+    console = Console(stderr=True)
+    results = [_measure(target, model, given, concurrency, console) for concurrency in given.concurrency]
+    print(f"{model} at {given.url}; times in milliseconds")
+    Console().print(_table(results))
+    if given.json:
+        given.json.write_text(json.dumps([_row(result) for result in results], indent=1) + "\n")
+    failures = Counter(failure for result in results for failure in result.errors)
+    for failure, count in failures.most_common(5):
+        console.print(f"{count} failed: {failure}", style="red", markup=False)
+    return 1 if failures else 0
+
+
+def _measure(target: Target, model: str, given: argparse.Namespace, concurrency: int, console: Console) -> Result:
+    fields: dict[str, Any] = {"ignore_eos": True} if given.ignore_eos else {}
+    bodies = chat_bodies(model, max_tokens=given.max_tokens, images=given.images, image_size=given.image_size, **fields)
+    requests = given.requests or concurrency * 8
+    tokens = TextColumn("{task.fields[tokens]} tokens")
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), tokens, console=console
+    ) as progress:
+        task = progress.add_task(f"{concurrency} at once", total=requests, tokens=0)
+
+        def on_outcome(outcome: Outcome) -> None:
+            written = progress.tasks[task].fields["tokens"] + outcome.completion_tokens
+            progress.update(task, advance=1, tokens=written)
+
+        deadline = time.monotonic() + given.seconds
+        return asyncio.run(load(target, PATH, bodies, concurrency, requests, on_outcome, deadline))
+
+
+def _row(result: Result) -> dict[str, float | int | None]:
+    """Times in milliseconds, rates in seconds."""
+    firsts = [outcome.first * 1000 for outcome in result.answered if outcome.first is not None]
+    gaps = [
+        (outcome.last - outcome.first) * 1000 / (outcome.completion_tokens - 1)
+        for outcome in result.answered
+        if outcome.first is not None and outcome.completion_tokens > 1
+    ]
+    return {
+        "at once": result.concurrency,
+        "requests": len(result.outcomes),
+        "failed": len(result.errors),
+        "requests/s": len(result.answered) / result.seconds,
+        "tokens/s": result.tokens / result.seconds,
+        "first token p50": _quantile(firsts, 50),
+        "first token p99": _quantile(firsts, 99),
+        "between tokens p50": _quantile(gaps, 50),
+        "between tokens p99": _quantile(gaps, 99),
+        "answer p50": _quantile([outcome.last * 1000 for outcome in result.answered], 50),
+        "answer p99": _quantile([outcome.last * 1000 for outcome in result.answered], 99),
+    }
+
+
+def _quantile(values: list[float], percent: int) -> float | None:
+    if len(values) < 2:
+        return values[0] if values else None
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def _table(results: list[Result]) -> Table:
+    rows = [_row(result) for result in results]
+    table = Table()
+    table.add_column("at once")
+    for row in rows:
+        table.add_column(_cell(row.pop("at once")), justify="right")
+    for name in rows[0]:
+        table.add_row(name, *(_cell(row[name]) for row in rows))
+    return table
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def _first_model(target: Target) -> str:
+    headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
+    answer = httpx.get(f"{target.url.rstrip('/')}/models", headers=headers, timeout=10).raise_for_status()
+    return str(answer.json()["data"][0]["id"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llava-gateway bench", description="Load on an OpenAI-compatible server: streamed chats by so many at once."
+    )
+    parser.add_argument("url", metavar="URL", nargs="?", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    parser.add_argument("--model", default="", help="default: the first that /v1/models names")
+    parser.add_argument("--key", default="", help="sent as Authorization: Bearer")
+    parser.add_argument("--concurrency", type=_numbers, default=[1, 8, 32], metavar="N,N,...", help="clients at once (default: 1,8,32)")
+    parser.add_argument("--requests", type=int, default=0, metavar="N", help="for each concurrency (default: eight for each client)")
+    parser.add_argument("--seconds", type=float, default=60, help="begin no request after so long, for each concurrency (default: 60)")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default: 128)")
+    parser.add_argument("--ignore-eos", action="store_true", help="vLLM's: let answers go on to --max-tokens")
+    parser.add_argument("--images", type=int, default=0, metavar="N", help="new pictures in each request (default: 0)")
+    parser.add_argument("--image-size", type=_size, default=(1600, 1200), metavar="WxH", help="of each picture (default: 1600x1200)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(number) for number in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError
+    return numbers
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = map(int, text.lower().split("x"))
+    return width, height

@@ -1,0 +1,141 @@
+"""A client that costs little beside what it measures: one connection, kept alive, whose answers are looked at and not parsed."""
+
+import asyncio
+import ssl
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import httptools
+import orjson
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How one request went; times in seconds since it was sent."""
+
+    status: int = 0
+    """0 if there was no answer."""
+    first: float | None = None
+    """When the first piece of text came."""
+    last: float = 0.0
+    """When the answer was whole."""
+    pieces: int = 0
+    """Events with text, or 1 for an answer that did not stream."""
+    completion_tokens: int = 0
+    """As the server counts them; if it does not, one for each piece."""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go."""
+
+    url: str
+    """Of the API, as an SDK's base_url: http://127.0.0.1:8000/v1."""
+    key: str = ""
+
+    def head(self, path: str, length: int) -> bytes:
+        parts = urlsplit(self.url)
+        authorization = f"authorization: Bearer {self.key}\r\n" if self.key else ""
+        return (
+            f"POST {parts.path.rstrip('/')}{path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
+            f"content-length: {length}\r\n{authorization}\r\n"
+        ).encode()
+
+    async def connect(self) -> "Connection":
+        """Raises OSError."""
+        parts = urlsplit(self.url)
+        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        port = parts.port or (443 if tls else 80)
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, parts.hostname or "", port, ssl=tls)
+        return connection
+
+
+@dataclass
+class Connection(asyncio.Protocol):
+    """One request at a time."""
+
+    is_open: bool = True
+    _outcome: Outcome = field(default_factory=Outcome)
+    _body: bytearray = field(default_factory=bytearray)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._done: asyncio.Future[None] | None = None
+
+    async def ask(self, request: bytes) -> Outcome:
+        """Send head and body; returns when the answer is whole or the connection is gone. Raises nothing."""
+        self._outcome, self._body = Outcome(), bytearray()
+        self._parser = httptools.HttpResponseParser(self)
+        self._done = asyncio.get_running_loop().create_future()
+        self._start = time.perf_counter()
+        self._transport.write(request)
+        try:
+            await self._done
+        finally:
+            self._done = None
+        return self._outcome
+
+    def close(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._end(f"not HTTP: {error}")
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        self._end("the connection was closed")
+
+    def on_headers_complete(self) -> None:
+        self._outcome.status = self._parser.get_status_code()
+        self.is_open = self._parser.should_keep_alive()
+
+    def on_body(self, body: bytes) -> None:
+        if b'"content":"' in body or b'"text":"' in body:
+            texts = body.count(b'"content":"') + body.count(b'"text":"') - body.count(b'"content":""') - body.count(b'"text":""')
+            if texts > 0:
+                self._outcome.pieces += texts
+                if self._outcome.first is None:
+                    self._outcome.first = time.perf_counter() - self._start
+        # What is said of usage and errors stands at the end; of an answer that streams no more than that is kept.
+        self._body += body
+        if len(self._body) > 1 << 17:
+            del self._body[: -(1 << 16)]
+
+    def on_message_complete(self) -> None:
+        if self._outcome.status == 200:
+            found = _usage(bytes(self._body))
+            self._outcome.completion_tokens = found if found is not None else self._outcome.pieces
+            self._end("" if b'"error":' not in self._body or b'"choices":' in self._body[-4096:] else _text(bytes(self._body)))
+        else:
+            self._end(_text(bytes(self._body)) or f"status {self._outcome.status}")
+
+    def _end(self, error: str) -> None:
+        if self._done and not self._done.done():
+            self._outcome.last = time.perf_counter() - self._start
+            self._outcome.error = error
+            self._done.set_result(None)
+
+
+def _usage(body: bytes) -> int | None:
+    """`completion_tokens` of a JSON answer or of a stream's last chunk that has them."""
+    at = body.rfind(b'"completion_tokens":')
+    digits = body[at + 20 : at + 32].strip().split(b",")[0].split(b"}")[0].strip()
+    return int(digits) if at >= 0 and digits.isdigit() else None
+
+
+def _text(body: bytes) -> str:
+    """An error as the server words it."""
+    for line in reversed(body.replace(b"data: ", b"").splitlines()):
+        try:
+            error = orjson.loads(line)["error"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            continue
+        return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
+    return ""

@@ -1,0 +1,59 @@
+"""AsyncLLM with no HTTP around it: what a front end cannot do without. Prints JSON, in the rows of text.py."""
+
+import argparse
+import asyncio
+import json
+import os
+import time
+import uuid
+
+from peers import FLAGS
+from text import STREAMS, TOKENS
+
+from llava_gateway.demo import CHECKPOINT
+from llava_gateway.engine.vllm import ENVIRONMENT
+
+
+async def measure(seconds: float) -> dict[str, dict[str, float]]:
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    parser = FlexibleArgumentParser()
+    AsyncEngineArgs.add_cli_args(parser)
+    arguments = parser.parse_args(["--model", str(CHECKPOINT), *FLAGS, "--distributed-executor-backend", "uni"])
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
+    params = SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+
+    async def stream(number: int) -> int:
+        prompt = tokens_input([1, 300 + number % 300, *range(10, 30)])
+        tokens = 0
+        async for output in engine.generate(prompt, params, uuid.uuid4().hex):
+            tokens += len(output.outputs[0].token_ids)
+        return tokens
+
+    async def client(deadline: float) -> int:
+        tokens = 0
+        while time.monotonic() < deadline:
+            tokens += await stream(tokens)
+        return tokens
+
+    await stream(0)
+    rows = {}
+    for streams in STREAMS:
+        start, before = time.perf_counter(), time.process_time()
+        tokens = sum(await asyncio.gather(*(client(time.monotonic() + seconds) for _ in range(streams))))
+        cpu, wall = time.process_time() - before, time.perf_counter() - start
+        rows[f"{streams} stream{'s' * (streams > 1)}"] = {"front end CPU us per token": cpu / tokens * 1e6, "tokens/s": tokens / wall}
+    engine.shutdown()
+    return rows
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--seconds", type=float, default=10)
+    os.environ |= ENVIRONMENT
+    print(json.dumps(asyncio.run(measure(options.parse_args().seconds))))
