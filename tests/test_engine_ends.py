@@ -55,7 +55,7 @@ def test_an_engine_that_dies(tmp_path: Path) -> None:
         with httpx.Client(base_url=server.url, transport=ContractTransport(), timeout=60) as http:
             for stream in (False, True):
                 refused = http.post(CHAT, json=body("Hello", stream=stream))
-                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_restarting")
                 assert int(refused.headers["retry-after"]) > 0
             assert http.get("/ready").status_code == 503
             assert http.get("/health").status_code == 200

@@ -11,7 +11,7 @@ from peers import FLAGS
 from text import STREAMS, TOKENS
 
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine.vllm import ENVIRONMENT
+from llava_gateway.engine.vllm.launch import ENVIRONMENT
 
 
 async def measure(seconds: float) -> dict[str, dict[str, float]]:
@@ -55,5 +55,5 @@ async def measure(seconds: float) -> dict[str, dict[str, float]]:
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seconds", type=float, default=10)
-    os.environ |= ENVIRONMENT
+    os.environ |= ENVIRONMENT | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1))}
     print(json.dumps(asyncio.run(measure(options.parse_args().seconds))))

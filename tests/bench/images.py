@@ -36,7 +36,7 @@ class Pictures:
 
     def __iter__(self) -> Iterator[str]:
         while True:
-            top, left = self._rng.integers(0, 1000, 2)
+            top, left = self._rng.integers(0, min(self._base.shape[:2]) - 64, 2)
             self._base[top : top + 64, left : left + 64] = self._rng.integers(0, 256, (64, 64, 3))
             buffer = io.BytesIO()
             Image.fromarray(self._base).save(buffer, "JPEG", quality=88)

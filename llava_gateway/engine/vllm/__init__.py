@@ -1,9 +1,7 @@
 """vLLM in this process (AsyncLLM). Nothing outside this package imports vLLM."""
 
-import argparse
 import asyncio
 import logging
-import os
 import signal
 import time
 import uuid
@@ -13,17 +11,19 @@ from contextlib import aclosing
 from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from llava_gateway.call import current
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
-from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
+from llava_gateway.engine import EngineStartError, ModelInfo, PreparedImage, Prompt
 from llava_gateway.engine.vllm.counting import counted
 from llava_gateway.engine.vllm.grammar import GrammarChecker
 from llava_gateway.engine.vllm.guardian import Guardian
+from llava_gateway.engine.vllm.launch import describe, engine_arguments, make_engine
 from llava_gateway.engine.vllm.outputs import finish_reason, refusal, token_logprobs
 from llava_gateway.engine.vllm.processes import engine_processes, kill
 from llava_gateway.engine.vllm.sampling import sampling_params
-from llava_gateway.errors import EngineFailed, TooManyRequests, Unavailable
-from llava_gateway.vocabulary import Vocabulary
+from llava_gateway.errors import EngineFailed, GatewayError, TooManyRequests, Unavailable
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -35,14 +35,6 @@ RETRY_AFTER = 10
 STOP_TIMEOUT = 20
 LOOK_INTERVAL = 0.25
 NOTICE_TIMEOUT = 3
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "GOMP_SPINCOUNT": "5000",  # threads of a CPU engine spin for each other: for microseconds, then the images' decoders may have the core
-    "PYTHONWARNINGS": "ignore::FutureWarning,ignore:resource_tracker:UserWarning",  # for the processes that vLLM starts
-}
-"""Variables that suit an embedded engine, where the operator has not set them."""
 
 
 class VllmEngine:
@@ -72,10 +64,24 @@ class VllmEngine:
             await asyncio.wait((loading,), timeout=0.5)
             self._guardian.watch([process.pid for process in engine_processes()])
         self._engine = engine = loading.result()
-        self._model = info = _describe(engine)
+        self._model = info = describe(engine)
         if engine.vllm_config.structured_outputs_config.backend == "guidance":  # else the operator has chosen
             self._grammars = GrammarChecker(info.vocabulary)
+        self.stage = "answering for the first time"
+        await self._warm_up(info)
         return info
+
+    async def _warm_up(self, info: ModelInfo) -> None:
+        """One answer to one image, so that what vLLM makes at its first use is made before somebody waits for it: 0.2 s on a CPU."""
+        if info.image_tokens + 2 > info.context_length:
+            return
+        image = PreparedImage(Image.new("RGB", (info.image_side, info.image_side)), "warm-up", (info.image_side, info.image_side))
+        token_ids = info.vocabulary.encode(info.image_token, add_special_tokens=True).ids
+        try:
+            async for _ in self.generate(Prompt(token_ids, (image,)), Sampling(max_tokens=1), stream=False, usage=Usage()):
+                pass
+        except GatewayError as error:
+            raise EngineStartError(f"{self.model} does not answer: {error.message}") from error
 
     async def check_structure(self, structure: Structure) -> None:
         if self._grammars:
@@ -142,43 +148,14 @@ class VllmEngine:
         self._guardian.close()
 
     def _load(self) -> "AsyncLLM":
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        try:
-            from vllm.engine.arg_utils import AsyncEngineArgs
-            from vllm.platforms import current_platform
-            from vllm.utils.argparse_utils import FlexibleArgumentParser
-            from vllm.v1.engine.async_llm import AsyncLLM
-        except ImportError as error:
-            raise EngineStartError(f"vLLM cannot be imported ({error}); install the extra 'cpu' or 'cuda'") from error
-        parser = FlexibleArgumentParser(prog="llava-gateway serve", add_help=False, usage=argparse.SUPPRESS, exit_on_error=False)
-        AsyncEngineArgs.add_cli_args(parser)
-        try:
-            arguments, unknown = parser.parse_known_args(["--model", self.model, *self.flags])
-        except (argparse.ArgumentError, ValueError, SystemExit) as error:  # argparse exits at some errors all the same
-            raise EngineStartError(f"vLLM does not take these flags: {error}") from error
-        if unknown:
-            raise EngineStartError(f"neither llava-gateway nor vLLM knows the flag {unknown[0]}")
-        if current_platform.is_cpu():
-            arguments.enforce_eager = True  # compiling costs minutes on a CPU and gains nothing
-            if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
-                arguments.distributed_executor_backend = "uni"
-        if arguments.structured_outputs_config.backend == "auto":
-            # With "auto" vLLM keeps the backend that the first request led it to, and other requests' grammars fail on that. Of the
-            # backends only guidance limits the work for a token: a regular expression of 100 characters has xgrammar 0.2.8 hang.
-            # Free to put white space anywhere, small models put it everywhere and never come to the point.
-            arguments.structured_outputs_config.backend = "guidance"
-            arguments.structured_outputs_config.disable_any_whitespace = True
+        arguments = engine_arguments(self.model, self.flags)
         # A Ctrl-C goes to every process of the terminal. The engine's, which have this thread's mask, must go on until requests have ended.
         ensure_running()  # now, since it would take SIGINT out of the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         if self._stopping:
             raise EngineStartError("stopped while starting")
         self.stage = "loading its weights in the engine's process"
-        try:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
-        except Exception as error:
-            raise EngineStartError(f"vLLM could not load {self.model}: {error}") from error
+        return make_engine(arguments)
 
     async def _outputs(
         self, engine: "AsyncLLM", prompt: Prompt, params: "SamplingParams", usage: Usage, *, stream: bool
@@ -239,22 +216,3 @@ async def _render(engine: "AsyncLLM", prompt: Prompt) -> Any:
         ]
     )
     return rendered
-
-
-def _describe(engine: "AsyncLLM") -> ModelInfo:
-    config = engine.vllm_config.model_config
-    if config.hf_config.model_type != "llava":
-        raise EngineStartError(f"{config.model} is a {config.hf_config.model_type} model; this version serves LLaVA-1.5 (model type llava)")
-    info = engine.renderer.get_mm_processor().info
-    processor = info.get_hf_processor()
-    tokenizer = processor.tokenizer
-    side = config.hf_config.vision_config.image_size
-    return ModelInfo(
-        vocabulary=Vocabulary(tokenizer.backend_tokenizer.to_str()),
-        chat_template=processor.chat_template or tokenizer.chat_template or "",
-        special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
-        image_token=processor.image_token,
-        image_tokens=info.get_num_image_tokens(image_width=side, image_height=side),
-        image_side=side,
-        context_length=config.max_model_len,
-    )
