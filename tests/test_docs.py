@@ -26,7 +26,7 @@ SECOND = ("yellow", "black", "orange", "purple")
 
 
 def run(server: Server, *command: str, script: str | None = None) -> str:
-    environment = os.environ | {"OPENAI_BASE_URL": server.v1, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {"OPENAI_BASE_URL": server.v1, "LLAVA_URL": server.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment, input=script)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -48,6 +48,10 @@ def test_example_stream(server: Server) -> None:
     lines = run(server, sys.executable, "examples/stream.py").splitlines()
     assert lines[0].startswith(describe([FIRST]))
     assert lines[1].startswith("Red.")
+
+
+def test_example_deepinfra(server: Server) -> None:
+    assert run(server, sys.executable, "examples/deepinfra.py").startswith(describe([FIRST]))
 
 
 def test_example_two_images_by_curl(server: Server) -> None:

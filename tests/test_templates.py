@@ -78,6 +78,12 @@ def test_every_template_is_tested() -> None:
     assert set(BUILT_IN) == {"llava-hf", *GOLDEN}
 
 
+def test_a_template_for_the_server(processor: Any) -> None:
+    renderer = PromptRenderer(model_info(processor), chosen("plain"))
+    assert renderer.chat(ASKED).text == "<image>\nWhat?\n"
+    assert renderer.chat(ASKED, "llava-hf").text == "USER: <image>\nWhat? ASSISTANT:"
+
+
 def test_answers_end_where_the_template_says(renderer: PromptRenderer) -> None:
     assert renderer.chat(ASKED, "llava-sn").stop == ("###",)
     assert renderer.chat(ASKED).stop == ()

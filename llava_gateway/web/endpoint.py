@@ -33,7 +33,7 @@ class JsonEndpoint:
         reply = Reply(send)
         try:
             async with self.admission.enter(), self.bodies.json(scope, receive) as body:
-                await _unless_gone(receive, self.handle(body, reply))
+                await unless(_disconnected(receive), self.handle(body, reply))
         except ClientLeft:
             metrics.DISCONNECTS.inc()
             log.debug("the client left")
@@ -44,10 +44,10 @@ class JsonEndpoint:
             await self.fail(error, reply)
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work; cancel it as soon as the client disconnects. ClientLeft then."""
+async def unless(gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; cancel it as soon as `gone` has come to its end. ClientLeft then."""
     task = asyncio.create_task(work)
-    watch = asyncio.create_task(_disconnected(receive))
+    watch = asyncio.create_task(gone)
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

@@ -14,6 +14,7 @@ from llava_gateway import metrics
 from llava_gateway.admission import Admission
 from llava_gateway.errors import GatewayError
 from llava_gateway.web.body import Bodies, ClientLeft
+from llava_gateway.web.endpoint import unless
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class JsonSocket:
                         await stack.enter_async_context(admit())
                     await stack.enter_async_context(self.admission.enter())
                     request = stack.enter_context(self.bodies.message(body))
-                    await _unless_gone(receive, send, self.handle(request, answer))
+                    await unless(_gone(receive, send), self.handle(request, answer))
                 record.status = 200
             except GatewayError as error:
                 record.status, record.call.code = error.status, error.code or error.type
@@ -74,23 +75,8 @@ class JsonSocket:
                 await self.fail(GatewayError("The server failed on this request; its log says more."), answer)
 
 
-async def _unless_gone(receive: Receive, send: Send, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work; cancel it as soon as anything comes from the client meanwhile. ClientLeft then."""
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(_next(receive))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            if watch.result()["type"] == "websocket.receive":
-                await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "one message at a time"})
-            raise ClientLeft
-    finally:
-        watch.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-    await task
-
-
-async def _next(receive: Receive) -> Message:
-    return await receive()
+async def _gone(receive: Receive, send: Send) -> None:
+    """Until anything comes from the client, which is to wait for its answer."""
+    message = await receive()
+    if message["type"] == "websocket.receive":
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "one message at a time"})
