@@ -1,6 +1,6 @@
 """DeepInfra's address of the OpenAI API, on this server: a client of theirs needs another host, and no other line.
 
-    LLAVA_URL=http://127.0.0.1:8000 python examples/deepinfra.py
+LLAVA_URL=http://127.0.0.1:8000 python examples/deepinfra.py
 """
 
 import base64

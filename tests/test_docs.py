@@ -26,7 +26,11 @@ SECOND = ("yellow", "black", "orange", "purple")
 
 
 def run(server: Server, *command: str, script: str | None = None) -> str:
-    environment = os.environ | {"OPENAI_BASE_URL": server.v1, "LLAVA_URL": server.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "OPENAI_BASE_URL": server.v1,
+        "LLAVA_URL": server.url,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment, input=script)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

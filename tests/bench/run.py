@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--distinct", type=int, default=0, help="also: memory after so many distinct images")
     parser.add_argument("--only", choices=("text", "images"), help="these rows alone")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--plot", type=Path, help="draw the ratios here, as SVG or PNG")
+    parser.add_argument("--plot", type=Path, help="draw the ratios here, as SVG or PNG; needs llava-gateway[bench]")
     options = parser.parse_args()
     figures: Figures = defaultdict(lambda: defaultdict(list))
     for turn in range(options.rounds):
