@@ -72,13 +72,13 @@ class VllmEngine:
         return info
 
     async def _warm_up(self, info: ModelInfo) -> None:
-        """One answer to one image, so that what vLLM makes at its first use is made before somebody waits for it: 0.2 s on a CPU."""
+        """One answer to one image, so that what vLLM makes at its first use is made before somebody waits for it."""
         if info.image_tokens + 2 > info.context_length:
             return
         image = PreparedImage(Image.new("RGB", (info.image_side, info.image_side)), "warm-up", (info.image_side, info.image_side))
         token_ids = info.vocabulary.encode(info.image_token, add_special_tokens=True).ids
         try:
-            async for _ in self.generate(Prompt(token_ids, (image,)), Sampling(max_tokens=1), stream=False, usage=Usage()):
+            async for _ in self.generate(Prompt(token_ids, (image,)), Sampling(max_tokens=1, logprobs=1), stream=False, usage=Usage()):
                 pass
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error

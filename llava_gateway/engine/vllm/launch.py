@@ -40,7 +40,10 @@ def engine_arguments(model: str, flags: Sequence[str]) -> "AsyncEngineArgs":
     if unknown:
         raise EngineStartError(f"neither llava-gateway nor vLLM knows the flag {unknown[0]}")
     if current_platform.is_cpu():
-        arguments.enforce_eager = True  # compiling costs minutes on a CPU and gains nothing
+        # Compiling costs minutes on a CPU, wants a C++ compiler, and gains nothing. (What vLLM compiles at its first use, such as the ranks
+        # of log probabilities, had all requests wait for 18 s.)
+        arguments.enforce_eager = True
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         # A core for the front end: threads that wait for each other at each layer stand still while it has one of theirs.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
         if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
@@ -56,12 +59,16 @@ def engine_arguments(model: str, flags: Sequence[str]) -> "AsyncEngineArgs":
 
 def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     """Starts its processes and loads the model. Raises EngineStartError."""
+    from vllm.envs import disable_envs_cache, enable_envs_cache
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    disable_envs_cache()
     try:
-        return AsyncLLM.from_engine_args(arguments)
+        engine = AsyncLLM.from_engine_args(arguments)
     except Exception as error:
         raise EngineStartError(f"vLLM could not load {arguments.model}: {error}") from error
+    enable_envs_cache()  # as vLLM does in the engine's process: it looks into the environment for every token
+    return engine
 
 
 def describe(engine: "AsyncLLM") -> ModelInfo:
