@@ -59,9 +59,11 @@ def engine_arguments(model: str, flags: Sequence[str]) -> "AsyncEngineArgs":
 
 def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     """Starts its processes and loads the model. Raises EngineStartError."""
+    import torch
     from vllm.envs import disable_envs_cache, enable_envs_cache
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    torch.set_num_threads(1)  # of this process, where it works on small pictures: more threads would wait for each other and spin
     disable_envs_cache()
     try:
         engine = AsyncLLM.from_engine_args(arguments)
