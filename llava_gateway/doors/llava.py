@@ -24,7 +24,7 @@ from llava_gateway.web.body import Bodies
 from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import JsonEndpoint
 from llava_gateway.web.fields import TAG, ImageString, Refused, RequestBody
-from llava_gateway.web.reply import Reply
+from llava_gateway.web.reply import Reply, retry_after
 
 MEDIA_TYPE = b"application/octet-stream"
 NUL = b"\0"
@@ -215,8 +215,7 @@ async def fail(error: GatewayError, reply: Reply) -> None:
         await reply.frames(chunk)
         await reply.end()
         return
-    retry = () if error.retry_after is None else ((b"retry-after", str(error.retry_after).encode()),)
-    await reply.body(error.status, chunk, MEDIA_TYPE, retry)
+    await reply.body(error.status, chunk, MEDIA_TYPE, retry_after(error))
 
 
 def render_error(error: GatewayError) -> bytes:

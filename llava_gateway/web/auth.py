@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_gateway.call import current
@@ -67,16 +67,10 @@ class Auth:
 
     async def _refuse(self, error: GatewayError, scope: Scope, send: Send) -> None:
         current().code = error.code
-
-        async def refused(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(raw=list(message["headers"]))
-                if error.status == 401:
-                    headers["www-authenticate"] = "Bearer"
-                message["headers"] = [*headers.raw, *(error.headers if isinstance(error, RateLimited) else ())]
-            await send(message)
-
-        await self.fail_for(scope)(error, Reply(refused))
+        headers = list(error.headers) if isinstance(error, RateLimited) else []
+        if isinstance(error, Unauthorized):
+            headers.append((b"www-authenticate", b"Bearer"))
+        await self.fail_for(scope)(error, Reply(send, headers=headers))
 
 
 def _secret(scope: Scope) -> str:

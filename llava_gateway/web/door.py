@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.routing import BaseRoute, Match
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from llava_gateway.call import current
 from llava_gateway.errors import GatewayError
@@ -44,10 +44,5 @@ class Failure:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         current().code = self.error.code or self.error.type
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] += [(name.encode(), value.encode()) for name, value in self.headers.items()]
-            await send(message)
-
-        await self.fail(self.error, Reply(with_headers))
+        headers = ((name.encode(), value.encode()) for name, value in self.headers.items())
+        await self.fail(self.error, Reply(send, headers=headers))

@@ -1,7 +1,7 @@
 """Writing a response: once as JSON, or frame by frame as server-sent events."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from starlette.types import Scope, Send
 
 from llava_gateway.errors import GatewayError
 
+Header = tuple[bytes, bytes]
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -17,15 +18,17 @@ KEEP_ALIVE = b": keep-alive\n\n"
 class Reply:
     """The response to one request. Knows whether its status line has left."""
 
-    def __init__(self, send: Send, *, started: bool = False) -> None:
+    def __init__(self, send: Send, *, started: bool = False, headers: Iterable[Header] = ()) -> None:
+        """`headers`: besides those that whoever renders it gives it."""
         self._send = send
         self.started = started
+        self._headers = tuple(headers)
         self._silent = True
 
-    async def json(self, status: int, value: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    async def json(self, status: int, value: Any, headers: tuple[Header, ...] = ()) -> None:
         await self.body(status, orjson.dumps(value), b"application/json", headers)
 
-    async def body(self, status: int, body: bytes, media_type: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    async def body(self, status: int, body: bytes, media_type: bytes, headers: tuple[Header, ...] = ()) -> None:
         length = str(len(body)).encode()
         await self._start(status, ((b"content-type", media_type), (b"content-length", length), *headers))
         await self._send({"type": "http.response.body", "body": body})
@@ -67,9 +70,14 @@ class Reply:
             if self._silent:
                 await self._send({"type": "http.response.body", "body": silence, "more_body": True})
 
-    async def _start(self, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    async def _start(self, status: int, headers: tuple[Header, ...]) -> None:
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
+
+
+def retry_after(error: GatewayError) -> tuple[Header, ...]:
+    """The header that says when a retry makes sense, if one does."""
+    return () if error.retry_after is None else ((b"retry-after", str(error.retry_after).encode()),)
 
 
 Fail = Callable[[GatewayError, Reply], Awaitable[None]]

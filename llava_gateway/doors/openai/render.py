@@ -9,6 +9,7 @@ import orjson
 from llava_gateway.chat import Usage
 from llava_gateway.doors.openai.sampling import StreamOptions
 from llava_gateway.errors import GatewayError
+from llava_gateway.web.reply import retry_after
 
 DONE = b"data: [DONE]\n\n"
 
@@ -64,6 +65,6 @@ def render_error(error: GatewayError) -> bytes:
 
 def error_headers(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
     """When to retry. SDKs retry every 429 and 5xx by themselves, unless they are told that it is useless."""
-    if error.retry_after is not None:
-        return ((b"retry-after", str(error.retry_after).encode()),)
-    return ((b"x-should-retry", b"false"),) if error.status >= 500 or error.status == 429 else ()
+    if error.retry_after is None and (error.status >= 500 or error.status == 429):
+        return ((b"x-should-retry", b"false"),)
+    return retry_after(error)

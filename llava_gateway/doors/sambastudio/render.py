@@ -10,7 +10,7 @@ from llava_gateway.answer import Answer
 from llava_gateway.chat import Delta, TokenLogprob
 from llava_gateway.errors import GatewayError
 from llava_gateway.plan import Plan
-from llava_gateway.web.reply import Reply
+from llava_gateway.web.reply import Reply, retry_after
 
 
 class Prediction:
@@ -103,8 +103,7 @@ async def _fail(error: GatewayError, reply: Reply, last: bytes) -> None:
         await reply.frames(last)
         await reply.end()
     else:
-        headers = () if error.retry_after is None else ((b"retry-after", str(error.retry_after).encode()),)
-        await reply.json(error.status, {"detail": _detail(error)}, headers)
+        await reply.json(error.status, {"detail": _detail(error)}, retry_after(error))
 
 
 def _failure(error: GatewayError) -> dict[str, Any]:

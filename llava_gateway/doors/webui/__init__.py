@@ -21,7 +21,7 @@ from llava_gateway.gateway import Gateway
 from llava_gateway.web.body import Bodies
 from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import Handle, JsonEndpoint
-from llava_gateway.web.reply import Reply
+from llava_gateway.web.reply import Reply, retry_after
 from llava_gateway.web.socket import Answer, JsonSocket
 
 RATE = 10_000_000
@@ -133,8 +133,7 @@ class Webui:
 
 
 async def fail(error: GatewayError, reply: Reply) -> None:
-    headers = ((b"retry-after", str(error.retry_after).encode()),) if error.retry_after is not None else ()
-    await reply.json(error.status, {"error": render_error(error)}, headers)
+    await reply.json(error.status, {"error": render_error(error)}, retry_after(error))
 
 
 def _json(value: Any) -> Response:
