@@ -14,7 +14,8 @@
     ├── TooManyRequests           429  retry later
     ├── EngineFailed              500  the engine gave up on this request
     ├── Unavailable               503  the engine is starting, stopping or dead; retry later
-    └── OutOfTime                 504  the answer was not whole in time
+    ├── OutOfTime                 504  the answer was not whole in time
+    └── OutOfStorage              507  there is no room for what is to be kept
 
 `str(error)` is for the client: it never holds a path, an address or a third party's text that could. What the operator needs
 besides goes to the log through exception chaining (`raise ... from cause`).
@@ -107,3 +108,8 @@ class OutOfTime(GatewayError):
     status = 504
     type = "server_error"
     code = "request_timeout"
+
+
+class OutOfStorage(GatewayError):
+    status = 507
+    type = "server_error"

@@ -38,6 +38,7 @@ PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "HEIC": "heic", "AVIF": "avif"}
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 try:
     import pillow_heif
@@ -86,6 +87,19 @@ def prepare(image: Image.Image, transform: Transform) -> Image.Image:
         return _flatten(_square(_premultiply(_orient(_load(image, transform.side))), transform))
 
 
+def is_plain(image: Image.Image) -> bool:
+    """Whether every program sees in the file what the model did: a JPEG or PNG of 8 bits, upright, with nothing transparent."""
+    with _failing_as_damaged():
+        known = isinstance(image, JpegImagePlugin.JpegImageFile | PngImagePlugin.PngImageFile)
+        return known and not _is_deep(image) and not image.has_transparency_data and _is_upright(image)
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """RGB in its own size, upright and on white, of an image that `open_image` has let through. InvalidImage if it is damaged."""
+    with _failing_as_damaged():
+        return _flatten(_premultiply(_orient(image)))
+
+
 @contextmanager
 def _failing_as_damaged() -> Iterator[None]:
     try:
@@ -116,6 +130,11 @@ def sniff(data: bytes) -> str | None:
         brands = data[8 : min(int.from_bytes(data[:4]), 256)]
         return "AVIF" if b"avif" in brands or b"avis" in brands else "HEIC" if any(brand in brands for brand in HEIC_BRANDS) else None
     return None
+
+
+def extension(data: bytes) -> str:
+    """What the name of such a file ends with. The data is of an image that `open_image` has let through."""
+    return EXTENSIONS[sniff(data) or ""]
 
 
 def _open(data: bytes) -> Image.Image:
@@ -151,12 +170,16 @@ def _load(image: Image.Image, side: int) -> Image.Image:
 
 
 def _orient(image: Image.Image) -> Image.Image:
-    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
+    return image if _is_upright(image) else ImageOps.exif_transpose(image)
+
+
+def _is_upright(image: Image.Image) -> bool:
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
 
 
 def _premultiply(image: Image.Image) -> Image.Image:
     """RGB, or RGBa where something is transparent: its colours can be averaged without those of invisible pixels."""
-    if image.mode.startswith("I") or image.mode == "F":
+    if _is_deep(image):
         image = _eight_bits(image)
     if image.has_transparency_data:
         return image.convert("RGBA").convert("RGBa")
@@ -168,6 +191,11 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether its grey has more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -1,8 +1,9 @@
 """One call for a request's images: fetch or unpack, measure, and prepare each one, off the event loop and never twice."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from blake3 import blake3
@@ -14,7 +15,7 @@ from llava_gateway.chat import ImageSource
 from llava_gateway.engine import PreparedImage
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.cache import ImageCache
-from llava_gateway.images.decode import Transform, open_image, prepare
+from llava_gateway.images.decode import Transform, extension, open_image, prepare
 from llava_gateway.images.flight import InFlight
 from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.images.urls import UrlImages
@@ -25,6 +26,15 @@ T = TypeVar("T")
 
 LARGE = 1_000_000
 """Pixels from which an image is decoded by threads of its own, so that small ones need not wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A picture as it came, which was found whole."""
+
+    name: str
+    """Digest of the data, and its format: `<64 hex digits>.png`."""
+    data: bytes
 
 
 class ImageLoader:
@@ -45,27 +55,27 @@ class ImageLoader:
         """The images, prepared, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names the first that fails."""
         transform = Transform(aspect_ratio or self.settings.image_aspect_ratio, self.side)
         budget = _Budget(self.settings)
-        loaded = await together(lambda image: self._named(image, transform, budget), images)
+        loaded = await together(lambda image: _named(self._load, image, transform, budget), images)
         current().images += [f"{image.digest[:16]} {image.source[0]}x{image.source[1]}" for image in loaded]
         return tuple(loaded)
+
+    async def files(self, images: Sequence[ImageSource]) -> tuple[ImageFile, ...]:
+        """The images as they came, in order, each of which `load` would take. InvalidImage names the first that fails."""
+        transform = Transform(self.settings.image_aspect_ratio, self.side)
+        budget = _Budget(self.settings)
+        return tuple(await together(lambda image: _named(self._file, image, transform, budget), images))
 
     async def close(self) -> None:
         await self._urls.close()
         for pool in (self._small, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _named(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
-        try:
-            return await self._load(image, transform, budget)
-        except InvalidImage as error:
-            raise InvalidImage(error.message, param=image.param, code=error.code) from error
-
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
         data: bytes | None
         url = inlined(image)
         if isinstance(url, memoryview):
             content, data = await self._in(self._small, self._unpack, url)
-        elif (known := self._urls.fresh(url)) and (prepared := self.cache.get(_key(known, transform))):
+        elif (known := self._urls.fresh(url)) and _key(known, transform) in self.cache:
             metrics.IMAGE_URLS.labels("fresh").inc()
             content, data = known, None
         else:
@@ -74,6 +84,22 @@ class ImageLoader:
                 if fetched.data is None and _key(fetched.content, transform) not in self.cache:
                     fetched = await self._urls.fetch(url, anew=True)
             content, data = fetched.content, fetched.data
+        return await self._prepared(content, data, transform, budget)
+
+    async def _file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
+        url = inlined(image)
+        if isinstance(url, memoryview):
+            content, data = await self._in(self._small, self._unpack, url)
+        else:
+            with timed("fetch"):
+                fetched = await self._urls.fetch(url, anew=True)
+            assert fetched.data is not None
+            content, data = fetched.content, fetched.data
+        await self._prepared(content, data, transform, budget)
+        return ImageFile(f"{content}.{extension(data)}", data)
+
+    async def _prepared(self, content: str, data: bytes | None, transform: Transform, budget: "_Budget") -> PreparedImage:
+        """`data`: None if the cache has the image."""
         budget.spend(size=len(data or b""))
         if prepared := self.cache.get(_key(content, transform)):
             metrics.IMAGES.labels("cached").inc()
@@ -123,6 +149,17 @@ class _Budget:
             raise InvalidImage(
                 f"The images of this request have more than {self.megapixels} million pixels together.", code="image_too_large"
             )
+
+
+Load = Callable[[ImageSource, Transform, _Budget], Awaitable[T]]
+
+
+async def _named(load: Load[T], image: ImageSource, transform: Transform, budget: _Budget) -> T:
+    """InvalidImage then says which image of the request it is."""
+    try:
+        return await load(image, transform, budget)
+    except InvalidImage as error:
+        raise InvalidImage(error.message, param=image.param, code=error.code) from error
 
 
 def _key(content: str, transform: Transform) -> str:

@@ -5,13 +5,14 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from llava_gateway.chat import ChatRequest, CompletionRequest
-from llava_gateway.doors.openai.chat_request import Messages, check_continuation, to_messages
+from llava_gateway.doors.openai.chat_request import check_continuation
 from llava_gateway.doors.openai.completions_request import Images, to_images
 from llava_gateway.doors.openai.sampling import VLLM_REFUSED, TokenIds
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.gateway import Gateway
 from llava_gateway.templates import built_in
 from llava_gateway.web.fields import Refused, RequestBody
+from llava_gateway.web.messages import Messages, to_messages
 
 _TEMPLATE = {name: VLLM_REFUSED[name] for name in ("chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")}
 

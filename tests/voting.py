@@ -1,0 +1,65 @@
+"""Short ways to vote, and to read what comes of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+from PIL import Image
+
+from llava_gateway.chat import ImageUrl, Message, Text
+from llava_gateway.feedback.record import Vote, VoteName, new_vote
+from llava_gateway.feedback.store import Store
+from llava_gateway.images.decode import extension
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "llava_gateway", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def vote_on(
+    text: str = "Hello",
+    answer: str = "Hello!",
+    vote: VoteName = "up",
+    *,
+    model: str = "m",
+    key: str | None = None,
+    images: tuple[str, ...] = (),
+) -> Vote:
+    shown = tuple(ImageUrl("x", "x") for _ in images)
+    return new_vote(model, vote, key, [Message("user", (*shown, Text(text))), Message("assistant", (Text(answer),))], images)
+
+
+def keep(store: Store, *pictures: bytes, **fields: Any) -> Vote:
+    """A vote on an answer about these pictures."""
+    files = {f"{blake3(picture).hexdigest()}.{extension(picture)}": picture for picture in pictures}
+    vote = vote_on(images=tuple(files), **fields)
+    store.add(vote, files)
+    return vote
+
+
+def samples(dataset: Path) -> list[dict[str, Any]]:
+    """All annotations, once they are what LLaVA's `LazySupervisedDataset` can use: it opens `image` below --image_folder, wants human and
+    gpt by turns, and puts the picture where a turn says `<image>`, once in each turn that does."""
+    sides = [json.loads((dataset / f"annotations_{side}.json").read_text()) for side in ("train", "val")]
+    found: list[dict[str, Any]] = [sample for side in sides for sample in side]
+    assert len({sample["id"] for sample in found}) == len(found)
+    for sample in found:
+        turns = sample["conversations"]
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        assert all(turn["value"].strip() for turn in turns)
+        shown = [sample["image"]] if isinstance(sample.get("image"), str) else sample.get("image", [])
+        placeholders = 0
+        for turn in turns:
+            text = turn["value"]
+            while text.startswith("<image>\n"):
+                text = text.removeprefix("<image>\n")
+                placeholders += turn["from"] == "human"
+            assert "<image>" not in text
+        assert placeholders == len(shown)
+        for path in shown:
+            with Image.open(dataset / path) as opened:
+                opened.convert("RGB").load()
+    return found
