@@ -1,13 +1,16 @@
 """The command line: flags, environment and file make settings; the rest is vLLM's."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from llava_gateway import __version__
-from llava_gateway.cli import flags
+from llava_gateway.cli import COMMANDS, flags
 from llava_gateway.settings import Settings
 
 
@@ -70,10 +73,82 @@ def test_help_lists_every_setting() -> None:
 
 def test_other_commands() -> None:
     assert run("--version").stdout.strip() == f"llava-gateway {__version__}"
-    assert "serve" in run("--help").stdout
-    unknown = run("fly")
-    assert unknown.returncode == 1
-    assert "fly" in unknown.stderr
+    said = run("--help").stdout
+    assert all(f"  {command} " in said for command in COMMANDS)
+    assert run().stdout == said
+
+
+@pytest.mark.parametrize(("typed", "said"), [("sevre", "did you mean 'serve'?"), ("export_dataset", "'export-dataset'"), ("fly", "--help")])
+def test_a_mistyped_command(typed: str, said: str) -> None:
+    ended = run(typed)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert f"{typed!r}" in ended.stderr
+    assert said in ended.stderr
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command in ((), *((command,) for command in COMMANDS), ("keys", "new")):
+        ended = run(*command, "--help")
+        assert (ended.returncode, ended.stderr) == (0, "")
+        long = [line for line in ended.stdout.splitlines() if len(line) > columns]
+        assert all("llava-gateway " in line for line in long), "only what is there to be copied may be longer"
+        assert "example" in ended.stdout or command == ("keys", "new")
+
+
+def test_every_group_of_the_help_begins_with_a_setting() -> None:
+    assert flags.GROUPS.keys() <= Settings.model_fields.keys()
+    assert next(iter(Settings.model_fields)) in flags.GROUPS
+
+
+def test_help_imports_next_to_nothing() -> None:
+    script = "import sys; sys.argv = ['', '--help']; from llava_gateway.cli import main\ntry: main()\nfinally: print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    assert "llava_gateway.cli" in loaded
+    assert not {"vllm", "torch", "pydantic", "starlette", "httpx", "argparse"} & set(loaded)
+
+
+@pytest.mark.parametrize("command", ["", "serve"])
+def test_help_into_a_closed_pipe_ends_silently(command: str) -> None:
+    script = f"{sys.executable} -m llava_gateway {command} --help | true"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.stderr == ""
+
+
+COMPLETED = [
+    ("ser", "serve"),
+    ("serve llava-demo --image-aspect-", "--image-aspect-ratio"),
+    ("serve --image-aspect-ratio p", "pad"),
+    ("keys new alice --requests", "--requests-per-minute"),
+    ("chat --image pic", "picture.png"),
+    ("completion z", "zsh"),
+]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    """In the shell itself, at its prompt."""
+    if not shutil.which(shell):
+        pytest.skip(f"there is no {shell} here")
+    Path("picture.png").touch()
+    Path("_llava-gateway" if shell == "zsh" else f"script.{shell}").write_text(run("completion", shell).stdout)
+    if shell == "fish":
+        for typed, completed in COMPLETED:
+            asked = f"source script.fish; complete -C 'llava-gateway {typed}'"
+            said = subprocess.run(["fish", "-c", asked], capture_output=True, text=True, timeout=60).stdout
+            assert completed in said.split(), typed
+        return
+    flags = ["--norc", "--noprofile", "-i"] if shell == "bash" else ["-f", "-i"]
+    child = pexpect.spawn(shell, flags, encoding="utf-8", timeout=30, dimensions=(40, 200), env=os.environ | {"TERM": "dumb"})
+    child.sendline("fpath=($PWD $fpath); autoload -U compinit; compinit -u -D" if shell == "zsh" else "source ./script.bash")
+    for typed, completed in COMPLETED:
+        child.sendline("echo :")
+        child.expect("\n:\r")
+        child.send(f"llava-gateway {typed}\t")
+        child.expect_exact(completed)
+        child.send("\x15")  # the line is not run
+    child.close()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from llava_gateway.cli.parser import Parser
 from llava_gateway.load.bodies import chat_bodies
 from llava_gateway.load.client import Outcome, Target
 from llava_gateway.load.run import Result, load
@@ -25,7 +26,7 @@ PATH = "/chat/completions"
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status 1 if a request failed, 2 if the server cannot be asked at all."""
-    given = _parser().parse_args(arguments)
+    given = make_parser().parse_args(arguments)
     try:
         target = Target(given.url if given.url.rstrip("/").endswith("/v1") else given.url.rstrip("/") + "/v1", given.key)
         model = given.model or _first_model(target)
@@ -114,16 +115,24 @@ def _first_model(target: Target) -> str:
     return str(answer.json()["data"][0]["id"])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="llava-gateway bench", description="Load on an OpenAI-compatible server: streamed chats by so many at once."
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="llava-gateway bench",
+        usage="llava-gateway bench [URL] [options]",
+        description="Load on an OpenAI-compatible server: streamed chats by so many at once. Prints requests and tokens per second, and "
+        "the times to the first token and between tokens.",
+        epilog="examples:\n"
+        "  llava-gateway bench --concurrency 1,32\n"
+        "  llava-gateway bench http://127.0.0.1:8000/v1 --images 1 --max-tokens 64 --json bench.json",
     )
     parser.add_argument("url", metavar="URL", nargs="?", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    parser.add_argument("--model", default="", help="default: the first that /v1/models names")
-    parser.add_argument("--key", default="", help="sent as Authorization: Bearer")
+    parser.add_argument("--model", default="", metavar="NAME", help="default: the first that /v1/models names")
+    parser.add_argument("--key", default="", metavar="KEY", help="sent as Authorization: Bearer")
     parser.add_argument("--concurrency", type=_numbers, default=[1, 8, 32], metavar="N,N,...", help="clients at once (default: 1,8,32)")
     parser.add_argument("--requests", type=int, default=0, metavar="N", help="for each concurrency (default: eight for each client)")
-    parser.add_argument("--seconds", type=float, default=60, help="begin no request after so long, for each concurrency (default: 60)")
+    parser.add_argument(
+        "--seconds", type=float, default=60, metavar="S", help="begin no request after so many seconds, for each (default: 60)"
+    )
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default: 128)")
     parser.add_argument("--ignore-eos", action="store_true", help="vLLM's: let answers go on to --max-tokens")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="new pictures in each request (default: 0)")
@@ -133,12 +142,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = [int(number) for number in text.split(",")]
+    numbers = [int(number) if number.strip().isdecimal() else 0 for number in text.split(",")]
     if min(numbers) < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers over 0, such as 1,32")
     return numbers
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, height = map(int, text.lower().split("x"))
-    return width, height
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 1600x1200")
+    return int(width), int(height)

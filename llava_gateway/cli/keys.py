@@ -5,24 +5,19 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
 
 from pydantic import ValidationError
 
 from llava_gateway.cli import flags
+from llava_gateway.cli.parser import Parser
 from llava_gateway.keys.store import Key, KeyFile, KeyFileError, digest, first_fault, new_secret
 
 COLUMNS = ("NAME", "MODELS", "REQUESTS/MIN", "TOKENS/MIN", "CONCURRENT", "CREATED")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main(arguments: Sequence[str]) -> int:
     """Exit status 1 if the file does not allow it, 2 if an argument is wrong."""
-    parser = _parser()
+    parser = make_parser()
     given = parser.parse_args(arguments)
     path = given.file or flags.parse([])[0].keys_file
     if not path:
@@ -73,17 +68,24 @@ def _list(file: KeyFile) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="llava-gateway keys", description="Keys of clients, in a file that holds digests of their secrets.")
-    common = _Parser(add_help=False)
-    common.add_argument("--file", help="default: LLAVA_KEYS_FILE, or keys_file of llava-gateway.toml")
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="llava-gateway keys",
+        description="Keys of clients, in a file that holds digests of their secrets. A server that reads the file follows each change "
+        "within a second.",
+        epilog="examples:\n"
+        "  llava-gateway keys new alice --file keys.json --requests-per-minute 60\n"
+        "  llava-gateway serve --host 0.0.0.0 --keys-file keys.json",
+    )
+    common = Parser(add_help=False)
+    common.add_argument("--file", metavar="FILE", help="default: LLAVA_KEYS_FILE, or keys_file of llava-gateway.toml")
     commands = parser.add_subparsers(dest="command", required=True, metavar="new|list|revoke")
     new = commands.add_parser("new", parents=[common], help="make a key and print its secret")
     new.add_argument("name", metavar="NAME", help="letters, digits and . _ -")
     new.add_argument("--models", default="", metavar="A,B", help="models that it may ask for (default: all)")
-    new.add_argument("--requests-per-minute", type=int, metavar="N")
-    new.add_argument("--tokens-per-minute", type=int, metavar="N", help="of prompts and answers together")
-    new.add_argument("--concurrent", type=int, metavar="N", help="requests at once, in each server process")
+    new.add_argument("--requests-per-minute", type=int, metavar="N", help="default: no limit")
+    new.add_argument("--tokens-per-minute", type=int, metavar="N", help="of prompts and answers together (default: no limit)")
+    new.add_argument("--concurrent", type=int, metavar="N", help="requests at once, in each server process (default: no limit)")
     commands.add_parser("list", parents=[common], help="names, models and limits")
     commands.add_parser("revoke", parents=[common], help="refuse a key from now on").add_argument("name", metavar="NAME")
     return parser

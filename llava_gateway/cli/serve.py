@@ -31,6 +31,8 @@ MALLOPT = {-3: 32 << 20, -1: 256 << 20}
 LAST_WORDS = 5
 """Seconds that the errors of requests which were cut off get to leave."""
 
+make_parser = flags.make_parser
+
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until SIGINT or SIGTERM. Exit status 1 if the model does not load or the engine's death is to end it, 2 if a flag is wrong."""

@@ -1,0 +1,108 @@
+"""`llava-gateway chat`: talk with a model about pictures, in the terminal or with one question in a pipe."""
+
+import argparse
+import asyncio
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from llava_gateway.cli.chat_conversation import Conversation
+from llava_gateway.cli.chat_stream import ChatError, first_model
+from llava_gateway.cli.chat_terminal import Terminal
+from llava_gateway.cli.parser import Parser
+from llava_gateway.cli.remote import DEFAULT_URL, http_client, image_part, key_option, url_option
+
+TIMEOUT = httpx.Timeout(600, connect=10)
+"""Seconds without a byte from the server; long prompts on slow machines have been waited for so long."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 1 if a question got no whole answer or the server cannot be reached, 2 if an argument is wrong."""
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    for stream in (sys.stdin, sys.stdout):  # text that the terminal's encoding does not have, either way
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    pictures = _pictures(given.image, parser)
+    in_terminal = not given.question and sys.stdin.isatty() and sys.stdout.isatty()
+    question = "" if in_terminal else (" ".join(given.question) or sys.stdin.read()).strip()
+    if not in_terminal and not question:
+        parser.error("there is no question; give it as an argument or on standard input")
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    with asyncio.Runner() as runner:
+        client = http_client(given.base_url, given.key, TIMEOUT)
+        try:
+            model = given.model or runner.run(first_model(client))
+            conversation = Conversation(client, runner, {"model": model, **_sampling(given)}, given.system, pictures)
+            if in_terminal:
+                Terminal(conversation, console).run()
+            else:
+                answer = conversation.ask(question)
+                if sys.stdout.isatty() and console.is_terminal:
+                    console.print(answer.summary(), style="dim", markup=False)
+        except ChatError as error:
+            sys.stderr.write(f"{parser.prog}: {error}\n")
+            return 1
+        finally:
+            runner.run(client.aclose())
+    return 0
+
+
+def _pictures(sources: list[str], parser: Parser) -> list[dict[str, Any]]:
+    parts = []
+    for source in sources:
+        try:
+            parts.append(image_part(source))
+        except OSError as error:
+            parser.error(f"--image {source}: {error.strerror}")
+    return parts
+
+
+def _sampling(given: argparse.Namespace) -> dict[str, Any]:
+    fields = {"temperature": given.temperature, "top_p": given.top_p, "max_tokens": given.max_tokens}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="llava-gateway chat",
+        usage="llava-gateway chat [options] [QUESTION]",
+        description="Chat with a model of any OpenAI-compatible server. With a QUESTION, or one on standard input, print its answer and "
+        "end; else chat in the terminal, where /help lists the commands.",
+        epilog="examples:\n"
+        "  llava-gateway chat\n"
+        '  llava-gateway chat --image photo.jpg "What is this?"\n'
+        "  cat question.txt | llava-gateway chat --image a.jpg --image b.jpg\n"
+        "  llava-gateway chat --base-url https://llava.example.com/v1",
+    )
+    parser.add_argument("question", metavar="QUESTION", nargs="*", help="ask this alone; default: standard input, unless it is a terminal")
+    parser.add_argument(
+        "--image", metavar="FILE|URL", action="append", default=[], help="a picture that goes with the first question; may be repeated"
+    )
+    parser.add_argument("--system", metavar="TEXT", default="", help="a system message")
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--base-url",
+        metavar="URL",
+        type=url_option,
+        default=os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL,
+        help=f"default: the environment's OPENAI_BASE_URL, else {DEFAULT_URL}",
+    )
+    server.add_argument(
+        "--key",
+        metavar="KEY",
+        type=key_option,
+        default=os.environ.get("OPENAI_API_KEY", ""),
+        help="sent as Authorization: Bearer; default: the environment's OPENAI_API_KEY, which other users of this machine cannot see",
+    )
+    server.add_argument("--model", metavar="NAME", help="default: the first that the server names")
+    answers = parser.add_argument_group("answers")
+    answers.add_argument("--temperature", metavar="T", type=float, help="0 is greedy; default: the server's")
+    answers.add_argument("--top-p", metavar="P", type=float, help="draw among the likeliest tokens of this share; default: the server's")
+    answers.add_argument("--max-tokens", metavar="N", type=int, help="most tokens of an answer; default: the server's")
+    return parser
