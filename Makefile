@@ -1,4 +1,4 @@
-# make serve | test | check | measure | bench | soak | demo-model | clean.   Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH SOAK
+# make serve | test | check | measure | bench | soak | pictures | demo-model | clean.   Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH SOAK
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -9,7 +9,7 @@ SOAK ?=
 BIN := .venv/bin
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 
-.PHONY: serve test check measure bench soak demo-model clean
+.PHONY: serve test check measure bench soak pictures demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -31,6 +31,9 @@ bench: .venv/test-$(ENGINE)  ## This gateway beside `vllm serve` in one run (ten
 
 soak: .venv/test-$(ENGINE)  ## Ten minutes of mixed traffic; fails if anything grows. SOAK="--minutes 60" for more
 	$(BIN)/python tests/soak.py $(SOAK)
+
+pictures: .venv/test-$(ENGINE)  ## The pictures of the chat page in docs/pictures, taken anew; needs Chromium
+	$(BIN)/python tests/page_pictures.py
 
 demo-model: .venv/test-$(ENGINE)  ## Train the demo model anew (about half an hour on two cores)
 	$(BIN)/python -m llava_gateway.demo.train

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
-from llava_gateway.doors import llava, openai, ops, sambastudio, webui
+from llava_gateway.doors import feedback, llava, openai, ops, page, sambastudio, webui
 from llava_gateway.engine import Engine, EngineStartError
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm import VllmEngine
@@ -31,8 +31,9 @@ DOORS: dict[str, MakeDoor] = {
     "sambastudio": sambastudio.door,
     "webui": webui.door,
     "llava": llava.door,
+    "page": page.door,
 }
-"""Dialects, by the names that `--doors` knows."""
+"""Dialects and the chat page, by the names that `--doors` knows."""
 
 
 def create_app(
@@ -59,8 +60,10 @@ def create_app(
     gateway = Gateway(settings, supervisor, name)
     bodies = Bodies(settings)
     doors = [DOORS[name](gateway, bodies) for name in DOORS if name in settings.doors]
+    if settings.feedback_dir:
+        doors.append(feedback.door(gateway, bodies, openai.fail))
     fail_for = fail_by_path(doors, openai.fail)
-    around = Around(settings, fail_for)
+    around = Around(settings, doors, fail_for)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ refused here. Iterating yields deltas. Leaving aborts what still runs, books the
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from typing import Any
 
@@ -19,11 +19,11 @@ from llava_gateway import metrics
 from llava_gateway.admission import Admission
 from llava_gateway.answer import Answer, choices, first_delta
 from llava_gateway.call import Call, current, timed
-from llava_gateway.chat import ChatRequest, Request, Usage
+from llava_gateway.chat import ChatRequest, ImageSource, Request, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.errors import NotFound, Unavailable
-from llava_gateway.images.loader import ImageLoader
+from llava_gateway.images.loader import ImageFile, ImageLoader
 from llava_gateway.plan import Plan, make_plan
 from llava_gateway.prompt import PromptRenderer
 from llava_gateway.settings import Settings
@@ -138,6 +138,12 @@ class Gateway:
                 if first.done():
                     first.result()
                 yield Answer(plan.prompt, choices(first, deltas, request, usage), usage)
+
+    async def image_files(self, images: Sequence[ImageSource]) -> tuple[ImageFile, ...]:
+        """The images of a request as they came, under the rules for those that the model is shown. Raises GatewayError."""
+        self._loaded()
+        with timed("images"):
+            return await self._images.files(images)
 
     def models(self) -> list[str]:
         """The names of what is served to this caller."""

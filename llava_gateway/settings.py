@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 Network = IPv4Network | IPv6Network
 AspectRatio = Literal["crop", "pad", "resize"]
-DoorName = Literal["openai", "deepinfra", "sambastudio", "webui", "llava"]
+DoorName = Literal["openai", "deepinfra", "sambastudio", "webui", "llava", "page"]
 
 
 def _split(value: object) -> object:
@@ -40,12 +40,6 @@ class Settings(BaseSettings):
         "", description="a directory or a Hugging Face id; empty: llava-hf/llava-1.5-7b-hf with an NVIDIA GPU, else the demo"
     )
     served_model_name: str = Field("", description="the name clients ask for; empty: the model's")
-    doors: Annotated[tuple[DoorName, ...], NoDecode, BeforeValidator(_split)] = Field(
-        get_args(DoorName), description="dialects that are spoken, comma separated"
-    )
-    more_ports: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="ports to listen on besides, comma separated: clients of other servers expect theirs, such as 5000 and 5005"
-    )
     model_alias: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="more names of the model, comma separated; NAME=TEMPLATE has chats with that name use that template"
     )
@@ -53,11 +47,14 @@ class Settings(BaseSettings):
         "",
         description="a built-in conversation template's name (docs/dialects.md), or a file of Jinja, instead of the model's own",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least weight of what is logged; `debug` begins with all settings"
-    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    doors: Annotated[tuple[DoorName, ...], NoDecode, BeforeValidator(_split)] = Field(
+        get_args(DoorName), description="what is spoken: dialects, and `page`, the chat page; comma separated"
+    )
+    more_ports: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="ports to listen on besides, comma separated: clients of other servers expect theirs, such as 5000 and 5005"
+    )
     max_running: int = Field(256, ge=1, description="requests worked on at once")
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a place; more are answered 429")
     max_running_tokens: int = Field(1_000_000, ge=1, description="prompt tokens worked on at once, images counted")
@@ -74,6 +71,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(4096, ge=1, description="open connections; more are closed at once")
     default_max_tokens: int = Field(1024, ge=1, description="length of an answer whose request sets none, in tokens")
     keep_alive: float = Field(15.0, gt=0, description="longest silence of a stream, in seconds: a comment (`: keep-alive`) ends it")
+    shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get to finish when the server is told to stop")
     max_image_mb: int = Field(20, ge=1, description="largest image file, in MiB")
     max_image_megapixels: int = Field(50, ge=1, description="largest image, in millions of pixels")
     image_aspect_ratio: AspectRatio = Field(
@@ -117,15 +115,21 @@ class Settings(BaseSettings):
     rate_limit_storage: str = Field(
         "memory", description="where keys' rates are counted: `memory`, or a redis:// URL that several gateways share"
     )
-    usage_log: str = Field("", description="file that gets a line of JSON for each request: its key, model and tokens")
-    log_format: Literal["text", "json"] = Field("text", description="how lines of the log look")
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="web origins whose pages may call this server, such as https://chat.example.com, comma separated; `*` is any"
     )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least weight of what is logged; `debug` begins with all settings"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="how lines of the log look")
+    usage_log: str = Field("", description="file that gets a line of JSON for each request: its key, model and tokens")
     trace_endpoint: str = Field(
         "", description="where spans go by OTLP over HTTP, such as http://localhost:4318/v1/traces; needs llava-gateway[otel]"
     )
-    shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get to finish when the server is told to stop")
+    feedback_dir: str = Field(
+        "", description="directory that keeps answers that users vote up, down or flag, with the pictures; empty: nothing is kept"
+    )
+    feedback_max_mb: int = Field(10_240, ge=1, description="most that the feedback directory may hold, in MiB; more votes are answered 507")
 
     @classmethod
     def settings_customise_sources(

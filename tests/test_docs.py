@@ -14,10 +14,10 @@ from field_rows import rows
 from pydantic import BaseModel
 
 from llava_gateway.demo.pictures import describe
-from llava_gateway.doors.openai.chat_request import ImageReference
 from llava_gateway.doors.openai.openapi import BODIES
 from llava_gateway.doors.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
 from llava_gateway.settings import Settings, default_of
+from llava_gateway.web.messages import ImageReference
 
 README = (ROOT / "README.md").read_text()
 OPENAI = (ROOT / "docs" / "openai.md").read_text()
@@ -85,6 +85,13 @@ def test_readme_curl_for_json(server: Server) -> None:
 def test_readme_python(server: Server, block: str) -> None:
     said = run(server, sys.executable, "-", script=block.replace("http://127.0.0.1:8000", server.url))
     assert "the top right is blue" in said
+
+
+def test_readme_chat_in_the_terminal(server: Server) -> None:
+    (block,) = (block for block in blocks("sh") if "llava-gateway chat" in block)
+    argument, piped = (line.partition(">")[0] for line in block.splitlines() if "Describe this image." in line)
+    for line in (argument, piped):
+        assert "the top left is red" in run(server, "bash", "-c", f"{line} --temperature 0").lower()
 
 
 def test_readme_lists_every_setting_as_it_is() -> None:

@@ -1,6 +1,7 @@
 """What is around every request, as the operator has set it: observation, browsers' origins, keys."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.middleware import Middleware
@@ -11,13 +12,14 @@ from llava_gateway.keys.store import KeyFile, KeyFileError, Keys
 from llava_gateway.settings import Settings, SettingsError
 from llava_gateway.usage_log import UsageLog
 from llava_gateway.web.auth import Auth
+from llava_gateway.web.door import Door
 from llava_gateway.web.observe import Observe, Recorder
 from llava_gateway.web.origin import Origin
 from llava_gateway.web.reply import FailFor
 from llava_gateway.web.tracing import Tracing
 
 NO_KEY = ("/health", "/ready")
-"""Paths that need no key: an orchestrator's probes."""
+"""Paths that need no key besides the doors' public ones: an orchestrator's probes."""
 EXPOSED = (
     *("x-request-id", "retry-after"),
     *(f"x-ratelimit-{value}-{what}" for value in ("limit", "remaining", "reset") for what in ("requests", "tokens")),
@@ -26,7 +28,7 @@ EXPOSED = (
 
 
 class Around:
-    def __init__(self, settings: Settings, fail_for: FailFor) -> None:
+    def __init__(self, settings: Settings, doors: Sequence[Door], fail_for: FailFor) -> None:
         """Raises SettingsError."""
         try:
             usage_log = UsageLog(Path(settings.usage_log)) if settings.usage_log else None
@@ -55,7 +57,8 @@ class Around:
                 )
             )
         if keys.any:
-            self.middleware.append(Middleware(Auth, keys=keys, limits=self._limits, exempt=NO_KEY, fail_for=fail_for))
+            exempt = (*NO_KEY, *(path for door in doors for path in door.public))
+            self.middleware.append(Middleware(Auth, keys=keys, limits=self._limits, exempt=exempt, fail_for=fail_for))
 
     async def close(self) -> None:
         """Send what traces are left, and let go of connections."""

@@ -17,6 +17,8 @@ from llava_gateway.web.reply import Fail, FailFor, Reply
 class Door:
     routes: list[BaseRoute]
     fail: Fail
+    public: Sequence[str] = ()
+    """Paths that need no key."""
 
 
 MakeDoor = Callable[[Gateway, Bodies], Door]
