@@ -2,45 +2,100 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 
 from llava_gateway.chat import ChatRequest, Delta, Request, Usage
 from llava_gateway.errors import EngineFailed
 
+Take = Callable[[Delta], bool]
+"""Takes a delta on the spot, or says that it cannot just now."""
+
 
 class Answer:
-    """The deltas of one request, and what it has used so far."""
+    """The deltas of one request, from the engine that gives them to the one reader who iterates, and what the request has used so far."""
 
-    def __init__(self, prompt: str, deltas: AsyncIterator[Delta], usage: Usage) -> None:
+    def __init__(self, prompt: str, request: Request, usage: Usage) -> None:
         self.prompt = prompt
         """Its text, `<image>` for each image; empty where the client sent token ids."""
-        self._deltas = deltas
         self.usage = usage
+        begins = isinstance(request, ChatRequest) and not request.continue_last
+        self._space = _LeadingSpace() if begins and request.sampling.structure is None else None
+        self._copies = request.sampling.n if request.sampling.temperature == 0 else 1
+        self._held: deque[Delta] = deque()
+        self._take: Take | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._begun = False
+
+    def give(self, delta: Delta) -> None:
+        """The engine's next delta. n greedy choices are one, n times: the engine draws it once."""
+        if self._space:
+            delta = self._space.cut(delta)
+        self._pass_on(delta)
+        for copy in range(1, self._copies):
+            self.usage.completion_tokens += delta.tokens
+            self._pass_on(dataclasses.replace(delta, index=copy))
+
+    def end(self, work: asyncio.Task[None]) -> None:
+        """The engine's work is done, well or not."""
+        self._work = work
+        if not work.cancelled():
+            work.exception()  # has been seen, should the reader have left
+        self._news.set()
+
+    async def begin(self, timeout: float | None) -> None:
+        """Returns with the first delta, or after so many seconds. Raises what the engine has refused or failed with by then."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._news.wait()
+        except TimeoutError:
+            return
+        if not self._begun:
+            self._check()
 
     def __aiter__(self) -> AsyncIterator[Delta]:
-        return self._deltas
+        return self.deltas()
+
+    async def deltas(self, take: Take | None = None) -> AsyncIterator[Delta]:
+        """Those that come while the reader is at another are held for it, and become one. With `take`, deltas that come while the reader
+        waits are given to it, which spares waking the reader for each token; here come those that it could not take."""
+        try:
+            while True:
+                while self._held:
+                    yield self._held.popleft()
+                if self._work:
+                    self._check()
+                    return
+                self._take = take
+                self._news.clear()
+                await self._news.wait()
+                self._take = None
+        finally:
+            self._take = None
+
+    def _pass_on(self, delta: Delta) -> None:
+        self._begun = True
+        if self._take and self._take(delta):
+            return
+        self._take = None  # those that follow wait behind this one
+        if self._held and self._held[-1].index == delta.index and self._held[-1].finish_reason is None:
+            delta = _joined(self._held.pop(), delta)
+        self._held.append(delta)
+        self._news.set()
+
+    def _check(self) -> None:
+        """What the end of the engine's work means."""
+        assert self._work
+        self._work.result()
+        if not self._begun:
+            raise EngineFailed("The engine ended this request without an answer.")
 
 
-async def first_delta(deltas: AsyncGenerator[Delta]) -> Delta:
-    if (first := await anext(deltas, None)) is None:
-        raise EngineFailed("The engine ended this request without an answer.")
-    return first
-
-
-async def choices(first: asyncio.Task[Delta], rest: AsyncGenerator[Delta], request: Request, usage: Usage) -> AsyncIterator[Delta]:
-    """The engine's deltas as the client sees them. n greedy choices are one, n times: the engine draws it once."""
-    begins = isinstance(request, ChatRequest) and not request.continue_last
-    space = _LeadingSpace() if begins and request.sampling.structure is None else None
-    copies = request.sampling.n if request.sampling.temperature == 0 else 1
-    delta: Delta | None = await first
-    while delta is not None:
-        if space:
-            delta = space.cut(delta)
-        yield delta
-        for copy in range(1, copies):
-            usage.completion_tokens += delta.tokens
-            yield dataclasses.replace(delta, index=copy)
-        delta = await anext(rest, None)
+def _joined(first: Delta, then: Delta) -> Delta:
+    return dataclasses.replace(
+        then, text=first.text + then.text, tokens=first.tokens + then.tokens, logprobs=first.logprobs + then.logprobs
+    )
 
 
 class _LeadingSpace:

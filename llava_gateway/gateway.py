@@ -12,12 +12,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any
 
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
-from llava_gateway.answer import Answer, choices, first_delta
+from llava_gateway.answer import Answer
 from llava_gateway.call import Call, current, timed
 from llava_gateway.chat import ChatRequest, ImageSource, Request, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
@@ -129,15 +129,16 @@ class Gateway:
                 await call.caller.charge(plan.tokens)
             with timed("answer"):
                 stack.push_async_callback(_book, call, usage)
-                deltas = self._engine.generate(Prompt(plan.token_ids, images), plan.sampling, stream=request.stream, usage=usage)
-                await stack.enter_async_context(aclosing(deltas))
-                first = asyncio.create_task(first_delta(deltas))
-                stack.push_async_callback(_cancel, first)
+                answer = Answer(plan.prompt, request, usage)
+                prompt = Prompt(plan.token_ids, images)
+                work = asyncio.create_task(
+                    self._engine.generate(prompt, plan.sampling, stream=request.stream, usage=usage, take=answer.give)
+                )
+                work.add_done_callback(answer.end)
+                stack.push_async_callback(_cancel, work)
                 with timed("first_token") if request.stream else nullcontext():
-                    await asyncio.wait((first,), timeout=self.settings.keep_alive if request.stream else None)
-                if first.done():
-                    first.result()
-                yield Answer(plan.prompt, choices(first, deltas, request, usage), usage)
+                    await answer.begin(self.settings.keep_alive if request.stream else None)
+                yield answer
 
     async def image_files(self, images: Sequence[ImageSource]) -> tuple[ImageFile, ...]:
         """The images of a request as they came, under the rules for those that the model is shown. Raises GatewayError."""

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from llava_gateway.chat import CompletionRequest, ImageBase64, Sampling
+from llava_gateway.chat import CompletionRequest, Delta, ImageBase64, Sampling
 from llava_gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable
 from llava_gateway.gateway import Gateway
 from llava_gateway.plan import Plan
@@ -115,12 +115,9 @@ class LlavaStack:
 
     async def worker_generate_stream(self, body: dict[str, Any], reply: Reply) -> None:
         asked = GenerateRequest.parse(body)
-        async with self.gateway.answer(await self._plan(asked)) as answer:
-            text = TextSoFar(asked.prompt)
-            async with reply.stream(MEDIA_TYPE, self.keep_alive, silence=NUL):
-                async for delta in answer:
-                    if delta.text or delta.finish_reason:
-                        await reply.frames(text.push(delta.text))
+        plan = await self._plan(asked)
+        async with self.gateway.answer(plan) as answer, reply.stream(MEDIA_TYPE, self.keep_alive, silence=NUL):
+            await reply.deltas(answer, TextSoFar(asked.prompt).push)
 
     async def _plan(self, asked: GenerateRequest) -> Plan:
         """An answer of the length that was asked for, or of what the prompt leaves of the context: clients ask for the same length however
@@ -202,9 +199,11 @@ class TextSoFar:
     def __init__(self, prompt: str) -> None:
         self._escaped = _escape(prompt)
 
-    def push(self, text: str) -> bytes:
-        """The next chunk."""
-        self._escaped += _escape(text)
+    def push(self, delta: Delta) -> bytes:
+        """The chunk that a delta makes: none, while it holds no whole character."""
+        if not delta.text and not delta.finish_reason:
+            return b""
+        self._escaped += _escape(delta.text)
         return b'{"text":"%b","error_code":0}\0' % self._escaped
 
 

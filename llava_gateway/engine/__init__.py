@@ -1,6 +1,6 @@
 """What the gateway asks of an engine. `engine.vllm` is the one that ships, and `engine.supervisor` keeps it alive."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,10 +64,11 @@ class Engine(Protocol):
     async def check_structure(self, structure: Structure) -> None:
         """Whether answers can be held to this form. Raises InvalidRequest; TooManyRequests or Unavailable if there is no telling now."""
 
-    def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage) -> AsyncGenerator[Delta]:
-        """Answer: deltas as they come, or each choice whole if not `stream`. Writes what it read and wrote into `usage`.
+    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
+        """Answer: gives deltas to `take` as they come, or each choice whole if not `stream`, and returns when it has given all. `take` is
+        called from the event loop and does not block. Writes what it read and wrote into `usage`.
 
-        Closing the generator aborts the request. Raises InvalidRequest before the first delta, EngineFailed or Unavailable at any time.
+        Cancelling it aborts the request. Raises InvalidRequest before the first delta, EngineFailed or Unavailable at any time.
         """
 
     async def check(self, timeout: float) -> None:

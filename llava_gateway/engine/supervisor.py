@@ -4,7 +4,7 @@ one in its place when it does not."""
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.engine import Engine, EngineStartError, ModelInfo, Prompt
@@ -80,8 +80,8 @@ class Supervisor:
     async def check_structure(self, structure: Structure) -> None:
         await self._alive().check_structure(structure)
 
-    def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage) -> AsyncGenerator[Delta]:
-        return self._alive().generate(prompt, sampling, stream=stream, usage=usage)
+    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
+        await self._alive().generate(prompt, sampling, stream=stream, usage=usage, take=take)
 
     def _alive(self) -> Engine:
         self.check()

@@ -30,7 +30,7 @@ class JsonEndpoint:
     bodies: Bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send)
+        reply = Reply(send, writer=scope.get("writer"))
         try:
             async with self.admission.enter(), self.bodies.json(scope, receive) as body:
                 await unless(_disconnected(receive), self.handle(body, reply))

@@ -7,7 +7,7 @@ import socket
 import uuid
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import Settings
@@ -72,6 +72,8 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
             self._head_has_come()
             self._barren_bytes = 0
             super().on_headers_complete()
+            if self.cycle is not None:
+                self.cycle.scope["writer"] = _BodyWriter(self.cycle)  # type: ignore[typeddict-unknown-key]
 
         def on_body(self, body: bytes) -> None:
             self._barren_bytes = 0
@@ -109,6 +111,21 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
             self.transport.close()
 
     return HttpProtocol
+
+
+class _BodyWriter:
+    """A stream's frames to the socket, without their way through middleware, coroutines and messages that none of them looks into."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_ready(self) -> bool:
+        return self._cycle.chunked_encoding is True and not self._cycle.flow.write_paused
+
+    def write(self, data: bytes) -> None:
+        if not self._cycle.disconnected:
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 def _bound_sending(transport: asyncio.Transport, seconds: float) -> None:

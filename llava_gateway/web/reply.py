@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from starlette.types import Scope, Send
 
+from llava_gateway.answer import Answer
+from llava_gateway.chat import Delta
 from llava_gateway.errors import GatewayError
 
 Header = tuple[bytes, bytes]
@@ -15,12 +17,23 @@ UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
+class Writer(Protocol):
+    """Our server's short cut for what stands in the middle of a response's body; `writer` in the ASGI scope."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the client reads fast enough for more."""
+
+    def write(self, data: bytes) -> None: ...
+
+
 class Reply:
     """The response to one request. Knows whether its status line has left."""
 
-    def __init__(self, send: Send, *, started: bool = False, headers: Iterable[Header] = ()) -> None:
+    def __init__(self, send: Send, *, writer: Writer | None = None, started: bool = False, headers: Iterable[Header] = ()) -> None:
         """`headers`: besides those that whoever renders it gives it."""
         self._send = send
+        self._writer = writer
         self.started = started
         self._headers = tuple(headers)
         self._silent = True
@@ -59,6 +72,24 @@ class Reply:
         """Pieces of the stream, framed as its media type has them."""
         self._silent = False
         await self._send({"type": "http.response.body", "body": frames, "more_body": True})
+
+    async def deltas(self, answer: Answer, render: Callable[[Delta], bytes]) -> None:
+        """All deltas of an answer, rendered as `frames` has them; a delta may show as nothing. With a writer they leave as soon as the
+        engine has them, and are held and joined while the client is slow."""
+        writer = self._writer
+
+        def take(delta: Delta) -> bool:
+            assert writer
+            if not writer.is_ready:
+                return False
+            if frames := render(delta):
+                self._silent = False
+                writer.write(frames)
+            return True
+
+        async for delta in answer.deltas(take if writer else None):
+            if frames := render(delta):
+                await self.frames(frames)
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})

@@ -78,9 +78,7 @@ class OpenAI:
         chunks = ChunkRenderer(request.model, answer.usage, request.stream_options, choices=request.n or 1)
         async with reply.events(self.keep_alive):
             await reply.frames(chunks.begin())
-            async for delta in answer:
-                if frames := chunks.push(delta):
-                    await reply.frames(frames)
+            await reply.deltas(answer, chunks.push)
             await reply.frames(chunks.end())
 
     async def completions(self, body: dict[str, Any], reply: Reply) -> None:
@@ -106,9 +104,7 @@ class OpenAI:
     async def _stream_text(self, request: TextCompletionRequest, answer: Answer, reply: Reply) -> None:
         chunks = TextChunkRenderer(request.model, answer.usage, request.stream_options)
         async with reply.events(self.keep_alive):
-            async for delta in answer:
-                if frames := chunks.push(delta):
-                    await reply.frames(frames)
+            await reply.deltas(answer, chunks.push)
             await reply.frames(chunks.end())
 
     async def models(self, request: Request) -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from llava_gateway.chat import Delta
 from llava_gateway.doors.sambastudio.params import Params
 from llava_gateway.doors.sambastudio.render import Prediction, Stopwatch, event, fail, fail_events, line, piece, status
 from llava_gateway.doors.sambastudio.request import Body, InputsBody, InstanceBody, InstancesBody, ItemsBody, Prompt, to_chat
@@ -132,12 +133,14 @@ class Stream(Endpoint):
         frame = partial(self.form.frame, prompt)
         async with self.gateway.answer(plan) as answer:
             prediction = Prediction(plan, answer)
+
+            def push(delta: Delta) -> bytes:
+                stopwatch.add(delta)
+                prediction.add(delta)
+                return frame(piece(delta.text)) if delta.text else b""
+
             # A comment would break clients that parse each line, so what says nothing is a response without text.
             async with reply.stream(self.form.media_type, self.gateway.settings.keep_alive, frame(piece(""))):
-                async for delta in answer:
-                    stopwatch.add(delta)
-                    prediction.add(delta)
-                    if delta.text:
-                        await reply.frames(frame(piece(delta.text)))
+                await reply.deltas(answer, push)
                 last = prediction.render() | stopwatch.render(answer)
                 await reply.frames(frame({"stream_token": "", "is_last_response": True} | last))

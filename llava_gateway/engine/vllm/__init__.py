@@ -1,13 +1,14 @@
 """vLLM in this process (AsyncLLM). Nothing outside this package imports vLLM."""
 
 import asyncio
+import gc
 import logging
 import signal
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import contextmanager
 from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,17 @@ from PIL import Image
 from llava_gateway.call import current
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.engine import EngineStartError, ModelInfo, PreparedImage, Prompt
-from llava_gateway.engine.vllm.counting import counted
+from llava_gateway.engine.vllm.delivery import Delivery, written
 from llava_gateway.engine.vllm.grammar import GrammarChecker
 from llava_gateway.engine.vllm.guardian import Guardian
 from llava_gateway.engine.vllm.launch import describe, engine_arguments, make_engine
-from llava_gateway.engine.vllm.outputs import finish_reason, refusal, token_logprobs
+from llava_gateway.engine.vllm.outputs import refusal
 from llava_gateway.engine.vllm.processes import engine_processes, kill
 from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.errors import EngineFailed, GatewayError, TooManyRequests, Unavailable
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
+    from vllm import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,10 @@ class VllmEngine:
         return self._engine is not None and self._engine.errored
 
     async def start(self) -> ModelInfo:
+        with _set_apart():
+            return await self._start()
+
+    async def _start(self) -> ModelInfo:
         self._loading = self._thread.submit(self._load)
         loading = asyncio.wrap_future(self._loading)
         while not loading.done():
@@ -78,8 +83,8 @@ class VllmEngine:
         image = PreparedImage(Image.new("RGB", (info.image_side, info.image_side)), "warm-up", (info.image_side, info.image_side))
         token_ids = info.vocabulary.encode(info.image_token, add_special_tokens=True).ids
         try:
-            async for _ in self.generate(Prompt(token_ids, (image,)), Sampling(max_tokens=1, logprobs=1), stream=False, usage=Usage()):
-                pass
+            sampling = Sampling(max_tokens=1, logprobs=1)
+            await self.generate(Prompt(token_ids, (image,)), sampling, stream=False, usage=Usage(), take=lambda delta: None)
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error
 
@@ -87,24 +92,20 @@ class VllmEngine:
         if self._grammars:
             await self._grammars.check(structure)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage) -> AsyncGenerator[Delta]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         if self._engine is None:
             raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
         self._generating += 1
         try:
+            delivery = Delivery(sampling, self._model.vocabulary, usage, take, stream=stream, images=bool(prompt.images))
             params = sampling_params(sampling, stream)
-            async with aclosing(self._outputs(self._engine, prompt, params, usage, stream=stream)) as outputs:
-                async for output in outputs:
-                    usage.cached_tokens = output.num_cached_tokens or 0
-                    for choice in output.outputs:
-                        tokens = len(choice.token_ids)
-                        usage.completion_tokens += tokens
-                        reason = finish_reason(choice.finish_reason, sampling.structure)
-                        logprobs = () if sampling.logprobs is None else token_logprobs(choice, sampling, self._model.vocabulary)
-                        yield Delta(choice.index, choice.text, tokens, reason, choice.stop_reason, logprobs)
+            while not await self._deliver(self._engine, prompt, params, delivery):
+                pass
+        except GatewayError:
+            raise
         except VLLMClientError as error:
             usage.prompt_tokens = usage.image_tokens = 0  # it has read none
             raise refusal(error, sampling.structure) from error
@@ -112,7 +113,7 @@ class VllmEngine:
             raise TooManyRequests("The engine is busy. Try again later.", code="queue_full", retry_after=1) from error
         except EngineDeadError as error:
             raise Unavailable("The engine has died.", code="engine_dead", retry_after=RETRY_AFTER) from error
-        except EngineGenerateError as error:
+        except Exception as error:
             raise EngineFailed("The engine could not process this request.") from error
         finally:
             self._generating -= 1
@@ -157,25 +158,28 @@ class VllmEngine:
         self.stage = "loading its weights in the engine's process"
         return make_engine(arguments)
 
-    async def _outputs(
-        self, engine: "AsyncLLM", prompt: Prompt, params: "SamplingParams", usage: Usage, *, stream: bool
-    ) -> "AsyncGenerator[RequestOutput]":
-        """vLLM's outputs. A client that left between the two steps below may have made vLLM's front end believe that the engine holds an
-        image which it never got; vLLM notices, ends the request with "error" and forgets the image, so it is sent once more."""
-        may_lack_images = bool(prompt.images)
-        while True:
-            rendered, name = await _render(engine, prompt), uuid.uuid4().hex
-            usage.image_tokens = len(prompt.images) * self._model.image_tokens
-            usage.prompt_tokens = len(prompt.token_ids) - len(prompt.images) + usage.image_tokens
-            async with aclosing(engine.generate(rendered, params, name, trace_headers=_trace(engine))) as outputs:
-                async for output in outputs if stream else counted(engine, name, outputs, usage):
-                    if may_lack_images and any(choice.finish_reason == "error" for choice in output.outputs):
-                        break
-                    may_lack_images = False
-                    yield output
-                else:
-                    return
-            may_lack_images = False
+    async def _deliver(self, engine: "AsyncLLM", prompt: Prompt, params: "SamplingParams", delivery: Delivery) -> bool:
+        """Whether the answer is whole; if not, the request has to be sent once more. A client that left between the first two steps below
+        may have made vLLM's front end believe that the engine holds an image which it never got; vLLM notices, ends the request with
+        "error" and forgets the image."""
+        rendered, name = await _render(engine, prompt), uuid.uuid4().hex
+        usage = delivery.usage
+        usage.image_tokens = len(prompt.images) * self._model.image_tokens
+        usage.prompt_tokens = len(prompt.token_ids) - len(prompt.images) + usage.image_tokens
+        collector = await engine.add_request(name, rendered, params, trace_headers=_trace(engine))
+        end = delivery.begin()
+        early, collector.output = collector.output, None
+        collector.put = delivery.put
+        if early:
+            delivery.put(early)
+        try:
+            return await end
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and not delivery.stream:
+                usage.completion_tokens += written(engine, name)
+            if not engine.errored:
+                await engine.abort(collector.request_id, internal=True)
+            raise
 
     def _end(self, loading: "Future[AsyncLLM]") -> None:
         """End the engine, or its loading: that cannot be interrupted, but fails once the processes it starts are ended."""
@@ -188,10 +192,23 @@ class VllmEngine:
             while self._generating and time.monotonic() < noticed:  # shut down before it has noticed, vLLM would leave them waiting
                 time.sleep(0.02)
             engine.shutdown()
+            gc.unfreeze()  # it is garbage now
         while not loading.done() and time.monotonic() < deadline:
             kill(engine_processes(), patience=0)
             time.sleep(0.05)
         kill(engine_processes(), patience=0)
+
+
+@contextmanager
+def _set_apart() -> Iterator[None]:
+    """What is made within is vLLM and its model, a million objects that stay. The garbage collector is kept from looking through them: as
+    they come, which takes seconds of the start, and later, when all streams would stand still for a third of a second."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _trace(engine: "AsyncLLM") -> dict[str, str] | None:

@@ -63,10 +63,12 @@ def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     from vllm.envs import disable_envs_cache, enable_envs_cache
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from llava_gateway.engine.vllm.statistics import BulkStatLogger
+
     torch.set_num_threads(1)  # of this process, where it works on small pictures: more threads would wait for each other and spin
     disable_envs_cache()
     try:
-        engine = AsyncLLM.from_engine_args(arguments)
+        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[BulkStatLogger])
     except Exception as error:
         raise EngineStartError(f"vLLM could not load {arguments.model}: {error}") from error
     enable_envs_cache()  # as vLLM does in the engine's process: it looks into the environment for every token
