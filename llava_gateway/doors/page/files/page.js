@@ -4,7 +4,6 @@ import { Answer } from "./answer.js";
 import * as api from "./api.js";
 import * as composer from "./composer.js";
 import { messages } from "./conversation.js";
-import { goToLatest } from "./scroll.js";
 import * as settings from "./settings.js";
 import { say, speak } from "./status.js";
 import { addAnswer, addTurn, keep } from "./view.js";
@@ -25,7 +24,6 @@ async function send() {
   setEditing(null);
   const turn = turns.push({ question, answers: [] }) - 1;
   addTurn(question, () => edit(turn));
-  goToLatest();
   answer(turn, comparing ? [0, 1] : [0]);
 }
 

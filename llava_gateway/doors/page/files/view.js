@@ -1,7 +1,7 @@
 // Turns on the page. What the model writes is text, never HTML.
 
 import { show } from "./pictures.js";
-import { follow } from "./scroll.js";
+import { follow, goToLatest } from "./scroll.js";
 import { vote } from "./votes.js";
 
 const turnTemplate = document.getElementById("turn-template");
@@ -34,7 +34,7 @@ export function addAnswer(answer, turn, column, onAgain) {
   for (const button of votes) button.addEventListener("click", () => vote(answer, votes, button));
   if (answers.children[column]) answers.children[column].replaceWith(view);
   else answers.append(view);
-  follow();
+  goToLatest();
   return (added) => {
     words.appendData(added);
     cost.textContent = answer.cost;
