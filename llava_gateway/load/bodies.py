@@ -23,9 +23,13 @@ def photograph(width: int, height: int) -> bytes:
 
 
 def another(jpeg: bytes, number: int) -> bytes:
-    """The same picture in another file: a comment segment (ITU T.81, B.2.4.5) after its first marker."""
-    comment = b"%016x" % number
-    return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2) + comment + jpeg[2:]
+    """Another picture of the same cost, with other pixels: servers that know pictures by their file, and those that know them by their
+    pixels, take it for new. Each of the number's low 48 bits is added to a quantiser (ITU T.81, B.2.4.1) of fine detail."""
+    table = jpeg.index(b"\xff\xdb") + 5
+    quantisers = bytearray(jpeg[table : table + 64])
+    for bit in range(48):
+        quantisers[16 + bit] += number >> bit & 1
+    return jpeg[:table] + quantisers + jpeg[table + 64 :]
 
 
 def chat_bodies(
