@@ -10,6 +10,9 @@ from llava_gateway.settings import Settings
 
 
 def set_up(settings: Settings) -> None:
+    """For a process of ours. What no line shows is not looked for (Python's logging HOWTO, "Optimization")."""
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import cache
 
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
@@ -47,6 +48,8 @@ IMAGE_URLS = Counter(
     ["source"],
 )
 IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images")
+# The registry takes a lock and makes a tuple to find what a few labels name.
+_stage, _tokens_of, _http_requests = cache(STAGE.labels), cache(TOKENS.labels), cache(HTTP_REQUESTS.labels)
 MAX_KEYS = 1000
 """Names of keys that get a line of their own; more of them share `other`."""
 _keys: set[str] = set()
@@ -62,18 +65,19 @@ def watch(admission: Admission, engine: Supervisor) -> None:
     ENGINE_UP.set_function(lambda: _is_up(engine))
 
 
-def count(call: Call, seconds: float) -> None:
+def count(call: Call, route: str, status: int, seconds: float) -> None:
     """A call that has ended, after so many seconds."""
+    _http_requests(route, str(status)).inc()
     for name, begin, end in call.stages:
-        STAGE.labels(name).observe(end - begin)
+        _stage(name).observe(end - begin)
     if call.stages:
-        STAGE.labels("total").observe(seconds)
+        _stage("total").observe(seconds)
     _count_inter_token(call)
     if call.code:
         REJECTIONS.labels(call.code).inc()
     tokens = _tokens(call)
     for kind, number in tokens:
-        TOKENS.labels(kind).inc(number)
+        _tokens_of(kind).inc(number)
     if call.caller:
         key = _label(call.caller.key.name)
         KEY_REQUESTS.labels(key).inc()

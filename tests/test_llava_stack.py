@@ -25,6 +25,7 @@ from starlette.types import Message
 from test_bad_requests import LEAKS
 
 from llava_gateway.app import create_app
+from llava_gateway.chat import Delta
 from llava_gateway.demo.pictures import Grid, describe, draw, encode
 from llava_gateway.doors.llava import AddressRequest, GenerateRequest, HeartBeat, TextSoFar, fail, to_completion
 from llava_gateway.errors import EngineFailed, InvalidRequest, OutOfTime, Unavailable
@@ -295,7 +296,7 @@ def test_every_chunk_is_json_and_ends_with_the_only_nul(pieces: list[str]) -> No
     prompt, *deltas = pieces
     text = TextSoFar(prompt)
     for number, delta in enumerate(deltas, 2):
-        chunk = text.push(delta)
+        chunk = text.push(Delta(0, delta, 1, "stop"))
         assert chunk.index(b"\0") == len(chunk) - 1
         assert json.loads(chunk[:-1]) == {"text": "".join(pieces[:number]), "error_code": 0}
 

@@ -259,10 +259,14 @@ def test_several_prompts_are_charged_together_or_not_at_all(operated: Operated) 
 def test_the_usage_log_may_be_moved_away(operated: Operated) -> None:
     log = operated.folder / "usage.jsonl"
     with operated.client("alice") as http:
-        assert http.post(CHAT, json=body("Hello", max_tokens=1)).status_code == 200
+        assert http.post(CHAT, json=body("Hello", max_tokens=1), headers={"x-request-id": "before"}).status_code == 200
+        while '"before"' not in log.read_text():  # written once the answer has left
+            time.sleep(0.01)
         before = log.read_text()
         log.rename(log.with_suffix(".1"))
         assert http.post(CHAT, json=body("Hello", max_tokens=1), headers={"x-request-id": "after"}).status_code == 200
+        while not log.exists() or '"after"' not in log.read_text():
+            time.sleep(0.01)
     assert log.with_suffix(".1").read_text() == before
     assert [json.loads(line)["id"] for line in log.read_text().splitlines()] == ["after"]
 

@@ -71,6 +71,8 @@ class RequestBody(Strict):
 
     @classmethod
     def _log_unknown(cls, body: dict[str, Any]) -> None:
+        if not log.isEnabledFor(logging.DEBUG):
+            return
         honoured = {field.alias or name for name, field in cls.model_fields.items()}
         known = honoured | cls.refused.keys() | cls.ignored.keys()
         if unknown := {name[:50] for name in body.keys() - known} - _named:

@@ -4,7 +4,6 @@ the usage log, a trace; and an answer to what nobody has foreseen. Never a body,
 import logging
 import re
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llava_gateway import metrics
 from llava_gateway.call import Call, new_call
 from llava_gateway.errors import GatewayError
+from llava_gateway.ids import new_id
 from llava_gateway.usage_log import UsageLog
 from llava_gateway.web.reply import FailFor, Reply
 from llava_gateway.web.tracing import Tracing
@@ -56,8 +56,7 @@ class Recorder:
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "unknown")
-            metrics.HTTP_REQUESTS.labels(route, str(record.status)).inc()
-            metrics.count(record.call, seconds)
+            metrics.count(record.call, route, record.status, seconds)
             if self.usage_log and record.call.usage.prompt_tokens:
                 self.usage_log.write(record.call, record.status, seconds)
             if self.tracing and span:
@@ -131,7 +130,7 @@ def _log(call: Call, method: str, route: str, status: int, seconds: float) -> No
 def _request_id(headers: Headers) -> str:
     """The client's own id if it is short and printable, else a new one."""
     given = headers.get("x-request-id", "")
-    return given if PRINTABLE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if PRINTABLE_ID.fullmatch(given) else new_id()
 
 
 def _trace(headers: Headers) -> str | None:

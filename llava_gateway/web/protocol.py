@@ -4,12 +4,12 @@ point or never read, are closed; and what is not HTTP gets its 400 in OpenAI's s
 import asyncio
 import re
 import socket
-import uuid
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.ids import new_id
 from llava_gateway.settings import Settings
 
 MAX_HEAD = 1 << 16
@@ -92,7 +92,7 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
             head = (
                 f"HTTP/1.1 {status}\r\n"
                 f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-                f"x-request-id: {uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
+                f"x-request-id: {new_id()}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
             self.transport.close()

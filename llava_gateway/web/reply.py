@@ -47,21 +47,22 @@ class Reply:
         await self._send({"type": "http.response.body", "body": body})
 
     @asynccontextmanager
-    async def stream(self, media_type: bytes, keep_alive: float, silence: bytes) -> AsyncIterator[None]:
-        """A response in pieces; ends with the block, or with `end` if that fails. It is never silent for longer than `keep_alive` seconds:
-        `silence` goes out, which says nothing, so that nobody between here and the client takes the connection for dead."""
+    async def stream(self, media_type: bytes, keep_alive: float, silence: bytes, last: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
+        """A response in pieces; ends with the block and with what `last` then makes, or with `end` if the block fails. It is never silent
+        for longer than `keep_alive` seconds: `silence` goes out, which says nothing, so that nobody between here and the client takes the
+        connection for dead."""
         await self._start(200, ((b"content-type", media_type), *UNBUFFERED))
         ticking = asyncio.create_task(self._tick(keep_alive / 2, silence))
         try:
             yield
         finally:
             ticking.cancel()
-        await self.end()
+        await self.end(last())
 
     @asynccontextmanager
-    async def events(self, keep_alive: float) -> AsyncIterator[None]:
+    async def events(self, keep_alive: float, last: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
         """A stream of server-sent events."""
-        async with self.stream(b"text/event-stream; charset=utf-8", keep_alive, KEEP_ALIVE):
+        async with self.stream(b"text/event-stream; charset=utf-8", keep_alive, KEEP_ALIVE, last):
             yield
 
     async def event(self, data: bytes) -> None:
@@ -91,8 +92,8 @@ class Reply:
             if frames := render(delta):
                 await self.frames(frames)
 
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b""})
+    async def end(self, last: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": last})
 
     async def _tick(self, interval: float, silence: bytes) -> None:
         while True:

@@ -29,18 +29,15 @@ class ChunkRenderer:
 
     def __init__(self, model: str, usage: Usage, options: StreamOptions | None, *, choices: int) -> None:
         self._frame = ChunkFrame(head("chatcmpl", "chat.completion.chunk", model), usage, options)
-        self._choices = choices
-
-    def begin(self) -> bytes:
-        """The role of each choice, in order: SDKs number choices as they first see them, and some fail without a role."""
-        return b"".join(self._chunk(index, b'{"role":"assistant","content":""}') for index in range(self._choices))
+        # The role of each choice, in order: SDKs number choices as they first see them, and some fail without a role.
+        self._roles = b"".join(self._chunk(index, b'{"role":"assistant","content":""}') for index in range(choices))
 
     def push(self, delta: Delta) -> bytes:
-        """The frames that a delta makes: none, while it holds no whole character."""
-        frames = b""
+        """The frames that a delta makes: none, while it holds no whole character. Roles come before the first."""
+        frames, self._roles = self._roles, b""
         if delta.text or delta.logprobs:
             logprobs = orjson.dumps(render_logprobs(delta.logprobs)) if delta.logprobs else b"null"
-            frames = self._chunk(delta.index, b'{"content":' + orjson.dumps(delta.text) + b"}", logprobs)
+            frames += self._chunk(delta.index, b'{"content":' + orjson.dumps(delta.text) + b"}", logprobs)
         if delta.finish_reason is not None:
             frames += self._chunk(delta.index, b"{}", finish_reason=b'"' + delta.finish_reason.encode() + b'"')
         return frames

@@ -1,7 +1,6 @@
 """What every answer of the OpenAI door is made of: ids, usage, errors, the head and tail of stream chunks."""
 
 import time
-import uuid
 from typing import Any
 
 import orjson
@@ -9,6 +8,7 @@ import orjson
 from llava_gateway.chat import Usage
 from llava_gateway.doors.openai.sampling import StreamOptions
 from llava_gateway.errors import GatewayError
+from llava_gateway.ids import new_id
 from llava_gateway.web.reply import retry_after
 
 DONE = b"data: [DONE]\n\n"
@@ -16,7 +16,7 @@ DONE = b"data: [DONE]\n\n"
 
 def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
     """The fields that every object begins with, and every chunk of a stream repeats."""
-    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+    return {"id": f"{prefix}-{new_id()}", "object": kind, "created": int(time.time()), "model": model}
 
 
 def render_usage(usage: Usage) -> dict[str, Any]:

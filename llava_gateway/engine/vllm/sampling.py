@@ -44,6 +44,7 @@ def sampling_params(sampling: Sampling, stream: bool) -> "SamplingParams":
         structured_outputs=_structured_outputs(sampling.structure) if sampling.structure else None,
         logprobs=sampling.logprobs,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # nobody else has these
     )
     try:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)

@@ -1,0 +1,55 @@
+"""Whether a directory holds an original LLaVA checkpoint. Imports nothing heavy: `serve` asks before it loads anything."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["merged", "lora", "projector"]
+"""The whole model; an adapter with `non_lora_trainables.bin`; `mm_projector.bin` alone. The last two need what they were trained on."""
+LORA, NON_LORA, PROJECTOR = "adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin"
+
+
+def original_kind(path: Path) -> Kind | None:
+    """None for what is no original LLaVA checkpoint, such as a directory that was converted, or no directory at all."""
+    config = read_config(path)
+    if "vision_config" in config:
+        return None
+    if (path / LORA).is_file() and ((path / NON_LORA).is_file() or _is_llava(config)):
+        return "lora"
+    if not _is_llava(config):
+        return None
+    has_weights = any(path.glob("pytorch_model*.bin")) or any(path.glob("model*.safetensors"))
+    return "projector" if (path / PROJECTOR).is_file() and not has_weights else "merged"
+
+
+def advice(path: Path) -> str | None:
+    """What to do with an original checkpoint, in one line with the exact command; None for anything else."""
+    if (kind := original_kind(path)) is None:
+        return None
+    target = path.resolve().with_name(f"{path.resolve().name}-hf")
+    base = "" if kind == "merged" else " --base BASE"
+    command = f"llava-gateway convert {shlex.quote(str(path))} {shlex.quote(str(target))}{base}"
+    needed = {"merged": "", "lora": " (BASE is the model that the adapter is for)", "projector": " (BASE is its language model)"}[kind]
+    return f"{path} is an original LLaVA checkpoint; run `{command}`{needed}, and serve {target}"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The directory's config.json; empty if there is none that can be read."""
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """Empty if config.json names none."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def _is_llava(config: Mapping[str, Any]) -> bool:
+    name = architecture(config)
+    return "mm_vision_tower" in config or (name.startswith("Llava") and name.endswith("ForCausalLM"))

@@ -1,0 +1,93 @@
+"""Tensors of a checkpoint where they lie: by name, with their shapes, each read only when it is wanted."""
+
+import json
+import pickle
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+LFS_POINTER = b"version https://git-lfs"
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+
+
+class ConvertError(Exception):
+    """One line for whoever asked for the conversion."""
+
+
+class Files:
+    """Files of tensors, mapped into memory: what is not read takes none, and `close` gives back what was."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, dict[str, Tensor]] = {}
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Raises ConvertError."""
+        if path not in self._open:
+            self._open[path] = _load(path)
+        return self._open[path]
+
+    def close(self) -> None:
+        self._open.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """A tensor to be."""
+
+    shape: tuple[int, ...]
+    read: Callable[[Files], Tensor]
+    """Raises ConvertError."""
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files of a model's weights. Raises ConvertError if there are none, or not all."""
+    for index in INDEXES:
+        if (directory / index).is_file():
+            return _sharded(directory, index)
+    for name in WHOLE:
+        if (directory / name).is_file():
+            return [directory / name]
+    raise ConvertError(f"{directory} has no weights: neither {' nor '.join((*WHOLE, *INDEXES))} is there")
+
+
+def tensors(paths: Iterable[Path], files: Files) -> dict[str, Lazy]:
+    """All tensors of these files, by name. Raises ConvertError."""
+    return {name: _lazy(path, name, tensor) for path in paths for name, tensor in files.read(path).items()}
+
+
+def _lazy(path: Path, name: str, tensor: Tensor) -> Lazy:
+    return Lazy(tuple(tensor.shape), lambda files: files.read(path)[name])
+
+
+def _sharded(directory: Path, index: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads((directory / index).read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConvertError(f"{directory / index} is no index of weights: {error}") from error
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        raise ConvertError(f"{directory / missing[0]} is missing, and {index} lists it; download the checkpoint anew")
+    return [directory / name for name in names]
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """Nothing in a pickle is run."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ConvertError(f"{path} is a pointer of git-lfs and not the weights; run `git lfs pull`")
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ConvertError(f"{path} is no file of tensors alone, and is not opened: any other pickle could run code") from error
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
+        raise ConvertError(f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()):
+        raise ConvertError(f"{path} is no dictionary of tensors")
+    return loaded
