@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from llava_gateway.chat import ChatRequest, Delta, Request, Usage
@@ -22,7 +21,7 @@ class Answer:
         begins = isinstance(request, ChatRequest) and not request.continue_last
         self._space = _LeadingSpace() if begins and request.sampling.structure is None else None
         self._copies = request.sampling.n if request.sampling.temperature == 0 else 1
-        self._held: deque[Delta] = deque()
+        self._held: dict[int, Delta] = {}
         self._take: Take | None = None
         self._work: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -58,12 +57,12 @@ class Answer:
         return self.deltas()
 
     async def deltas(self, take: Take | None = None) -> AsyncIterator[Delta]:
-        """Those that come while the reader is at another are held for it, and become one. With `take`, deltas that come while the reader
-        waits are given to it, which spares waking the reader for each token; here come those that it could not take."""
+        """Those that come while the reader is at another are held for it, and become one for each choice. With `take`, deltas that come
+        while the reader waits are given to it, which spares waking the reader for each token; here come those that it could not take."""
         try:
             while True:
                 while self._held:
-                    yield self._held.popleft()
+                    yield self._held.pop(next(iter(self._held)))
                 if self._work:
                     self._check()
                     return
@@ -79,9 +78,8 @@ class Answer:
         if self._take and self._take(delta):
             return
         self._take = None  # those that follow wait behind this one
-        if self._held and self._held[-1].index == delta.index and self._held[-1].finish_reason is None:
-            delta = _joined(self._held.pop(), delta)
-        self._held.append(delta)
+        held = self._held.get(delta.index)
+        self._held[delta.index] = _joined(held, delta) if held else delta
         self._news.set()
 
     def _check(self) -> None:

@@ -24,6 +24,8 @@ ENGINE_RESTARTS = Gauge("llava_engine_restarts", "How often the engine has died 
 TOKENS = Counter("llava_tokens_total", "Tokens by kind: text and image of prompts, completion", ["kind"])
 KEY_REQUESTS = Counter("llava_key_requests_total", "Requests by the name of their key", ["key"])
 KEY_TOKENS = Counter("llava_key_tokens_total", "Tokens by the name of the key and by kind", ["key", "kind"])
+MODEL_REQUESTS = Counter("llava_model_requests_total", "Requests that reached the engine, by the name of the model or adapter", ["model"])
+MODEL_TOKENS = Counter("llava_model_tokens_total", "Tokens by the name of the model or adapter, and by kind", ["model", "kind"])
 USAGE_LOG_FAILURES = Counter("llava_usage_log_failures_total", "Requests that could not be written to the usage log")
 STAGE = Histogram(
     "llava_stage_seconds",
@@ -50,9 +52,9 @@ IMAGE_URLS = Counter(
 IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images")
 # The registry takes a lock and makes a tuple to find what a few labels name.
 _stage, _tokens_of, _http_requests = cache(STAGE.labels), cache(TOKENS.labels), cache(HTTP_REQUESTS.labels)
-MAX_KEYS = 1000
-"""Names of keys that get a line of their own; more of them share `other`."""
-_keys: set[str] = set()
+MAX_NAMES = 1000
+"""Names of keys and of adapters that get a line of their own; more of them share `other`."""
+_names: set[str] = set()
 
 
 def watch(admission: Admission, engine: Supervisor) -> None:
@@ -78,6 +80,11 @@ def count(call: Call, route: str, status: int, seconds: float) -> None:
     tokens = _tokens(call)
     for kind, number in tokens:
         _tokens_of(kind).inc(number)
+    if call.usage.prompt_tokens:
+        model = _label(call.model)
+        MODEL_REQUESTS.labels(model).inc()
+        for kind, number in tokens:
+            MODEL_TOKENS.labels(model, kind).inc(number)
     if call.caller:
         key = _label(call.caller.key.name)
         KEY_REQUESTS.labels(key).inc()
@@ -113,8 +120,8 @@ def _count_inter_token(call: Call) -> None:
         INTER_TOKEN.observe((ends["answer"] - ends["first_token"]) / (call.usage.completion_tokens - 1))
 
 
-def _label(key: str) -> str:
-    if key not in _keys and len(_keys) >= MAX_KEYS:
+def _label(name: str) -> str:
+    if name not in _names and len(_names) >= MAX_NAMES:
         return "other"
-    _keys.add(key)
-    return key
+    _names.add(name)
+    return name

@@ -73,6 +73,49 @@ def test_choices_of_a_stream_come_in_order(http: httpx.Client) -> None:
         assert first_seen == [0, 1, 2, 3, 4]
 
 
+def test_a_slow_reader_gets_everything_in_fewer_pieces(server: Server, http: httpx.Client) -> None:
+    """Five choices with log probabilities, more than the sockets hold, to a reader that begins when the engine has given all."""
+    asked = body("Hello", stream=True, n=5, temperature=1, seed=3, ignore_eos=True, max_tokens=500, logprobs=True, top_logprobs=20)
+    with httpx.stream("POST", server.url + CHAT, json=asked, timeout=120) as answer:
+        while running(http):
+            time.sleep(0.1)
+        *events, done = frames(answer.read().decode())
+    assert done == "[DONE]"
+    tokens = dict.fromkeys(range(5), 0)
+    ended = []
+    for choice in (choice for event in events for choice in json.loads(event)["choices"]):
+        tokens[choice["index"]] += len((choice["logprobs"] or {"content": ()})["content"])
+        ended += [choice["finish_reason"]] * (choice["finish_reason"] is not None)
+    assert tokens == dict.fromkeys(range(5), 500)
+    assert ended == ["length"] * 5
+    assert len(events) < 5 * 500
+
+
+def running(http: httpx.Client) -> bool:
+    """Whether the engine is at work."""
+    (line,) = (line for line in http.get("/metrics").text.splitlines() if line.startswith("vllm:num_requests_running{"))
+    return not line.endswith(" 0.0")
+
+
+def test_vllm_counts_every_token(http: httpx.Client) -> None:
+    """Although its numbers are entered in bulk."""
+
+    def counts() -> tuple[float, float, float]:
+        names = (
+            "vllm:generation_tokens_total{",
+            "vllm:inter_token_latency_seconds_count{",
+            'vllm:inter_token_latency_seconds_bucket{engine="0",le="+Inf"',
+        )
+        lines = http.get("/metrics").text.splitlines()
+        written, gaps, all_gaps = (float(line.split()[-1]) for name in names for line in lines if line.startswith(name))
+        return written, gaps, all_gaps
+
+    before = counts()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: http.post(CHAT, json=body("Hello", ignore_eos=True, max_tokens=50)), range(3)))
+    assert [after - was for was, after in zip(before, counts(), strict=True)] == [150, 147, 147]
+
+
 def test_everything_that_can_be_refused_is_refused_before_the_status_line(http: httpx.Client) -> None:
     for fields in (
         {"logprobs": True, "top_logprobs": 21},

@@ -76,10 +76,8 @@ class OpenAI:
 
     async def _stream_chat(self, request: ChatCompletionRequest, answer: Answer, reply: Reply) -> None:
         chunks = ChunkRenderer(request.model, answer.usage, request.stream_options, choices=request.n or 1)
-        async with reply.events(self.keep_alive):
-            await reply.frames(chunks.begin())
+        async with reply.events(self.keep_alive, chunks.end):
             await reply.deltas(answer, chunks.push)
-            await reply.frames(chunks.end())
 
     async def completions(self, body: dict[str, Any], reply: Reply) -> None:
         request = TextCompletionRequest.parse(body)
@@ -103,22 +101,23 @@ class OpenAI:
 
     async def _stream_text(self, request: TextCompletionRequest, answer: Answer, reply: Reply) -> None:
         chunks = TextChunkRenderer(request.model, answer.usage, request.stream_options)
-        async with reply.events(self.keep_alive):
+        async with reply.events(self.keep_alive, chunks.end):
             await reply.deltas(answer, chunks.push)
-            await reply.frames(chunks.end())
 
     async def models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._model(name) for name in self.gateway.models()]})
+        return _json({"object": "list", "data": [self._model(name) for name in self.gateway.models.names()]})
 
     async def model(self, request: Request) -> Response:
-        self.gateway.check_name(request.path_params["model"])
+        self.gateway.models.check(request.path_params["model"])
         return _json(self._model(request.path_params["model"]))
 
     def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self.gateway.created, "owned_by": "llava-gateway"}
+        models = self.gateway.models
+        found = {"id": name, "object": "model", "created": models.created(name), "owned_by": "llava-gateway"}
+        return found | {"parent": parent} if (parent := models.parent(name)) else found
 
     async def tokenize(self, body: dict[str, Any], reply: Reply) -> None:
-        await reply.json(200, tokenize(self.gateway, body))
+        await reply.json(200, await tokenize(self.gateway, body))
 
     async def detokenize(self, body: dict[str, Any], reply: Reply) -> None:
         await reply.json(200, detokenize(self.gateway, body))
@@ -137,8 +136,7 @@ async def fail(error: GatewayError, reply: Reply) -> None:
     """An error as a response, or as the stream's last event if the status line has left."""
     if reply.started:
         await reply.event(render_error(error))
-        await reply.frames(DONE)
-        await reply.end()
+        await reply.end(DONE)
     else:
         await reply.body(error.status, render_error(error), b"application/json", error_headers(error))
 

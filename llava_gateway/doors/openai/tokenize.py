@@ -26,7 +26,7 @@ class TokenizeRequest(RequestBody):
     continue_final_message: bool | None = Field(None, description="with `messages`: as /v1/chat/completions takes it")
     add_generation_prompt: bool | None = Field(None, description="with `messages`: as /v1/chat/completions takes it")
     prompt: str | None = Field(None, description="text, as /v1/completions takes it")
-    images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it. No image is fetched")
+    images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it")
     add_special_tokens: bool | None = Field(None, description="with `prompt`: begin it with the model's `<s>`; default true")
     return_token_strs: bool | None = Field(None, description="name the tokens, too")
 
@@ -42,7 +42,7 @@ class DetokenizeRequest(RequestBody):
     tokens: TokenIds = Field(description="token ids")
 
 
-def tokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
+async def tokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
     """vLLM's `TokenizeResponse`, and how many of the tokens are images'. Raises GatewayError."""
     asked = TokenizeRequest.parse(body)
     model = asked.model if asked.model is not None else gateway.model_name
@@ -65,11 +65,11 @@ def tokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
             model=model, prompt=asked.prompt or "", images=to_images(asked.images), add_special_tokens=add_special_tokens
         )
     info = gateway.model(model)
-    tokens = gateway.tokenize(request)
+    tokens, image_tokens = await gateway.tokenize(request)
     return {
         "count": len(tokens),
         "max_model_len": info.context_length,
-        "image_tokens": len(request.images) * info.image_tokens,
+        "image_tokens": image_tokens,
         "tokens": tokens,
         "token_strs": [info.vocabulary.token(token) for token in tokens] if asked.return_token_strs else None,
     }

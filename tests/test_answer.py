@@ -1,0 +1,141 @@
+"""From the engine that gives deltas to the reader who takes them: nothing lost, nothing out of order, however the two keep step."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_gateway.answer import Answer
+from llava_gateway.chat import ChatRequest, CompletionRequest, Delta, Sampling, Usage
+from llava_gateway.errors import EngineFailed, Unavailable
+
+PROMPT = CompletionRequest(model="m", prompt="p")
+
+
+def answer_of(engine: Callable[[Answer], AsyncIterator[None]], request: CompletionRequest | ChatRequest = PROMPT) -> Answer:
+    """An answer that the engine, a generator which is gone through to its end, gives deltas to. Needs a running loop."""
+    answer = Answer("p", request, Usage())
+
+    async def work() -> None:
+        async for _ in engine(answer):
+            pass
+
+    asyncio.create_task(work()).add_done_callback(answer.end)
+    return answer
+
+
+def give(texts: str, *, pauses: set[int] = frozenset(), fails: bool = False) -> Callable[[Answer], AsyncIterator[None]]:  # type: ignore[assignment]
+    """An engine that gives one character at a time, and lets others run after those in `pauses`."""
+
+    async def engine(answer: Answer) -> AsyncIterator[None]:
+        for place, text in enumerate(texts):
+            answer.give(Delta(0, text, 1, "stop" if place + 1 == len(texts) and not fails else None))
+            if place in pauses:
+                await asyncio.sleep(0)
+        if fails:
+            raise Unavailable("The engine has died.")
+        yield
+
+    return engine
+
+
+@given(
+    st.text("abcdefgh", min_size=1, max_size=30),
+    st.sets(st.integers(0, 30)),
+    st.sets(st.integers(0, 30)),
+    st.lists(st.integers(0, 3), min_size=1, max_size=30),
+)
+def test_every_delta_comes_once_and_in_order(text: str, pauses: set[int], refused: set[int], naps: list[int]) -> None:
+    """Whether it is taken on the spot or refused, and however often the reader sleeps over what it iterates."""
+
+    async def read() -> tuple[str, int]:
+        got: list[Delta] = []
+        turns = iter(range(10_000))
+
+        def take(delta: Delta) -> bool:
+            if next(turns) in refused:
+                return False
+            got.append(delta)
+            return True
+
+        answer = answer_of(give(text, pauses=pauses))
+        await answer.begin(None)
+        async for delta in answer.deltas(take):
+            got.append(delta)
+            for _ in range(naps[len(got) % len(naps)]):
+                await asyncio.sleep(0)
+        assert [delta.finish_reason for delta in got] == [None] * (len(got) - 1) + ["stop"]
+        return "".join(delta.text for delta in got), sum(delta.tokens for delta in got)
+
+    assert asyncio.run(read()) == (text, len(text))
+
+
+def test_a_reader_that_takes_is_not_woken_for_each() -> None:
+    async def read() -> tuple[str, int]:
+        taken: list[str] = []
+
+        def take(delta: Delta) -> bool:
+            taken.append(delta.text)
+            return True
+
+        answer = answer_of(give("x" * 100, pauses=set(range(100))))
+        await answer.begin(None)
+        woken = len([delta async for delta in answer.deltas(take)])
+        return "".join(taken), woken
+
+    taken, woken = asyncio.run(read())
+    assert woken <= 1  # for what came before it began to read
+    assert len(taken) >= 99
+
+
+def test_a_failure_comes_after_what_was_given() -> None:
+    async def read() -> None:
+        got = ""
+        answer = answer_of(give("abc", fails=True))
+        await answer.begin(None)
+        deltas = aiter(answer)
+        while len(got) < 3:
+            got += (await anext(deltas)).text
+        assert got == "abc"
+        with pytest.raises(Unavailable):
+            await anext(deltas)
+
+    asyncio.run(read())
+
+
+def test_a_failure_before_the_first_delta_is_raised_at_once() -> None:
+    async def read() -> None:
+        with pytest.raises(Unavailable):
+            await answer_of(give("", fails=True)).begin(None)
+        with pytest.raises(EngineFailed):
+            await answer_of(give("")).begin(None)
+
+    asyncio.run(read())
+
+
+def test_a_silent_engine_is_not_waited_for() -> None:
+    async def silent(answer: Answer) -> AsyncIterator[None]:
+        await asyncio.sleep(0.1)
+        answer.give(Delta(0, "late", 1, "stop"))
+        yield
+
+    async def read() -> str:
+        answer = answer_of(silent)
+        await answer.begin(0.01)
+        return "".join([delta.text async for delta in answer])
+
+    assert asyncio.run(read()) == "late"
+
+
+def test_greedy_choices_are_one_several_times() -> None:
+    async def read() -> tuple[dict[int, str], int]:
+        request = ChatRequest(model="m", messages=(), sampling=Sampling(n=3, temperature=0))
+        answer = answer_of(give(" abc", pauses={0, 2}), request)
+        texts = dict.fromkeys(range(3), "")
+        async for delta in answer:
+            texts[delta.index] += delta.text
+        return texts, answer.usage.completion_tokens
+
+    assert asyncio.run(read()) == (dict.fromkeys(range(3), "abc"), 8)  # the engine counts its own four tokens
