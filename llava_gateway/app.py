@@ -12,12 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
-from llava_gateway.doors import feedback, llava, openai, ops, page, sambastudio, webui
+from llava_gateway.doors import adapters, feedback, llava, openai, ops, page, sambastudio, webui
 from llava_gateway.engine import Engine, EngineStartError
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm import VllmEngine
+from llava_gateway.engine.vllm.adapters import lora_flags
 from llava_gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from llava_gateway.gateway import Gateway
+from llava_gateway.models import adapters_of
 from llava_gateway.settings import Settings
 from llava_gateway.web.around import Around
 from llava_gateway.web.body import Bodies
@@ -55,13 +57,18 @@ def create_app(
     name = settings.served_model_name or (Path(model).resolve().name if Path(model).is_dir() else model)
     if model == MODEL_NAME:
         model, engine_flags = str(CHECKPOINT), (*ENGINE_FLAGS, *engine_flags)
+    lora = adapters_of(settings.lora_modules)
+    if lora or settings.lora_dir:
+        engine_flags = (*lora_flags(len(lora)), *engine_flags)
     engine_flags = (*engine_flags, "--served-model-name", name)
-    supervisor = Supervisor(engine or (lambda: VllmEngine(model, engine_flags)), settings.engine_timeout, on_engine_death)
+    supervisor = Supervisor(engine or (lambda: VllmEngine(model, engine_flags)), settings.engine_timeout, on_engine_death, lora)
     gateway = Gateway(settings, supervisor, name)
     bodies = Bodies(settings)
     doors = [DOORS[name](gateway, bodies) for name in DOORS if name in settings.doors]
     if settings.feedback_dir:
         doors.append(feedback.door(gateway, bodies, openai.fail))
+    if settings.lora_dir:
+        doors.append(adapters.door(gateway, bodies, openai.fail))
     fail_for = fail_by_path(doors, openai.fail)
     around = Around(settings, doors, fail_for)
 

@@ -5,7 +5,7 @@
     │   ├── ContextLengthExceeded      prompt and answer do not fit the model's context
     │   └── InvalidImage               `code` is one of OpenAI's image codes
     ├── Unauthorized              401  no key, or one that nobody gave out
-    ├── Forbidden                 403  a web page that nobody has let in
+    ├── Forbidden                 403  a web page that nobody has let in, a key that is no admin's
     ├── NotFound                  404  no such path or model
     ├── MethodNotAllowed          405
     ├── BodyTooSlow               408

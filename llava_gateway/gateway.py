@@ -20,14 +20,15 @@ from llava_gateway.admission import Admission
 from llava_gateway.answer import Answer
 from llava_gateway.call import Call, current, timed
 from llava_gateway.chat import ChatRequest, ImageSource, Request, Usage
-from llava_gateway.engine import EngineStartError, ModelInfo, Prompt
+from llava_gateway.engine import EngineStartError, ModelInfo, PreparedImage, Prompt
 from llava_gateway.engine.supervisor import Supervisor
-from llava_gateway.errors import NotFound, Unavailable
+from llava_gateway.errors import Unavailable
 from llava_gateway.images.loader import ImageFile, ImageLoader
-from llava_gateway.plan import Plan, make_plan
+from llava_gateway.models import Models
+from llava_gateway.plan import Plan, make_plan, settle
 from llava_gateway.prompt import PromptRenderer
 from llava_gateway.settings import Settings
-from llava_gateway.templates import BUILT_IN, aliases, chosen
+from llava_gateway.templates import BUILT_IN, chosen
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,8 @@ class Gateway:
     def __init__(self, settings: Settings, engine: Supervisor, model_name: str) -> None:
         self.settings = settings
         self.model_name = model_name
-        self.names: dict[str, str | None] = {model_name: None, **aliases(settings.model_alias)}
-        """The names that clients may ask for, and the templates that go with them."""
+        self.models = Models(settings, model_name, engine)
         self._template = chosen(settings.template) if settings.template else None
-        self.created = int(time.time())
         self.admission = Admission(settings)
         self._engine = engine
         self._model: ModelInfo | None = None
@@ -56,10 +55,11 @@ class Gateway:
         if not model.chat_template and self._template is None:
             raise EngineStartError(f"{self.model_name} has no chat template; name one of {', '.join(BUILT_IN)} with --template")
         self._prompts = PromptRenderer(model, self._template)
-        self._images = ImageLoader(self.settings, model.image_side)
+        self._images = ImageLoader(self.settings, model.vision)
         self._model = model
-        log.info("%s is ready after %.1f s: %d tokens of context, %d per image",
-                 self.model_name, time.monotonic() - start, model.context_length, model.image_tokens)  # fmt: skip
+        per_image = f"{model.vision.fewest} to {model.vision.most}" if model.vision.grids else str(model.vision.most)
+        log.info("%s is ready after %.1f s: %d tokens of context, %s per image",
+                 self.model_name, time.monotonic() - start, model.context_length, per_image)  # fmt: skip
 
     async def stop(self) -> None:
         if self._model is not None:
@@ -86,13 +86,12 @@ class Gateway:
         self._engine.check_lately()
         self.admission.check_open()
 
-    def tokenize(self, request: Request) -> list[int]:
-        """The token ids that the engine would read, each image at its full length. No image is fetched. Raises GatewayError."""
-        model = self.model(request.model)
-        spread = []
-        for token_id in self._prompts.render(request, self._template_of(request)).token_ids:
-            spread += [token_id] * (model.image_tokens if token_id == self._prompts.image_id else 1)
-        return spread
+    async def tokenize(self, request: Request) -> tuple[list[int], int]:
+        """The token ids that the engine would read, each image at its full length, and how many of them are images'. Images are loaded if
+        their sizes matter, else not even fetched. Raises GatewayError."""
+        vision, prompt = self.model(request.model).vision, self._prompts.render(request, self._template_of(request))
+        counts = [image.tokens for image in await self._load(request)] if vision.grids else [vision.fewest] * len(request.images)
+        return self._prompts.expand(prompt.token_ids, counts), sum(counts)
 
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[Answer]:
@@ -118,11 +117,9 @@ class Gateway:
         """As `open`."""
         call, usage, request = current(), Usage(), plan.request
         async with AsyncExitStack() as stack:
-            if request.images:
-                with timed("images"):
-                    images = await self._images.load(request.images, request.image_aspect_ratio)
-            else:
-                images = ()
+            adapter = await stack.enter_async_context(self.models.used(request.model))
+            images = await self._load(request)
+            plan = settle(plan, images, self.settings.default_max_tokens)
             with timed("queue"):
                 await stack.enter_async_context(self.admission.slot(plan.tokens))
             if call.caller:
@@ -130,7 +127,7 @@ class Gateway:
             with timed("answer"):
                 stack.push_async_callback(_book, call, usage)
                 answer = Answer(plan.prompt, request, usage)
-                prompt = Prompt(plan.token_ids, images)
+                prompt = Prompt(plan.token_ids, images, adapter)
                 work = asyncio.create_task(
                     self._engine.generate(prompt, plan.sampling, stream=request.stream, usage=usage, take=answer.give)
                 )
@@ -140,28 +137,22 @@ class Gateway:
                     await answer.begin(self.settings.keep_alive if request.stream else None)
                 yield answer
 
+    async def _load(self, request: Request) -> tuple[PreparedImage, ...]:
+        if not request.images:
+            return ()
+        with timed("images"):
+            return await self._images.load(request.images, request.image_aspect_ratio)
+
     async def image_files(self, images: Sequence[ImageSource]) -> tuple[ImageFile, ...]:
         """The images of a request as they came, under the rules for those that the model is shown. Raises GatewayError."""
         self._loaded()
         with timed("images"):
             return await self._images.files(images)
 
-    def models(self) -> list[str]:
-        """The names of what is served to this caller."""
-        caller = current().caller
-        everything = caller is None or caller.allows(self.model_name)
-        return [name for name in self.names if everything or (caller and caller.allows(name))]
-
-    def check_name(self, name: str) -> None:
-        """Raises NotFound unless the model of this name is served here, to this caller."""
-        if name not in self.models():
-            served = f"; {self.models()[0]!r} is served" if self.models() else ""
-            raise NotFound(f"There is no model {name[:100]!r} here{served}.", param="model", code="model_not_found")
-
     def model(self, name: str) -> ModelInfo:
         """The model of this name. Raises NotFound, or Unavailable while it loads."""
-        self.check_name(name)
-        current().model = self.model_name
+        self.models.check(name)
+        current().model = name if self.models.parent(name) else self.model_name
         return self._loaded()
 
     def _plan(self, request: Request) -> Plan:
@@ -169,7 +160,7 @@ class Gateway:
 
     def _template_of(self, request: Request) -> str | None:
         """The name of the built-in template that this request is to have; None: the server's own."""
-        return (request.template if isinstance(request, ChatRequest) else None) or self.names.get(request.model)
+        return (request.template if isinstance(request, ChatRequest) else None) or self.models.template(request.model)
 
     def _loaded(self) -> ModelInfo:
         self._engine.check()

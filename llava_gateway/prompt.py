@@ -101,6 +101,13 @@ class PromptRenderer:
             )
         return RenderedPrompt(prompt if isinstance(prompt, str) else "", token_ids)
 
+    def expand(self, token_ids: Sequence[int], image_tokens: Iterable[int]) -> list[int]:
+        """The prompt as the engine reads it, with so many tokens for each of its images."""
+        remaining, expanded = iter(image_tokens), list[int]()
+        for token_id in token_ids:
+            expanded += [token_id] * (next(remaining) if token_id == self.image_id else 1)
+        return expanded
+
     def _compiled(self, template: str | None) -> "_Compiled":
         if template is None:
             return self._default

@@ -21,6 +21,13 @@ def _hosts(value: object) -> object:
     return [host.strip().lower() for host in value.split(",") if host.strip() not in ("", "none")] if isinstance(value, str) else value
 
 
+def _modules(value: object) -> object:
+    """vLLM's two forms of an adapter, of which JSON has commas of its own."""
+    given = value if isinstance(value, (list, tuple)) else [value]
+    parts = [[each] if isinstance(each, str) and each.lstrip().startswith("{") else _split(each) for each in given]
+    return [item for part in parts for item in (part if isinstance(part, list) else [part])]
+
+
 def default_of(name: str) -> str:
     """A setting's default as one would write it on the command line; empty if it has none."""
     default = Settings.model_fields[name].default
@@ -46,6 +53,12 @@ class Settings(BaseSettings):
     template: str = Field(
         "",
         description="a built-in conversation template's name (docs/dialects.md), or a file of Jinja, instead of the model's own",
+    )
+    lora_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_modules)] = Field(
+        (), description="LoRA adapters, each a model of its own: NAME=DIRECTORY, comma separated, or vLLM's JSON (docs/lora.md)"
+    )
+    lora_dir: str = Field(
+        "", description="directory below which admin keys may load adapters while the server runs; empty: nobody may (docs/lora.md)"
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
@@ -74,9 +87,9 @@ class Settings(BaseSettings):
     shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get to finish when the server is told to stop")
     max_image_mb: int = Field(20, ge=1, description="largest image file, in MiB")
     max_image_megapixels: int = Field(50, ge=1, description="largest image, in millions of pixels")
-    image_aspect_ratio: AspectRatio = Field(
-        "crop",
-        description="how images become square: `crop` (as Hugging Face's processor), `pad` (as the original LLaVA) or `resize`",
+    image_aspect_ratio: Literal["auto", "crop", "pad", "resize"] = Field(
+        "auto",
+        description="how images become square: `crop`, `pad` (as the original LLaVA), `resize`, or `auto`, as the model's own processor",
     )
     max_request_image_mb: int = Field(64, ge=1, description="largest image files of one request together, in MiB")
     max_request_megapixels: int = Field(200, ge=1, description="largest images of one request together, in millions of pixels")

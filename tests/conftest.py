@@ -47,11 +47,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextmanager
-def serve(folder: Path, *flags: str, wait: bool = True, group: bool = False) -> Iterator[Server]:
-    """A server of the demo model, ready unless nobody waits for that. `group`: in a process group of its own."""
+def serve(folder: Path, *flags: str, model: str = "llava-demo", wait: bool = True, group: bool = False) -> Iterator[Server]:
+    """A server of the demo model, or of another, ready unless nobody waits for that. `group`: in a process group of its own."""
     port = free_port()
     log = folder / "log"
-    command = [sys.executable, "-m", "llava_gateway", "serve", "llava-demo", "--port", str(port), *flags]
+    command = [sys.executable, "-m", "llava_gateway", "serve", model, "--port", str(port), *flags]
     with log.open("wb") as output:
         environment = os.environ | {"LLAVA_PORT": "1"}
         process = subprocess.Popen(

@@ -7,7 +7,7 @@ SIZE = 10 * 10 * 3
 
 
 def image(digest: str) -> PreparedImage:
-    return PreparedImage(Image.new("RGB", (10, 10)), digest, (10, 10))
+    return PreparedImage(Image.new("RGB", (10, 10)), digest, (10, 10), 576)
 
 
 def test_the_least_recently_used_go_first() -> None:

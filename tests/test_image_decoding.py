@@ -1,7 +1,7 @@
 """From files to what the model sees: equal to Hugging Face's processor, and no file hurts."""
 
 import io
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pillow_heif
@@ -14,13 +14,16 @@ from transformers import AutoProcessor
 from llava_gateway.chat import ImageBase64, ImageSource, ImageUrl, InPlace
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.pictures import data_uri, draw, encode
+from llava_gateway.engine import Vision
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import decode
 from llava_gateway.images.decode import Transform, open_image, sniff
 from llava_gateway.images.inline import decode_inlined, inlined
+from llava_gateway.settings import AspectRatio
 
 pillow_heif.register_heif_opener()  # for writing, in tests
-CROP = Transform("crop", 336)
+VISION = Vision(336, lambda width, height: 576, fewest=576, most=576)
+CROP, PAD, RESIZE = (Transform(VISION, way) for way in get_args(AspectRatio))
 GRID = ("red", "blue", "green", "orange")
 RED, BLUE, GREEN, ORANGE = (220, 25, 25), (25, 50, 220), (20, 150, 40), (250, 140, 15)
 
@@ -95,26 +98,26 @@ def expand_to_square(picture: Image.Image) -> Image.Image:
 @pytest.mark.parametrize("size", [(500, 300), (301, 700), (400, 400), (50, 49), (1500, 40)])
 def test_pad_is_to_pad_first(size: tuple[int, int]) -> None:
     picture = photo(*size)
-    padded = prepare(file(picture, "PNG"), Transform("pad", 336))
+    padded = prepare(file(picture, "PNG"), PAD)
     assert padded.tobytes() == expand_to_square(picture).resize((336, 336), Image.Resampling.BICUBIC).tobytes()
     assert padded.tobytes() == prepare(file(expand_to_square(picture), "PNG")).tobytes()
 
 
 def test_pad_of_a_very_long_picture_takes_no_gigabytes() -> None:
-    picture = prepare(file(draw(GRID, (20_000, 250)), "PNG"), Transform("pad", 336))
+    picture = prepare(file(draw(GRID, (20_000, 250)), "PNG"), PAD)
     assert picture.getpixel((168, 5)) == (122, 116, 104)
     assert picture.getpixel((5, 167)) != (122, 116, 104)
 
 
 def test_resize_squashes() -> None:
     picture = photo(600, 200)
-    squashed = prepare(file(picture, "PNG"), Transform("resize", 336))
+    squashed = prepare(file(picture, "PNG"), RESIZE)
     assert squashed.tobytes() == picture.resize((336, 336), Image.Resampling.BICUBIC).tobytes()
 
 
 def test_pad_and_transparency() -> None:
     picture = Image.new("RGBA", (300, 100), (0, 0, 0, 0))
-    padded = prepare(file(picture, "PNG"), Transform("pad", 336))
+    padded = prepare(file(picture, "PNG"), PAD)
     assert padded.getpixel((168, 20)) == (122, 116, 104)
     assert padded.getpixel((168, 168)) == (255, 255, 255)
 

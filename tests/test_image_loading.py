@@ -15,16 +15,18 @@ from prometheus_client import REGISTRY
 
 from llava_gateway.chat import ImageUrl
 from llava_gateway.demo.pictures import data_uri, draw, encode
+from llava_gateway.engine import Vision
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.settings import Settings
 
+VISION = Vision(336, lambda width, height: 576, fewest=576, most=576)
 GRID = ("red", "blue", "green", "orange")
 
 
 def run(work: Callable[[ImageLoader], Awaitable[None]], **settings: Any) -> None:
     async def main() -> None:
-        loader = ImageLoader(Settings(allow_networks=(ip_network("127.0.0.0/8"),), **settings), 336)
+        loader = ImageLoader(Settings(allow_networks=(ip_network("127.0.0.0/8"),), **settings), VISION)
         try:
             await work(loader)
         finally:

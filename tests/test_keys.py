@@ -342,7 +342,7 @@ def test_the_command_makes_lists_and_revokes(path: Path, capsys: pytest.CaptureF
     assert command.main(["list", "--file", str(path)]) == 0
     listed = capsys.readouterr().out
     head, alice, bob = listed.splitlines()
-    assert alice.split() == ["alice", "a,b", "60", "9000", "2", found.created]
+    assert alice.split() == ["alice", "a,b", "60", "9000", "2", "-", found.created]
     assert bob.split()[:5] == ["bob", "all", "-", "-", "-"]
     assert head.index("CREATED") == alice.index(found.created) == bob.index("20")
     assert secret not in listed

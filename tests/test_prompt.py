@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from llava_gateway.chat import ImageUrl, Message, Text
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine import EngineStartError, ModelInfo
+from llava_gateway.engine import EngineStartError, ModelInfo, Vision
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.prompt import PromptRenderer
 from llava_gateway.vocabulary import Vocabulary
@@ -46,8 +46,7 @@ def model_info(processor: Any, template: str | None = None) -> ModelInfo:
         chat_template=template or processor.chat_template,
         special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
         image_token="<image>",
-        image_tokens=576,
-        image_side=336,
+        vision=Vision(336, lambda width, height: 576, fewest=576, most=576),
         context_length=4096,
     )
 

@@ -621,7 +621,7 @@ def test_half_characters_and_tokens_that_are_spelt_alike() -> None:
 )
 @pytest.mark.parametrize("form", [V1, V2, NLP])
 def test_the_path_may_name_the_model(form: Any, project: str, endpoint: str, model: str) -> None:
-    gateway: Any = SimpleNamespace(model_name="served", names={"served": None, "alias": "llava-sn", "llava-hf/llava-1.5-7b-hf": None})
+    gateway: Any = SimpleNamespace(model_name="served", models={"served": None, "alias": "llava-sn", "llava-hf/llava-1.5-7b-hf": None})
     bodies: Any = None
     assert Endpoint(form, gateway, bodies)._model(project=project, endpoint=endpoint) == model
 

@@ -12,7 +12,7 @@ PACKAGE = Path(llava_gateway.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PAGE = sorted((PACKAGE / "doors" / "page" / "files").iterdir())
 LAYERS = (  # what a module imports stands in its own layer or an earlier one
-    ("llava_gateway.version", "llava_gateway.errors", "llava_gateway.chat", "llava_gateway.settings"),
+    ("llava_gateway.version", "llava_gateway.ids", "llava_gateway.errors", "llava_gateway.chat", "llava_gateway.settings"),
     (
         "llava_gateway.keys",
         "llava_gateway.call",
@@ -25,9 +25,11 @@ LAYERS = (  # what a module imports stands in its own layer or an earlier one
         "llava_gateway.vocabulary",
         "llava_gateway.prompt",
         "llava_gateway.templates",
+        "llava_gateway.models",
         "llava_gateway.together",
         "llava_gateway.plan",
         "llava_gateway.images",
+        "llava_gateway.convert",
         "llava_gateway.engine",
     ),
     ("llava_gateway.gateway",),

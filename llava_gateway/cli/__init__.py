@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": "chat about pictures in the terminal, or ask one question",
     "batch": "answer a file of requests, or ask the same about many pictures",
     "bench": "load an OpenAI-compatible server, and see what comes of it",
+    "convert": "make an original LLaVA checkpoint one that can be served",
     "keys": "make, list and revoke the keys that requests come with",
     "export-dataset": "make a dataset of the votes that a server has kept",
     "completion": "print a script that completes these commands in a shell",

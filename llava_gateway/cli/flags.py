@@ -9,6 +9,8 @@ from llava_gateway.cli.parser import Parser
 from llava_gateway.settings import Settings, default_of
 
 ALIASES = {"api_keys": ("--api-key",)}
+REPEATED: dict[str, dict[str, Any]] = {"api_keys": {"action": "append"}, "lora_modules": {"action": "extend", "nargs": "+"}}
+"""Flags that may come more than once."""
 FILES = ("template", "keys_file", "usage_log")
 GROUPS = {
     "model": "model",
@@ -63,7 +65,7 @@ def make_parser() -> Parser:
             f"--{name.replace('_', '-')}",
             *ALIASES.get(name, ()),
             dest=name,
-            action="append" if name == "api_keys" else "store",
+            **REPEATED.get(name, {}),
             metavar=_metavar(name, field.annotation),
             help=f"{field.description}{default}".replace("%", "%%"),
             **options,
@@ -75,6 +77,8 @@ def _metavar(name: str, kind: Any) -> str:
     """What stands for the value: its values, its unit, or its name's last word."""
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
+    if name == "lora_modules":
+        return "NAME=DIR"
     if get_origin(kind) is tuple:
         return "A,B"
     if name in FILES:

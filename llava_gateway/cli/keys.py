@@ -12,7 +12,7 @@ from llava_gateway.cli import flags
 from llava_gateway.cli.parser import Parser
 from llava_gateway.keys.store import Key, KeyFile, KeyFileError, digest, first_fault, new_secret
 
-COLUMNS = ("NAME", "MODELS", "REQUESTS/MIN", "TOKENS/MIN", "CONCURRENT", "CREATED")
+COLUMNS = ("NAME", "MODELS", "REQUESTS/MIN", "TOKENS/MIN", "CONCURRENT", "ADMIN", "CREATED")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,6 +47,7 @@ def _new(file: KeyFile, given: argparse.Namespace) -> None:
         requests_per_minute=given.requests_per_minute,
         tokens_per_minute=given.tokens_per_minute,
         concurrent=given.concurrent,
+        admin=given.admin,
         created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     )
     file.add(key)
@@ -62,7 +63,7 @@ def _list(file: KeyFile) -> None:
     rows: list[tuple[str, ...]] = [COLUMNS]
     for key in file.read():
         limits = (str(limit or "-") for limit in (key.requests_per_minute, key.tokens_per_minute, key.concurrent))
-        rows.append((key.name, ",".join(key.models) or "all", *limits, key.created or "-"))
+        rows.append((key.name, ",".join(key.models) or "all", *limits, "yes" if key.admin else "-", key.created or "-"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -86,6 +87,7 @@ def make_parser() -> Parser:
     new.add_argument("--requests-per-minute", type=int, metavar="N", help="default: no limit")
     new.add_argument("--tokens-per-minute", type=int, metavar="N", help="of prompts and answers together (default: no limit)")
     new.add_argument("--concurrent", type=int, metavar="N", help="requests at once, in each server process (default: no limit)")
-    commands.add_parser("list", parents=[common], help="names, models and limits")
+    new.add_argument("--admin", action="store_true", help="may also load and unload LoRA adapters (--lora-dir)")
+    commands.add_parser("list", parents=[common], help="names, models, limits, and who is admin")
     commands.add_parser("revoke", parents=[common], help="refuse a key from now on").add_argument("name", metavar="NAME")
     return parser

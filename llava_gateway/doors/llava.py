@@ -130,7 +130,7 @@ class LlavaStack:
 
     async def worker_get_status(self, request: Request) -> Response:
         """Unavailable while the model loads: another controller then does not take this server for one of its workers."""
-        names = self.gateway.models()
+        names = self.gateway.models.names()
         for name in names:
             self.gateway.model(name)
         admission = self.gateway.admission
@@ -140,7 +140,7 @@ class LlavaStack:
         return _json(None)
 
     async def list_models(self, request: Request) -> Response:
-        return _json({"models": self.gateway.models()})
+        return _json({"models": self.gateway.models.names()})
 
     async def register_worker(self, request: Request) -> Response:
         raise InvalidRequest(
@@ -150,7 +150,7 @@ class LlavaStack:
 
     async def get_worker_address(self, address: str, body: dict[str, Any], reply: Reply) -> None:
         asked = AddressRequest.parse(body)
-        await reply.json(200, {"address": address if asked.model in self.gateway.models() else ""})
+        await reply.json(200, {"address": address if asked.model in self.gateway.models.names() else ""})
 
     async def receive_heart_beat(self, address: str, body: dict[str, Any], reply: Reply) -> None:
         await reply.json(200, {"exist": HeartBeat.parse(body).worker_name.rstrip("/") == address})

@@ -7,7 +7,28 @@ from typing import Protocol
 from PIL import Image
 
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
+from llava_gateway.settings import AspectRatio
 from llava_gateway.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Vision:
+    """How a model sees pictures: as one square, or in their own shape, laid out on a grid of such squares, beside one of the whole."""
+
+    side: int
+    """Pixels of the square that the vision tower sees: 336 for LLaVA-1.5."""
+    tokens: Callable[[int, int], int]
+    """How many tokens of the context a picture takes that the engine is given with this width and height."""
+    fewest: int
+    """That no picture is below: 576 for LLaVA-1.5, whose pictures all take as many."""
+    most: int
+    """That a picture may come to."""
+    grids: tuple[tuple[int, int], ...] = ()
+    """Width and height of each grid that a picture may be laid out on, in pixels; none if it becomes one square."""
+    aspect_ratio: AspectRatio = "crop"
+    """How the model's own processor makes a picture square."""
+    mean_color: tuple[int, int, int] = (122, 116, 104)
+    """What a picture is padded with."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +42,7 @@ class ModelInfo:
     """`bos_token`, `eos_token`, ... as templates name them."""
     image_token: str
     """What the chat template writes where an image goes."""
-    image_tokens: int
-    """How many tokens of the context an image takes: 576 for LLaVA-1.5."""
-    image_side: int
-    """Pixels of the square that the vision tower sees: 336 for LLaVA-1.5."""
+    vision: Vision
     context_length: int
     """Tokens of prompt and answer together."""
 
@@ -34,11 +52,25 @@ class PreparedImage:
     """An image as the model wants it, and the name that the engine may cache it under."""
 
     pixels: Image.Image
-    """RGB, `image_side` x `image_side`."""
+    """RGB: `side` x `side`, or in the picture's own shape if the model has grids."""
     digest: str
     """Of the file's bytes and of the transform: equal digests mean equal pixels."""
     source: tuple[int, int]
     """Width and height of the file, in pixels."""
+    tokens: int
+    """How many of the context it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA: small changes to the model, for the prompts that come with it."""
+
+    name: str
+    """What clients ask for."""
+    path: str
+    """Its directory, absolute, as peft writes it."""
+    number: int
+    """Of this loading, from 1. What is loaded later under the same name is another adapter, with answers of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +78,8 @@ class Prompt:
     token_ids: list[int]
     """One image token per image; the engine expands each."""
     images: tuple[PreparedImage, ...]
+    adapter: Adapter | None = None
+    """One that is loaded, or the model as it is."""
 
 
 class Engine(Protocol):
@@ -63,6 +97,13 @@ class Engine(Protocol):
 
     async def check_structure(self, structure: Structure) -> None:
         """Whether answers can be held to this form. Raises InvalidRequest; TooManyRequests or Unavailable if there is no telling now."""
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """From now on prompts may come with it. Raises InvalidRequest for one that this model cannot take, and lives on without it;
+        EngineFailed or Unavailable."""
+
+    async def unload_adapter(self, adapter: Adapter) -> None:
+        """Forget it; no prompt that is being answered has it. Raises EngineFailed or Unavailable."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
         """Answer: gives deltas to `take` as they come, or each choice whole if not `stream`, and returns when it has given all. `take` is

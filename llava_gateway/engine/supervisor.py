@@ -2,13 +2,14 @@
 one in its place when it does not."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
-from llava_gateway.engine import Engine, EngineStartError, ModelInfo, Prompt
-from llava_gateway.errors import Unavailable
+from llava_gateway.engine import Adapter, Engine, EngineStartError, ModelInfo, Prompt
+from llava_gateway.errors import GatewayError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +27,15 @@ PROGRESS_INTERVAL = 10.0
 class Supervisor:
     """One engine at a time. Used from one event loop."""
 
-    def __init__(self, make: Callable[[], Engine], timeout: float, on_death: Callable[[], None] | None = None) -> None:
-        """`timeout`: seconds without an answer after which the engine counts as dead. `on_death`: called instead of a restart."""
+    def __init__(
+        self, make: Callable[[], Engine], timeout: float, on_death: Callable[[], None] | None = None, adapters: Sequence[Adapter] = ()
+    ) -> None:
+        """`timeout`: seconds without an answer after which the engine counts as dead. `on_death`: called instead of a restart.
+        `adapters`: loaded at the start."""
         self.timeout = timeout
         self.restarts = 0
+        self.adapters = list(adapters)
+        """What every engine has to load."""
         self._make = make
         self._on_death = on_death
         self._engine: Engine | None = None
@@ -83,6 +89,17 @@ class Supervisor:
     async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
         await self._alive().generate(prompt, sampling, stream=stream, usage=usage, take=take)
 
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """As the engine's, which the next engine's start repeats."""
+        await self._alive().load_adapter(adapter)
+        self.adapters.append(adapter)
+
+    async def unload_adapter(self, adapter: Adapter) -> None:
+        """As the engine's; if that is dead, the next one will not have it."""
+        self.adapters.remove(adapter)
+        with contextlib.suppress(Unavailable):
+            await self._alive().unload_adapter(adapter)
+
     def _alive(self) -> Engine:
         self.check()
         assert self._engine
@@ -93,11 +110,23 @@ class Supervisor:
         progress = asyncio.create_task(self._report())
         try:
             model = await engine.start()
+            await self._load_adapters(engine)
         finally:
             progress.cancel()
         self._answered = time.monotonic()
         self._dead = False
         return engine, model
+
+    async def _load_adapters(self, engine: Engine) -> None:
+        """All of them at the first start, or EngineStartError; later, one that is broken by now must not keep the model from its work."""
+        for adapter in tuple(self.adapters):
+            engine.stage = f"loading the adapter {adapter.name}"
+            try:
+                await engine.load_adapter(adapter)
+            except GatewayError as error:
+                if self._watching is None:
+                    raise EngineStartError(f"the adapter {adapter.name}: {error.message}") from error
+                log.error("The adapter %s did not come back: %s", adapter.name, error.message)
 
     async def _report(self) -> None:
         start = time.monotonic()

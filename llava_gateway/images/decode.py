@@ -1,9 +1,9 @@
-"""From the bytes of an image file to the square that CLIP sees.
+"""From the bytes of an image file to the picture that the model sees.
 
 The format is sniffed, never believed. Size is checked before a pixel is decoded. Then: orient by EXIF, lay on white, and make it
 square: `crop` resizes the shortest edge (bicubic) and crops the centre, as Hugging Face's LLaVA processor does; `pad` pads to a square
-with CLIP's mean colour and resizes, as the original LLaVA does; `resize` squashes. A large JPEG is decoded at a half, quarter or eighth
-of its size, never below twice what is needed.
+with the model's mean colour and resizes, as the original LLaVA does; `resize` squashes. Or, for a model with grids, keep its shape and
+shrink it to its place. A large JPEG is decoded at a half, quarter or eighth of its size, never below twice what is needed.
 """
 
 import io
@@ -25,7 +25,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from llava_gateway.engine import Vision
 from llava_gateway.errors import InvalidImage
+from llava_gateway.images.grids import Size, shrunk
 from llava_gateway.settings import AspectRatio
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of what is checked here; threads share one list of filters
@@ -50,10 +52,10 @@ except ImportError:
     pass
 MAX_ASPECT = 100
 """Longest over shortest side. CLIP resizes the shortest side up to its own, which a thread-thin picture turns into gigabytes."""
+LYING = (5, 6, 7, 8)
+"""EXIF's orientations of pictures whose width is their height once they stand upright."""
 MAX_JPEG_SCANS = 64
 """Of a progressive JPEG. Encoders write about ten; each costs a pass over all pixels for as little as 59 bytes."""
-PAD_COLOR = (122, 116, 104)
-"""CLIP's mean, as the original LLaVA pads with it."""
 PAD_EXACT = 4096
 """Pixels of the longest side up to which a picture is padded as it is; a longer one is shrunk to this first, since a square of it might be
 gigabytes."""
@@ -61,14 +63,20 @@ gigabytes."""
 
 @dataclass(frozen=True, slots=True)
 class Transform:
+    vision: Vision
     aspect_ratio: AspectRatio
-    side: int
-    """Pixels of the square that comes out."""
+    """How a picture becomes square, if the model has no grids."""
 
     @property
     def name(self) -> str:
         """For the digests of its results: to change what a transform does is to change its name."""
-        return f"{self.aspect_ratio}2-{self.side}"
+        return "grids1" if self.vision.grids else f"{self.aspect_ratio}2-{self.vision.side}"
+
+    def needs(self, size: Size) -> Size:
+        """The width and height that are made of a picture of this size (of its smaller square, where one is cut out of it)."""
+        if self.vision.grids:
+            return shrunk(size, self.vision.grids, self.vision.tokens)
+        return self.vision.side, self.vision.side
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -82,9 +90,13 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def prepare(image: Image.Image, transform: Transform) -> Image.Image:
-    """RGB, `side` x `side`, of an image that `open_image` has let through. InvalidImage if it is damaged."""
+    """RGB, as the model wants it, of an image that `open_image` has let through. InvalidImage if it is damaged."""
     with _failing_as_damaged():
-        return _flatten(_square(_premultiply(_orient(_load(image, transform.side))), transform))
+        upright, needed = _load(image, transform)
+        upright = _premultiply(upright)
+        if transform.vision.grids:
+            return _flatten(upright if upright.size == needed else upright.resize(needed, Image.Resampling.BICUBIC))
+        return _flatten(_square(upright, transform))
 
 
 def is_plain(image: Image.Image) -> bool:
@@ -160,13 +172,22 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise InvalidImage(f"The image is {width} x {height} pixels; its sides may differ {MAX_ASPECT}-fold at most.", code="invalid_image")
 
 
-def _load(image: Image.Image, side: int) -> Image.Image:
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        scale = max((scale for scale in (8, 4, 2) if min(image.size) >= 2 * side * scale), default=1)
-        if scale > 1:
-            image.draft(image.mode, (image.width // scale, image.height // scale))
+def _load(image: Image.Image, transform: Transform) -> tuple[Image.Image, Size]:
+    """The picture upright, and the size that it needs."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        image.load()
+        upright = _orient(image)
+        return upright, transform.needs(upright.size)
+    lies = image.getexif().get(ExifTags.Base.Orientation) in LYING
+    width, height = image.size
+    needed = transform.needs((height, width) if lies else (width, height))
+    across, down = reversed(needed) if lies else needed
+    spare = min(width / across, height / down)
+    scale = max((scale for scale in (8, 4, 2) if spare >= 2 * scale), default=1)
+    if scale > 1:
+        image.draft(image.mode, (width // scale, height // scale))
     image.load()
-    return image
+    return _orient(image), needed
 
 
 def _orient(image: Image.Image) -> Image.Image:
@@ -204,12 +225,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _square(image: Image.Image, transform: Transform) -> Image.Image:
-    side = transform.side
+    side, mean_color = transform.vision.side, transform.vision.mean_color
     if transform.aspect_ratio == "pad" and image.width != image.height:
         if max(image.size) > PAD_EXACT:
             image.thumbnail((PAD_EXACT, PAD_EXACT), Image.Resampling.BICUBIC)
         width, height = image.size
-        color = PAD_COLOR if image.mode == "RGB" else (*PAD_COLOR, 255)
+        color = mean_color if image.mode == "RGB" else (*mean_color, 255)
         square = Image.new(image.mode, (max(width, height),) * 2, color)
         square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
         image = square

@@ -12,7 +12,7 @@ from PIL import Image
 from llava_gateway import metrics
 from llava_gateway.call import current, timed
 from llava_gateway.chat import ImageSource
-from llava_gateway.engine import PreparedImage
+from llava_gateway.engine import PreparedImage, Vision
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.cache import ImageCache
 from llava_gateway.images.decode import Transform, extension, open_image, prepare
@@ -38,10 +38,9 @@ class ImageFile:
 
 
 class ImageLoader:
-    def __init__(self, settings: Settings, side: int) -> None:
-        """`side`: pixels of the square that the model sees."""
+    def __init__(self, settings: Settings, vision: Vision) -> None:
         self.settings = settings
-        self.side = side
+        self.vision = vision
         self.max_bytes = settings.max_image_mb << 20
         self.max_pixels = settings.max_image_megapixels * 1_000_000
         self.cache = ImageCache(settings.image_cache_mb << 20)
@@ -53,7 +52,7 @@ class ImageLoader:
 
     async def load(self, images: Sequence[ImageSource], aspect_ratio: AspectRatio | None = None) -> tuple[PreparedImage, ...]:
         """The images, prepared, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names the first that fails."""
-        transform = Transform(aspect_ratio or self.settings.image_aspect_ratio, self.side)
+        transform = self._transform(aspect_ratio)
         budget = _Budget(self.settings)
         loaded = await together(lambda image: _named(self._load, image, transform, budget), images)
         current().images += [f"{image.digest[:16]} {image.source[0]}x{image.source[1]}" for image in loaded]
@@ -61,7 +60,7 @@ class ImageLoader:
 
     async def files(self, images: Sequence[ImageSource]) -> tuple[ImageFile, ...]:
         """The images as they came, in order, each of which `load` would take. InvalidImage names the first that fails."""
-        transform = Transform(self.settings.image_aspect_ratio, self.side)
+        transform = self._transform()
         budget = _Budget(self.settings)
         return tuple(await together(lambda image: _named(self._file, image, transform, budget), images))
 
@@ -69,6 +68,10 @@ class ImageLoader:
         await self._urls.close()
         for pool in (self._small, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _transform(self, aspect_ratio: AspectRatio | None = None) -> Transform:
+        ours = self.settings.image_aspect_ratio
+        return Transform(self.vision, aspect_ratio or (self.vision.aspect_ratio if ours == "auto" else ours))
 
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
         data: bytes | None
@@ -119,7 +122,8 @@ class ImageLoader:
 
         async def work() -> PreparedImage:
             pool = self._large if source[0] * source[1] > LARGE else self._small
-            prepared = PreparedImage(await self._in(pool, prepare, opened, transform), digest, source)
+            pixels = await self._in(pool, prepare, opened, transform)
+            prepared = PreparedImage(pixels, digest, source, self.vision.tokens(*pixels.size))
             self.cache.put(prepared)
             return prepared
 

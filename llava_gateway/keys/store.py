@@ -45,6 +45,8 @@ class Key:
     """Of prompts and answers together."""
     concurrent: Limit = None
     """Requests at once."""
+    admin: bool = False
+    """Whether it may change what is served."""
     created: str = ""
     """ISO 8601, UTC."""
 

@@ -93,7 +93,7 @@ class Endpoint:
 
     def _model(self, project: str, endpoint: str) -> str:
         """The path names projects and endpoints as the client likes, a model among them if it knows one."""
-        names = self.gateway.names
+        names = self.gateway.models
         return next((name for name in (endpoint, f"{project}/{endpoint}", project) if name in names), self.gateway.model_name)
 
     async def _plan(self, body: Body, prompts: Sequence[Prompt], model: str, *, stream: bool) -> list[Plan]:

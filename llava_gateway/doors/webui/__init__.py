@@ -92,7 +92,8 @@ class Webui:
 
     async def token_count(self, body: dict[str, Any], reply: Reply) -> None:
         request = TokenCountBody.parse(body).to_completion(self._model(), self.gateway)
-        await reply.json(200, {"results": [{"tokens": len(self.gateway.tokenize(request))}]})
+        tokens, _ = await self.gateway.tokenize(request)
+        await reply.json(200, {"results": [{"tokens": len(tokens)}]})
 
     async def model_name(self, request: Request) -> Response:
         return _json({"result": self._model()})
@@ -102,7 +103,7 @@ class Webui:
 
     def _model(self) -> str:
         """The first name of the model that the caller may use; the dialect has none in its requests."""
-        return next(iter(self.gateway.models()), self.gateway.model_name)
+        return next(iter(self.gateway.models.names()), self.gateway.model_name)
 
     async def _whole(self, address: str, request: ChatRequest | CompletionRequest) -> str:
         said = ""

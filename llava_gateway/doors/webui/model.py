@@ -28,7 +28,7 @@ class ModelBody(RequestBody):
             case None | "":
                 return model
             case "list":
-                return gateway.models()
+                return gateway.models.names()
             case "info":
                 settings = {"truncation_length": gateway.model(model).context_length, "instruction_template": "None"}
                 return {"model_name": model, "lora_names": [], "shared.settings": settings, "shared.args": {}}

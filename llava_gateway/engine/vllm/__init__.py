@@ -5,7 +5,6 @@ import gc
 import logging
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from PIL import Image
 
 from llava_gateway.call import current
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
-from llava_gateway.engine import EngineStartError, ModelInfo, PreparedImage, Prompt
+from llava_gateway.engine import Adapter, EngineStartError, ModelInfo, PreparedImage, Prompt
+from llava_gateway.engine.vllm.adapters import Adapters
 from llava_gateway.engine.vllm.delivery import Delivery, written
 from llava_gateway.engine.vllm.grammar import GrammarChecker
 from llava_gateway.engine.vllm.guardian import Guardian
@@ -25,6 +25,7 @@ from llava_gateway.engine.vllm.outputs import refusal
 from llava_gateway.engine.vllm.processes import engine_processes, kill
 from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.errors import EngineFailed, GatewayError, TooManyRequests, Unavailable
+from llava_gateway.ids import new_id
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -51,6 +52,7 @@ class VllmEngine:
         self._stopping = False
         self._generating = 0
         self._grammars: GrammarChecker | None = None
+        self._adapters: Adapters | None = None
         self._guardian = Guardian()
         self.stage = "importing vLLM"
 
@@ -70,6 +72,7 @@ class VllmEngine:
             self._guardian.watch([process.pid for process in engine_processes()])
         self._engine = engine = loading.result()
         self._model = info = describe(engine)
+        self._adapters = Adapters(engine)
         if engine.vllm_config.structured_outputs_config.backend == "guidance":  # else the operator has chosen
             self._grammars = GrammarChecker(info.vocabulary)
         self.stage = "answering for the first time"
@@ -78,9 +81,11 @@ class VllmEngine:
 
     async def _warm_up(self, info: ModelInfo) -> None:
         """One answer to one image, so that what vLLM makes at its first use is made before somebody waits for it."""
-        if info.image_tokens + 2 > info.context_length:
+        size = (info.vision.side, info.vision.side)
+        tokens = info.vision.tokens(*size)
+        if tokens + 2 > info.context_length:
             return
-        image = PreparedImage(Image.new("RGB", (info.image_side, info.image_side)), "warm-up", (info.image_side, info.image_side))
+        image = PreparedImage(Image.new("RGB", size), "warm-up", size, tokens)
         token_ids = info.vocabulary.encode(info.image_token, add_special_tokens=True).ids
         try:
             sampling = Sampling(max_tokens=1, logprobs=1)
@@ -91,6 +96,12 @@ class VllmEngine:
     async def check_structure(self, structure: Structure) -> None:
         if self._grammars:
             await self._grammars.check(structure)
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        await self._started().load(adapter)
+
+    async def unload_adapter(self, adapter: Adapter) -> None:
+        await self._started().unload(adapter)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
@@ -162,11 +173,12 @@ class VllmEngine:
         """Whether the answer is whole; if not, the request has to be sent once more. A client that left between the first two steps below
         may have made vLLM's front end believe that the engine holds an image which it never got; vLLM notices, ends the request with
         "error" and forgets the image."""
-        rendered, name = await _render(engine, prompt), uuid.uuid4().hex
+        lora = self._started().request(prompt.adapter) if prompt.adapter else None
+        rendered, name = await _render(engine, prompt), new_id()
         usage = delivery.usage
-        usage.image_tokens = len(prompt.images) * self._model.image_tokens
+        usage.image_tokens = sum(image.tokens for image in prompt.images)
         usage.prompt_tokens = len(prompt.token_ids) - len(prompt.images) + usage.image_tokens
-        collector = await engine.add_request(name, rendered, params, trace_headers=_trace(engine))
+        collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=_trace(engine))
         end = delivery.begin()
         early, collector.output = collector.output, None
         collector.put = delivery.put
@@ -181,10 +193,15 @@ class VllmEngine:
                 await engine.abort(collector.request_id, internal=True)
             raise
 
+    def _started(self) -> Adapters:
+        if self._adapters is None:
+            raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
+        return self._adapters
+
     def _end(self, loading: "Future[AsyncLLM]") -> None:
         """End the engine, or its loading: that cannot be interrupted, but fails once the processes it starts are ended."""
         deadline = time.monotonic() + STOP_TIMEOUT
-        engine, self._engine = self._engine, None
+        engine, self._engine, self._adapters = self._engine, None, None
         if engine is not None:
             logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM reports its own end as a failure, with a traceback
             kill(engine_processes(), patience=0)  # there is nothing that it would have to save, and a stopped process would never end

@@ -3,9 +3,15 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-from llava_gateway.engine import EngineStartError, ModelInfo
+from pydantic import ValidationError
+
+from llava_gateway.engine import EngineStartError, ModelInfo, Vision
+from llava_gateway.engine.vllm.adapters import check_adaptable, leave_a_slot_empty
+from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind
+from llava_gateway.engine.vllm.quantization import check_quantization
 from llava_gateway.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -23,6 +29,7 @@ ENVIRONMENT = {
 
 def engine_arguments(model: str, flags: Sequence[str]) -> "AsyncEngineArgs":
     """`flags` are vLLM's own, as its command line has them. Imports vLLM, which takes seconds. Raises EngineStartError."""
+    config = check_checkpoint(model, flags)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -39,6 +46,9 @@ def engine_arguments(model: str, flags: Sequence[str]) -> "AsyncEngineArgs":
         raise EngineStartError(f"vLLM does not take these flags: {error}") from error
     if unknown:
         raise EngineStartError(f"neither llava-gateway nor vLLM knows the flag {unknown[0]}")
+    check_quantization(config, arguments.quantization)
+    if arguments.enable_lora:
+        check_adaptable(config)
     if current_platform.is_cpu():
         # Compiling costs minutes on a CPU, wants a C++ compiler, and gains nothing. (What vLLM compiles at its first use, such as the ranks
         # of log probabilities, had all requests wait for 18 s.)
@@ -48,6 +58,8 @@ def engine_arguments(model: str, flags: Sequence[str]) -> "AsyncEngineArgs":
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
         if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
             arguments.distributed_executor_backend = "uni"
+        if arguments.enable_lora:
+            leave_a_slot_empty(arguments)
     if arguments.structured_outputs_config.backend == "auto":
         # With "auto" vLLM keeps the backend that the first request led it to, and other requests' grammars fail on that. Of the
         # backends only guidance limits the work for a token: a regular expression of 100 characters has xgrammar 0.2.8 hang.
@@ -70,26 +82,57 @@ def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     try:
         engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[BulkStatLogger])
     except Exception as error:
-        raise EngineStartError(f"vLLM could not load {arguments.model}: {error}") from error
+        raise EngineStartError(f"vLLM could not load {arguments.model}: {_one_line(error)}") from error
     enable_envs_cache()  # as vLLM does in the engine's process: it looks into the environment for every token
     return engine
 
 
+def _one_line(error: Exception) -> str:
+    """What pydantic, through which vLLM checks itself, says in several lines; of other errors the first line."""
+    if isinstance(error, ValidationError):
+        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return "its process has ended, and said why above" if said.startswith("Engine core initialization failed") else said
+
+
 def describe(engine: "AsyncLLM") -> ModelInfo:
-    """Raises EngineStartError for a model that is no LLaVA of a kind that is served here."""
+    """Raises EngineStartError for a model that is no LLaVA of a kind that is served here, whatever the flags have made of it."""
     config = engine.vllm_config.model_config
-    if config.hf_config.model_type != "llava":
-        raise EngineStartError(f"{config.model} is a {config.hf_config.model_type} model; this version serves LLaVA-1.5 (model type llava)")
+    check_kind(config.model, config.hf_config.to_dict())
     info = engine.renderer.get_mm_processor().info
     processor = info.get_hf_processor()
     tokenizer = processor.tokenizer
-    side = config.hf_config.vision_config.image_size
     return ModelInfo(
         vocabulary=Vocabulary(tokenizer.backend_tokenizer.to_str()),
         chat_template=processor.chat_template or tokenizer.chat_template or "",
         special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
         image_token=processor.image_token,
-        image_tokens=info.get_num_image_tokens(image_width=side, image_height=side),
-        image_side=side,
+        vision=_vision(info, config.hf_config, processor.image_processor),
         context_length=config.max_model_len,
+    )
+
+
+def _vision(info: Any, config: Any, image_processor: Any) -> Vision:
+    """`info` is vLLM's, and counts the tokens of a picture by its size as its processor does it."""
+    from vllm.model_executor.models.llava import BaseLlavaProcessingInfo
+
+    side = config.vision_config.image_size
+    fewest = BaseLlavaProcessingInfo.get_num_image_tokens(info, image_width=side, image_height=side)  # those of the whole in one square
+    grids = () if config.model_type == "llava" else tuple((width, height) for height, width in config.image_grid_pinpoints)
+
+    @lru_cache
+    def tokens(width: int, height: int) -> int:
+        return int(info.get_num_image_tokens(image_width=width, image_height=height)) if grids else fewest
+
+    red, green, blue = (int(mean * 255) for mean in image_processor.image_mean)
+    crops = image_processor.do_center_crop and image_processor.size.get("shortest_edge")
+    pads = getattr(image_processor, "do_pad", False)
+    return Vision(
+        side=side,
+        tokens=tokens,
+        fewest=fewest,
+        most=info.get_max_image_tokens(),
+        grids=grids,
+        aspect_ratio="pad" if pads else "crop" if crops else "resize",
+        mean_color=(red, green, blue),
     )

@@ -1,0 +1,159 @@
+"""What clients may ask for by name: the model that is served, under its name and its aliases, and its LoRA adapters, each a model of its
+own, which come and go while others are answered."""
+
+import asyncio
+import itertools
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llava_gateway.call import current
+from llava_gateway.engine import Adapter
+from llava_gateway.engine.supervisor import Supervisor
+from llava_gateway.errors import GatewayError, InvalidRequest, NotFound
+from llava_gateway.settings import Settings, SettingsError
+from llava_gateway.templates import aliases
+
+log = logging.getLogger(__name__)
+
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+
+
+@dataclass(slots=True)
+class _Served:
+    adapter: Adapter
+    users: int = 0
+    """Requests that need it to stay."""
+    retired: bool = False
+    """Whether it goes with its last user."""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class Models:
+    """Used from one event loop."""
+
+    def __init__(self, settings: Settings, name: str, engine: Supervisor) -> None:
+        """`name`: the model's own; the adapters are those that the engine starts with. Raises SettingsError."""
+        self._name = name
+        self._created = int(time.time())
+        self._templates: dict[str, str | None] = {name: None, **aliases(settings.model_alias)}
+        """The model's names, and the templates that go with them."""
+        self._served = {adapter.name: _Served(adapter) for adapter in engine.adapters}
+        if taken := self._templates.keys() & self._served.keys():
+            raise SettingsError(f"lora_modules: {taken.pop()} is a name of the model itself")
+        self._engine = engine
+        self._numbers = itertools.count(len(self._served) + 1)
+        self._loading = asyncio.Lock()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._templates or name in self._served
+
+    def names(self) -> list[str]:
+        """Of what is served to this caller. Whoever may ask for the model may do so by its aliases; its adapters are other models."""
+        caller = current().caller
+        everything = caller is None or caller.allows(self._name)
+        models = [name for name in self._templates if everything or (caller and caller.allows(name))]
+        return models + [name for name in self._served if caller is None or caller.allows(name)]
+
+    def check(self, name: str) -> None:
+        """Raises NotFound unless the model of this name is served here, to this caller."""
+        if name not in (names := self.names()):
+            raise _not_found(name, f"; {names[0]!r} is served" if names else "")
+
+    def template(self, name: str) -> str | None:
+        """The built-in template that goes with this name; None: the server's own."""
+        return self._templates.get(name)
+
+    def created(self, name: str) -> int:
+        """Unix time at which it began to be served."""
+        return self._served[name].created if name in self._served else self._created
+
+    def parent(self, name: str) -> str | None:
+        """The model that this adapter changes; None for that model."""
+        return self._name if name in self._served else None
+
+    @asynccontextmanager
+    async def used(self, name: str) -> AsyncIterator[Adapter | None]:
+        """The adapter of this name, which stays loaded meanwhile; None for the model. Raises NotFound."""
+        if name in self._templates:
+            yield None
+            return
+        if name not in self._served:  # any longer
+            raise _not_found(name)
+        served = self._served[name]
+        served.users += 1
+        try:
+            yield served.adapter
+        finally:
+            served.users -= 1
+            await self._forget(served)
+
+    async def load(self, name: str, path: Path, *, in_place: bool) -> None:
+        """Serve the adapter in this directory, whose path is absolute. `in_place`: also where there is one of this name, which requests
+        that have come before go on with. Raises GatewayError, and then nothing has changed."""
+        async with self._loading:
+            if not ADAPTER_NAME.fullmatch(name):
+                raise InvalidRequest("An adapter's name has letters, digits and . _ : / -, at most 128.", param="lora_name")
+            if name in self._templates:
+                raise InvalidRequest(f"{name!r} is a name of the model itself.", param="lora_name")
+            if name in self._served and not in_place:
+                raise InvalidRequest(f"There is an adapter {name!r} already; `load_inplace` replaces it.", param="lora_name")
+            adapter = Adapter(name, str(path), next(self._numbers))
+            await self._engine.load_adapter(adapter)
+            old = self._served.pop(name, None)
+            self._served[name] = _Served(adapter)
+        log.info("the adapter %s is served from %s", name, path)
+        if old:
+            await self._retire(old)
+
+    async def unload(self, name: str) -> None:
+        """Serve it to nobody from now on; requests that have come before are answered. Raises NotFound."""
+        if name not in self._served:
+            raise _not_found(name, param="lora_name")
+        served = self._served.pop(name)
+        log.info("the adapter %s is served no longer", name)
+        await self._retire(served)
+
+    async def _retire(self, served: _Served) -> None:
+        served.retired = True
+        await self._forget(served)
+
+    async def _forget(self, served: _Served) -> None:
+        if served.retired and not served.users:
+            try:
+                await self._engine.unload_adapter(served.adapter)
+            except GatewayError as error:  # it takes up room, no more
+                log.error("The engine keeps the adapter %s: %s", served.adapter.name, error.message)
+
+
+def adapters_of(given: Sequence[str]) -> list[Adapter]:
+    """Of `lora_modules`, in either of vLLM's forms: NAME=PATH, or JSON with `name` and `path`. Raises SettingsError."""
+    adapters: dict[str, Adapter] = {}
+    for module in given:
+        name, path = _from_json(module) if module.startswith("{") else module.partition("=")[::2]
+        if not ADAPTER_NAME.fullmatch(name) or not path:
+            raise SettingsError(f"lora_modules: {module} is not NAME=PATH, with letters, digits and . _ : / - in the name")
+        if name in adapters:
+            raise SettingsError(f"lora_modules: the name {name} is there twice")
+        adapters[name] = Adapter(name, str(Path(path).expanduser().absolute()), len(adapters) + 1)
+    return list(adapters.values())
+
+
+def _from_json(module: str) -> tuple[str, str]:
+    """Beside name and path vLLM takes `base_model_name`, which says nothing where only one model is served."""
+    try:
+        given = json.loads(module)
+    except ValueError as error:
+        raise SettingsError(f"lora_modules: {module} is not JSON: {error}") from error
+    if not given.keys() <= {"name", "path", "base_model_name"} or not all(isinstance(given.get(key), str) for key in ("name", "path")):
+        raise SettingsError(f"lora_modules: {module} has other fields than `name` and `path`")
+    return given["name"], given["path"]
+
+
+def _not_found(name: str, served: str = "", param: str = "model") -> NotFound:
+    return NotFound(f"There is no model {name[:100]!r} here{served}.", param=param, code="model_not_found")
