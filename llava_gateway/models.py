@@ -91,7 +91,7 @@ class Models:
             yield served.adapter
         finally:
             served.users -= 1
-            await self._forget(served)
+            await asyncio.shield(self._forget(served))  # also if the client has left by now
 
     async def load(self, name: str, path: Path, *, in_place: bool) -> None:
         """Serve the adapter in this directory, whose path is absolute. `in_place`: also where there is one of this name, which requests
@@ -121,7 +121,7 @@ class Models:
 
     async def _retire(self, served: _Served) -> None:
         served.retired = True
-        await self._forget(served)
+        await asyncio.shield(self._forget(served))
 
     async def _forget(self, served: _Served) -> None:
         if served.retired and not served.users:

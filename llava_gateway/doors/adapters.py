@@ -61,7 +61,7 @@ class Adapters:
     async def unload(self, body: dict[str, Any], reply: Reply) -> None:
         self._check_admin()
         asked = UnloadRequest.parse(body)
-        await asyncio.shield(self._gateway.models.unload(asked.lora_name))
+        await self._gateway.models.unload(asked.lora_name)
         await _say(reply, f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
 
     def _check_admin(self) -> None:

@@ -19,7 +19,8 @@ LOOKS_NUMERIC = re.compile(r"(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$", re.IGNORECASE)  # 
 FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
 NAT64 = IPv6Network("64:ff9b::/96")
 NEVER = tuple(  # special purposes (IANA's registries) that lead elsewhere, and on which Python's versions differ
-    ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "64:ff9b:1::/48", "3fff::/20")
+    ip_network(network)
+    for network in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "64:ff9b:1::/48", "3fff::/20", "fec0::/10")
 )
 ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: the upper half of the interface identifier
 

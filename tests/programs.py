@@ -1,0 +1,29 @@
+"""Programs that tests of what is deployed call."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PACKAGES = {"promtool": "prometheus", "prometheus": "prometheus", "systemd-analyze": "systemd"}
+"""Debian's, of programs that pip does not bring."""
+
+
+def find(name: str) -> str:
+    """Its path. Without it the test is skipped, or fails where CI is set."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if path is None:
+        how = f"`apt-get install {PACKAGES[name]}` has it" if name in PACKAGES else "`pip install .[test]` has it"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no {name}: {how}")
+    return path
+
+
+def run(name: str, *arguments: str | Path, **options: Any) -> str:
+    """What it prints. Fails with all that it said if its status is not 0."""
+    ended = subprocess.run([find(name), *map(str, arguments)], capture_output=True, text=True, timeout=60, **options)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
