@@ -5,6 +5,7 @@ import logging
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -33,7 +34,7 @@ DOORS: dict[str, MakeDoor] = {
     "sambastudio": sambastudio.door,
     "webui": webui.door,
     "llava": llava.door,
-    "page": page.door,
+    "page": partial(page.door, fail=openai.fail),
 }
 """Dialects and the chat page, by the names that `--doors` knows."""
 

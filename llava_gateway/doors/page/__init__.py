@@ -10,11 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llava_gateway.errors import GatewayError
 from llava_gateway.gateway import Gateway
 from llava_gateway.web.body import Bodies
 from llava_gateway.web.door import Door
-from llava_gateway.web.reply import Reply, retry_after
+from llava_gateway.web.reply import Fail
 
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 FILES: Mapping[str, bytes] = {file.name: file.read_bytes() for file in resources.files(__name__).joinpath("files").iterdir()}
@@ -28,7 +27,8 @@ POLICY = "; ".join(
 """The Content Security Policy: nothing comes from elsewhere, and no text becomes HTML. Pictures are shown as data: URLs."""
 
 
-def door(gateway: Gateway, bodies: Bodies) -> Door:
+def door(gateway: Gateway, bodies: Bodies, *, fail: Fail) -> Door:
+    """`fail`: how errors are put; a client of the API whose address lacks its /v1 comes here, too."""
     body = b"<body data-feedback>" if gateway.settings.feedback_dir else b"<body>"
     files = {f"/page/{name}": File(name, content) for name, content in FILES.items() if name != "index.html"}
     files["/"] = File("index.html", FILES["index.html"].replace(b"<body>", body))
@@ -48,8 +48,3 @@ class File:
         if self._etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=self._headers)
         return Response(self._content, media_type=self._media_type, headers=self._headers)
-
-
-async def fail(error: GatewayError, reply: Reply) -> None:
-    """An error as a sentence, for whoever opened the page."""
-    await reply.body(error.status, f"{error}\n".encode(), b"text/plain; charset=utf-8", retry_after(error))
