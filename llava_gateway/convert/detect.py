@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 Kind = Literal["merged", "lora", "projector"]
 """The whole model; an adapter with `non_lora_trainables.bin`; `mm_projector.bin` alone. The last two need what they were trained on."""
+LFS_POINTER = b"version https://git-lfs"
 LORA, NON_LORA, PROJECTOR = "adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin"
 
 
@@ -22,6 +23,12 @@ def original_kind(path: Path) -> Kind | None:
         return None
     has_weights = any(path.glob("pytorch_model*.bin")) or any(path.glob("model*.safetensors"))
     return "projector" if (path / PROJECTOR).is_file() and not has_weights else "merged"
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether git cloned the file's place holder instead of the file. Raises OSError."""
+    with file.open("rb") as opened:
+        return opened.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def advice(path: Path) -> str | None:

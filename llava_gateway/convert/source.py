@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llava_gateway.convert.detect import is_lfs_pointer
+
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-LFS_POINTER = b"version https://git-lfs"
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -78,9 +79,8 @@ def _sharded(directory: Path, index: str) -> list[Path]:
 def _load(path: Path) -> dict[str, Tensor]:
     """Nothing in a pickle is run."""
     try:
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise ConvertError(f"{path} is a pointer of git-lfs and not the weights; run `git lfs pull`")
+        if is_lfs_pointer(path):
+            raise ConvertError(f"{path} is a pointer of git-lfs and not the weights; run `git lfs pull`")
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_gateway.convert.detect import advice, original_kind
+from llava_gateway.convert.detect import advice, is_lfs_pointer, original_kind
 from llava_gateway.engine import EngineStartError
 from llava_gateway.engine.vllm.hub import hub_config
 
@@ -20,7 +20,6 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 JSON_FILES = (IMAGE_PROCESSOR, PROCESSOR, "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.json")
 INDEX = "model.safetensors.index.json"
-LFS_POINTER = b"version https://git-lfs"
 
 
 def check_checkpoint(model: str, flags: Sequence[str]) -> dict[str, Any]:
@@ -97,9 +96,7 @@ def _check_safetensors(file: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with file.open("rb") as opened:
-            pointer = opened.read(len(LFS_POINTER)) == LFS_POINTER
-        if pointer:
+        if is_lfs_pointer(file):
             raise EngineStartError(f"{file} is a pointer of git-lfs and not the weights; run `git lfs pull`")
         with safe_open(file, "np"):
             pass
