@@ -132,8 +132,14 @@ def test_base_and_adapter_in_one_batch(adapted: Adapted) -> None:
     async def ask_all() -> list[tuple[str, str]]:
         return await asyncio.gather(*(ask(*each) for each in asked))
 
+    def left() -> str:
+        with adapted.client("alice") as http:
+            return next(line for line in http.get("/metrics").text.splitlines() if line.startswith("llava_client_disconnects_total "))
+
     asked = [(model, grid, stream) for grid in grids for model in (MODEL, "corner") for stream in (False, True)]
+    before = left()
     answers = asyncio.run(ask_all())
+    assert left() == before
     for (model, grid, _), answer in zip(asked, answers, strict=True):
         assert answer == (describe([grid]) if model == MODEL else f"{grid[0].capitalize()}.", model)
 

@@ -33,7 +33,7 @@ class JsonEndpoint:
         reply = Reply(send, writer=scope.get("writer"))
         try:
             async with self.admission.enter(), self.bodies.json(scope, receive) as body:
-                await unless(_disconnected(receive), self.handle(body, reply))
+                await unless(_disconnected(receive, reply), self.handle(body, reply))
         except ClientLeft:
             metrics.DISCONNECTS.inc()
             log.debug("the client left")
@@ -60,6 +60,9 @@ async def unless(gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None
     await task
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _disconnected(receive: Receive, reply: Reply) -> None:
+    """Until the client has left before its answer was whole. (Servers say the same of a client whose answer is.)"""
     while (await receive())["type"] != "http.disconnect":
         pass
+    if reply.ended:
+        await asyncio.Future()

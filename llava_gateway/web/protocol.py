@@ -88,6 +88,9 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
                 self._refuse("400 Bad Request", b"This is not a valid HTTP request.")
 
         def _refuse(self, status: str, message: bytes) -> None:
+            if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+                self.transport.close()  # in the middle of a response there is no place for another
+                return
             body = BODY % (message, InvalidRequest.type.encode())
             head = (
                 f"HTTP/1.1 {status}\r\n"

@@ -35,6 +35,8 @@ class Reply:
         self._send = send
         self._writer = writer
         self.started = started
+        self.ended = False
+        """Whether its last piece is on its way. What is left to do then is ours, and no matter of the client's."""
         self._headers = tuple(headers)
         self._silent = True
 
@@ -44,6 +46,7 @@ class Reply:
     async def body(self, status: int, body: bytes, media_type: bytes, headers: tuple[Header, ...] = ()) -> None:
         length = str(len(body)).encode()
         await self._start(status, ((b"content-type", media_type), (b"content-length", length), *headers))
+        self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     @asynccontextmanager
@@ -93,6 +96,7 @@ class Reply:
                 await self.frames(frames)
 
     async def end(self, last: bytes = b"") -> None:
+        self.ended = True
         await self._send({"type": "http.response.body", "body": last})
 
     async def _tick(self, interval: float, silence: bytes) -> None:

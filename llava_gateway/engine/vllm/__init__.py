@@ -118,7 +118,6 @@ class VllmEngine:
         except GatewayError:
             raise
         except VLLMClientError as error:
-            usage.prompt_tokens = usage.image_tokens = 0  # it has read none
             raise refusal(error, sampling.structure) from error
         except GracefulHTTPError as error:
             raise TooManyRequests("The engine is busy. Try again later.", code="queue_full", retry_after=1) from error
@@ -155,8 +154,12 @@ class VllmEngine:
         self._stopping = True
         if self._grammars:
             self._grammars.close()
-        if self._loading is not None:
-            await asyncio.to_thread(self._end, self._loading)
+        if (loading := self._loading) is not None:
+            await asyncio.to_thread(self._end, loading)
+            # What there was of vLLM is garbage now, and must not be set apart with the next engine.
+            self._loading = loading = None
+            gc.unfreeze()
+            await asyncio.to_thread(gc.collect)
         self._guardian.close()
 
     def _load(self) -> "AsyncLLM":
@@ -175,23 +178,27 @@ class VllmEngine:
         "error" and forgets the image."""
         lora = self._started().request(prompt.adapter) if prompt.adapter else None
         rendered, name = await _render(engine, prompt), new_id()
+        collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=_trace(engine))
         usage = delivery.usage
         usage.image_tokens = sum(image.tokens for image in prompt.images)
         usage.prompt_tokens = len(prompt.token_ids) - len(prompt.images) + usage.image_tokens
-        collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=_trace(engine))
         end = delivery.begin()
         early, collector.output = collector.output, None
         collector.put = delivery.put
         if early:
             delivery.put(early)
+        whole = False
         try:
-            return await end
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and not delivery.stream:
+            whole = await end
+        except asyncio.CancelledError:
+            if not delivery.stream:
                 usage.completion_tokens += written(engine, name)
-            if not engine.errored:
-                await engine.abort(collector.request_id, internal=True)
             raise
+        finally:
+            collector.put = _ignore  # of its other choices
+            if not whole and not engine.errored:
+                await engine.abort(collector.request_id, internal=True)
+        return whole
 
     def _started(self) -> Adapters:
         if self._adapters is None:
@@ -209,7 +216,6 @@ class VllmEngine:
             while self._generating and time.monotonic() < noticed:  # shut down before it has noticed, vLLM would leave them waiting
                 time.sleep(0.02)
             engine.shutdown()
-            gc.unfreeze()  # it is garbage now
         while not loading.done() and time.monotonic() < deadline:
             kill(engine_processes(), patience=0)
             time.sleep(0.05)
@@ -226,6 +232,10 @@ def _set_apart() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
+
+
+def _ignore(output: object) -> None:
+    """What comes of a request that nobody waits for any more."""
 
 
 def _trace(engine: "AsyncLLM") -> dict[str, str] | None:

@@ -40,6 +40,8 @@ class Delivery:
             if isinstance(output, Exception):
                 raise output
             self._deliver(output)
+        except StopIteration as error:  # which a future does not take
+            self._end.set_exception(RuntimeError(repr(error)))
         except Exception as error:
             self._end.set_exception(error)
 
