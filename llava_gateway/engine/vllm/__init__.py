@@ -67,6 +67,7 @@ class VllmEngine:
     async def _start(self) -> ModelInfo:
         self._loading = self._thread.submit(self._load)
         loading = asyncio.wrap_future(self._loading)
+        loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # has been seen, should nobody wait for it
         while not loading.done():
             await asyncio.wait((loading,), timeout=0.5)
             self._guardian.watch([process.pid for process in engine_processes()])
@@ -156,9 +157,8 @@ class VllmEngine:
             self._grammars.close()
         if (loading := self._loading) is not None:
             await asyncio.to_thread(self._end, loading)
-            # What there was of vLLM is garbage now, and must not be set apart with the next engine.
             self._loading = loading = None
-            gc.unfreeze()
+            gc.unfreeze()  # what there was of vLLM is garbage, and must not be set apart with the next engine
             await asyncio.to_thread(gc.collect)
         self._guardian.close()
 
@@ -195,7 +195,7 @@ class VllmEngine:
                 usage.completion_tokens += written(engine, name)
             raise
         finally:
-            collector.put = _ignore  # of its other choices
+            collector.put = lambda output: None  # of its other choices, for which nobody waits any more
             if not whole and not engine.errored:
                 await engine.abort(collector.request_id, internal=True)
         return whole
@@ -232,10 +232,6 @@ def _set_apart() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
-
-
-def _ignore(output: object) -> None:
-    """What comes of a request that nobody waits for any more."""
 
 
 def _trace(engine: "AsyncLLM") -> dict[str, str] | None:
