@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from llava_gateway.cli.parser import Parser
+from llava_gateway.cli.remote import base_url
 from llava_gateway.load.bodies import chat_bodies
 from llava_gateway.load.client import Outcome, Target
 from llava_gateway.load.run import Result, load
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status 1 if a request failed, 2 if the server cannot be asked at all."""
     given = make_parser().parse_args(arguments)
     try:
-        target = Target(given.url if given.url.rstrip("/").endswith("/v1") else given.url.rstrip("/") + "/v1", given.key)
+        target = Target(base_url(given.url), given.key)
         model = given.model or _first_model(target)
     except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
         sys.stderr.write(f"llava-gateway bench: {given.url} does not tell its models ({error}); is it an OpenAI-compatible server?\n")
