@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import subprocess
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from llava_gateway import metrics
+from llava_gateway.backend import Backend
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 from llava_gateway.doors import adapters, feedback, llava, openai, ops, page, sambastudio, webui
-from llava_gateway.engine import Engine, EngineStartError
+from llava_gateway.engine import Adapter, Engine, EngineStartError
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm import VllmEngine
 from llava_gateway.engine.vllm.adapters import lora_flags
@@ -54,16 +57,45 @@ def create_app(
     `engine` makes another engine than vLLM. The gateway is the app's `state.gateway`. Raises SettingsError.
     """
     settings = settings or Settings()
+    launch = launch_of(settings, engine_flags)
+    make = engine or (lambda: VllmEngine(launch.model, launch.flags))
+    supervisor = Supervisor(make, settings.engine_timeout, on_engine_death, launch.adapters)
+    gateway = Gateway(settings, [Backend(launch.name, supervisor, settings.template, settings.model_alias)])
+    return make_app(gateway, on_start_failure)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What an engine is started with."""
+
+    name: str
+    """What clients call the model."""
+    model: str
+    flags: tuple[str, ...]
+    """vLLM's own."""
+    adapters: tuple[Adapter, ...]
+
+
+def launch_of(settings: Settings, engine_flags: Sequence[str]) -> Launch:
+    """Raises SettingsError."""
     model = settings.model or _default_model()
     name = settings.served_model_name or (Path(model).resolve().name if Path(model).is_dir() else model)
+    flags = (*engine_flags, "--served-model-name", name)
+    adapters = tuple(adapters_of(settings.lora_modules))
+    if adapters or settings.lora_dir:
+        flags = (*lora_flags(len(adapters)), *flags)
     if model == MODEL_NAME:
-        model, engine_flags = str(CHECKPOINT), (*ENGINE_FLAGS, *engine_flags)
-    lora = adapters_of(settings.lora_modules)
-    if lora or settings.lora_dir:
-        engine_flags = (*lora_flags(len(lora)), *engine_flags)
-    engine_flags = (*engine_flags, "--served-model-name", name)
-    supervisor = Supervisor(engine or (lambda: VllmEngine(model, engine_flags)), settings.engine_timeout, on_engine_death, lora)
-    gateway = Gateway(settings, supervisor, name)
+        model, flags = str(CHECKPOINT), (*ENGINE_FLAGS, *flags)
+    return Launch(name, model, flags, adapters)
+
+
+def make_app(
+    gateway: Gateway,
+    on_start_failure: Callable[[EngineStartError], None] | None = None,
+    exposition: Callable[[], Awaitable[bytes]] = metrics.exposition,
+) -> Starlette:
+    """All that is spoken to this gateway's clients. `exposition`: the page that Prometheus reads. Raises SettingsError."""
+    settings = gateway.settings
     bodies = Bodies(settings)
     doors = [DOORS[name](gateway, bodies) for name in DOORS if name in settings.doors]
     if settings.feedback_dir:
@@ -88,7 +120,7 @@ def create_app(
         return Failure(_refusal(request, error), fail_for(request.scope), headers or {})
 
     app = Starlette(
-        routes=[*(route for door in doors for route in door.routes), *ops.routes(gateway)],
+        routes=[*(route for door in doors for route in door.routes), *ops.routes(gateway, exposition)],
         middleware=around.middleware,
         exception_handlers={GatewayError: on_error, HTTPException: on_error},  # type: ignore[dict-item]  # any ASGI app is a response
         lifespan=lifespan,

@@ -18,17 +18,16 @@ from typing import Any
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
 from llava_gateway.answer import Answer
+from llava_gateway.backend import Backend
 from llava_gateway.call import Call, current, timed
 from llava_gateway.chat import ChatRequest, ImageSource, Request, Usage
-from llava_gateway.engine import EngineStartError, ModelInfo, PreparedImage, Prompt
+from llava_gateway.engine import ModelInfo, PreparedImage, Prompt, Vision
 from llava_gateway.engine.supervisor import Supervisor
-from llava_gateway.errors import Unavailable
+from llava_gateway.errors import GatewayError, Unavailable
 from llava_gateway.images.loader import ImageFile, ImageLoader
 from llava_gateway.models import Models
 from llava_gateway.plan import Plan, make_plan, settle
-from llava_gateway.prompt import PromptRenderer
 from llava_gateway.settings import Settings
-from llava_gateway.templates import BUILT_IN, chosen
 
 log = logging.getLogger(__name__)
 
@@ -36,35 +35,25 @@ RETRY_AFTER = 5
 
 
 class Gateway:
-    """One model on one engine."""
+    """Models, each on an engine of its own, and who may have how much of them."""
 
-    def __init__(self, settings: Settings, engine: Supervisor, model_name: str) -> None:
+    def __init__(self, settings: Settings, backends: Sequence[Backend]) -> None:
+        """`backends`: the first is meant where a request names no model. Raises SettingsError."""
         self.settings = settings
-        self.model_name = model_name
-        self.models = Models(settings, model_name, engine)
-        self._template = chosen(settings.template) if settings.template else None
+        self.models = Models(backends)
+        self.model_name = backends[0].name
         self.admission = Admission(settings)
-        self._engine = engine
-        self._model: ModelInfo | None = None
-        metrics.watch(self.admission, engine)
+        self._images = ImageLoader(settings)
+        self._backends = backends
+        metrics.watch(self.admission, [backend.engine for backend in backends])
 
     async def start(self) -> None:
-        """Load the model; until this returns, requests are told to wait. Raises EngineStartError."""
-        start = time.monotonic()
-        model = await self._engine.start()
-        if not model.chat_template and self._template is None:
-            raise EngineStartError(f"{self.model_name} has no chat template; name one of {', '.join(BUILT_IN)} with --template")
-        self._prompts = PromptRenderer(model, self._template)
-        self._images = ImageLoader(self.settings, model.vision)
-        self._model = model
-        per_image = f"{model.vision.fewest} to {model.vision.most}" if model.vision.grids else str(model.vision.most)
-        log.info("%s is ready after %.1f s: %d tokens of context, %s per image",
-                 self.model_name, time.monotonic() - start, model.context_length, per_image)  # fmt: skip
+        """Load the models; until one has loaded, requests for it are told to wait. Raises EngineStartError."""
+        await asyncio.gather(*(backend.start() for backend in self._backends))
 
     async def stop(self) -> None:
-        if self._model is not None:
-            await self._images.close()
-        await self._engine.stop()
+        await self._images.close()
+        await asyncio.gather(*(backend.engine.stop() for backend in self._backends))
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Let nobody in, and wait until all answers have left; those that have not after so many seconds, or when told to hurry, are
@@ -81,17 +70,20 @@ class Gateway:
         self.admission.cut(Unavailable(why, code="shutting_down", retry_after=RETRY_AFTER))
 
     def check_ready(self) -> None:
-        """Whether a request would be answered: the engine has answered lately, and admission is open. Raises GatewayError."""
-        self._loaded()
-        self._engine.check_lately()
+        """Whether a request would be answered: an engine has answered lately, and admission is open. Raises GatewayError."""
+        failures = [failure for backend in self._backends if (failure := _failure(backend))]
+        if len(failures) == len(self._backends):
+            raise failures[0]
         self.admission.check_open()
 
     async def tokenize(self, request: Request) -> tuple[list[int], int]:
         """The token ids that the engine would read, each image at its full length, and how many of them are images'. Images are loaded if
         their sizes matter, else not even fetched. Raises GatewayError."""
-        vision, prompt = self.model(request.model).vision, self._prompts.render(request, self._template_of(request))
-        counts = [image.tokens for image in await self._load(request)] if vision.grids else [vision.fewest] * len(request.images)
-        return self._prompts.expand(prompt.token_ids, counts), sum(counts)
+        backend = self.models.backend(request.model)
+        vision, prompt = backend.loaded().vision, backend.prompts.render(request, self._template_of(request))
+        images = await self._load(request, vision) if vision.grids else ()
+        counts = [image.tokens for image in images] or [vision.fewest] * len(request.images)
+        return backend.prompts.expand(prompt.token_ids, counts), sum(counts)
 
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[Answer]:
@@ -108,8 +100,9 @@ class Gateway:
             plans = [self._plan(request) for request in requests]
         if caller := current().caller:
             await caller.check(sum(plan.tokens for plan in plans))
-        for structure in {plan.sampling.structure for plan in plans if plan.sampling.structure}:
-            await self._engine.check_structure(structure)
+        for engine, structure in {(self._engine(plan), plan.sampling.structure) for plan in plans}:
+            if structure:
+                await engine.check_structure(structure)
         return plans
 
     @asynccontextmanager
@@ -118,7 +111,7 @@ class Gateway:
         call, usage, request = current(), Usage(), plan.request
         async with AsyncExitStack() as stack:
             adapter = await stack.enter_async_context(self.models.used(request.model))
-            images = await self._load(request)
+            images = await self._load(request, plan.model.vision)
             plan = settle(plan, images, self.settings.default_max_tokens)
             with timed("queue"):
                 await stack.enter_async_context(self.admission.slot(plan.tokens))
@@ -129,7 +122,7 @@ class Gateway:
                 answer = Answer(plan.prompt, request, usage)
                 prompt = Prompt(plan.token_ids, images, adapter)
                 work = asyncio.create_task(
-                    self._engine.generate(prompt, plan.sampling, stream=request.stream, usage=usage, take=answer.give)
+                    self._engine(plan).generate(prompt, plan.sampling, stream=request.stream, usage=usage, take=answer.give)
                 )
                 work.add_done_callback(answer.end)
                 stack.push_async_callback(_cancel, work)
@@ -137,36 +130,43 @@ class Gateway:
                     await answer.begin(self.settings.keep_alive if request.stream else None)
                 yield answer
 
-    async def _load(self, request: Request) -> tuple[PreparedImage, ...]:
+    async def _load(self, request: Request, vision: Vision) -> tuple[PreparedImage, ...]:
         if not request.images:
             return ()
         with timed("images"):
-            return await self._images.load(request.images, request.image_aspect_ratio)
+            return await self._images.load(request.images, vision, request.image_aspect_ratio)
 
-    async def image_files(self, images: Sequence[ImageSource]) -> tuple[ImageFile, ...]:
-        """The images of a request as they came, under the rules for those that the model is shown. Raises GatewayError."""
-        self._loaded()
+    async def image_files(self, model: str, images: Sequence[ImageSource]) -> tuple[ImageFile, ...]:
+        """The images of a request as they came, under the rules for those that this model is shown. Raises GatewayError."""
+        vision = self.model(model).vision
         with timed("images"):
-            return await self._images.files(images)
+            return await self._images.files(images, vision)
 
     def model(self, name: str) -> ModelInfo:
         """The model of this name. Raises NotFound, or Unavailable while it loads."""
         self.models.check(name)
-        current().model = name if self.models.parent(name) else self.model_name
-        return self._loaded()
+        backend = self.models.backend(name)
+        current().model = name if self.models.parent(name) else backend.name
+        return backend.loaded()
 
     def _plan(self, request: Request) -> Plan:
-        return make_plan(request, self.model(request.model), self._prompts, self._template_of(request), self.settings.default_max_tokens)
+        model, prompts = self.model(request.model), self.models.backend(request.model).prompts
+        return make_plan(request, model, prompts, self._template_of(request), self.settings.default_max_tokens)
+
+    def _engine(self, plan: Plan) -> Supervisor:
+        return self.models.backend(plan.request.model).engine
 
     def _template_of(self, request: Request) -> str | None:
         """The name of the built-in template that this request is to have; None: the server's own."""
         return (request.template if isinstance(request, ChatRequest) else None) or self.models.template(request.model)
 
-    def _loaded(self) -> ModelInfo:
-        self._engine.check()
-        if self._model is None:  # the engine lives, and its model's template cannot be used
-            raise Unavailable("The model did not load; the server's log says why.", code="model_failed")
-        return self._model
+
+def _failure(backend: Backend) -> GatewayError | None:
+    try:
+        backend.check_lately()
+    except GatewayError as error:
+        return error
+    return None
 
 
 async def _book(call: Call, usage: Usage) -> None:

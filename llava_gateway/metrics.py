@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import cache
 
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from llava_gateway.admission import Admission
 from llava_gateway.call import Call
@@ -19,7 +19,7 @@ QUEUED = Gauge("llava_requests_queued", "Requests that wait for a place")
 INSIDE = Gauge("llava_requests_inside", "Requests from before their body is read until their answer has left")
 TASKS = Gauge("llava_tasks", "Tasks of the event loop")
 BODY_BYTES = Gauge("llava_body_bytes", "Memory of request bodies")
-ENGINE_UP = Gauge("llava_engine_up", "1 if the engine has answered within the last seconds")
+ENGINE_UP = Gauge("llava_engine_up", "1 if the engine, each of them, has answered within the last seconds")
 ENGINE_RESTARTS = Gauge("llava_engine_restarts", "How often the engine has died and come back")
 TOKENS = Counter("llava_tokens_total", "Tokens by kind: text and image of prompts, completion", ["kind"])
 KEY_REQUESTS = Counter("llava_key_requests_total", "Requests by the name of their key", ["key"])
@@ -57,14 +57,14 @@ MAX_NAMES = 1000
 _names: set[str] = set()
 
 
-def watch(admission: Admission, engine: Supervisor) -> None:
+def watch(admission: Admission, engines: Sequence[Supervisor]) -> None:
     """Read the gauges of these from now on."""
     RUNNING.set_function(lambda: admission.running)
     QUEUED.set_function(lambda: admission.queued)
     INSIDE.set_function(lambda: admission.inside)
     TASKS.set_function(lambda: len(asyncio.all_tasks()))
-    ENGINE_RESTARTS.set_function(lambda: engine.restarts)
-    ENGINE_UP.set_function(lambda: _is_up(engine))
+    ENGINE_RESTARTS.set_function(lambda: sum(engine.restarts for engine in engines))
+    ENGINE_UP.set_function(lambda: min(map(_is_up, engines)))
 
 
 def count(call: Call, route: str, status: int, seconds: float) -> None:
@@ -92,9 +92,9 @@ def count(call: Call, route: str, status: int, seconds: float) -> None:
             KEY_TOKENS.labels(key, kind).inc(number)
 
 
-def exposition() -> tuple[bytes, str]:
-    """The page that Prometheus reads, and its media type."""
-    return generate_latest(), CONTENT_TYPE_LATEST
+async def exposition() -> bytes:
+    """The page that Prometheus reads."""
+    return generate_latest()
 
 
 def _is_up(engine: Supervisor) -> int:

@@ -1,5 +1,5 @@
-"""What clients may ask for by name: the model that is served, under its name and its aliases, and its LoRA adapters, each a model of its
-own, which come and go while others are answered."""
+"""What clients may ask for by name: the models that are served, each under its name and its aliases, and their LoRA adapters, each a model
+of its own, which come and go while others are answered."""
 
 import asyncio
 import itertools
@@ -12,12 +12,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llava_gateway.backend import Backend
 from llava_gateway.call import current
 from llava_gateway.engine import Adapter
-from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.errors import GatewayError, InvalidRequest, NotFound
-from llava_gateway.settings import Settings, SettingsError
-from llava_gateway.templates import aliases
+from llava_gateway.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +26,7 @@ ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 @dataclass(slots=True)
 class _Served:
     adapter: Adapter
+    backend: Backend
     users: int = 0
     """Requests that need it to stay."""
     retired: bool = False
@@ -37,50 +37,62 @@ class _Served:
 class Models:
     """Used from one event loop."""
 
-    def __init__(self, settings: Settings, name: str, engine: Supervisor) -> None:
-        """`name`: the model's own; the adapters are those that the engine starts with. Raises SettingsError."""
-        self._name = name
-        self._created = int(time.time())
-        self._templates: dict[str, str | None] = {name: None, **aliases(settings.model_alias)}
-        """The model's names, and the templates that go with them."""
-        self._served = {adapter.name: _Served(adapter) for adapter in engine.adapters}
-        if taken := self._templates.keys() & self._served.keys():
-            raise SettingsError(f"lora_modules: {taken.pop()} is a name of the model itself")
-        self._engine = engine
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        """Their adapters are those that their engines start with. Raises SettingsError."""
+        self._backends: dict[str, Backend] = {}
+        """By each of their names."""
+        self._served: dict[str, _Served] = {}
+        for backend in backends:
+            for name in backend.templates:
+                self._check_free(name)
+                self._backends[name] = backend
+        for backend in backends:
+            for adapter in backend.engine.adapters:
+                self._check_free(adapter.name)
+                self._served[adapter.name] = _Served(adapter, backend)
         self._numbers = itertools.count(len(self._served) + 1)
         self._loading = asyncio.Lock()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._templates or name in self._served
+        return name in self._backends or name in self._served
 
     def names(self) -> list[str]:
-        """Of what is served to this caller. Whoever may ask for the model may do so by its aliases; its adapters are other models."""
+        """Of what is served to this caller. Whoever may ask for a model may do so by its aliases; its adapters are other models."""
         caller = current().caller
-        everything = caller is None or caller.allows(self._name)
-        models = [name for name in self._templates if everything or (caller and caller.allows(name))]
-        return models + [name for name in self._served if caller is None or caller.allows(name)]
+        if caller is None:
+            return [*self._backends, *self._served]
+        models = [name for name, backend in self._backends.items() if caller.allows(name) or caller.allows(backend.name)]
+        return models + [name for name in self._served if caller.allows(name)]
 
     def check(self, name: str) -> None:
         """Raises NotFound unless the model of this name is served here, to this caller."""
         if name not in (names := self.names()):
             raise _not_found(name, f"; {names[0]!r} is served" if names else "")
 
+    def backend(self, name: str) -> Backend:
+        """What answers under this name. Raises NotFound."""
+        if backend := self._backends.get(name):
+            return backend
+        if name not in self._served:  # any longer
+            raise _not_found(name)
+        return self._served[name].backend
+
     def template(self, name: str) -> str | None:
         """The built-in template that goes with this name; None: the server's own."""
-        return self._templates.get(name)
+        return self._backends[name].templates[name] if name in self._backends else None
 
     def created(self, name: str) -> int:
         """Unix time at which it began to be served."""
-        return self._served[name].created if name in self._served else self._created
+        return self._served[name].created if name in self._served else self._backends[name].created
 
     def parent(self, name: str) -> str | None:
-        """The model that this adapter changes; None for that model."""
-        return self._name if name in self._served else None
+        """The model that this adapter changes; None for a model."""
+        return self._served[name].backend.name if name in self._served else None
 
     @asynccontextmanager
     async def used(self, name: str) -> AsyncIterator[Adapter | None]:
         """The adapter of this name, which stays loaded meanwhile; None for the model. Raises NotFound."""
-        if name in self._templates:
+        if name in self._backends:
             yield None
             return
         if name not in self._served:  # any longer
@@ -94,19 +106,20 @@ class Models:
             await asyncio.shield(self._forget(served))  # also if the client has left by now
 
     async def load(self, name: str, path: Path, *, in_place: bool) -> None:
-        """Serve the adapter in this directory, whose path is absolute. `in_place`: also where there is one of this name, which requests
-        that have come before go on with. Raises GatewayError, and then nothing has changed."""
+        """Serve the adapter in this directory, whose path is absolute; it is the first model's. `in_place`: also where there is one of this
+        name, which requests that have come before go on with. Raises GatewayError, and then nothing has changed."""
         async with self._loading:
             if not ADAPTER_NAME.fullmatch(name):
                 raise InvalidRequest("An adapter's name has letters, digits and . _ : / -, at most 128.", param="lora_name")
-            if name in self._templates:
+            if name in self._backends:
                 raise InvalidRequest(f"{name!r} is a name of the model itself.", param="lora_name")
             if name in self._served and not in_place:
                 raise InvalidRequest(f"There is an adapter {name!r} already; `load_inplace` replaces it.", param="lora_name")
             adapter = Adapter(name, str(path), next(self._numbers))
-            await self._engine.load_adapter(adapter)
+            backend = next(iter(self._backends.values()))
+            await backend.engine.load_adapter(adapter)
             old = self._served.pop(name, None)
-            self._served[name] = _Served(adapter)
+            self._served[name] = _Served(adapter, backend)
         log.info("the adapter %s is served from %s", name, path)
         if old:
             await self._retire(old)
@@ -119,6 +132,10 @@ class Models:
         log.info("the adapter %s is served no longer", name)
         await self._retire(served)
 
+    def _check_free(self, name: str) -> None:
+        if name in self:
+            raise SettingsError(f"two models or adapters have the name {name}")
+
     async def _retire(self, served: _Served) -> None:
         served.retired = True
         await asyncio.shield(self._forget(served))
@@ -126,7 +143,7 @@ class Models:
     async def _forget(self, served: _Served) -> None:
         if served.retired and not served.users:
             try:
-                await self._engine.unload_adapter(served.adapter)
+                await served.backend.engine.unload_adapter(served.adapter)
             except GatewayError as error:  # it takes up room, no more
                 log.error("The engine keeps the adapter %s: %s", served.adapter.name, error.message)
 

@@ -38,6 +38,10 @@ class Vocabulary:
         """In characters."""
         self._bytes: dict[int, bytes] = {}
 
+    def __reduce__(self) -> tuple[type["Vocabulary"], tuple[str]]:
+        """Pickled as its JSON: a model's description goes from the engine's process to the gateway's."""
+        return Vocabulary, (self.to_json(),)
+
     def to_json(self) -> str:
         """As in `tokenizer.json`."""
         return self._tokenizer.to_str()

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_network
@@ -17,6 +18,7 @@ from llava_gateway.chat import ImageUrl
 from llava_gateway.demo.pictures import data_uri, draw, encode
 from llava_gateway.engine import Vision
 from llava_gateway.errors import InvalidImage
+from llava_gateway.images.decode import open_image, prepare
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.settings import Settings
 
@@ -26,7 +28,7 @@ GRID = ("red", "blue", "green", "orange")
 
 def run(work: Callable[[ImageLoader], Awaitable[None]], **settings: Any) -> None:
     async def main() -> None:
-        loader = ImageLoader(Settings(allow_networks=(ip_network("127.0.0.0/8"),), **settings), VISION)
+        loader = ImageLoader(Settings(allow_networks=(ip_network("127.0.0.0/8"),), **settings))
         try:
             await work(loader)
         finally:
@@ -55,13 +57,13 @@ def test_once_however_it_comes(origin: Origin) -> None:
     async def work(loader: ImageLoader) -> None:
         picture = data_uri(encode(draw(("purple", "green", "white", "orange"))))  # what the origin has, too
         decoded, cached, shared = (count("llava_images_total", source) for source in ("decoded", "cached", "shared"))
-        first, *others = await asyncio.gather(*(loader.load(urls(picture, picture)) for _ in range(5)))
+        first, *others = await asyncio.gather(*(loader.load(urls(picture, picture), VISION) for _ in range(5)))
         assert all(image is first[0] for images in others for image in images)
         assert count("llava_images_total", "decoded") == decoded + 1
         assert count("llava_images_total", "shared") == shared + 9
-        await loader.load(urls(picture, f"{origin.url}/picture"))
+        await loader.load(urls(picture, f"{origin.url}/picture"), VISION)
         assert count("llava_images_total", "cached") == cached + 2
-        (padded,) = await loader.load(urls(picture), "pad")
+        (padded,) = await loader.load(urls(picture), VISION, "pad")
         assert padded.digest != first[0].digest
         assert count("llava_images_total", "decoded") == decoded + 2
 
@@ -71,16 +73,16 @@ def test_once_however_it_comes(origin: Origin) -> None:
 def test_a_fresh_url_is_neither_fetched_nor_decoded(origin: Origin) -> None:
     async def work(loader: ImageLoader) -> None:
         url = f"{origin.url}/cached"
-        (first,) = await loader.load(urls(url))
+        (first,) = await loader.load(urls(url), VISION)
         before = len(origin.requests)
-        (again,) = await loader.load(urls(url))
+        (again,) = await loader.load(urls(url), VISION)
         assert again is first
         assert len(origin.requests) == before
-        (padded,) = await loader.load(urls(url), "pad")  # which needs the file
+        (padded,) = await loader.load(urls(url), VISION, "pad")  # which needs the file
         assert padded is not first
         loader.cache.max_bytes = 0
         loader.cache.__init__(0)  # type: ignore[misc]
-        assert (await loader.load(urls(url)))[0].digest == first.digest
+        assert (await loader.load(urls(url), VISION))[0].digest == first.digest
 
     run(work)
 
@@ -88,19 +90,62 @@ def test_a_fresh_url_is_neither_fetched_nor_decoded(origin: Origin) -> None:
 def test_an_unchanged_url_whose_picture_was_forgotten_is_fetched_anew(origin: Origin) -> None:
     async def work(loader: ImageLoader) -> None:
         url = f"{origin.url}/tagged"
-        (first,) = await loader.load(urls(url))
-        assert (await loader.load(urls(url)))[0].digest == first.digest
+        (first,) = await loader.load(urls(url), VISION)
+        assert (await loader.load(urls(url), VISION))[0].digest == first.digest
 
     run(work, image_cache_mb=0)
+
+
+@pytest.mark.parametrize("path", ["/cached", "/tagged"])
+@pytest.mark.parametrize("step", ["open_image", "prepare"])
+def test_a_url_whose_picture_is_being_prepared_is_not_fetched_again(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, path: str, step: str
+) -> None:
+    """Whoever asks at any step between the fetch and the cache has a budget of its own, and need not care who leaves."""
+    url, opened, go_on = f"{origin.url}{path}", threading.Semaphore(0), threading.Event()
+
+    def halting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def halted(*arguments: Any) -> Any:
+            if name == "open_image":
+                opened.release()
+            assert name != step or go_on.wait(30)
+            return work(*arguments)
+
+        return halted
+
+    for name, done in (("open_image", open_image), ("prepare", prepare)):
+        monkeypatch.setattr(f"llava_gateway.images.loader.{name}", halting(name, done))
+
+    async def wait_for_opened(count: int) -> None:
+        for _ in range(count):
+            assert await asyncio.to_thread(opened.acquire, timeout=30)
+
+    def sent() -> int:
+        return sum(asked == path and "if-none-match" not in headers for asked, headers in origin.requests)
+
+    async def work(loader: ImageLoader) -> None:
+        before = sent()
+        leaving = asyncio.create_task(loader.load(urls(url), VISION))
+        await wait_for_opened(1)
+        greedy, modest = (asyncio.create_task(loader.load(urls(*[url] * count), VISION)) for count in (10, 1))
+        await wait_for_opened(11)
+        leaving.cancel()
+        go_on.set()
+        with pytest.raises(InvalidImage, match="1 million pixels together"):
+            await greedy
+        assert (await modest)[0].source == (336, 336)
+        assert sent() == before + 1
+
+    run(work, image_threads=12, max_request_megapixels=1)
 
 
 def test_pixels_of_a_request_are_bounded() -> None:
     async def work(loader: ImageLoader) -> None:
         pictures = urls(*(noise(1000, 900, seed) for seed in range(3)))
-        assert await loader.load(pictures[:2])
+        assert await loader.load(pictures[:2], VISION)
         for _ in range(2):  # cached or not
             with pytest.raises(InvalidImage, match="2 million pixels together") as refusal:
-                await loader.load(pictures)
+                await loader.load(pictures, VISION)
             assert refusal.value.code == "image_too_large"
             assert refusal.value.param
 
@@ -110,19 +155,19 @@ def test_pixels_of_a_request_are_bounded() -> None:
 def test_bytes_of_a_request_are_bounded() -> None:
     async def work(loader: ImageLoader) -> None:
         pictures = urls(*(noise(400, 400, seed) for seed in range(3)))  # 480 kB each
-        assert await loader.load(pictures[:2])
+        assert await loader.load(pictures[:2], VISION)
         with pytest.raises(InvalidImage, match="1 MiB together"):
-            await loader.load(pictures)
+            await loader.load(pictures, VISION)
 
     run(work, max_request_image_mb=1)
 
 
 def test_large_images_do_not_hold_up_small_ones() -> None:
     async def work(loader: ImageLoader) -> None:
-        large = [asyncio.create_task(loader.load(urls(noise(3000, 2000, seed)))) for seed in range(3)]
+        large = [asyncio.create_task(loader.load(urls(noise(3000, 2000, seed)), VISION)) for seed in range(3)]
         await asyncio.sleep(0.1)
         start = time.monotonic()
-        await loader.load(urls(noise(50, 50)))
+        await loader.load(urls(noise(50, 50)), VISION)
         assert not any(task.done() for task in large) or time.monotonic() - start < 0.2
         await asyncio.gather(*large)
 
@@ -132,7 +177,7 @@ def test_large_images_do_not_hold_up_small_ones() -> None:
 def test_the_first_bad_image_is_named() -> None:
     async def work(loader: ImageLoader) -> None:
         with pytest.raises(InvalidImage) as refusal:
-            await loader.load(urls(data_uri(encode(draw(GRID))), "data:image/png;base64,AAAA"))
+            await loader.load(urls(data_uri(encode(draw(GRID))), "data:image/png;base64,AAAA"), VISION)
         assert refusal.value.param == "image[1]"
 
     run(work)

@@ -15,7 +15,7 @@ from origin import Origin
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.flight import InFlight
 from llava_gateway.images.freshness import Freshness, freshness
-from llava_gateway.images.urls import UrlImages
+from llava_gateway.images.urls import Fetched, UrlImages
 from llava_gateway.settings import Settings
 
 NOW = datetime.now(UTC)
@@ -70,8 +70,12 @@ def test_fresh_answers_are_not_asked_for_again(origin: Origin) -> None:
     async def work(urls: UrlImages) -> None:
         url = f"{origin.url}/cached"
         assert urls.fresh(url) is None
-        content = (await urls.fetch(url)).content
-        assert urls.fresh(url) == content
+        fetched = await urls.fetch(url)
+        assert urls.fresh(url) is fetched
+        content = fetched.content
+        del fetched
+        await asyncio.sleep(0)
+        assert urls.fresh(url) == Fetched(content, None)  # nobody has the file any longer
 
     run(work)
 
@@ -97,10 +101,12 @@ def test_an_unchanged_picture_is_not_sent_again(origin: Origin) -> None:
     async def work(urls: UrlImages) -> None:
         url = f"{origin.url}/tagged"
         first = await urls.fetch(url)
-        again = await urls.fetch(url)
-        assert first.data
-        assert (again.content, again.data) == (first.content, None)
-        assert (await urls.fetch(url, anew=True)).data == first.data
+        content, data = first.content, first.data
+        assert data
+        assert await urls.fetch(url) is first
+        del first
+        assert await urls.fetch(url) == Fetched(content, None)
+        assert (await urls.fetch(url, anew=True)).data == data
 
     run(work)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llava_gateway.backend import Backend
 from llava_gateway.chat import ChatRequest, ImageUrl, Message, Sampling, Text
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 from llava_gateway.demo.pictures import PLACES, Grid, data_uri, describe, draw_noisy, encode, random_grid
@@ -58,7 +59,7 @@ def ask(question: Question, rng: random.Random) -> ChatRequest:
 async def measure() -> bool:
     settings = Settings()
     engine = Supervisor(lambda: VllmEngine(str(CHECKPOINT), ENGINE_FLAGS), settings.engine_timeout)
-    gateway = Gateway(settings, engine, MODEL_NAME)
+    gateway = Gateway(settings, [Backend(MODEL_NAME, engine)])
     await gateway.start()
     places = asyncio.Semaphore(AT_ONCE)
 

@@ -55,7 +55,8 @@ class Feedback:
         self._gateway.model(request.model)
         messages = to_messages(request.messages)
         check_turns(messages)
-        files = await self._gateway.image_files([part for message in messages for part in message.content if not isinstance(part, Text)])
+        images = [part for message in messages for part in message.content if not isinstance(part, Text)]
+        files = await self._gateway.image_files(request.model, images)
         caller = current().caller
         vote = new_vote(request.model, request.vote, caller.key.name if caller else None, messages, [file.name for file in files])
         try:

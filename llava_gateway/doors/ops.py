@@ -1,15 +1,19 @@
 """For operators: /health (the process lives), /ready (the engine has answered lately, and admission is open), /metrics."""
 
+from collections.abc import Awaitable, Callable
+
 import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from llava_gateway import metrics
 from llava_gateway.gateway import Gateway
 
 
-def routes(gateway: Gateway) -> list[BaseRoute]:
+def routes(gateway: Gateway, exposition: Callable[[], Awaitable[bytes]]) -> list[BaseRoute]:
+    """`exposition`: the page that Prometheus reads."""
+
     async def health(request: Request) -> Response:
         return _status("ok")
 
@@ -18,8 +22,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         return _status("ready")
 
     async def prometheus(request: Request) -> Response:
-        content, media_type = metrics.exposition()
-        return Response(content, media_type=media_type)
+        return Response(await exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return [Route("/health", health), Route("/ready", ready), Route("/metrics", prometheus)]
 

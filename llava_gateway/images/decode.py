@@ -70,7 +70,8 @@ class Transform:
     @property
     def name(self) -> str:
         """For the digests of its results: to change what a transform does is to change its name."""
-        return "grids1" if self.vision.grids else f"{self.aspect_ratio}2-{self.vision.side}"
+        how = "grids2" if self.vision.grids else f"{self.aspect_ratio}3"
+        return f"{how}-{self.vision.digest}"
 
     def needs(self, size: Size) -> Size:
         """The width and height that are made of a picture of this size (of its smaller square, where one is cut out of it)."""

@@ -18,7 +18,7 @@ from llava_gateway.images.cache import ImageCache
 from llava_gateway.images.decode import Transform, extension, open_image, prepare
 from llava_gateway.images.flight import InFlight
 from llava_gateway.images.inline import decode_inlined, inlined
-from llava_gateway.images.urls import UrlImages
+from llava_gateway.images.urls import Fetched, UrlImages
 from llava_gateway.settings import AspectRatio, Settings
 from llava_gateway.together import together
 
@@ -38,9 +38,8 @@ class ImageFile:
 
 
 class ImageLoader:
-    def __init__(self, settings: Settings, vision: Vision) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.vision = vision
         self.max_bytes = settings.max_image_mb << 20
         self.max_pixels = settings.max_image_megapixels * 1_000_000
         self.cache = ImageCache(settings.image_cache_mb << 20)
@@ -50,17 +49,20 @@ class ImageLoader:
         self._large = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="large-image")
         metrics.IMAGE_CACHE_BYTES.set_function(lambda: self.cache.bytes)
 
-    async def load(self, images: Sequence[ImageSource], aspect_ratio: AspectRatio | None = None) -> tuple[PreparedImage, ...]:
-        """The images, prepared, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names the first that fails."""
-        transform = self._transform(aspect_ratio)
+    async def load(
+        self, images: Sequence[ImageSource], vision: Vision, aspect_ratio: AspectRatio | None = None
+    ) -> tuple[PreparedImage, ...]:
+        """The images, prepared for a model that sees so, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names
+        the first that fails."""
+        transform = self._transform(vision, aspect_ratio)
         budget = _Budget(self.settings)
         loaded = await together(lambda image: _named(self._load, image, transform, budget), images)
         current().images += [f"{image.digest[:16]} {image.source[0]}x{image.source[1]}" for image in loaded]
         return tuple(loaded)
 
-    async def files(self, images: Sequence[ImageSource]) -> tuple[ImageFile, ...]:
+    async def files(self, images: Sequence[ImageSource], vision: Vision) -> tuple[ImageFile, ...]:
         """The images as they came, in order, each of which `load` would take. InvalidImage names the first that fails."""
-        transform = self._transform()
+        transform = self._transform(vision)
         budget = _Budget(self.settings)
         return tuple(await together(lambda image: _named(self._file, image, transform, budget), images))
 
@@ -69,25 +71,28 @@ class ImageLoader:
         for pool in (self._small, self._large):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _transform(self, aspect_ratio: AspectRatio | None = None) -> Transform:
+    def _transform(self, vision: Vision, aspect_ratio: AspectRatio | None = None) -> Transform:
         ours = self.settings.image_aspect_ratio
-        return Transform(self.vision, aspect_ratio or (self.vision.aspect_ratio if ours == "auto" else ours))
+        return Transform(vision, aspect_ratio or (vision.aspect_ratio if ours == "auto" else ours))
 
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
-        data: bytes | None
         url = inlined(image)
         if isinstance(url, memoryview):
             content, data = await self._in(self._small, self._unpack, url)
-        elif (known := self._urls.fresh(url)) and _key(known, transform) in self.cache:
+            return await self._prepared(content, data, transform, budget)
+        fetched = self._urls.fresh(url)
+        if fetched and self._suffices(fetched, transform):
             metrics.IMAGE_URLS.labels("fresh").inc()
-            content, data = known, None
         else:
             with timed("fetch"):
                 fetched = await self._urls.fetch(url)
-                if fetched.data is None and _key(fetched.content, transform) not in self.cache:
+                if not self._suffices(fetched, transform):
                     fetched = await self._urls.fetch(url, anew=True)
-            content, data = fetched.content, fetched.data
-        return await self._prepared(content, data, transform, budget)
+        # Kept until the picture is in the cache, `fetched` spares whoever asks meanwhile a fetch of the same file.
+        return await self._prepared(fetched.content, fetched.data, transform, budget)
+
+    def _suffices(self, fetched: Fetched, transform: Transform) -> bool:
+        return fetched.data is not None or _key(fetched.content, transform) in self.cache
 
     async def _file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
         url = inlined(image)
@@ -123,7 +128,7 @@ class ImageLoader:
         async def work() -> PreparedImage:
             pool = self._large if source[0] * source[1] > LARGE else self._small
             pixels = await self._in(pool, prepare, opened, transform)
-            prepared = PreparedImage(pixels, digest, source, self.vision.tokens(*pixels.size))
+            prepared = PreparedImage(pixels, digest, source, transform.vision.tokens(*pixels.size))
             self.cache.put(prepared)
             return prepared
 

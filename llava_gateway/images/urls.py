@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from blake3 import blake3
 
@@ -22,12 +23,12 @@ class _Known:
     freshness: Freshness
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Fetched:
     content: str
     """Digest of the file."""
     data: bytes | None
-    """The file; None if it is as it was."""
+    """The file; None if it is as it was, and no request has it in hand."""
 
 
 class UrlImages:
@@ -38,11 +39,13 @@ class UrlImages:
         self._fetcher = Fetcher(settings)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._fetching: InFlight[Fetched] = InFlight()
+        self._in_hand: WeakValueDictionary[str, Fetched] = WeakValueDictionary()
+        """Files by digest. Each is in here for as long as a request that fetched it keeps it: until its picture is prepared."""
 
-    def fresh(self, url: str) -> str | None:
-        """The digest of what the URL gave, if that may be taken as known."""
+    def fresh(self, url: str) -> Fetched | None:
+        """What the URL gave, if that may be taken as known."""
         known = self._known.get(url)
-        return known.content if known and time.monotonic() < known.expires else None
+        return self._recall(known) if known and time.monotonic() < known.expires else None
 
     async def fetch(self, url: str, *, anew: bool = False) -> Fetched:
         """Raises InvalidImage. `anew`: with its data, whatever is known of it."""
@@ -61,12 +64,16 @@ class UrlImages:
         download = await self._fetcher.fetch(url, known.freshness.conditions if known else None)
         metrics.IMAGE_URLS.labels("fetched" if download.data is not None else "unchanged").inc()
         if download.data is not None:
-            content = blake3(download.data).hexdigest()
+            fetched = Fetched(blake3(download.data).hexdigest(), download.data)
+            self._in_hand[fetched.content] = fetched
         else:
             assert known
-            content = known.content
-        self._learn(url, content, download)
-        return Fetched(content, download.data)
+            fetched = self._recall(known)
+        self._learn(url, fetched.content, download)
+        return fetched
+
+    def _recall(self, known: _Known) -> Fetched:
+        return self._in_hand.get(known.content) or Fetched(known.content, None)
 
     def _learn(self, url: str, content: str, download: Download) -> None:
         self._known.pop(url, None)

@@ -3,7 +3,6 @@
 import argparse
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -12,6 +11,7 @@ from llava_gateway.engine import EngineStartError, ModelInfo, Vision
 from llava_gateway.engine.vllm.adapters import check_adaptable, leave_a_slot_empty
 from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind
 from llava_gateway.engine.vllm.quantization import check_quantization
+from llava_gateway.images.tokens import ImageTokens
 from llava_gateway.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -113,23 +113,20 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
 
 
 def _vision(info: Any, config: Any, image_processor: Any) -> Vision:
-    """`info` is vLLM's, and counts the tokens of a picture by its size as its processor does it."""
+    """`info` is vLLM's, which knows how many tokens a picture takes."""
     from vllm.model_executor.models.llava import BaseLlavaProcessingInfo
 
     side = config.vision_config.image_size
     fewest = BaseLlavaProcessingInfo.get_num_image_tokens(info, image_width=side, image_height=side)  # those of the whole in one square
     grids = () if config.model_type == "llava" else tuple((width, height) for height, width in config.image_grid_pinpoints)
-
-    @lru_cache
-    def tokens(width: int, height: int) -> int:
-        return int(info.get_num_image_tokens(image_width=width, image_height=height)) if grids else fewest
-
+    patches = info.get_vision_encoder_info().get_patch_grid_length()
+    most_squares = 9 if config.model_type == "llava_onevision" else None  # vLLM's own, whatever the config's `vision_aspect_ratio` says
     red, green, blue = (int(mean * 255) for mean in image_processor.image_mean)
     crops = image_processor.do_center_crop and image_processor.size.get("shortest_edge")
     pads = getattr(image_processor, "do_pad", False)
     return Vision(
         side=side,
-        tokens=tokens,
+        tokens=ImageTokens(fewest, side, patches, grids, most_squares),
         fewest=fewest,
         most=info.get_max_image_tokens(),
         grids=grids,
