@@ -31,13 +31,14 @@ LAYERS = (  # what a module imports stands in its own layer or an earlier one
         "llava_gateway.images",
         "llava_gateway.convert",
         "llava_gateway.engine",
+        "llava_gateway.backend",
     ),
     ("llava_gateway.gateway",),
     ("llava_gateway.web",),
     ("llava_gateway.doors",),
     ("llava_gateway.demo",),
     ("llava_gateway.app", "llava_gateway"),
-    ("llava_gateway.load", "llava_gateway.batch", "llava_gateway.cli.remote"),
+    ("llava_gateway.load", "llava_gateway.batch", "llava_gateway.cluster", "llava_gateway.cli.remote"),
     ("llava_gateway.cli", "llava_gateway.__main__"),
 )
 

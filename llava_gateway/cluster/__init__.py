@@ -1,0 +1,147 @@
+"""The gateway on a cluster: an application for Ray Serve, which `import_path: llava_gateway.cluster:build` names (docs/cluster.md).
+
+Ingress replicas are this gateway without an engine; each model is a deployment whose replicas have an engine each.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from llava_gateway import logs
+from llava_gateway.app import Launch, launch_of, make_app
+from llava_gateway.backend import Backend
+from llava_gateway.engine import Engine
+from llava_gateway.engine.ray import RayEngine
+from llava_gateway.engine.ray.inbox import Inbox
+from llava_gateway.engine.ray.known import known
+from llava_gateway.engine.ray.metrics import Page, exposition, page
+from llava_gateway.engine.ray.replica import Replica
+from llava_gateway.engine.ray.router import ImageAffinityRouter
+from llava_gateway.engine.ray.tls import client_context
+from llava_gateway.engine.supervisor import Supervisor
+from llava_gateway.gateway import Gateway
+from llava_gateway.models import Models
+from llava_gateway.settings import Settings, SettingsError
+
+QUIET = {"enable_access_log": False}
+"""The gateway writes a line for each request itself."""
+NOT_HERE = (
+    *("model", "served_model_name", "model_alias", "template", "lora_modules"),
+    *("lora_dir", "feedback_dir", "host", "port", "more_ports"),
+)
+"""Settings that belong to a model, to Ray Serve's proxy, or to a disk that all replicas would have to share."""
+
+
+class ModelConfig(BaseModel):
+    """A model, and the replicas that serve it."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str = Field(min_length=1, description="a directory that every node has, or a Hugging Face id; `llava-demo`: the demo")
+    served_model_name: str = ""
+    model_alias: str = ""
+    template: str = ""
+    lora_modules: list[str] | str = ""
+    engine_flags: list[str] = Field([], description="vLLM's own, as on its command line")
+    affinity: bool = Field(True, description="whether a chat stays with the replica that has its images")
+    deployment: dict[str, Any] = Field({}, description="Ray Serve's options: num_replicas, autoscaling_config, ray_actor_options, ...")
+
+
+class ClusterConfig(BaseModel):
+    """`args` of the application in Ray Serve's config file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: list[ModelConfig] = Field(min_length=1)
+    """The first is meant where a request names no model."""
+    ingress: dict[str, Any] = Field({}, description="Ray Serve's options of the ingress deployment")
+    settings: dict[str, Any] = Field({}, description="the gateway's, as llava-gateway.toml has them")
+
+
+def build(config: ClusterConfig) -> serve.Application:
+    """Raises SettingsError and pydantic's ValidationError."""
+    settings = _settings(config)
+    patience = {"graceful_shutdown_timeout_s": settings.shutdown_timeout, "logging_config": QUIET}
+    launches, engines = [], []
+    for name, model in zip(_deployment_names(config), config.models, strict=True):
+        launch = launch_of(_settings(config, model), model.engine_flags)
+        options = {"name": name, "max_ongoing_requests": settings.max_running} | patience | model.deployment
+        affinity = {"affinity": model.affinity}
+        options["request_router_config"] = RequestRouterConfig(request_router_class=ImageAffinityRouter, request_router_kwargs=affinity)
+        engine = serve.deployment(Replica).options(**options)
+        engines.append(engine.bind(launch.model, launch.flags, launch.adapters, settings.engine_timeout))
+        launches.append(launch)
+    Models(_backends(config, launches, itertools.repeat(_no_engine)))  # for their names
+    places = settings.max_running + settings.max_queued + 8  # the gateway's own limits are to be met first, which say 429
+    options = {"name": "ingress", "max_ongoing_requests": places} | patience | config.ingress
+    return serve.deployment(Ingress).options(**options).bind(config, launches, engines)
+
+
+@serve.ingress()
+class Ingress:
+    """The gateway, in front of engines that are somewhere else."""
+
+    def __init__(self, config: ClusterConfig, launches: list[Launch], engines: list[DeploymentHandle[Any]]) -> None:
+        settings = _settings(config)
+        logs.set_up(settings)
+        inbox = Inbox(client_context())
+        makers = [partial(_engine, handle, inbox, launch) for handle, launch in zip(engines, launches, strict=True)]
+        backends = _backends(config, launches, makers)
+        self._deployments = [*engines, serve.get_deployment_handle(serve.get_replica_context().deployment)]
+        self._app = make_app(Gateway(settings, backends), exposition=self._exposition)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return self._app
+
+    async def metrics(self) -> Page:
+        """For another ingress that is asked for them."""
+        return page(ours=True)
+
+    async def _exposition(self) -> bytes:
+        return await exposition(self._deployments)
+
+
+def _engine(handle: DeploymentHandle[Any], inbox: Inbox, launch: Launch) -> Engine:
+    return RayEngine(handle, inbox, lambda: known(handle.deployment_name), launch.adapters)
+
+
+def _backends(config: ClusterConfig, launches: Sequence[Launch], makers: Iterable[Callable[[], Engine]]) -> list[Backend]:
+    """Raises SettingsError."""
+    backends = []
+    for model, launch, make in zip(config.models, launches, makers, strict=False):
+        settings = _settings(config, model)
+        supervisor = Supervisor(make, settings.engine_timeout, adapters=launch.adapters)
+        backends.append(Backend(launch.name, supervisor, settings.template, settings.model_alias))
+    return backends
+
+
+def _no_engine() -> Engine:
+    raise NotImplementedError
+
+
+def _settings(config: ClusterConfig, model: ModelConfig | None = None) -> Settings:
+    """Those of the gateway, or of one that would serve this model alone. Raises SettingsError."""
+    for name in NOT_HERE:
+        if name in config.settings:
+            raise SettingsError(f"settings: {name} is not for a cluster, or stands with the model (docs/cluster.md)")
+    settings = Settings(**config.settings)
+    if settings.auth == "auto" and not settings.api_keys and not settings.keys_file:
+        raise SettingsError("settings: set keys_file or api_keys; or auth: none if everybody who reaches the cluster may use it")
+    if model is None:
+        return settings
+    return Settings(**config.settings, **model.model_dump(include=set(Settings.model_fields)))
+
+
+def _deployment_names(config: ClusterConfig) -> Iterator[str]:
+    """A name for each model, as Ray's dashboard and its metrics show it."""
+    for number, model in enumerate(config.models):
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.served_model_name or model.model).strip("-.")
+        yield f"{name}-{number}" if number else name

@@ -1,0 +1,133 @@
+"""An engine that is somewhere else: replicas of a deployment of Ray Serve, each with an engine of its own."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from llava_gateway.call import current
+from llava_gateway.chat import Delta, Sampling, Structure, Usage
+from llava_gateway.engine import Adapter, ModelInfo, Prompt
+from llava_gateway.engine.ray.inbox import Expected, Inbox, Lost
+from llava_gateway.engine.ray.outbox import Address
+from llava_gateway.errors import EngineFailed, GatewayError, InvalidRequest, TooManyRequests
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""Replicas that a request is given to, one after the other, while they die without having said anything."""
+ON_ITS_WAY = 10
+"""Seconds that the end of an answer may take to come in once the replica has sent it."""
+
+
+class RayEngine:
+    """All replicas of one model. Ray Serve starts and ends them, and keeps them well; this only asks them."""
+
+    stage = "waiting for a replica"
+
+    def __init__(
+        self,
+        handle: "DeploymentHandle[Any]",
+        inbox: Inbox,
+        replicas: Callable[[], Mapping[str, Address]],
+        adapters: tuple[Adapter, ...] = (),
+    ) -> None:
+        """`replicas`: those that take requests, as far as is known here. `adapters`: what every replica loads when it starts."""
+        self._handle = handle
+        self._inbox = inbox
+        self._replicas = replicas
+        self._adapters = adapters
+        self._started = False
+
+    @property
+    def dead(self) -> bool:
+        return self._started and not self._replicas()
+
+    async def start(self) -> ModelInfo:
+        """Returns when the first replica has loaded the model, however long that takes."""
+        model: ModelInfo = await self._handle.describe.remote()
+        self._started = True
+        return model
+
+    async def check_structure(self, structure: Structure) -> None:
+        error: GatewayError | None = await _result(self._handle.check_structure.remote(structure))
+        if error:
+            raise error
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Every replica loads its adapters when it starts; those of a running cluster do not change."""
+        if adapter not in self._adapters:
+            raise InvalidRequest("The adapters of a cluster stand in its configuration.", param="lora_name")
+
+    async def unload_adapter(self, adapter: Adapter) -> None:
+        """What `load_adapter` has taken, stays."""
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
+        """As the protocol has it; a request whose replica dies before the first delta is given to another one."""
+        for attempt in range(1, ATTEMPTS + 1):
+            number, answer = self._inbox.expect(usage, take)
+            try:
+                await self._ask(number, answer, prompt, sampling, stream)
+            except Lost:
+                if answer.begun or attempt == ATTEMPTS:
+                    raise
+                log.warning("a replica was lost before it answered; another one is asked")
+            else:
+                return
+            finally:
+                self._inbox.forget(number)
+
+    async def _ask(self, number: int, answer: Expected, prompt: Prompt, sampling: Sampling, stream: bool) -> None:
+        self._inbox.listen(self._replicas())
+        affinity = prompt.images[0].digest if prompt.images else ""
+        trace, gateway = current().trace, self._inbox.name
+        response = self._handle.generate.remote(
+            prompt, sampling, stream=stream, trace=trace, affinity=affinity, gateway=gateway, number=number
+        )
+        asking = asyncio.create_task(_result(response))
+        asking.add_done_callback(lambda done: done.cancelled() or done.exception())  # has been seen, should nobody wait for it
+        try:
+            await asyncio.wait((asking, answer.end), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.end.done():
+                if not await asking:
+                    raise Lost
+                async with asyncio.timeout(ON_ITS_WAY):
+                    await asyncio.shield(answer.end)
+            answer.end.result()
+        except TimeoutError:
+            raise Lost from None
+        finally:
+            if not answer.end.done():
+                response.cancel()
+
+    async def check(self, timeout: float) -> None:
+        if not self._replicas():
+            raise Lost("No replica of this model is running.")
+
+    async def stop(self) -> None:
+        """The replicas are Ray Serve's, and other gateways'."""
+
+
+async def _result(response: "DeploymentResponse[Any]") -> Any:
+    with _failures():
+        return await response
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Ray's errors as ours."""
+    from ray.exceptions import RayError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, RayServeException
+
+    try:
+        yield
+    except BackPressureError as error:
+        raise TooManyRequests("The engines are busy. Try again later.", code="queue_full", retry_after=1) from error
+    except RayTaskError as error:
+        raise EngineFailed("The engine could not process this request.") from error
+    except (RayError, RayServeException) as error:
+        raise Lost from error

@@ -1,0 +1,24 @@
+"""Which replica a request goes to: the one that has its images, unless that one has too much to do. Pure, and without a memory: every
+ingress comes to the same choice by itself."""
+
+from collections.abc import Callable, Sequence
+
+from blake3 import blake3
+
+FACTOR = 1.25
+SPARE = 4
+"""A replica has too much to do when it has more requests than `FACTOR` times what all have on average, and `SPARE`."""
+
+
+def ranked(key: str, replicas: Sequence[str]) -> list[str]:
+    """All replicas, the one that this key belongs to first. One that comes or goes takes no key along but its own (rendezvous hashing,
+    Thaler and Ravishankar 1998)."""
+    return sorted(replicas, key=lambda replica: blake3(f"{key}/{replica}".encode()).digest(), reverse=True)
+
+
+def within_bounds(replicas: Sequence[str], load: Callable[[str], int]) -> list[str]:
+    """Those that have not too much to do, in the order given: never none of them (consistent hashing with bounded loads, Mirrokni et al.
+    2018). `load`: requests that a replica has."""
+    loads = [load(replica) for replica in replicas]
+    bound = FACTOR * sum(loads) / len(loads) + SPARE if loads else 0.0
+    return [replica for replica, its in zip(replicas, loads, strict=True) if its <= bound]

@@ -1,0 +1,47 @@
+"""Ray Serve's choice of a replica, by the images of the request. It runs in the process of whoever holds the handle: the ingress."""
+
+import random
+
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from llava_gateway.engine.ray.affinity import ranked, within_bounds
+from llava_gateway.engine.ray.known import note
+from llava_gateway.engine.ray.outbox import Address
+
+
+class ImageAffinityRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
+    """Requests name what they belong to as `affinity`; those that name nothing go to the less loaded of two."""
+
+    def initialize_state(self, *, affinity: bool) -> None:
+        """Called by Ray Serve. `affinity`: whether it matters what requests name."""
+        self._affinity = affinity
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """One try: the replicas to ask, in turn, until one has room. Called again, after a pause, if none had."""
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True
+        key = pending_request.kwargs.get("affinity") if pending_request and self._affinity else None
+        if not key:
+            return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
+        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        order = ranked(key, list(by_name))
+        best = within_bounds(order, lambda name: self._load(by_name[name]))
+        return [[by_name[name]] for name in (*best, *(name for name in order if name not in best))]
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        super().update_replicas(replicas)
+        self._note()
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_died(replica_id)
+        self._note()
+
+    def _note(self) -> None:
+        replicas = self.curr_replicas.values()
+        note(self._deployment_id.name, {replica.replica_id.unique_id: Address(**replica.replica_metadata) for replica in replicas})
+
+    def _load(self, replica: RunningReplica) -> int:
+        """As this process last heard of it."""
+        return self.replica_queue_len_cache.get(replica.replica_id) or 0
