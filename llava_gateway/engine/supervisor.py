@@ -155,7 +155,7 @@ class Supervisor:
             try:
                 await engine.check(self.timeout)
             except Unavailable as error:
-                log.error("%s Its processes are ended.", error.message)
+                log.error("the engine is given up: %s", error.message)
                 return
             self._answered = time.monotonic()
             await asyncio.sleep(PROBE_INTERVAL)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Replicas that a request is given to, one after the other, while they die without having said anything."""
+PAUSE = 1.0
+"""Seconds after which the model is asked for again."""
 ON_ITS_WAY = 10
 """Seconds that the end of an answer may take to come in once the replica has sent it."""
 
@@ -48,10 +50,16 @@ class RayEngine:
         return self._started and not self._replicas()
 
     async def start(self) -> ModelInfo:
-        """Returns when the first replica has loaded the model, however long that takes."""
-        model: ModelInfo = await self._handle.describe.remote()
-        self._started = True
-        return model
+        """Returns when a replica has loaded the model, however long that takes."""
+        while True:
+            try:
+                model: ModelInfo = await _result(self._handle.describe.remote())
+            except GatewayError as error:  # that replica died, and there will be others
+                log.warning("a replica did not describe its model: %s", error.message)
+                await asyncio.sleep(PAUSE)
+            else:
+                self._started = True
+                return model
 
     async def check_structure(self, structure: Structure) -> None:
         error: GatewayError | None = await _result(self._handle.check_structure.remote(structure))

@@ -78,8 +78,9 @@ class Inbox:
         return number, expected
 
     def forget(self, number: int) -> None:
-        expected = self._expected.pop(number)
-        expected.end.cancel()
+        end = self._expected.pop(number).end
+        if not end.cancel() and not end.cancelled():
+            end.exception()  # has been seen, should the reader have left
 
     async def _listen(self, replica: str, address: Address) -> None:
         try:
