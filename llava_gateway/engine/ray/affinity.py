@@ -16,9 +16,10 @@ def ranked(key: str, replicas: Sequence[str]) -> list[str]:
     return sorted(replicas, key=lambda replica: blake3(f"{key}/{replica}".encode()).digest(), reverse=True)
 
 
-def within_bounds(replicas: Sequence[str], load: Callable[[str], int]) -> list[str]:
+def within_bounds(replicas: Sequence[str], load: Callable[[str], int | None]) -> list[str]:
     """Those that have not too much to do, in the order given: never none of them (consistent hashing with bounded loads, Mirrokni et al.
-    2018). `load`: requests that a replica has."""
+    2018). `load`: requests that a replica has; None if that is not known, which is taken for the average."""
     loads = [load(replica) for replica in replicas]
-    bound = FACTOR * sum(loads) / len(loads) + SPARE if loads else 0.0
-    return [replica for replica, its in zip(replicas, loads, strict=True) if its <= bound]
+    known = [each for each in loads if each is not None]
+    bound = FACTOR * sum(known) / len(known) + SPARE if known else 0.0
+    return [replica for replica, its in zip(replicas, loads, strict=True) if its is None or its <= bound]

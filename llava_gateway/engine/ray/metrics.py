@@ -33,7 +33,7 @@ async def exposition(deployments: Iterable[DeploymentHandle[Any]]) -> bytes:
     pages = await asyncio.gather(*map(_pages, deployments))
     registry = CollectorRegistry()
     registry.register(_Pages(list(chain.from_iterable(pages))))
-    return generate_latest(registry)
+    return await asyncio.to_thread(generate_latest, registry)
 
 
 async def _pages(deployment: DeploymentHandle[Any]) -> list[Page]:

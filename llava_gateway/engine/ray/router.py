@@ -42,6 +42,7 @@ class ImageAffinityRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
         replicas = self.curr_replicas.values()
         note(self._deployment_id.name, {replica.replica_id.unique_id: Address(**replica.replica_metadata) for replica in replicas})
 
-    def _load(self, replica: RunningReplica) -> int:
-        """As this process last heard of it."""
-        return self.replica_queue_len_cache.get(replica.replica_id) or 0
+    def _load(self, replica: RunningReplica) -> int | None:
+        """As this process last heard of it; None if that was long ago."""
+        load: int | None = self.replica_queue_len_cache.get(replica.replica_id)
+        return load
