@@ -1,4 +1,5 @@
-# make serve | test | check | measure | bench | soak | pictures | demo-model | clean.   Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH SOAK
+# make serve | test | test-ray | check | measure | bench | soak | pictures | demo-model | clean
+# Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH SOAK
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -9,13 +10,16 @@ SOAK ?=
 BIN := .venv/bin
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 
-.PHONY: serve test check measure bench soak pictures demo-model clean
+.PHONY: serve test test-ray check measure bench soak pictures demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine
 	$(BIN)/python -m pytest $(ARGS)
+
+test-ray: .venv/test-$(ENGINE)  ## A real Ray cluster of several gateways and engines on this machine, and what kills some of them
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 check: .venv/check-$(ENGINE)  ## Lint, types, and the whole suite
 	$(BIN)/ruff check .

@@ -94,6 +94,8 @@ class Inbox:
                 writer.close()
         except (OSError, asyncio.IncompleteReadError) as error:
             log.info("replica %s is not heard any longer: %s", replica, error)
+        except Exception:  # what it says is not understood
+            log.exception("replica %s is not heard any longer", replica)
         del self._listening[replica]
         for expected in self._expected.values():
             if expected.replica == replica:

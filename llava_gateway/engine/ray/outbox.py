@@ -6,8 +6,9 @@ import hmac
 import pickle
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from llava_gateway.chat import Delta, Usage
 from llava_gateway.errors import GatewayError
@@ -25,6 +26,14 @@ class Address:
     port: int
     token: str
     """Which a gateway has to know: of its hex digits and those of the gateway's name its first message consists."""
+
+
+def address_of(metadata: Mapping[str, Any]) -> Address | None:
+    """Of a replica, as it has told Ray Serve; None if it is of another version, and about to be replaced."""
+    try:
+        return Address(**metadata)
+    except TypeError:
+        return None
 
 
 @dataclass

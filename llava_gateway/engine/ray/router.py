@@ -6,7 +6,7 @@ from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, Reque
 
 from llava_gateway.engine.ray.affinity import ranked, within_bounds
 from llava_gateway.engine.ray.known import note
-from llava_gateway.engine.ray.outbox import Address
+from llava_gateway.engine.ray.outbox import address_of
 
 
 class ImageAffinityRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
@@ -40,7 +40,8 @@ class ImageAffinityRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
 
     def _note(self) -> None:
         replicas = self.curr_replicas.values()
-        note(self._deployment_id.name, {replica.replica_id.unique_id: Address(**replica.replica_metadata) for replica in replicas})
+        addresses = {replica.replica_id.unique_id: address_of(replica.replica_metadata) for replica in replicas}
+        note(self._deployment_id.name, {name: address for name, address in addresses.items() if address})
 
     def _load(self, replica: RunningReplica) -> int | None:
         """As this process last heard of it; None if that was long ago."""
