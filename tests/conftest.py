@@ -1,5 +1,6 @@
-"""One real server for the whole run: the demo model on the real engine, behind a real socket."""
+"""Real servers that many tests share: the demo model on the real engine, behind a real socket."""
 
+import json
 import os
 import socket
 import subprocess
@@ -10,16 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from contract import ContractTransport
 from openai import OpenAI
 from origin import Origin
+from voting import run
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # else importing it asks a server on the internet for prices
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 180
+KEY = "sesame-ü"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,35 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = ("--max-body-mb", "8", "--allow-networks", "127.0.0.0/8", "--image-timeout", "3", "--max-num-seqs", "64", "--keep-alive", "0.5")
     with serve(tmp_path_factory.mktemp("server"), *flags) as started:
         yield started
+
+
+@dataclass(frozen=True)
+class Polling:
+    server: Server
+    folder: Path
+    keys: dict[str, str]
+
+    def vote(self, given: dict[str, Any], key: str = "alice") -> httpx.Response:
+        return httpx.post(f"{self.server.url}/feedback", json=given, headers={"key": self.keys[key]}, timeout=60)
+
+    def records(self) -> list[dict[str, Any]]:
+        log = self.folder / "feedback.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.fixture(scope="session")
+def polling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Polling]:
+    """A server that keeps votes, with keys and two names of its model: for votes, then for the page, whose last test ends it."""
+    folder = tmp_path_factory.mktemp("polling")
+    made = {}
+    for name, *limits in (["alice"], ["bob", "--models", "another"], ["carol", "--requests-per-minute", "1"], ["dave"]):
+        made[name] = run("keys", "new", name, "--file", folder / "keys.json", *limits).stdout.strip()
+    flags = (
+        *("--feedback-dir", "votes", "--feedback-max-mb", "1", "--keys-file", "keys.json", "--api-keys", KEY),
+        *("--model-alias", "other", "--allow-networks", "127.0.0.0/8", "--shutdown-timeout", "0"),
+    )
+    with serve(folder, *flags) as server:
+        yield Polling(server, folder / "votes", made)
 
 
 @contextmanager
@@ -113,5 +146,10 @@ def origin() -> Iterator[Origin]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, then those that need the server, and what ends it last."""
-    items.sort(key=lambda item: (item.get_closest_marker("last") is not None, "server" in getattr(item, "fixturenames", ())))
+    """Quick tests first, then those of votes, then those that need the server, and what ends it last."""
+
+    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
+        fixtures = getattr(item, "fixturenames", ())
+        return item.get_closest_marker("last") is not None, "server" in fixtures, "polling" in fixtures
+
+    items.sort(key=place)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-PACKAGES = {"promtool": "prometheus", "prometheus": "prometheus", "systemd-analyze": "systemd"}
+PACKAGES = {"promtool": "prometheus", "prometheus": "prometheus", "redis-server": "redis-server", "systemd-analyze": "systemd"}
 """Debian's, of programs that pip does not bring."""
 
 

@@ -17,6 +17,8 @@ from conftest import free_port
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine import EngineStartError
 from llava_gateway.engine.vllm.checkpoint import check_checkpoint
+from llava_gateway.engine.vllm.launch import engine_arguments
+from llava_gateway.engine.vllm.quantization import check_quantization
 
 WEIGHTS = "model.safetensors"
 ON_CPU = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="says what a CPU cannot run")
@@ -177,41 +179,40 @@ def test_broken_weights_end_the_server(checkpoint: Path, tmp_path: Path) -> None
     assert "is damaged or cut short" in ended(tmp_path, str(checkpoint))
 
 
-ASK = """\
-import json, sys
-from llava_gateway.engine import EngineStartError
-from llava_gateway.engine.vllm.quantization import check_quantization
-for found, asked in json.load(sys.stdin):
-    try:
-        check_quantization({"quantization_config": found} if found else {}, asked)
-        print("runs")
-    except EngineStartError as error:
-        print(error)
-"""
-QUANTISED = [  # what config.json says, --quantization, and the answer on a CPU
-    (None, None, "runs"),
-    ({"quant_method": "awq", "bits": 4}, None, "runs"),
-    ({"quant_method": "gptq", "bits": 4}, "gptq", "runs"),
+RUNS: list[tuple[dict[str, Any] | None, str | None]] = [  # what config.json says, and --quantization
+    (None, None),
+    ({"quant_method": "awq", "bits": 4}, None),
+    ({"quant_method": "gptq", "bits": 4}, "gptq"),
+    ({"quant_method": "compressed-tensors", "config_groups": {}}, None),
+    (None, "int8_per_channel_weight_only"),
+]
+DOES_NOT_RUN = [
     ({"quant_method": "gptq", "bits": 8}, None, "the checkpoint's quantisation, gptq, does not run on a CPU with 8 bits; it does with 4"),
-    ({"quant_method": "compressed-tensors", "config_groups": {}}, None, "runs"),
     ({"quant_method": "fp8"}, None, "the checkpoint's quantisation, fp8, does not run on a CPU; these do: awq"),
     ({"quant_method": "bitsandbytes"}, None, "the checkpoint's quantisation, bitsandbytes, is none that this vLLM knows"),
     (None, "bitsandbytes", "--quantization bitsandbytes is none that this vLLM knows; it knows awq"),
-    (None, "int8_per_channel_weight_only", "runs"),
 ]
 
 
 @ON_CPU
-def test_quantisation_that_the_cpu_does_not_run() -> None:
-    asked = json.dumps([(found, flag) for found, flag, _ in QUANTISED])
-    done = subprocess.run([sys.executable, "-c", ASK], input=asked, capture_output=True, text=True, timeout=100, check=True)
-    answers = done.stdout.splitlines()[-len(QUANTISED) :]
-    assert [said.startswith(words) for said, (_, _, words) in zip(answers, QUANTISED, strict=True)] == [True] * len(QUANTISED), answers
+@pytest.mark.parametrize(("found", "asked"), RUNS)
+def test_quantisation_that_the_cpu_runs(found: dict[str, Any] | None, asked: str | None) -> None:
+    check_quantization({"quantization_config": found} if found else {}, asked)
 
 
 @ON_CPU
-@pytest.mark.parametrize(
-    ("flag", "words"), [("fp8", "--quantization fp8 does not run on a CPU; these do: awq"), ("awq", "Cannot find the config file for awq")]
-)
-def test_quantisation_that_cannot_be_ends_the_server(flag: str, words: str, tmp_path: Path) -> None:
-    assert words in ended(tmp_path, "llava-demo", "--quantization", flag)
+@pytest.mark.parametrize(("found", "asked", "words"), DOES_NOT_RUN)
+def test_quantisation_that_the_cpu_does_not_run(found: dict[str, Any] | None, asked: str | None, words: str) -> None:
+    with pytest.raises(EngineStartError, match=f"^{words}"):
+        check_quantization({"quantization_config": found} if found else {}, asked)
+
+
+@ON_CPU
+def test_quantisation_is_checked_before_vllm_starts(checkpoint: Path) -> None:
+    with pytest.raises(EngineStartError, match=r"^--quantization fp8 does not run on a CPU; these do: awq"):
+        engine_arguments(str(checkpoint), ["--quantization", "fp8"])
+
+
+@ON_CPU
+def test_quantisation_that_cannot_be_ends_the_server(tmp_path: Path) -> None:
+    assert "Cannot find the config file for awq" in ended(tmp_path, "llava-demo", "--quantization", "awq")

@@ -1,12 +1,9 @@
 """Votes: nothing is kept unasked, what is no vote is refused, and what was answered survives."""
 
-import json
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import httpx
 import pytest
 from asking import MODEL, body, image, image_part, user
 from blake3 import blake3
-from conftest import ROOT, Server, serve
+from conftest import ROOT, Polling, Server
 from field_rows import rows
 from origin import GRID as ORIGIN_GRID
 from origin import Origin
@@ -37,30 +34,6 @@ def said(text: str) -> dict[str, str]:
 
 def ballot(*messages: dict[str, Any], vote: str = "up", model: str = MODEL) -> dict[str, Any]:
     return {"model": model, "vote": vote, "messages": messages}
-
-
-@dataclass(frozen=True)
-class Polling:
-    server: Server
-    folder: Path
-    keys: dict[str, str]
-
-    def vote(self, given: dict[str, Any], key: str = "alice") -> httpx.Response:
-        return httpx.post(f"{self.server.url}/feedback", json=given, headers={"key": self.keys[key]}, timeout=60)
-
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "feedback.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def polling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Polling]:
-    folder = tmp_path_factory.mktemp("polling")
-    made = {}
-    for name, *limits in (["alice"], ["bob", "--models", "another"], ["carol", "--requests-per-minute", "1"], ["dave"]):
-        made[name] = run("keys", "new", name, "--file", folder / "keys.json", *limits).stdout.strip()
-    flags = ("--feedback-dir", "votes", "--feedback-max-mb", "1", "--keys-file", "keys.json", "--allow-networks", "127.0.0.0/8")
-    with serve(folder, *flags) as server:
-        yield Polling(server, folder / "votes", made)
 
 
 def test_nothing_is_kept_without_the_flag(server: Server) -> None:
@@ -169,7 +142,7 @@ def noise() -> bytes:
 
 
 def test_a_full_directory_takes_no_more(polling: Polling) -> None:
-    """The last test of this server. Its bound is 1 MiB, and what it has so far is some kilobytes."""
+    """The bound is 1 MiB, and what there is so far is some kilobytes."""
     assert polling.vote(ballot(user(image_part(data_uri(noise()))), said("Noise."))).status_code == 200
     before = {path: path.stat().st_size for path in polling.folder.rglob("*")}
     refused = polling.vote(ballot(user(image_part(data_uri(noise()))), said("Noise.")))

@@ -90,7 +90,16 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapted(adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
+def misled(adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that is to start with a good and a broken adapter."""
+    given = f"good={adapters / 'corner'}", f"bad={adapters / 'rank'}"
+    with serve(tmp_path_factory.mktemp("misled"), "--lora-modules", *given, wait=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def adapted(adapters: Path, misled: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
+    """Starts beside the other, since a start is mostly imports, on one core."""
     folder = tmp_path_factory.mktemp("adapted")
     made = {"admin": ("--admin",), "alice": (), "bob": ("--models", MODEL), "carol": ("--models", "corner")}
     keys = {name: _keys(folder, "new", name, *options) for name, options in made.items()}
@@ -358,12 +367,16 @@ def test_a_model_that_vllm_does_not_adapt(tmp_path: Path) -> None:
         engine_arguments(str(tmp_path / "model"), ["--enable-lora"])
 
 
-def test_a_broken_adapter_at_the_start(adapters: Path, tmp_path: Path) -> None:
-    with serve(tmp_path, "--lora-modules", f"good={adapters / 'corner'}", f"bad={adapters / 'rank'}", wait=False) as server:
-        assert server.process.wait(120) == 1
-    (line,) = [line for line in server.log.read_text().splitlines() if "did not load" in line]
+def test_a_broken_adapter_at_the_start(misled: Server) -> None:
+    assert misled.process.wait(120) == 1
+    (line,) = [line for line in misled.log.read_text().splitlines() if "did not load" in line]
     assert "the adapter bad: This adapter cannot be used: LoRA rank 64 is greater than max_lora_rank 16." in line
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in misled.log.read_text()
+
+
+def engine_of(server: Server) -> psutil.Process:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    return next(child for child in children if "EngineCore" in " ".join(child.cmdline()) + child.name())
 
 
 def test_adapters_come_back_with_the_engine(adapted: Adapted) -> None:
@@ -372,8 +385,7 @@ def test_adapters_come_back_with_the_engine(adapted: Adapted) -> None:
     for name, path in (("loaded", "corner"), ("vanishing", "vanishing")):
         assert adapted.load(name, path).status_code == 200
     shutil.rmtree(adapted.adapters / "vanishing")
-    children = psutil.Process(adapted.server.process.pid).children(recursive=True)
-    next(child for child in children if "EngineCore" in " ".join(child.cmdline()) + child.name()).kill()
+    engine_of(adapted.server).kill()
     deadline = time.monotonic() + 120
     while adapted.metric("llava_engine_restarts") == 0:
         assert time.monotonic() < deadline
@@ -386,3 +398,26 @@ def test_adapters_come_back_with_the_engine(adapted: Adapted) -> None:
     assert adapted.metric("llava_engine_restarts") == 1
     assert adapted.load("vanishing", "corner", load_inplace=True).status_code == 200
     assert adapted.ask("vanishing") == CORNER
+
+
+def test_a_stop_while_the_engine_comes_back(adapted: Adapted) -> None:
+    """The end of this server. A stream that runs ends with a framed error; whoever comes next is told to come again."""
+    asked = body("Hello", stream=True, ignore_eos=True, max_tokens=3900)
+    with adapted.client("alice") as http:
+        with httpx.stream("POST", adapted.server.url + CHAT, json=asked, headers=http.headers, timeout=60) as answer:
+            pieces = answer.iter_text()
+            text = next(pieces)
+            engine_of(adapted.server).kill()
+            text += "".join(pieces)
+        *_, error, done = frames(text)
+        assert done == "[DONE]"
+        check_error(error)
+        assert json.loads(error)["error"]["code"] == "engine_dead"
+        for stream in (False, True):
+            refused = http.post(CHAT, json=body("Hello", stream=stream))
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_restarting")
+            assert int(refused.headers["retry-after"]) > 0
+        assert http.get("/ready").status_code == 503
+        assert http.get("/health").status_code == 200
+    adapted.server.process.terminate()
+    assert adapted.server.process.wait(30) == 0

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from asking import image_part, user
-from conftest import serve
+from conftest import Server, serve, wait_until_ready
 from PIL import Image
 from tiny_models import CONTEXT, NEXT_GRIDS, ONEVISION_GRIDS, TINY
 from transformers import AutoProcessor
@@ -50,12 +51,24 @@ class Served:
         return list(ids).count(self.processor.tokenizer.convert_tokens_to_ids("<image>"))
 
 
+@pytest.fixture(scope="module")
+def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Server, Path]]]:
+    """A server of each, started at once: a start is mostly imports, on one core, so that four take little more than two."""
+    with ExitStack() as servers:
+        started = {}
+        for name, make in TINY.items():
+            checkpoint = tmp_path_factory.mktemp("models") / name
+            make(checkpoint)
+            server = serve(tmp_path_factory.mktemp("server"), *SMALL, model=str(checkpoint), wait=False)
+            started[name] = servers.enter_context(server), checkpoint
+        yield started
+
+
 @pytest.fixture(scope="module", params=TINY)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    checkpoint = tmp_path_factory.mktemp("models") / request.param
-    TINY[request.param](checkpoint)
-    with serve(tmp_path_factory.mktemp("server"), *SMALL, model=str(checkpoint)) as server:
-        yield Served(server.url, checkpoint)
+def served(request: pytest.FixtureRequest, starting: dict[str, tuple[Server, Path]]) -> Served:
+    server, checkpoint = starting[request.param]
+    wait_until_ready(server)
+    return Served(server.url, checkpoint)
 
 
 def jpeg(size: tuple[int, int], orientation: int = 1) -> str:
