@@ -44,11 +44,11 @@ class Models:
         self._served: dict[str, _Served] = {}
         for backend in backends:
             for name in backend.templates:
-                self._check_free(name)
+                self._check_free(name, "served_model_name, model_alias")
                 self._backends[name] = backend
         for backend in backends:
             for adapter in backend.engine.adapters:
-                self._check_free(adapter.name)
+                self._check_free(adapter.name, "lora_modules")
                 self._served[adapter.name] = _Served(adapter, backend)
         self._numbers = itertools.count(len(self._served) + 1)
         self._loading = asyncio.Lock()
@@ -132,9 +132,9 @@ class Models:
         log.info("the adapter %s is served no longer", name)
         await self._retire(served)
 
-    def _check_free(self, name: str) -> None:
+    def _check_free(self, name: str, setting: str) -> None:
         if name in self:
-            raise SettingsError(f"two models or adapters have the name {name}")
+            raise SettingsError(f"{setting}: the name {name} is that of another model")
 
     async def _retire(self, served: _Served) -> None:
         served.retired = True

@@ -22,7 +22,7 @@ from voting import run
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # else importing it asks a server on the internet for prices
 ROOT = Path(__file__).parent.parent
-START_TIMEOUT = 180
+START_TIMEOUT = 240
 KEY = "sesame-ü"
 
 

@@ -45,7 +45,7 @@ def test_ray_serve_takes_what_is_built_of_the_file(name: str) -> None:
         ({"models": [{"model": "llava-demo", "replicas": 2}]}, "replicas"),
         ({"models": [{"model": "llava-demo", "deployment": {"num_replica": 2}}]}, "num_replica"),
         ({"models": [{"model": "llava-demo", "model_alias": "demo=klingon"}]}, "klingon"),
-        ({"models": [{"model": "llava-demo"}, {"model": "llava-demo"}]}, "two models"),
+        ({"models": [{"model": "llava-demo"}, {"model": "llava-demo"}]}, "name llava-demo"),
         ({"models": [{"model": "llava-demo", "model_alias": "a"}, {"model": "llava-demo", "served_model_name": "a"}]}, "name a"),
         ({"ingress": {"num_replica": 2}}, "num_replica"),
     ],
