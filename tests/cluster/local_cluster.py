@@ -125,7 +125,14 @@ def wait_for(condition: Callable[[], Any], seconds: float, why: Callable[[], str
 
 def engine_of(replica: psutil.Process) -> psutil.Process:
     """vLLM's own process of this replica."""
-    (engine,) = (child for child in replica.children(recursive=True) if "EngineCore" in child.name())
+    found: list[psutil.Process] = []
+
+    def look() -> list[psutil.Process]:
+        found[:] = (child for child in replica.children(recursive=True) if "EngineCore" in " ".join([child.name(), *child.cmdline()]))
+        return found
+
+    wait_for(look, 10, lambda: f"{replica}: {replica.children(recursive=True)}")
+    (engine,) = found
     return engine
 
 

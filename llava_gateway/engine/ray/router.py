@@ -24,7 +24,7 @@ class ImageAffinityRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
             pending_request.routing_context.should_backoff = True
         key = pending_request.kwargs.get("affinity") if pending_request and self._affinity else None
         if not key:
-            return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
+            return [[replica] for replica in self._less_loaded_first(random.sample(candidate_replicas, min(2, len(candidate_replicas))))]
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         order = ranked(key, list(by_name))
         best = within_bounds(order, lambda name: self._load(by_name[name]))
@@ -42,6 +42,11 @@ class ImageAffinityRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
         replicas = self.curr_replicas.values()
         addresses = {replica.replica_id.unique_id: address_of(replica.replica_metadata) for replica in replicas}
         note(self._deployment_id.name, {name: address for name, address in addresses.items() if address})
+
+    def _less_loaded_first(self, replicas: list[RunningReplica]) -> list[RunningReplica]:
+        """As they come if the load of one is not known: Ray Serve, asked for the better of both, would never try that one."""
+        loads = {replica.replica_id: load for replica in replicas if (load := self._load(replica)) is not None}
+        return sorted(replicas, key=lambda replica: loads[replica.replica_id]) if len(loads) == len(replicas) else replicas
 
     def _load(self, replica: RunningReplica) -> int | None:
         """As this process last heard of it; None if that was long ago."""
