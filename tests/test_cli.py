@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
 import pytest
 
 from llava_gateway import __version__
-from llava_gateway.cli import COMMANDS, flags
+from llava_gateway.cli import COMMANDS, flags, main
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine import EngineStartError
 from llava_gateway.engine.vllm.launch import engine_arguments
@@ -24,6 +25,24 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "llava_gateway", *arguments], capture_output=True, text=True, timeout=120)
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command without a process of its own, which takes a second to start: its status, and what it says on stdout and stderr."""
+
+    def called(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["llava-gateway", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    for name in ("logs.set_up", "cli.serve._keep_large_buffers"):  # of the whole process
+        monkeypatch.setattr(f"llava_gateway.{name}", lambda *_: None)
+    return called
 
 
 def test_ours_and_vllms_flags() -> None:
@@ -42,11 +61,11 @@ def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("arguments", [["--port", "x"], ["--port", "70000"], ["--max-body-mb", "0"], ["--allow-networks", "10.0.0.1/8"]])
-def test_a_wrong_value_is_one_line(arguments: list[str]) -> None:
-    ended = run("serve", *arguments)
-    assert ended.returncode == 2
-    assert len(ended.stderr.splitlines()) == 1
-    assert arguments[0] in ended.stderr
+def test_a_wrong_value_is_one_line(call: Call, arguments: list[str]) -> None:
+    status, _, complaint = call("serve", *arguments)
+    assert status == 2
+    assert len(complaint.splitlines()) == 1
+    assert arguments[0] in complaint
 
 
 @pytest.mark.parametrize("wrong", ["--no-such-flag", "/no/such/model"])
@@ -100,14 +119,14 @@ def test_a_mistyped_command(typed: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_help_fits_the_terminal(call: Call, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     for command in ((), *((command,) for command in COMMANDS), ("keys", "new")):
-        ended = run(*command, "--help")
-        assert (ended.returncode, ended.stderr) == (0, "")
-        long = [line for line in ended.stdout.splitlines() if len(line) > columns]
+        status, said, complaint = call(*command, "--help")
+        assert (status, complaint) == (0, "")
+        long = [line for line in said.splitlines() if len(line) > columns]
         assert all("llava-gateway " in line for line in long), "only what is there to be copied may be longer"
-        assert "example" in ended.stdout or command == ("keys", "new")
+        assert "example" in said or command == ("keys", "new")
 
 
 def test_every_group_of_the_help_begins_with_a_setting() -> None:
@@ -180,9 +199,15 @@ def test_completion(shell: str) -> None:
         (["--rate-limit-storage", "mongodb://x"], "redis://"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_at_the_start(arguments: list[str], said: str) -> None:
+def test_settings_that_cannot_be_are_refused_at_the_start(call: Call, arguments: list[str], said: str) -> None:
     Path("broken.json").write_text("{")
-    ended = run("serve", "llava-demo", "--port", "58125", *arguments)
-    assert ended.returncode == 2
-    assert len(ended.stderr.splitlines()) == 1
-    assert said in ended.stderr
+    status, _, complaint = call("serve", "llava-demo", "--port", "58125", *arguments)
+    assert status == 2
+    assert len(complaint.splitlines()) == 1
+    assert said in complaint
+
+
+def test_a_refusal_is_all_that_is_said() -> None:
+    """By a process of its own, with whatever it imports."""
+    ended = run("serve", "llava-demo", "--host", "0.0.0.0")
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
