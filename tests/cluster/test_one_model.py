@@ -23,7 +23,7 @@ from llava_gateway.demo.pictures import data_uri, describe, draw, encode, random
 GRIDS = [random_grid(random.Random(number)) for number in range(24)]
 IMAGE_TOKENS = 576
 SCHEMA = {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"], "additionalProperties": False}
-LONG = 600
+LONG = 1200
 """Tokens of an answer that lasts a few seconds."""
 ENDLESS = 3500
 """Of one that lasts longer than any test here."""
