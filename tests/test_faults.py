@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 from asking import body, image
-from conftest import Server, serve, wait_until_ready
+from conftest import START_TIMEOUT, Server, serve, wait_until_ready
 
 from llava_gateway.demo.pictures import describe
 
@@ -361,7 +361,7 @@ def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
 
 def test_the_gateway_is_killed_while_the_model_loads(doomed: list[Server]) -> None:
     server = doomed[0]
-    soon(lambda: bool(engine_processes(server)), 120)
+    soon(lambda: bool(engine_processes(server)), START_TIMEOUT)
     children = psutil.Process(server.process.pid).children(recursive=True)
     time.sleep(1)
     server.process.kill()
