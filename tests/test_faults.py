@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -19,6 +19,7 @@ import psutil
 import pytest
 from asking import body, image
 from conftest import START_TIMEOUT, Server, serve, wait_until_ready
+from waiting import wait_for
 
 from llava_gateway.demo.pictures import describe
 
@@ -78,15 +79,6 @@ def is_idle(server: Server) -> bool:
     return all(metric(server, name) == 0 for name in names)
 
 
-def soon(check: Callable[[], bool], seconds: float) -> float:
-    """Seconds until it is so."""
-    start = time.monotonic()
-    while not check():
-        assert time.monotonic() - start < seconds, f"not so after {seconds} s"
-        time.sleep(0.1)
-    return time.monotonic() - start
-
-
 def is_right(server: Server) -> bool:
     answer = httpx.post(server.url + CHAT, json=body(image(GRID), "Describe this image."), timeout=60)
     return answer.status_code == 200 and bool(answer.json()["choices"][0]["message"]["content"] == describe([GRID]))
@@ -102,7 +94,7 @@ def test_the_engine_dies_or_hangs_under_load(faulty: Server, number: signal.Sign
     (engine,) = engine_processes(faulty)
     with ThreadPoolExecutor(STREAMS) as pool:
         streams = [pool.submit(stream, faulty) for _ in range(STREAMS)]
-        soon(lambda: metric(faulty, "llava_requests_running ") == STREAMS, 20)
+        wait_for(lambda: metric(faulty, "llava_requests_running ") == STREAMS, 20)
         time.sleep(1)
         os.kill(engine.pid, number)
         struck = time.monotonic()
@@ -115,11 +107,11 @@ def test_the_engine_dies_or_hangs_under_load(faulty: Server, number: signal.Sign
     assert refusal.json()["error"]["code"] in ("engine_dead", "engine_restarting")  # it may just have found out
     assert int(refusal.headers["retry-after"]) >= 1
     assert httpx.get(f"{faulty.url}/health").status_code == 200
-    soon(lambda: is_right(faulty), 60)
+    wait_for(lambda: is_right(faulty), 60)
     assert not engine.is_running()
     assert metric(faulty, "llava_engine_restarts") == restarts + 1
     assert httpx.get(f"{faulty.url}/ready").status_code == 200
-    soon(lambda: is_idle(faulty), 5)
+    wait_for(lambda: is_idle(faulty), 5)
 
 
 def head_of(content: bytes, more: str = "") -> bytes:
@@ -152,7 +144,7 @@ def test_two_thousand_requests_at_once(faulty: Server) -> None:
     statuses = asyncio.run(all_of_them())
     assert set(statuses) == {200, 429}, statuses
     assert statuses[200] >= RUNNING + QUEUED
-    soon(lambda: is_idle(faulty), 10)
+    wait_for(lambda: is_idle(faulty), 10)
     assert is_right(faulty)
 
 
@@ -184,7 +176,7 @@ def test_five_hundred_clients_that_leave_at_random(faulty: Server) -> None:
         await asyncio.gather(*(leave(random.Random(number)) for number in range(500)))
 
     asyncio.run(all_of_them())
-    soon(lambda: is_idle(faulty), 10)
+    wait_for(lambda: is_idle(faulty), 10)
     assert is_right(faulty)
     assert metric(faulty, "llava_client_disconnects_total") > 100
 
@@ -239,7 +231,7 @@ def test_headers_without_end(faulty: Server, begun: bytes, more: bytes) -> None:
             answer = connection.recv(1000)
             assert answer[:12] in (b"", b"HTTP/1.1 431", b"HTTP/1.1 400")
     assert psutil.Process(faulty.process.pid).memory_info().rss - rss < 30 << 20
-    soon(lambda: is_idle(faulty), 5)
+    wait_for(lambda: is_idle(faulty), 5)
 
 
 @pytest.mark.parametrize("next_request", [HEALTH + b"\r\n", HEALTH + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"])
@@ -247,8 +239,8 @@ def test_who_pipelines_and_leaves_holds_nothing(faulty: Server, next_request: by
     content = json.dumps(body("Hello", max_tokens=3500, ignore_eos=True)).encode()
     with connect(faulty) as connection:
         connection.sendall(head_of(content) + content + next_request)
-        soon(lambda: metric(faulty, "llava_requests_running ") == 1, 10)
-    soon(lambda: is_idle(faulty), 5)
+        wait_for(lambda: metric(faulty, "llava_requests_running ") == 1, 10)
+    wait_for(lambda: is_idle(faulty), 5)
 
 
 def test_who_pipelines_and_stays_gets_the_first_answer(faulty: Server) -> None:
@@ -278,7 +270,7 @@ def test_bodies_that_are_only_announced_take_no_room(faulty: Server) -> None:
     finally:
         for connection in connections:
             connection.close()
-    soon(lambda: is_idle(faulty), 5)
+    wait_for(lambda: is_idle(faulty), 5)
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -288,7 +280,7 @@ def test_tokens_of_who_leaves_are_counted(faulty: Server, n: int) -> None:
     asked = body(image(GRID), "Hello", max_tokens=3000, ignore_eos=True, n=n, temperature=1)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(faulty.url + CHAT, json=asked, timeout=2)
-    soon(lambda: is_idle(faulty), 5)
+    wait_for(lambda: is_idle(faulty), 5)
     assert metric(faulty, 'llava_tokens_total{kind="image"') == before["image"] + 576
     assert metric(faulty, 'llava_tokens_total{kind="completion"') >= before["completion"] + 20 * n
 
@@ -302,7 +294,7 @@ def test_a_body_that_drips(faulty: Server) -> None:
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 408")
     assert b'"body_timeout"' in answer
-    soon(lambda: is_idle(faulty), 5)
+    wait_for(lambda: is_idle(faulty), 5)
 
 
 def test_readers_that_stop(faulty: Server) -> None:
@@ -314,8 +306,8 @@ def test_readers_that_stop(faulty: Server) -> None:
     try:
         for connection in connections:
             connection.sendall(head_of(content.encode()) + content.encode())
-        soon(lambda: metric(faulty, "llava_requests_running ") == 4, 10)
-        soon(lambda: is_idle(faulty), 40)
+        wait_for(lambda: metric(faulty, "llava_requests_running ") == 4, 10)
+        wait_for(lambda: is_idle(faulty), 40)
     finally:
         for connection in connections:
             connection.close()
@@ -338,7 +330,7 @@ def test_draining(faulty: Server) -> None:
     with ThreadPoolExecutor(3) as pool:
         short, long = pool.submit(stream, faulty, max_tokens=60), pool.submit(stream, faulty, max_tokens=3900)
         slow = pool.submit(stream, faulty, max_tokens=3900, logprobs=True, top_logprobs=20)
-        soon(lambda: metric(faulty, "llava_requests_running ") == 3, 10)
+        wait_for(lambda: metric(faulty, "llava_requests_running ") == 3, 10)
         faulty.process.send_signal(signal.SIGTERM)
         start = time.monotonic()
         time.sleep(0.5)
@@ -361,7 +353,7 @@ def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
 
 def test_the_gateway_is_killed_while_the_model_loads(doomed: list[Server]) -> None:
     server = doomed[0]
-    soon(lambda: bool(engine_processes(server)), START_TIMEOUT)
+    wait_for(lambda: bool(engine_processes(server)), START_TIMEOUT)
     children = psutil.Process(server.process.pid).children(recursive=True)
     time.sleep(1)
     server.process.kill()
@@ -375,10 +367,10 @@ def test_a_second_ctrl_c_hurries(doomed: list[Server]) -> None:
     with ThreadPoolExecutor(1) as pool:
         children = psutil.Process(server.process.pid).children(recursive=True)
         running = pool.submit(stream, server, max_tokens=3900)
-        soon(lambda: metric(server, "llava_requests_running ") == 1, 10)
+        wait_for(lambda: metric(server, "llava_requests_running ") == 1, 10)
         with connect(server) as uploading:
             uploading.sendall(head_of(bytes(1000)) + b" ")
-            soon(lambda: metric(server, "llava_requests_inside ") == 2, 10)
+            wait_for(lambda: metric(server, "llava_requests_inside ") == 2, 10)
             os.killpg(server.process.pid, signal.SIGINT)
             time.sleep(1)
             assert not running.done()
@@ -399,7 +391,7 @@ def test_the_gateway_is_killed(doomed: list[Server]) -> None:
         children = psutil.Process(server.process.pid).children(recursive=True)
         assert any("EngineCore" in child.name() for child in children)
         streams = [pool.submit(stream, server) for _ in range(4)]
-        soon(lambda: metric(server, "llava_requests_running ") == 4, 10)
+        wait_for(lambda: metric(server, "llava_requests_running ") == 4, 10)
         server.process.kill()
         assert not psutil.wait_procs(children, timeout=10)[1]
         assert {each.result()[0] for each in streams} == {"closed"}

@@ -16,6 +16,7 @@ import pytest
 from asking import body, image
 from conftest import Server, free_port
 from openai import APITimeoutError, OpenAI
+from waiting import wait_for
 
 from llava_gateway.demo.pictures import COLORS
 
@@ -28,11 +29,8 @@ def running(http: httpx.Client) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith(("vllm:num_requests_running", "llava_requests_running")))
 
 
-def wait_for(http: httpx.Client, count: float, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while running(http) != count:
-        assert time.monotonic() < deadline, f"{running(http)} requests run after {seconds} s, not {count}"
-        time.sleep(0.05)
+def wait_for_running(http: httpx.Client, count: float, seconds: float) -> None:
+    wait_for(lambda: running(http) == count, seconds, lambda: f"{running(http)} requests run, not {count}")
 
 
 def test_killing_a_streaming_curl_ends_its_generation(server: Server, http: httpx.Client) -> None:
@@ -44,9 +42,9 @@ def test_killing_a_streaming_curl_ends_its_generation(server: Server, http: http
         curl.stdin.close()
         for _ in range(10):
             assert curl.stdout.readline()
-        wait_for(http, 2, 2)  # one in the gateway, one in the engine
+        wait_for_running(http, 2, 2)  # one in the gateway, one in the engine
         curl.kill()
-    wait_for(http, 0, 1)
+    wait_for_running(http, 0, 1)
 
 
 def test_hanging_up_on_a_plain_request_ends_its_generation(server: Server, http: httpx.Client) -> None:
@@ -54,8 +52,8 @@ def test_hanging_up_on_a_plain_request_ends_its_generation(server: Server, http:
     head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     with socket.create_connection((server.url.split("/")[2].split(":")[0], int(server.url.rsplit(":", 1)[1]))) as connection:
         connection.sendall(head.encode() + content)
-        wait_for(http, 2, 5)
-    wait_for(http, 0, 1)
+        wait_for_running(http, 2, 5)
+    wait_for_running(http, 0, 1)
 
 
 def test_hanging_up_before_the_body_is_whole(server: Server, http: httpx.Client) -> None:
@@ -74,7 +72,7 @@ def test_many_clients_that_leave(live_client: OpenAI, http: httpx.Client) -> Non
 
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(leave, range(40)))
-    wait_for(http, 0, 2)
+    wait_for_running(http, 0, 2)
 
 
 def test_pictures_are_answered_though_others_left_with_them(client: OpenAI, http: httpx.Client) -> None:
@@ -92,7 +90,7 @@ def test_pictures_are_answered_though_others_left_with_them(client: OpenAI, http
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(leave, range(40)))
         assert list(pool.map(stay, range(40))) == ["length"] * 40
-    wait_for(http, 0, 2)
+    wait_for_running(http, 0, 2)
 
 
 def test_sigterm_while_the_model_loads(tmp_path: Path) -> None:

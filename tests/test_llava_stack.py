@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 from test_bad_requests import LEAKS
+from waiting import wait_for
 
 from llava_gateway.app import create_app
 from llava_gateway.chat import Delta
@@ -110,13 +110,6 @@ def metric(server: Server, name: str) -> float:
 
 def tokens(server: Server) -> dict[str, float]:
     return {kind: metric(server, f'llava_tokens_total{{kind="{kind}"}}') for kind in ("text", "image", "completion")}
-
-
-def soon(happens: Any, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # LLaVA's clients
@@ -321,7 +314,7 @@ def test_a_client_that_leaves_frees_its_place(stack: httpx.Client, server: Serve
         assert next(pieces).endswith(b"\0")
         assert status() == {"model_names": [MODEL], "speed": 1, "queue_length": 1}
         assert metric(server, "llava_requests_inside") == 1
-    soon(lambda: metric(server, "llava_requests_inside") == 0, 5)
+    wait_for(lambda: metric(server, "llava_requests_inside") == 0, 5)
     assert status()["queue_length"] == 0
     assert tokens(server)["completion"] - before["completion"] < 3500
 

@@ -23,6 +23,7 @@ from conftest import ROOT, Server, serve
 from contract import ContractTransport, check_error, frames
 from field_rows import rows
 from openai import AsyncOpenAI
+from waiting import wait_for
 
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
@@ -386,10 +387,7 @@ def test_adapters_come_back_with_the_engine(adapted: Adapted) -> None:
         assert adapted.load(name, path).status_code == 200
     shutil.rmtree(adapted.adapters / "vanishing")
     engine_of(adapted.server).kill()
-    deadline = time.monotonic() + 120
-    while adapted.metric("llava_engine_restarts") == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(lambda: adapted.metric("llava_engine_restarts") > 0, 120)
     assert [adapted.ask(name) for name in ("corner", "loaded", MODEL)] == [CORNER, CORNER, describe([GRID])]
     with adapted.client("alice") as http:
         for _ in range(2):

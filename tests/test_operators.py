@@ -25,6 +25,7 @@ from conftest import Server, free_port, serve
 from contract import ContractTransport
 from openai import AuthenticationError, NotFoundError, OpenAI, RateLimitError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from waiting import wait_for
 
 from llava_gateway.demo.pictures import describe
 
@@ -91,13 +92,10 @@ def keys(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def wait_for(operated: Operated, name: str, status: int) -> None:
+def wait_for_status(operated: Operated, name: str, status: int) -> None:
     """Until the server has seen the change of its keys' file, for which it looks every second."""
-    deadline = time.monotonic() + 10
     with operated.client(name) as http:
-        while http.get("/v1/models").status_code != status:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: http.get("/v1/models").status_code == status)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +193,7 @@ def test_the_sdk(operated: Operated) -> None:
 
 def test_names_of_the_model(operated: Operated) -> None:
     operated.keys["uma"] = keys(operated.folder, "new", "uma", "--models", DEEPINFRA)
-    wait_for(operated, "uma", 200)
+    wait_for_status(operated, "uma", 200)
     sdk = OpenAI(base_url=f"{operated.server.v1}/openai", api_key=operated.keys["alice"], max_retries=0)
     assert [model.id for model in sdk.models.list()] == ["llava-demo", DEEPINFRA, "old-name"]
     assert sdk.models.retrieve(DEEPINFRA).id == DEEPINFRA
@@ -256,7 +254,7 @@ def test_tokens_per_minute(operated: Operated) -> None:
 
 def test_several_prompts_are_charged_together_or_not_at_all(operated: Operated) -> None:
     operated.keys["tom"] = keys(operated.folder, "new", "tom", "--tokens-per-minute", "100")
-    wait_for(operated, "tom", 200)
+    wait_for_status(operated, "tom", 200)
     with operated.client("tom") as http:
         many = {"model": "llava-demo", "prompt": ["A prompt of some tokens, more than one"] * 20, "max_tokens": 1}
         for _ in range(2):
@@ -293,21 +291,21 @@ def test_requests_at_once(operated: Operated) -> None:
 
 def test_keys_come_and_go_without_a_restart(operated: Operated) -> None:
     operated.keys["frank"] = keys(operated.folder, "new", "frank")
-    wait_for(operated, "frank", 200)
+    wait_for_status(operated, "frank", 200)
     keys(operated.folder, "revoke", "frank")
-    wait_for(operated, "frank", 401)
+    wait_for_status(operated, "frank", 401)
     file = operated.folder / "keys.json"
     content = file.read_bytes()
     try:
         file.write_text("{")
-        wait_for(operated, "alice", 503)
+        wait_for_status(operated, "alice", 503)
         with operated.client("alice") as http:
             answer = http.get("/v1/models")
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "keys_unreadable")
         assert httpx.get(f"{operated.server.url}/v1/models", headers={"key": PLAIN}).status_code == 200
     finally:
         file.write_bytes(content)
-        wait_for(operated, "alice", 200)
+        wait_for_status(operated, "alice", 200)
 
 
 def test_usage_and_log_say_who_and_how_much_and_nothing_else(operated: Operated) -> None:

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from starlette.types import Message
+from waiting import wait_for
 
 from llava_gateway.chat import Delta, Sampling, Text, TokenLogprob, Usage
 from llava_gateway.demo.pictures import Grid, describe, draw, encode
@@ -525,22 +526,15 @@ def metric(server: Server, name: str) -> float:
     return sum(float(line.split()[-1]) for line in page if line.startswith(name))
 
 
-def soon(check: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not check() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return check()
-
-
 @contextmanager
 def a_client_that_leaves(server: Server) -> Iterator[None]:
     """What the block asks for is given up, and nothing is left of it."""
-    assert soon(lambda: metric(server, "llava_requests_inside ") == 0)
+    wait_for(lambda: metric(server, "llava_requests_inside ") == 0)
     left = metric(server, "llava_client_disconnects_total ")
     yield
-    assert soon(lambda: metric(server, "llava_requests_inside ") == 0)
+    wait_for(lambda: metric(server, "llava_requests_inside ") == 0)
     assert metric(server, "llava_client_disconnects_total ") == left + 1
-    assert soon(lambda: metric(server, "vllm:num_requests_running") == 0)
+    wait_for(lambda: metric(server, "vllm:num_requests_running") == 0)
 
 
 @pytest.mark.parametrize("path", [STREAM, V2_STREAM])

@@ -12,7 +12,14 @@ PACKAGE = Path(llava_gateway.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PAGE = sorted((PACKAGE / "doors" / "page" / "files").iterdir())
 LAYERS = (  # what a module imports stands in its own layer or an earlier one
-    ("llava_gateway.version", "llava_gateway.ids", "llava_gateway.errors", "llava_gateway.chat", "llava_gateway.settings"),
+    (
+        "llava_gateway.version",
+        "llava_gateway.ids",
+        "llava_gateway.errors",
+        "llava_gateway.chat",
+        "llava_gateway.settings",
+        "llava_gateway.haproxy",
+    ),
     (
         "llava_gateway.keys",
         "llava_gateway.call",

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from test_bad_requests import LEAKS
+from waiting import wait_for
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
@@ -124,13 +125,6 @@ def inside(server: Server) -> float:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     names = ("llava_requests_inside ", "vllm:num_requests_running")
     return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
-
-
-def soon(check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # What comes back
@@ -611,13 +605,13 @@ def test_who_leaves_frees_the_place(server: Server, path: str, asked: dict[str, 
         socket.send(json.dumps(asked))
         assert json.loads(socket.recv(timeout=60))["event"] == "text_stream"
         assert inside(server) == 2  # here, and at the engine
-    soon(lambda: inside(server) == 0)
+    wait_for(lambda: inside(server) == 0)
 
 
 def test_who_leaves_without_a_stream_frees_the_place(server: Server) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}{API}/generate", json=ENDLESS, timeout=1)
-    soon(lambda: inside(server) == 0)
+    wait_for(lambda: inside(server) == 0)
 
 
 # Stopping
@@ -631,7 +625,7 @@ def test_stop_ends_a_stream(web: httpx.Client, server: Server, path: str, asked:
         assert web.post(f"{API}/stop-stream").json() == {"results": "success"}  # a body is of no use
         *texts, end = rest(socket)
         assert end["message_num"] == len(texts) + 1 < 2000
-        soon(lambda: inside(server) == 0)
+        wait_for(lambda: inside(server) == 0)
         assert len(events(socket, {"prompt": HELLO, "user_input": "Hello"} | GREEDY)) > 2  # and the next one runs to its end
 
 
@@ -639,12 +633,12 @@ def test_stop_ends_an_answer_that_is_no_stream(web: httpx.Client, server: Server
     with ThreadPoolExecutor(2) as pool:
         text = pool.submit(generate, web, **ENDLESS)
         turns = pool.submit(chat, web, "Hello", ban_eos_token=True, max_new_tokens=4000)
-        soon(lambda: inside(server) == 4)
+        wait_for(lambda: inside(server) == 4)
         time.sleep(0.5)
         assert web.post(f"{API}/stop-stream", json={}).status_code == 200
         assert text.result(10).startswith(" I")  # with what there is
         assert turns.result(10)[0][0] == "Hello"
-    soon(lambda: inside(server) == 0)
+    wait_for(lambda: inside(server) == 0)
 
 
 def test_stop_is_for_ones_own(web: httpx.Client, server: Server) -> None:

@@ -17,8 +17,9 @@ import pytest
 import yaml
 from asking import MODEL, body, image
 from httpx import AsyncClient
-from local_cluster import DEPLOY_TIMEOUT, Cluster, wait_for
+from local_cluster import DEPLOY_TIMEOUT, Cluster
 from talk import Told, ask, client
+from waiting import wait_for
 
 from llava_gateway.demo.pictures import describe, random_grid
 

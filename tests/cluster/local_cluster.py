@@ -1,4 +1,8 @@
-"""A Ray cluster of its own on this machine, on ports of its own, with what `ray start` and `serve deploy` make of a config file."""
+"""A Ray cluster of its own on this machine, on ports of its own, with what `ray start` and `serve deploy` make of a config file.
+
+Its nodes have the environment of deploy/ray/rayservice.yaml; what is set where the tests run stands in for it: with
+RAY_SERVE_ENABLE_HA_PROXY=0 and RAY_SERVE_ENABLE_DIRECT_INGRESS=0 Ray Serve's own proxy is in front.
+"""
 
 import contextlib
 import json
@@ -9,8 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +21,12 @@ from typing import Any
 
 import httpx
 import psutil
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import wait_for
 
 BIN = Path(sys.executable).parent
+RAY_SERVICE = Path(__file__).parents[2] / "deploy" / "ray" / "rayservice.yaml"
 CPUS = 2
 """That Ray may give away, whatever the machine has."""
 OBJECT_STORE = 256 << 20
@@ -91,11 +97,9 @@ class Cluster:
 def started() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     ports = free_ports(9)
+    environment = _environment()
     flags = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
              "metrics-export-port", "node-manager-port", "object-manager-port")  # fmt: skip
-    token = secrets.token_hex(32)
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    environment["RAY_worker_niceness"] = "0"  # else replicas, the proxy too, get next to nothing of cores that others use
     command: list[str | Path] = [
         *(BIN / "ray", "start", "--head", "--block", f"--temp-dir={folder}", f"--num-cpus={CPUS}"),
         *("--num-gpus=0", f"--object-store-memory={OBJECT_STORE}", "--include-log-monitor=false"),
@@ -103,7 +107,7 @@ def started() -> Iterator[Cluster]:
     ]
     with (folder / "ray.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
-    headers = {"authorization": f"Bearer {token}"}
+    headers = {"authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{ports[1]}", headers=headers, timeout=30) as dashboard:
             cluster = Cluster(folder, ports[-1], dashboard)
@@ -114,13 +118,16 @@ def started() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, why: Callable[[], str] = str) -> float:
-    """Seconds until it was so. `why`: what is said if it is not."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, f"not within {seconds} s\n{why()}"
-        time.sleep(0.1)
-    return time.monotonic() - start
+def _environment() -> dict[str, str]:
+    service = next(yaml.safe_load_all(RAY_SERVICE.read_text()))
+    (container,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    shipped = {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    shipped["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(BIN / Path(shipped["RAY_SERVE_HAPROXY_BINARY_PATH"]).name)
+    names = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
+    ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    own["RAY_worker_niceness"] = "0"  # else replicas, the proxy too, get next to nothing of cores that others use
+    return shipped | ports | os.environ | own
 
 
 def engine_of(replica: psutil.Process) -> psutil.Process:

@@ -14,9 +14,10 @@ import httpx
 import pytest
 from asking import MODEL, body, image, image_part, user
 from contract import ContractTransport, check_error
-from local_cluster import DEPLOY_TIMEOUT, Cluster, engine_of, wait_for
+from local_cluster import DEPLOY_TIMEOUT, Cluster, engine_of
 from openai import BadRequestError, NotFoundError, OpenAI
 from talk import Told, ask, ask_all, client, ends
+from waiting import wait_for
 
 from llava_gateway.demo.pictures import data_uri, describe, draw, encode, random_grid
 

@@ -13,9 +13,9 @@ import pytest
 from asking import MODEL, body, image, image_part, user
 from conftest import LONG, PER_MINUTE, PLAIN, PLAIN_DEPLOYMENT, Grown
 from contract import ContractTransport
-from local_cluster import wait_for
 from openai import AuthenticationError, NotFoundError, OpenAI
 from talk import Told, ask, ask_all, client, ends
+from waiting import wait_for
 
 from llava_gateway.demo.pictures import Grid, data_uri, describe, draw_noisy, encode, random_grid
 
