@@ -18,6 +18,7 @@ from local_cluster import DEPLOY_TIMEOUT, Cluster, engine_of
 from openai import BadRequestError, NotFoundError, OpenAI
 from talk import Told, ask, ask_all, client, ends
 from waiting import wait_for
+from websockets.sync.client import connect
 
 from llava_gateway.demo.pictures import data_uri, describe, draw, encode, random_grid
 
@@ -118,6 +119,20 @@ def test_llavas_own_worker(cluster: Cluster) -> None:
     answer = httpx.post(f"{cluster.url}/worker_generate_stream", json=asked, timeout=60)
     assert answer.status_code == 200
     assert describe([GRIDS[0]]) in answer.text.split("\0")[-2]
+
+
+def test_a_websocket(cluster: Cluster) -> None:
+    """text-generation-webui's."""
+    asked = {"prompt": "USER: Hello ASSISTANT:", "max_new_tokens": 100, "do_sample": False, "repetition_penalty": 1.0}
+    whole = httpx.post(f"{cluster.url}/api/v1/generate", json=asked, timeout=60).json()["results"][0]["text"]
+    with connect(f"ws{cluster.url.removeprefix('http')}/api/v1/stream") as stream:
+        stream.send(json.dumps(asked))
+        events = [json.loads(stream.recv(timeout=60))]
+        while events[-1]["event"] == "text_stream":
+            events.append(json.loads(stream.recv(timeout=60)))
+    assert len(events) > 3
+    assert "".join(event["text"] for event in events[:-1]) == whole
+    assert events[-1]["event"] == "stream_end"
 
 
 def test_deltas_come_as_they_are_made(cluster: Cluster) -> None:
