@@ -88,7 +88,12 @@ def test_the_models_are_as_large_as_the_real_ones(models: dict[str, Described], 
 def test_a_picture_on_a_grid_takes_what_vllm_counts(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
     tokens = models[name].tokens(*size)
     assert tokens == models[name].vllm(*size)
-    assert tokens >= models[name].model.vision.fewest
+    assert models[name].model.vision.fewest <= tokens <= models[name].model.vision.most
+
+
+@pytest.mark.parametrize(("name", "size"), [("next", (672, 672)), ("onevision", (1152, 1407)), ("demo", (1, 1)), ("siglip", (1, 1))])
+def test_the_most_that_a_picture_takes(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
+    assert models[name].vllm(*size) == models[name].model.vision.most
 
 
 @pytest.mark.parametrize("name", ["next", "onevision"])

@@ -22,6 +22,8 @@ from llava_gateway.images.grids import best_grid, shrunk
 
 GRID = ("red", "blue", "green", "orange")
 SIZES = [(1, 1), (30, 20), (336, 336), (640, 480), (480, 640), (1000, 10), (10, 1000), (1021, 677), (2000, 1237), (3001, 2003)]
+LARGEST = (1152, 1407)
+"""That takes most tokens: where the shape matters, OneVision's."""
 SMALL = ("--kv-cache-memory-bytes", str(128 << 20), "--mm-processor-cache-gb", "0.25")
 
 
@@ -85,6 +87,7 @@ def test_tokens_are_those_of_the_models_own_processor(served: Served) -> None:
     assert counted == {size: served.expected(size) for size in SIZES}
     several = ((640, 480), (1021, 677), (640, 480)) if served.name == "next" else ((640, 480), (30, 20))
     assert served.counted(*(pictures[size] for size in several)) == served.expected(*several)
+    assert served.counted(data_uri(encode(draw(GRID, LARGEST)))) == served.expected(LARGEST)
     assert served.counted(jpeg((4000, 3000))) == served.expected((4000, 3000))
     assert served.counted(jpeg((3000, 1700), orientation=6)) == served.expected((1700, 3000))  # lies on its side
 

@@ -1,6 +1,7 @@
 """How many tokens of the context a picture takes, from its size alone: without the engine, which may run in another process."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llava_gateway.images.grids import Size, best_grid
@@ -27,7 +28,7 @@ class ImageTokens:
         """Of a picture of this size in pixels."""
         if not self.grids:
             return self.whole
-        columns, rows = (length // self.side * self.patches for length in best_grid((width, height), self.grids))
+        columns, rows = self._features(best_grid((width, height), self.grids))
         # In floats, and in this order: a picture near the edge of a patch must round here as it rounds in the model.
         if width / height > columns / rows:
             rows = _unpadded(rows, height * (columns / width))
@@ -38,6 +39,23 @@ class ImageTokens:
             if excess > 1.1:
                 columns, rows = int(columns // excess), int(rows // excess)
         return self.whole + rows * (columns + 1)
+
+    @property
+    def most(self) -> int:
+        """No picture takes more. Found among those that fill a grid as far as their shape lets them: none does more than that."""
+        pixels = self.side / self.patches
+        sizes = {(math.ceil(columns * pixels), math.ceil(rows * pixels)) for grid in self.grids for columns, rows in self._reached(grid)}
+        return max((self(*size) for size in sizes), default=self.whole)
+
+    def _reached(self, grid: Size) -> Iterator[tuple[int, int]]:
+        columns, rows = self._features(grid)
+        yield from ((columns, covered) for covered in range(1, rows + 1))
+        yield from ((covered, rows) for covered in range(1, columns + 1))
+
+    def _features(self, grid: Size) -> tuple[int, int]:
+        """Columns and rows of them."""
+        width, height = grid
+        return width // self.side * self.patches, height // self.side * self.patches
 
 
 def _unpadded(features: int, covered: float) -> int:

@@ -11,13 +11,18 @@ from llava_gateway.engine import EngineStartError, ModelInfo, Vision
 from llava_gateway.engine.vllm.adapters import check_adaptable, leave_a_slot_empty
 from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind
 from llava_gateway.engine.vllm.quantization import check_quantization
+from llava_gateway.images.grids import Size
 from llava_gateway.images.tokens import ImageTokens
 from llava_gateway.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+ONEVISION = "llava_onevision"
+ONEVISION_SQUARES = 9
+"""vLLM's own, whatever the config's `vision_aspect_ratio` says."""
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
     "VLLM_NO_USAGE_STATS": "1",
@@ -73,6 +78,7 @@ def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     """Starts its processes and loads the model. Raises EngineStartError."""
     import torch
     from vllm.envs import disable_envs_cache, enable_envs_cache
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from llava_gateway.engine.vllm.statistics import BulkStatLogger
@@ -80,11 +86,29 @@ def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     torch.set_num_threads(1)  # of this process, where it works on small pictures: more threads would wait for each other and spin
     disable_envs_cache()
     try:
-        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[BulkStatLogger])
+        config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        _make_room_for_images(config)
+        engine = AsyncLLM.from_vllm_config(
+            config,
+            stat_loggers=[BulkStatLogger],
+            enable_log_requests=arguments.enable_log_requests,
+            disable_log_stats=arguments.disable_log_stats,
+        )
     except Exception as error:
         raise EngineStartError(f"vLLM could not load {arguments.model}: {_one_line(error)}") from error
     enable_envs_cache()  # as vLLM does in the engine's process: it looks into the environment for every token
     return engine
+
+
+def _make_room_for_images(config: "VllmConfig") -> None:
+    """vLLM takes the largest image of LLaVA-OneVision to be one of 8,748 tokens, the most of a picture in the shape of a grid, and refuses
+    larger ones; pictures of some other shapes, such as 1152x1407, take up to 8,765."""
+    model, scheduler = config.model_config.hf_config, config.scheduler_config
+    if model.model_type == ONEVISION:
+        side, patches = model.vision_config.image_size, model.vision_config.image_size // model.vision_config.patch_size
+        most = ImageTokens(patches**2, side, patches, _grids(model), ONEVISION_SQUARES).most
+        scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, most)
+        scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_encoder_input_tokens, most)
 
 
 def _one_line(error: Exception) -> str:
@@ -118,18 +142,22 @@ def _vision(info: Any, config: Any, image_processor: Any) -> Vision:
 
     side = config.vision_config.image_size
     fewest = BaseLlavaProcessingInfo.get_num_image_tokens(info, image_width=side, image_height=side)  # those of the whole in one square
-    grids = () if config.model_type == "llava" else tuple((width, height) for height, width in config.image_grid_pinpoints)
+    grids = _grids(config)
     patches = info.get_vision_encoder_info().get_patch_grid_length()
-    most_squares = 9 if config.model_type == "llava_onevision" else None  # vLLM's own, whatever the config's `vision_aspect_ratio` says
+    tokens = ImageTokens(fewest, side, patches, grids, ONEVISION_SQUARES if config.model_type == ONEVISION else None)
     red, green, blue = (int(mean * 255) for mean in image_processor.image_mean)
     crops = image_processor.do_center_crop and image_processor.size.get("shortest_edge")
     pads = getattr(image_processor, "do_pad", False)
     return Vision(
         side=side,
-        tokens=ImageTokens(fewest, side, patches, grids, most_squares),
+        tokens=tokens,
         fewest=fewest,
-        most=info.get_max_image_tokens(),
+        most=tokens.most,
         grids=grids,
         aspect_ratio="pad" if pads else "crop" if crops else "resize",
         mean_color=(red, green, blue),
     )
+
+
+def _grids(config: Any) -> tuple[Size, ...]:
+    return () if config.model_type == "llava" else tuple((width, height) for height, width in config.image_grid_pinpoints)
