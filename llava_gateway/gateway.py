@@ -26,6 +26,7 @@ from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.errors import GatewayError, Unavailable
 from llava_gateway.images.loader import ImageFile, ImageLoader
 from llava_gateway.models import Models
+from llava_gateway.places import Places
 from llava_gateway.plan import Plan, make_plan, settle
 from llava_gateway.settings import Settings
 
@@ -42,7 +43,8 @@ class Gateway:
         self.settings = settings
         self.models = Models(backends)
         self.model_name = backends[0].name
-        self.admission = Admission(settings)
+        self._places = {backend.name: Places(settings) for backend in backends}
+        self.admission = Admission(settings, list(self._places.values()))
         self._images = ImageLoader(settings)
         self._backends = backends
         metrics.watch(self.admission, [backend.engine for backend in backends])
@@ -114,7 +116,7 @@ class Gateway:
             images = await self._load(request, plan.model.vision)
             plan = settle(plan, images, self.settings.default_max_tokens)
             with timed("queue"):
-                await stack.enter_async_context(self.admission.slot(plan.tokens))
+                await stack.enter_async_context(self._places[self.models.backend(request.model).name].slot(plan.tokens))
             if call.caller:
                 await call.caller.charge(plan.tokens)
             with timed("answer"):

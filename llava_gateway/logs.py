@@ -3,17 +3,19 @@
 import logging
 import sys
 import time
+from typing import TextIO
 
 import orjson
 
 from llava_gateway.settings import Settings
 
 
-def set_up(settings: Settings) -> None:
-    """For a process of ours. What no line shows is not looked for (Python's logging HOWTO, "Optimization")."""
+def set_up(settings: Settings, stream: TextIO | None = None) -> None:
+    """For a process of ours. `stream`: where lines go, if not to sys.stderr. What no line shows is not looked for (Python's logging HOWTO,
+    "Optimization")."""
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("llava_gateway").setLevel(settings.log_level.upper())

@@ -5,36 +5,42 @@ import pytest
 
 from llava_gateway.admission import Admission
 from llava_gateway.errors import OutOfTime, TooManyRequests, Unavailable
+from llava_gateway.places import Places
 from llava_gateway.settings import Settings
 
 
-def admission_of(max_running: int, max_queued: int, **settings: Any) -> Admission:
-    return Admission(Settings(max_running=max_running, max_queued=max_queued, **settings))
+def places_of(max_running: int, max_queued: int, **settings: Any) -> Places:
+    return Places(Settings(max_running=max_running, max_queued=max_queued, **settings))
 
 
-async def hold(admission: Admission, entered: list[int], number: int, leave: asyncio.Event) -> None:
-    async with admission.slot(1):
+def admission_of(max_running: int, max_queued: int, *places: Places, **settings: Any) -> Admission:
+    given = Settings(max_running=max_running, max_queued=max_queued, **settings)
+    return Admission(given, places or (Places(given),))
+
+
+async def hold(places: Places, entered: list[int], number: int, leave: asyncio.Event) -> None:
+    async with places.slot(1):
         entered.append(number)
         await leave.wait()
 
 
 def test_first_come_first_served_within_bounds() -> None:
     async def scenario() -> None:
-        admission, entered = admission_of(2, 2), []
+        places, entered = places_of(2, 2), []
         leaves = [asyncio.Event() for _ in range(4)]
-        tasks = [asyncio.create_task(hold(admission, entered, number, leave)) for number, leave in enumerate(leaves)]
+        tasks = [asyncio.create_task(hold(places, entered, number, leave)) for number, leave in enumerate(leaves)]
         await asyncio.sleep(0)
-        assert (entered, admission.running, admission.queued) == ([0, 1], 2, 2)
+        assert (entered, places.running, places.queued) == ([0, 1], 2, 2)
         with pytest.raises(TooManyRequests) as refusal:
-            await hold(admission, entered, 9, leaves[0])
+            await hold(places, entered, 9, leaves[0])
         assert refusal.value.retry_after
         leaves[1].set()
         await asyncio.sleep(0.01)
-        assert (entered, admission.running, admission.queued) == ([0, 1, 2], 2, 1)
+        assert (entered, places.running, places.queued) == ([0, 1, 2], 2, 1)
         for leave in leaves:
             leave.set()
         await asyncio.gather(*tasks)
-        assert (entered, admission.running, admission.queued) == ([0, 1, 2, 3], 0, 0)
+        assert (entered, places.running, places.queued) == ([0, 1, 2, 3], 0, 0)
 
     asyncio.run(scenario())
 
@@ -42,11 +48,11 @@ def test_first_come_first_served_within_bounds() -> None:
 @pytest.mark.parametrize("released_at_once", [False, True])
 def test_a_queued_client_that_leaves_frees_its_place(released_at_once: bool) -> None:
     async def scenario() -> None:
-        admission, entered = admission_of(1, 5), []
+        places, entered = places_of(1, 5), []
         leave = asyncio.Event()
-        first = asyncio.create_task(hold(admission, entered, 0, leave))
+        first = asyncio.create_task(hold(places, entered, 0, leave))
         await asyncio.sleep(0)
-        waiting = asyncio.create_task(hold(admission, entered, 1, leave))
+        waiting = asyncio.create_task(hold(places, entered, 1, leave))
         await asyncio.sleep(0)
         if released_at_once:  # the place is handed over in the very step in which the client leaves
             leave.set()
@@ -55,70 +61,69 @@ def test_a_queued_client_that_leaves_frees_its_place(released_at_once: bool) -> 
         await asyncio.gather(waiting, return_exceptions=True)
         leave.set()
         await first
-        assert (admission.running, admission.queued) == (0, 0)
-        await asyncio.wait_for(hold(admission, entered, 2, leave), 1)
+        assert (places.running, places.queued) == (0, 0)
+        await asyncio.wait_for(hold(places, entered, 2, leave), 1)
 
     asyncio.run(scenario())
 
 
 def test_a_failure_inside_frees_the_place() -> None:
     async def scenario() -> None:
-        admission = admission_of(1, 0)
+        places = places_of(1, 0)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
-                async with admission.slot(1):
+                async with places.slot(1):
                     raise ZeroDivisionError
-        assert admission.running == 0
+        assert places.running == 0
 
     asyncio.run(scenario())
 
 
 def test_tokens_count_beside_requests() -> None:
     async def scenario() -> None:
-        admission, order = admission_of(10, 10, max_running_tokens=100, max_queued_tokens=150), []
+        places, order = places_of(10, 10, max_running_tokens=100, max_queued_tokens=150), []
         leave = asyncio.Event()
 
         async def ask(name: str, tokens: int) -> None:
-            async with admission.slot(tokens):
+            async with places.slot(tokens):
                 order.append(name)
                 await leave.wait()
 
         tasks = [asyncio.create_task(ask(name, tokens)) for name, tokens in (("a", 60), ("b", 60), ("c", 10), ("d", 90))]
         await asyncio.sleep(0)
-        assert (order, admission.running_tokens, admission.queued_tokens) == (["a"], 60, 160)  # nobody overtakes, however small
+        assert (order, places.running_tokens, places.queued_tokens) == (["a"], 60, 160)  # nobody overtakes, however small
         with pytest.raises(TooManyRequests):
             await ask("e", 1)
-        with pytest.raises(TooManyRequests):
-            admission.check_open()
+        assert not places.are_left
         tasks[1].cancel()
         await asyncio.sleep(0.01)
         assert order == ["a", "c"]  # the one that it waited behind has left
         leave.set()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == ["a", "c", "d"]
-        assert (admission.running, admission.running_tokens, admission.queued_tokens) == (0, 0, 0)
+        assert (places.running, places.running_tokens, places.queued_tokens) == (0, 0, 0)
 
     asyncio.run(scenario())
 
 
 def test_one_prompt_longer_than_all_that_may_run_runs_alone() -> None:
     async def scenario() -> None:
-        admission = admission_of(2, 2, max_running_tokens=10)
-        async with admission.slot(1000):
-            assert admission.running == 1
+        places = places_of(2, 2, max_running_tokens=10)
+        async with places.slot(1000):
+            assert places.running == 1
 
     asyncio.run(scenario())
 
 
 def test_waiting_has_an_end() -> None:
     async def scenario() -> None:
-        admission = admission_of(1, 5, queue_timeout=0.05)
-        async with admission.slot(1):
+        places = places_of(1, 5, queue_timeout=0.05)
+        async with places.slot(1):
             with pytest.raises(TooManyRequests) as refusal:
-                async with admission.slot(1):
+                async with places.slot(1):
                     pass
         assert refusal.value.code == "queue_timeout"
-        assert (admission.running, admission.queued, admission.queued_tokens) == (0, 0, 0)
+        assert (places.running, places.queued, places.queued_tokens) == (0, 0, 0)
 
     asyncio.run(scenario())
 
@@ -140,11 +145,14 @@ def test_nobody_gets_in_beyond_all_places_or_once_it_is_closed() -> None:
 
 def test_nobody_gets_in_where_neither_a_place_nor_the_queue_is_left() -> None:
     async def scenario() -> None:
-        admission = admission_of(1, 0)
-        admission.check_open()
-        async with admission.slot(1):
-            with pytest.raises(TooManyRequests):
-                admission.check_open()
+        busy, other = places_of(1, 0), places_of(1, 0)
+        admission = admission_of(1, 0, busy, other)
+        async with busy.slot(1):
+            admission.check_open()  # the other model's clients find one
+            async with other.slot(1):
+                assert (admission.running, admission.queued) == (2, 0)
+                with pytest.raises(TooManyRequests):
+                    admission.check_open()
 
     asyncio.run(scenario())
 

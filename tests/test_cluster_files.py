@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 from test_deploy import egress
 
-from llava_gateway.cluster import ClusterConfig, build
+from llava_gateway.cluster import ClusterConfig, _deployment_names, build
 from llava_gateway.settings import SettingsError
 
 RAY = ROOT / "deploy" / "ray"
@@ -41,9 +41,14 @@ def test_ray_serve_takes_what_is_built_of_the_file(name: str) -> None:
         ({"settings": {"auth": "none", "port": 80}}, "port"),
         ({"settings": {"auth": "none", "feedback_dir": "/votes"}}, "feedback_dir"),
         ({"settings": {"auth": "none", "max_runing": 1}}, "max_runing"),
+        ({"settings": {"auth": "none", "send_timeout": 5}}, "send_timeout"),
+        ({"settings": {"api_keys": "sk-1"}}, "LLAVA_API_KEYS"),
+        ({"settings": {"auth": "none", "rate_limit_storage": "redis://:secret@redis"}}, "LLAVA_RATE_LIMIT_STORAGE"),
         ({"models": []}, "models"),
         ({"models": [{"model": "llava-demo", "replicas": 2}]}, "replicas"),
         ({"models": [{"model": "llava-demo", "deployment": {"num_replica": 2}}]}, "num_replica"),
+        ({"models": [{"model": "llava-demo", "deployment": {"request_router_config": {}}}]}, "request_router_config"),
+        ({"models": [{"model": "llava-demo", "deployment": {"autoscaling_config": {"min_replicas": 0}}}]}, "min_replicas"),
         ({"models": [{"model": "llava-demo", "model_alias": "demo=klingon"}]}, "klingon"),
         ({"models": [{"model": "llava-demo"}, {"model": "llava-demo"}]}, "name llava-demo"),
         ({"models": [{"model": "llava-demo", "model_alias": "a"}, {"model": "llava-demo", "served_model_name": "a"}]}, "name a"),
@@ -53,6 +58,19 @@ def test_ray_serve_takes_what_is_built_of_the_file(name: str) -> None:
 def test_what_is_wrong_is_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises((ValueError, TypeError, SettingsError), match=named):
         build(ClusterConfig.model_validate(application("demo.yaml")["args"] | change))
+
+
+def test_what_the_environment_must_not_bring_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_FEEDBACK_DIR", "/votes")
+    with pytest.raises(SettingsError, match="feedback_dir"):
+        build(ClusterConfig.model_validate(application("demo.yaml")["args"]))
+
+
+def test_each_deployment_has_a_name_of_its_own() -> None:
+    names = ("a-1", "a", "ingress", "\u6a21\u578b", "/", "a-1-1")
+    models = [{"model": "llava-demo", "served_model_name": name} for name in names]
+    config = ClusterConfig.model_validate(application("demo.yaml")["args"] | {"models": models})
+    assert list(_deployment_names(config)) == ["a-1", "a-1-1", "ingress-2", "model-3", "model-4", "a-1-1-5"]
 
 
 def test_kubernetes_takes_the_rayservice() -> None:

@@ -11,6 +11,7 @@ from conftest import free_port
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
 from llava_gateway.doors.openai import fail
+from llava_gateway.places import Places
 from llava_gateway.settings import Settings
 from llava_gateway.web.body import Bodies
 from llava_gateway.web.endpoint import JsonEndpoint
@@ -41,7 +42,7 @@ def test_what_is_left_to_do_is_done_although_the_answer_is_whole(stream: bool) -
 
     async def ask() -> int:
         settings = Settings()
-        app = JsonEndpoint(handle, fail, Admission(settings), Bodies(settings))
+        app = JsonEndpoint(handle, fail, Admission(settings, [Places(settings)]), Bodies(settings))
         port = free_port()
         server = uvicorn.Server(uvicorn.Config(app, port=port, http=protocol(settings), lifespan="off", log_level="error"))
         serving = asyncio.create_task(server.serve())

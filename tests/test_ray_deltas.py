@@ -1,8 +1,11 @@
 """Deltas between a replica and a gateway of a cluster, over real sockets: all of them, in order, to whom they belong and to nobody else."""
 
 import asyncio
+import pickle
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +14,9 @@ import pytest
 
 from llava_gateway.chat import Delta, Usage
 from llava_gateway.engine.ray.inbox import Inbox, Lost
-from llava_gateway.engine.ray.outbox import Address, Outbox
+from llava_gateway.engine.ray.outbox import NAME_BYTES, PROOF_BYTES, Address, Outbox
 from llava_gateway.engine.ray.tls import client_context, server_context
-from llava_gateway.errors import InvalidRequest
+from llava_gateway.errors import EngineFailed, InvalidRequest
 
 HOST = "127.0.0.1"
 USAGE = Usage(prompt_tokens=587, image_tokens=576, cached_tokens=512, completion_tokens=1)
@@ -131,7 +134,7 @@ def test_a_replica_knows_when_a_gateway_has_gone() -> None:
     run(work)
 
 
-@pytest.mark.parametrize("hello", [b"0" * 64, b"", b"\xff" * 200], ids=["wrong", "none", "long"])
+@pytest.mark.parametrize("hello", [b"0" * 128, b"", b"\xff" * 200], ids=["wrong", "none", "long"])
 def test_a_stranger_hears_nothing(hello: bytes) -> None:
     async def work(replica: Replica, inbox: Inbox) -> None:
         reader, writer = await asyncio.open_connection(HOST, replica.address.port)
@@ -139,9 +142,129 @@ def test_a_stranger_hears_nothing(hello: bytes) -> None:
         if not hello:
             writer.write_eof()
         replica.say(inbox.name, 1, "a secret")
-        assert await reader.read() == b""
+        assert len(await reader.read()) == NAME_BYTES  # the challenge
         assert list(replica.outbox._gateways) == [inbox.name]
         assert not replica.gone
+
+    run(work)
+
+
+def test_a_stranger_on_the_port_of_a_dead_replica_is_not_believed() -> None:
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"0" * (NAME_BYTES + PROOF_BYTES))
+        frame = pickle.dumps([(1, Delta(0, "a lie", 1), (0, 0, 0, 1), True)])
+        writer.write(len(frame).to_bytes(4) + frame)
+        heard.append(await reader.readexactly(2 * NAME_BYTES + PROOF_BYTES))
+
+    heard: list[bytes] = []
+
+    async def work(replica: Replica, inbox: Inbox) -> None:
+        texts: list[str] = []
+        _, answer = inbox.expect(Usage(), lambda delta: texts.append(delta.text))
+        async with await asyncio.start_server(pretend, HOST, 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            inbox.listen({"b": replace(replica.address, port=port)})
+            await until(lambda: heard and "b" not in inbox._listening)
+        assert replica.address.token.encode() not in heard[0]
+        assert not answer.begun
+        assert texts == []
+
+    run(work)
+
+
+def test_strangers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_gateway.engine.ray.outbox.STRANGERS", 3)
+
+    async def work(replica: Replica, inbox: Inbox) -> None:
+        waiting = [await asyncio.open_connection(HOST, replica.address.port) for _ in range(3)]
+        for reader, _ in waiting:
+            await reader.readexactly(NAME_BYTES)
+        reader, _ = await asyncio.open_connection(HOST, replica.address.port)
+        assert await reader.read() == b""
+        for _, writer in waiting:
+            writer.close()
+        await until(lambda: replica.outbox._strangers == 0)
+        again = Inbox(None)
+        again.listen({"a": replica.address})
+        assert await replica.outbox.reach(again.name)
+
+    run(work)
+
+
+def test_a_gateway_that_comes_anew_has_lost_what_it_had() -> None:
+    """As after a break of the network that the replica has not seen."""
+
+    async def work(replica: Replica, inbox: Inbox) -> None:
+        again = Inbox(None)
+        again.name = inbox.name
+        again.listen({"a": replica.address})
+        await until(lambda: replica.gone)
+        await until(lambda: not inbox._listening)
+        texts: list[str] = []
+        number, answer = again.expect(Usage(), lambda delta: texts.append(delta.text))
+        replica.say(again.name, number, "here")
+        replica.outbox.put(again.name, number, None, USAGE, True)
+        await answer.end
+        assert (texts, replica.gone) == (["here"], [inbox.name])
+
+    run(work)
+
+
+def test_who_reads_nothing_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_gateway.engine.ray.outbox.MOST_UNREAD", 1 << 20)
+
+    async def work(replica: Replica, inbox: Inbox) -> None:
+        def stuck(delta: Delta) -> None:
+            time.sleep(0.001)
+
+        number, _ = inbox.expect(Usage(), stuck)
+        while not replica.gone:
+            replica.say(inbox.name, number, "long" * 500_000)
+            await asyncio.sleep(0)
+        assert replica.gone == [inbox.name]
+
+    run(work)
+
+
+def test_what_takers_add_to_the_usage_stays() -> None:
+    """n greedy choices are one, whose deltas are taken n times."""
+
+    async def work(replica: Replica, inbox: Inbox) -> None:
+        usage = Usage()
+
+        def take(delta: Delta) -> None:
+            usage.completion_tokens += 2 * delta.tokens
+
+        number, answer = inbox.expect(usage, take)
+        for tokens in (1, 2, 3):
+            replica.outbox.put(inbox.name, number, Delta(0, "x", 1), replace(USAGE, completion_tokens=tokens), tokens == 3)
+        await answer.end
+        assert usage == replace(USAGE, completion_tokens=9)
+
+    run(work)
+
+
+def test_a_taker_that_fails_fails_alone() -> None:
+    async def work(replica: Replica, inbox: Inbox) -> None:
+        def fail(delta: Delta) -> None:
+            raise ValueError(delta.text)
+
+        (poor, of_poor), (rich, of_rich) = inbox.expect(Usage(), fail), inbox.expect(Usage(), lambda delta: None)
+        replica.say(inbox.name, poor, "poison")
+        replica.outbox.put(inbox.name, rich, Delta(0, "x", 1), USAGE, True)
+        with pytest.raises(EngineFailed):
+            await of_poor.end
+        await of_rich.end
+
+    run(work)
+
+
+def test_connections_are_looked_after_by_the_kernel() -> None:
+    async def work(replica: Replica, inbox: Inbox) -> None:
+        connection = replica.outbox._gateways[inbox.name].writer.get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert 0 < connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
 
     run(work)
 
@@ -171,7 +294,7 @@ def test_encrypted_where_ray_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     async def work(replica: Replica, inbox: Inbox) -> None:
         number, answer = inbox.expect(Usage(), print)
         reader, writer = await asyncio.open_connection(HOST, replica.address.port)
-        writer.write((replica.address.token + "0" * 32).encode())
+        writer.write(b"0" * 128)
         replica.outbox.put(inbox.name, number, None, USAGE, True)
         await answer.end
         assert replica.address.token.encode() not in await reader.read()

@@ -27,6 +27,7 @@ LAYERS = (  # what a module imports stands in its own layer or an earlier one
         "llava_gateway.metrics",
         "llava_gateway.usage_log",
         "llava_gateway.feedback",
+        "llava_gateway.places",
         "llava_gateway.admission",
         "llava_gateway.answer",
         "llava_gateway.vocabulary",

@@ -5,6 +5,7 @@ Ingress replicas are this gateway without an engine; each model is a deployment 
 
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -33,11 +34,14 @@ from llava_gateway.settings import Settings, SettingsError
 
 QUIET = {"enable_access_log": False}
 """The gateway writes a line for each request itself."""
+INGRESS = "ingress"
 NOT_HERE = (
-    *("model", "served_model_name", "model_alias", "template", "lora_modules"),
-    *("lora_dir", "feedback_dir", "host", "port", "more_ports"),
+    *("model", "served_model_name", "model_alias", "template", "lora_modules", "on_engine_death"),
+    *("host", "port", "more_ports", "head_timeout", "send_timeout", "max_connections"),
 )
-"""Settings that belong to a model, to Ray Serve's proxy, or to a disk that all replicas would have to share."""
+"""Settings that belong to a model, or to the server in front, which is Ray Serve's."""
+NOT_SHARED = ("lora_dir", "feedback_dir")
+"""Those that name a disk, which all replicas would have to share."""
 
 
 class ModelConfig(BaseModel):
@@ -73,15 +77,15 @@ def build(config: ClusterConfig) -> serve.Application:
     launches, engines = [], []
     for name, model in zip(_deployment_names(config), config.models, strict=True):
         launch = launch_of(_settings(config, model), model.engine_flags)
-        options = {"name": name, "max_ongoing_requests": settings.max_running} | patience | model.deployment
+        options = {"name": name, "max_ongoing_requests": settings.max_running} | patience | _checked(model.deployment)
         affinity = {"affinity": model.affinity}
         options["request_router_config"] = RequestRouterConfig(request_router_class=ImageAffinityRouter, request_router_kwargs=affinity)
         engine = serve.deployment(Replica).options(**options)
-        engines.append(engine.bind(launch.model, launch.flags, launch.adapters, settings.engine_timeout))
+        engines.append(engine.bind(launch.model, launch.flags, launch.adapters, settings))
         launches.append(launch)
     Models(_backends(config, launches, itertools.repeat(_no_engine)))  # for their names
-    places = settings.max_running + settings.max_queued + 8  # the gateway's own limits are to be met first, which say 429
-    options = {"name": "ingress", "max_ongoing_requests": places} | patience | config.ingress
+    places = (settings.max_running + settings.max_queued) * len(launches) + 8  # the gateway's own limits are to be met first, which say 429
+    options = {"name": INGRESS, "max_ongoing_requests": places} | patience | config.ingress
     return serve.deployment(Ingress).options(**options).bind(config, launches, engines)
 
 
@@ -91,7 +95,7 @@ class Ingress:
 
     def __init__(self, config: ClusterConfig, launches: list[Launch], engines: list[DeploymentHandle[Any]]) -> None:
         settings = _settings(config)
-        logs.set_up(settings)
+        logs.set_up(settings, sys.__stderr__)  # what Ray Serve has for sys.stderr keeps lines back
         inbox = Inbox(client_context())
         makers = [partial(_engine, handle, inbox, launch) for handle, launch in zip(engines, launches, strict=True)]
         backends = _backends(config, launches, makers)
@@ -132,16 +136,36 @@ def _settings(config: ClusterConfig, model: ModelConfig | None = None) -> Settin
     for name in NOT_HERE:
         if name in config.settings:
             raise SettingsError(f"settings: {name} is not for a cluster, or stands with the model (docs/cluster.md)")
+    if "api_keys" in config.settings or "@" in config.settings.get("rate_limit_storage", ""):
+        raise SettingsError("settings: Ray logs and shows what stands here; give secrets as LLAVA_API_KEYS and LLAVA_RATE_LIMIT_STORAGE")
     settings = Settings(**config.settings)
+    for name in NOT_SHARED:
+        if getattr(settings, name):
+            raise SettingsError(f"{name} is not for a cluster, whose replicas share no disk (docs/cluster.md)")
     if settings.auth == "auto" and not settings.api_keys and not settings.keys_file:
-        raise SettingsError("settings: set keys_file or api_keys; or auth: none if everybody who reaches the cluster may use it")
+        raise SettingsError("set settings.keys_file or LLAVA_API_KEYS; or auth: none if everybody who reaches the cluster may use it")
     if model is None:
         return settings
     return Settings(**config.settings, **model.model_dump(include=set(Settings.model_fields)))
 
 
 def _deployment_names(config: ClusterConfig) -> Iterator[str]:
-    """A name for each model, as Ray's dashboard and its metrics show it."""
+    """A name for each model, as Ray's dashboard and its metrics show it: its own, with its number if it is not the first."""
+    taken = {INGRESS}
     for number, model in enumerate(config.models):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.served_model_name or model.model).strip("-.")
-        yield f"{name}-{number}" if number else name
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.served_model_name or model.model).strip("-.") or "model"
+        name = f"{name}-{number}" if number else name
+        while name in taken:
+            name += f"-{number}"
+        taken.add(name)
+        yield name
+
+
+def _checked(deployment: dict[str, Any]) -> dict[str, Any]:
+    """Raises SettingsError."""
+    if "request_router_config" in deployment:
+        raise SettingsError("deployment: request_router_config is the gateway's own; `affinity: false` beside it switches affinity off")
+    autoscaling = deployment.get("autoscaling_config")
+    if isinstance(autoscaling, dict) and 0 in (autoscaling.get("min_replicas"), autoscaling.get("initial_replicas")):
+        raise SettingsError("deployment: autoscaling to no replica at all is not supported; set min_replicas to 1 or more")
+    return deployment

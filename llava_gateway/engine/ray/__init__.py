@@ -22,6 +22,10 @@ ATTEMPTS = 3
 """Replicas that a request is given to, one after the other, while they die without having said anything."""
 PAUSE = 1.0
 """Seconds after which the model is asked for again."""
+LOOK_INTERVAL = 0.5
+"""Seconds after which a request that nobody answers yet looks for replicas that have come or gone."""
+LAST_WORD = 2
+"""Seconds that a replica gets to say what a request that was given up has used."""
 ON_ITS_WAY = 10
 """Seconds that the end of an answer may take to come in once the replica has sent it."""
 
@@ -62,7 +66,14 @@ class RayEngine:
                 return model
 
     async def check_structure(self, structure: Structure) -> None:
-        error: GatewayError | None = await _result(self._handle.check_structure.remote(structure))
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                error: GatewayError | None = await _result(self._handle.check_structure.remote(structure))
+            except Lost:
+                if attempt == ATTEMPTS:
+                    raise
+            else:
+                break
         if error:
             raise error
 
@@ -90,7 +101,7 @@ class RayEngine:
                 self._inbox.forget(number)
 
     async def _ask(self, number: int, answer: Expected, prompt: Prompt, sampling: Sampling, stream: bool) -> None:
-        self._inbox.listen(self._replicas())
+        self._listen()
         affinity = prompt.images[0].digest if prompt.images else ""
         trace, gateway = current().trace, self._inbox.name
         response = self._handle.generate.remote(
@@ -99,7 +110,7 @@ class RayEngine:
         asking = asyncio.create_task(_result(response))
         asking.add_done_callback(lambda done: done.cancelled() or done.exception())  # has been seen, should nobody wait for it
         try:
-            await asyncio.wait((asking, answer.end), return_when=asyncio.FIRST_COMPLETED)
+            await self._first_of(asking, answer)
             if not answer.end.done():
                 if not await asking:
                     raise Lost
@@ -109,8 +120,24 @@ class RayEngine:
         except TimeoutError:
             raise Lost from None
         finally:
-            if not answer.end.done():
+            if not answer.is_whole:
                 response.cancel()
+                await _last_word(asking, answer)
+
+    async def _first_of(self, asking: asyncio.Task[bool], answer: Expected) -> None:
+        """Returns when either has ended. Until the answer has begun the request may wait for a replica. Raises Lost if none is left."""
+        while not (asking.done() or answer.end.done()):
+            timeout = None if answer.begun else LOOK_INTERVAL
+            await asyncio.wait((asking, answer.end), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.begun:
+                self._listen()
+
+    def _listen(self) -> None:
+        """To all replicas that take requests. Raises Lost if there is none."""
+        replicas = self._replicas()
+        self._inbox.listen(replicas)
+        if not replicas:
+            raise Lost("No replica of this model is running.")
 
     async def check(self, timeout: float) -> None:
         if not self._replicas():
@@ -118,6 +145,13 @@ class RayEngine:
 
     async def stop(self) -> None:
         """The replicas are Ray Serve's, and other gateways'."""
+
+
+async def _last_word(asking: asyncio.Task[bool], answer: Expected) -> None:
+    """Wait until the replica that had to give a request up has said what it has used. The message comes another way than Ray's answer."""
+    await asyncio.wait((asking, answer.end), timeout=LAST_WORD, return_when=asyncio.FIRST_COMPLETED)
+    if not answer.end.done():
+        await asyncio.wait((answer.end,), timeout=LAST_WORD / 10)
 
 
 async def _result(response: "DeploymentResponse[Any]") -> Any:

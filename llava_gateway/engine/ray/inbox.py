@@ -1,6 +1,7 @@
 """Where the deltas of a gateway's requests come in, from all replicas of all its models."""
 
 import asyncio
+import hmac
 import itertools
 import logging
 import pickle
@@ -9,8 +10,8 @@ import ssl
 from collections.abc import Callable, Mapping
 
 from llava_gateway.chat import Delta, Usage
-from llava_gateway.engine.ray.outbox import TOKEN_BYTES, Address, Entry
-from llava_gateway.errors import GatewayError, Unavailable
+from llava_gateway.engine.ray.outbox import HELLO_TIMEOUT, NAME_BYTES, PROOF_BYTES, Address, Entry, notice_silence, proof
+from llava_gateway.errors import EngineFailed, GatewayError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +35,26 @@ class Expected:
         self.replica = ""
         """That answers, once it has said something."""
         self._usage = usage
+        self._completion_tokens = 0
         self._take = take
+
+    @property
+    def is_whole(self) -> bool:
+        return self.end.done() and not self.end.cancelled() and self.end.exception() is None
 
     def enter(self, replica: str, delta: Delta | None, used: tuple[int, int, int, int], end: GatewayError | bool) -> None:
         usage = self._usage
-        usage.prompt_tokens, usage.image_tokens, usage.cached_tokens, usage.completion_tokens = used
+        usage.prompt_tokens, usage.image_tokens, usage.cached_tokens, completion_tokens = used
+        usage.completion_tokens += completion_tokens - self._completion_tokens  # who takes the deltas adds to them
+        self._completion_tokens = completion_tokens
         self.replica = replica
         if delta is not None:
             self.begun = True
-            self._take(delta)
+            try:
+                self._take(delta)
+            except Exception:  # is this request's own misfortune
+                log.exception("a delta could not be taken")
+                end = EngineFailed("The engine's answer could not be passed on.")
         if end is not False and not self.end.done():
             if isinstance(end, GatewayError):
                 self.end.set_exception(end)
@@ -59,7 +71,7 @@ class Inbox:
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
         """`context`: replicas encrypt, and this is how."""
-        self.name = secrets.token_hex(TOKEN_BYTES)
+        self.name = secrets.token_hex(NAME_BYTES // 2)
         """By which replicas know whom to send to."""
         self._context = context
         self._numbers = itertools.count(1)
@@ -86,10 +98,10 @@ class Inbox:
         try:
             reader, writer = await asyncio.open_connection(address.host, address.port, ssl=self._context)
             try:
-                writer.write((address.token + self.name).encode())
+                await self._greet(address, reader, writer)
                 while True:
                     size = int.from_bytes(await reader.readexactly(4))
-                    self._enter(replica, pickle.loads(await reader.readexactly(size)))  # noqa: S301  # whom Ray trusts with as much
+                    self._enter(replica, pickle.loads(await reader.readexactly(size)))  # noqa: S301  # that has proved to be it
             finally:
                 writer.close()
         except (OSError, asyncio.IncompleteReadError) as error:
@@ -100,6 +112,17 @@ class Inbox:
         for expected in self._expected.values():
             if expected.replica == replica:
                 expected.lose()
+
+    async def _greet(self, address: Address, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Prove to be a gateway, and have the replica prove that it is one: its port may be another's by now. Raises OSError."""
+        notice_silence(writer)
+        async with asyncio.timeout(HELLO_TIMEOUT):
+            challenge = (await reader.readexactly(NAME_BYTES)).decode("latin-1")
+            said = challenge, self.name, secrets.token_hex(NAME_BYTES // 2)
+            writer.write("".join(said[1:]).encode() + proof(address.token, "gateway", *said))
+            given = await reader.readexactly(PROOF_BYTES)
+        if not hmac.compare_digest(given, proof(address.token, "replica", *said)):
+            raise ConnectionRefusedError("somebody else listens there")
 
     def _enter(self, replica: str, entries: list[Entry]) -> None:
         for number, delta, used, end in entries:

@@ -9,6 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.registry import REGISTRY, Collector
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ async def _pages(deployment: DeploymentHandle[Any]) -> list[Page]:
         pages = await deployment.broadcast("metrics").results_async(timeout_s=TIMEOUT, return_exceptions=True)
     except TimeoutError:
         log.warning("%s: a replica does not say what it has counted", deployment.deployment_name)
+        return []
+    except (RayError, RayServeException):  # it has no replica
         return []
     return [page for page in pages if not isinstance(page, BaseException)]
 

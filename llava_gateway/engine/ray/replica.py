@@ -1,7 +1,9 @@
 """One engine in a replica of Ray Serve, which starts it, asks whether it is well, and puts another one in its place."""
 
 import asyncio
+import logging
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +12,7 @@ from typing import Any
 
 import ray
 
+from llava_gateway import logs
 from llava_gateway.call import Call, new_call
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.engine import Adapter, ModelInfo, Prompt
@@ -19,14 +22,18 @@ from llava_gateway.engine.ray.tls import server_context
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm import VllmEngine
 from llava_gateway.errors import GatewayError, Unavailable
+from llava_gateway.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class Replica:
     """One for each process. Ray Serve awaits its constructor, and sends it requests once that has returned."""
 
-    async def __init__(self, model: str, flags: Sequence[str], adapters: Sequence[Adapter], timeout: float) -> None:  # type: ignore[misc]
-        """`flags` are vLLM's own. `timeout`: seconds without an answer after which the engine counts as dead. Raises EngineStartError."""
-        self._engine = Supervisor(partial(VllmEngine, model, flags), timeout, _die, adapters)
+    async def __init__(self, model: str, flags: Sequence[str], adapters: Sequence[Adapter], settings: Settings) -> None:  # type: ignore[misc]
+        """`flags` are vLLM's own. Raises EngineStartError."""
+        logs.set_up(settings, sys.__stderr__)  # what Ray Serve has for sys.stderr keeps lines back
+        self._engine = Supervisor(partial(VllmEngine, model, flags), settings.engine_timeout, _die, adapters)
         self._working: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
         self._outbox = Outbox(self._abort)
         self._model = await self._engine.start()
@@ -77,10 +84,8 @@ class Replica:
             work.cancel()
             await asyncio.wait((work,))
             working.discard(work)
-        if work.cancelled():
-            return False
-        self._outbox.put(gateway, number, None, usage, _end(work))
-        return True
+            self._outbox.put(gateway, number, None, usage, _end(work))  # also of one that was given up: what it has used
+        return not work.cancelled()
 
     def _abort(self, gateway: str) -> None:
         for work in self._working.pop(gateway, ()):
@@ -89,7 +94,8 @@ class Replica:
 
 def _end(work: asyncio.Task[None]) -> GatewayError | bool:
     try:
-        work.result()
+        if not work.cancelled():
+            work.result()
     except Unavailable:
         _die()
     except GatewayError as error:
@@ -101,4 +107,6 @@ def _end(work: asyncio.Task[None]) -> GatewayError | bool:
 def _die() -> None:
     """Without its engine the replica is of no use. As soon as its process has ended Ray Serve starts another one, and those who wait for
     an answer ask elsewhere."""
+    log.error("The engine is dead, and this replica ends with it")
+    logging.shutdown()  # which writes what handlers hold
     os._exit(1)
