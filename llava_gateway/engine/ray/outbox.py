@@ -51,7 +51,7 @@ def proof(token: str, who: str, *said: str) -> bytes:
 
 
 def notice_silence(writer: asyncio.StreamWriter) -> None:
-    """Have the kernel end it when the other machine is gone, or a firewall has forgotten it, which nobody else tells (tcp(7))."""
+    """Of a machine that is gone, or a connection that a firewall has forgotten: the kernel ends it then (tcp(7))."""
     connection = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {socket.TCP_KEEPIDLE: SILENT_AFTER, socket.TCP_KEEPINTVL: ASKED_EVERY, socket.TCP_KEEPCNT: ASKED_TIMES}
