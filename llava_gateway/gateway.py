@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from typing import Any
 
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
@@ -21,6 +20,7 @@ from llava_gateway.answer import Answer
 from llava_gateway.backend import Backend
 from llava_gateway.call import Call, current, timed
 from llava_gateway.chat import ChatRequest, ImageSource, Request, Usage
+from llava_gateway.ending import end
 from llava_gateway.engine import ModelInfo, PreparedImage, Prompt, Vision
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.errors import GatewayError, Unavailable
@@ -127,7 +127,7 @@ class Gateway:
                     self._engine(plan).generate(prompt, plan.sampling, stream=request.stream, usage=usage, take=answer.give)
                 )
                 work.add_done_callback(answer.end)
-                stack.push_async_callback(_cancel, work)
+                stack.push_async_callback(end, work)
                 with timed("first_token") if request.stream else nullcontext():
                     await answer.begin(self.settings.keep_alive if request.stream else None)
                 yield answer
@@ -175,8 +175,3 @@ async def _book(call: Call, usage: Usage) -> None:
     call.usage.add(usage)
     if call.caller:
         await call.caller.book(usage.completion_tokens)
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))

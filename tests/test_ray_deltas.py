@@ -270,7 +270,7 @@ def test_connections_are_looked_after_by_the_kernel() -> None:
 
 
 def test_who_does_not_listen_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_gateway.engine.ray.outbox.HELLO_TIMEOUT", 0.05)
+    monkeypatch.setattr("llava_gateway.engine.ray.outbox.HELLO_TIMEOUT", 0.5)
 
     async def work(replica: Replica, inbox: Inbox) -> None:
         assert not await replica.outbox.reach("another")

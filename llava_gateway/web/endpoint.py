@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
 from llava_gateway.call import current
+from llava_gateway.ending import end
 from llava_gateway.errors import GatewayError
 from llava_gateway.web.body import Bodies, ClientLeft
 from llava_gateway.web.reply import Fail, Reply
@@ -55,8 +56,7 @@ async def unless(gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None
     finally:
         watch.cancel()
         if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
+            await end(task)
     await task
 
 

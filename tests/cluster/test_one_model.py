@@ -200,9 +200,11 @@ def test_kill_9_under_load(cluster: Cluster, whose: str) -> None:
     async def load() -> tuple[list[Told], list[Told], list[Told]]:
         asked = body("Hello", ignore_eos=True, max_tokens=LONG)
         async with client(cluster.url) as http:
-            told = [Told() for _ in range(STREAMS)]
-            streams = [asyncio.create_task(ask(http, asked | {"stream": True}, each)) for each in told]
-            wholes = [asyncio.create_task(ask(http, asked)) for _ in range(STREAMS)]
+            told, streams, wholes = [Told() for _ in range(STREAMS)], [], []
+            for half in (told[: STREAMS // 2], told[STREAMS // 2 :]):  # as above
+                streams += [asyncio.create_task(ask(http, asked | {"stream": True}, each)) for each in half]
+                wholes += [asyncio.create_task(ask(http, asked)) for _ in half]
+                await asyncio.sleep(0.5)
             await asyncio.to_thread(wait_for, lambda: all(each.times for each in told), NOTICED)
             assert not any(task.done() for task in (*streams, *wholes))
             os.kill((victim if whose == "replica" else engine).pid, signal.SIGKILL)

@@ -15,6 +15,7 @@ import ray
 from llava_gateway import logs
 from llava_gateway.call import Call, new_call
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
+from llava_gateway.ending import end
 from llava_gateway.engine import Adapter, ModelInfo, Prompt
 from llava_gateway.engine.ray.metrics import Page, page
 from llava_gateway.engine.ray.outbox import Outbox
@@ -81,10 +82,11 @@ class Replica:
         try:
             await asyncio.wait((work,))
         finally:
-            work.cancel()
-            await asyncio.wait((work,))
-            working.discard(work)
-            self._outbox.put(gateway, number, None, usage, _end(work))  # also of one that was given up: what it has used
+            try:
+                await end(work)
+            finally:
+                working.discard(work)
+                self._outbox.put(gateway, number, None, usage, _end(work))  # also of one that was given up: what it has used
         return not work.cancelled()
 
     def _abort(self, gateway: str) -> None:

@@ -1,0 +1,45 @@
+import asyncio
+
+import pytest
+
+from llava_gateway.ending import end
+
+
+def test_who_is_cancelled_again_still_waits_for_the_end() -> None:
+    async def scenario() -> None:
+        said: list[str] = []
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.02)
+                said.append("what was used")
+
+        async def serve() -> None:
+            try:
+                await end(task)
+            finally:
+                said.append("served")
+
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        serving = asyncio.create_task(serve())
+        for _ in range(2):
+            await asyncio.sleep(0)
+            serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        assert said == ["what was used", "served"]
+
+    asyncio.run(scenario())
+
+
+def test_what_has_ended_already_is_no_matter() -> None:
+    async def scenario() -> None:
+        task = asyncio.create_task(asyncio.sleep(0, "done"))
+        await task
+        await end(task)
+        assert task.result() == "done"
+
+    asyncio.run(scenario())
