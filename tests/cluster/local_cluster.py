@@ -77,6 +77,14 @@ class Cluster:
                     processes.append(psutil.Process(replica["pid"]))
         return processes
 
+    def busiest(self, deployment: str) -> psutil.Process:
+        """The replica whose engine works on most requests."""
+        (found,) = (each for app in self.applications().values() for name, each in app["deployments"].items() if name == deployment)
+        running = self.metric("vllm:num_requests_running", deployment=deployment)
+        replica = max(found["replicas"], key=lambda replica: running.get(replica["replica_id"], -1))
+        assert running[replica["replica_id"]] > 0
+        return psutil.Process(replica["pid"])
+
     def metric(self, name: str, key: str = "", **labels: str) -> dict[str, float]:
         """By replica: the sum of those with these labels."""
         page = httpx.get(f"{self.url}/metrics", headers={"key": key} if key else {}, timeout=30).text

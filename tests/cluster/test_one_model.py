@@ -25,8 +25,8 @@ from llava_gateway.demo.pictures import data_uri, describe, draw, encode, random
 GRIDS = [random_grid(random.Random(number)) for number in range(24)]
 IMAGE_TOKENS = 576
 SCHEMA = {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"], "additionalProperties": False}
-LONG = 1200
-"""Tokens of an answer that lasts a few seconds."""
+LONG = 2400
+"""Tokens of an answer that lasts some seconds."""
 ENDLESS = 3500
 """Of one that lasts longer than any test here."""
 STREAMS = 8
@@ -194,27 +194,28 @@ def _booked(cluster: Cluster) -> float:
 @pytest.mark.parametrize("whose", ["replica", "engine"])
 def test_kill_9_under_load(cluster: Cluster, whose: str) -> None:
     """Of what the dead one had, answers that had begun end with an error, and others are given to the other one, which goes on."""
-    victim, _ = cluster.replicas(MODEL)
-    engine = engine_of(victim)
 
     async def load() -> tuple[list[Told], list[Told], list[Told]]:
+        nonlocal victim, engine
         asked = body("Hello", ignore_eos=True, max_tokens=LONG)
         async with client(cluster.url) as http:
-            told, streams, wholes = [Told() for _ in range(STREAMS)], [], []
-            for half in (told[: STREAMS // 2], told[STREAMS // 2 :]):  # as above
-                streams += [asyncio.create_task(ask(http, asked | {"stream": True}, each)) for each in half]
-                wholes += [asyncio.create_task(ask(http, asked)) for _ in half]
-                await asyncio.sleep(0.5)
+            told = [Told() for _ in range(STREAMS)]
+            streams = [asyncio.create_task(ask(http, asked | {"stream": True}, each)) for each in told]
+            wholes = [asyncio.create_task(ask(http, asked)) for _ in range(STREAMS)]
             await asyncio.to_thread(wait_for, lambda: all(each.times for each in told), NOTICED)
             assert not any(task.done() for task in (*streams, *wholes))
+            victim = await asyncio.to_thread(cluster.busiest, MODEL)  # those of one moment may all have chosen the same one
+            engine = engine_of(victim)
             os.kill((victim if whose == "replica" else engine).pid, signal.SIGKILL)
             late = await ask_all(http, [body(image(grid), "Describe this image.") for grid in GRIDS], at_once=8)
             return await asyncio.gather(*streams), await asyncio.gather(*wholes), late
 
+    victim, engine = cluster.replicas(MODEL)
     streams, wholes, late = asyncio.run(load())
-    assert set(ends(streams)) == {(200, "length"), (200, "engine_dead")}
+    assert (200, "engine_dead") in (ended := set(ends(streams)))
+    assert ended <= {(200, "length"), (200, "engine_dead")}
     others = [told for told in streams if told.is_whole]
-    silence = max(later - sooner for told in others for sooner, later in pairwise(told.times))
+    silence = max((later - sooner for told in others for sooner, later in pairwise(told.times)), default=0)
     assert silence < NOTICED
     assert set(ends(wholes)) == {(200, "length")}
     assert {told.usage["completion_tokens"] for told in (*others, *wholes)} == {LONG}
