@@ -9,6 +9,7 @@ refused here. Iterating yields deltas. Leaving aborts what still runs, books the
 """
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -101,7 +102,8 @@ class Gateway:
         with timed("prompt"):
             plans = [self._plan(request) for request in requests]
         if caller := current().caller:
-            await caller.check(sum(plan.tokens for plan in plans))
+            plans = [dataclasses.replace(plan, reserved=plan.most_tokens) for plan in plans]
+            await caller.reserve(sum(plan.tokens for plan in plans), sum(plan.reserved for plan in plans), answers=len(plans))
         for engine, structure in {(self._engine(plan), plan.sampling.structure) for plan in plans}:
             if structure:
                 await engine.check_structure(structure)
@@ -114,11 +116,12 @@ class Gateway:
         async with AsyncExitStack() as stack:
             adapter = await stack.enter_async_context(self.models.used(request.model))
             images = await self._load(request, plan.model.vision)
-            plan = settle(plan, images, self.settings.default_max_tokens)
+            settled = settle(plan, images, self.settings.default_max_tokens)
+            if call.caller and (more := settled.most_tokens - plan.reserved) > 0:
+                await call.caller.reserve(min(settled.tokens - plan.tokens, more), more)
+            plan = settled
             with timed("queue"):
                 await stack.enter_async_context(self._places[self.models.backend(request.model).name].slot(plan.tokens))
-            if call.caller:
-                await call.caller.charge(plan.tokens)
             with timed("answer"):
                 stack.push_async_callback(_book, call, usage)
                 answer = Answer(plan.prompt, request, usage)
@@ -174,4 +177,4 @@ def _failure(backend: Backend) -> GatewayError | None:
 async def _book(call: Call, usage: Usage) -> None:
     call.usage.add(usage)
     if call.caller:
-        await call.caller.book(usage.completion_tokens)
+        await call.caller.book(usage.prompt_tokens + usage.completion_tokens)

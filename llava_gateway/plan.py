@@ -23,6 +23,13 @@ class Plan:
     """Its length with the images expanded. Where that depends on the images' sizes, the least that it can be, until `settle`."""
     sampling: Sampling
     """An answer that fits the context beside it."""
+    reserved: int = 0
+    """Tokens of the key's limit that are reserved for it."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Of the prompt and of all choices, each as long as it may be. Greedy choices are drawn once, and count as often as asked for."""
+        return self.tokens + (self.sampling.max_tokens or 0) * self.request.sampling.n
 
 
 def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, template: str | None, default_max_tokens: int) -> Plan:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.files import read_file
 from llava_gateway.settings import SettingsError
 
+MAX_BYTES = 1 << 20
+"""Of a file of Jinja."""
 CURIOUS_USER = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -112,7 +115,7 @@ def chosen(name_or_file: str) -> Template:
     if name_or_file in BUILT_IN:
         return BUILT_IN[name_or_file]
     try:
-        return Template(Path(name_or_file).read_text())
+        return Template(read_file(Path(name_or_file), MAX_BYTES).decode())
     except (OSError, UnicodeDecodeError):
         raise SettingsError(f"template {name_or_file} is neither a file nor one of {', '.join(BUILT_IN)}") from None
 

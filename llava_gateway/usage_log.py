@@ -1,9 +1,14 @@
 """Who used how much: a line of JSON for each request that reached the engine. A line is one write to a file opened for appending, so that
-what is written survives the death of this process, and several may write to one file."""
+what is written survives the death of this process, and several may write to one file. A line that a full disk or a power failure has torn
+is cut off at the next start; each writer holds a shared lock, so that nobody cuts what another is about to finish."""
 
+import errno
+import fcntl
 import logging
 import os
+import stat
 import time
+from io import FileIO
 from pathlib import Path
 
 import orjson
@@ -13,13 +18,19 @@ from llava_gateway.call import Call
 
 log = logging.getLogger(__name__)
 
+BEGINNING = b'{"time":"'
+"""Of every line."""
+TAIL = 64 << 10
+"""Bytes at the end of the file that are looked at; a line is far shorter."""
+
 
 class UsageLog:
     def __init__(self, path: Path) -> None:
-        """Raises OSError if it cannot be written."""
+        """Raises OSError if it cannot be written. A FIFO needs a reader. Nothing waits: a line that a FIFO or a device cannot take is lost."""
         self.path = path
-        self._file = self._open()
         self._failing = self._torn = False
+        """`_torn`: the file ends within a line, and the next one has to begin on its own."""
+        self._file = self._open()
 
     def write(self, call: Call, status: int, seconds: float) -> None:
         """A full disk costs lines, which the metrics count, and no answer."""
@@ -41,7 +52,7 @@ class UsageLog:
             }
         )
         try:
-            self._append(b"\n" * self._torn + line + b"\n")
+            self._append(line + b"\n")
         except OSError as error:
             metrics.USAGE_LOG_FAILURES.inc()
             if not self._failing:
@@ -52,20 +63,82 @@ class UsageLog:
 
     def _append(self, line: bytes) -> None:
         self._follow()
-        written = os.write(self._file, line)
+        line = b"\n" * self._torn + line
+        written = os.write(self._file.fileno(), line)
         self._torn = written < len(line)
         if self._torn:  # the disk has filled up within the line; the next one begins on its own
-            self._torn = os.write(self._file, line[written:]) < len(line) - written
+            self._torn = os.write(self._file.fileno(), line[written:]) < len(line) - written
 
     def _follow(self) -> None:
         """Begin a new file where the old one has been moved away, as logrotate does."""
         try:
-            moved = not os.path.samestat(self.path.stat(), os.fstat(self._file))
+            moved = not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
         except FileNotFoundError:
             moved = True
         if moved:
             old, self._file = self._file, self._open()
-            os.close(old)
+            old.close()
 
-    def _open(self) -> int:
-        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    def _open(self) -> FileIO:
+        try:
+            file = open(self.path, "ab", buffering=0, opener=_without_waiting)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise OSError(errno.ENXIO, "Is a socket, or a FIFO that nobody reads") from error
+            raise
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISBLK(mode):
+            file.close()
+            raise OSError(errno.ENOTSUP, "Is a block device")
+        self._torn = stat.S_ISREG(mode) and not _mend(self.path, file)
+        return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
+
+
+def _mend(path: Path, file: FileIO) -> bool:
+    """Whether the file ends with a whole line. A line that was begun is cut off, unless somebody else writes to the file, too. Takes the
+    writer's lock."""
+    try:
+        alone = _lock(file, fcntl.LOCK_EX)
+        try:
+            size, rest = _last_line(path)
+            if rest and alone and _is_begun(rest):
+                file.truncate(size - len(rest))
+                return True
+            return not rest
+        finally:
+            _lock(file, fcntl.LOCK_SH)
+    except OSError:
+        return False
+
+
+def _last_line(path: Path) -> tuple[int, bytes]:
+    """The file's size, and its end without a line feed, of TAIL bytes at most."""
+    with path.open("rb") as reader:
+        size = reader.seek(0, os.SEEK_END)
+        reader.seek(max(0, size - TAIL))
+        return size, reader.read(TAIL).rpartition(b"\n")[2]
+
+
+def _is_begun(rest: bytes) -> bool:
+    """Whether this is part of a gateway's line, and no more: nothing else is ever cut off."""
+    rest = rest.rstrip(b"\0")  # as a power failure may leave them
+    if not (rest.startswith(BEGINNING) or BEGINNING.startswith(rest)):
+        return False
+    try:
+        orjson.loads(rest)
+    except orjson.JSONDecodeError:
+        return True
+    return False
+
+
+def _lock(file: FileIO, kind: int) -> bool:
+    """At once or not at all. Where there are no locks, as on some network file systems, nobody has one."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -20,6 +20,7 @@ LAYERS = (  # what a module imports stands in its own layer or an earlier one
         "llava_gateway.settings",
         "llava_gateway.haproxy",
         "llava_gateway.ending",
+        "llava_gateway.files",
     ),
     (
         "llava_gateway.keys",

@@ -1,14 +1,21 @@
-"""Pictures of this machine in a request: the client reads them and sends their bytes, since no server reads files for its clients."""
+"""Pictures of this machine in a request: the client reads them and sends their bytes, since no server reads files for its clients. It sends
+nothing but pictures: whoever wrote the requests may have named any file."""
 
+import base64
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from llava_gateway.cli.remote import image_part, local_path
+from llava_gateway.cli.remote import MAX_PICTURE_BYTES, local_path
+from llava_gateway.files import read_file
+from llava_gateway.images.decode import sniff
+
+BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+"""Lengths of a BMP's second header. The format's own mark is `BM` alone, with which a text may begin, too."""
 
 
 class PictureError(Exception):
-    """A file that cannot be read; the message names it as the request does."""
+    """A file that cannot be read, or is no picture; the message names it as the request does."""
 
 
 def with_pictures(body: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -38,8 +45,16 @@ def _sent(source: str, folder: Path) -> str:
         if url and url.netloc not in ("", "localhost"):
             raise PictureError(f"{source[:200]}: a file:// URL has three slashes and a whole path, as file:///photos/cat.jpg")
         path = folder / local_path(unquote(url.path) if url else source)
-        return str(image_part(str(path))["image_url"]["url"])
+        data = read_file(path, MAX_PICTURE_BYTES)
     except OSError as error:
         raise PictureError(f"{source[:200]}: {error.strerror}") from error
     except ValueError as error:  # a zero byte in the path
         raise PictureError(f"{source[:200]}: {error}") from error
+    if (picture_format := _format(data)) is None:
+        raise PictureError(f"{source[:200]}: This is no picture of a known format, and nothing else is sent")
+    return f"data:image/{picture_format.lower()};base64,{base64.b64encode(data).decode()}"
+
+
+def _format(data: bytes) -> str | None:
+    found = sniff(data)
+    return None if found == "BMP" and int.from_bytes(data[14:18], "little") not in BMP_HEADERS else found

@@ -1,31 +1,25 @@
-"""What a key may use in a minute, and how many requests at once. Minutes are counted by a sliding window, here or in a Redis that several
-gateways share; requests at once in each process by itself. Nothing is asked of the storage for a key that has no limits.
+"""What a key may use in a minute, and how many requests at once. No sixty seconds have more than a key's limit: a sliding log counts them,
+here or in a Redis that several gateways share. Requests at once are counted in each process by itself. A key without limits is not counted.
+
+The tokens of a request are reserved before it is worked on: its prompts and its longest answers, or what is left for these if that is less.
+When it ends, what it has not used is given back. What it has used beyond its reservation is a debt, which takes room in the minutes that
+follow until all of it has had some.
 """
 
-import asyncio
-import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from limits.aio.storage import MemoryStorage, RedisStorage
-from limits.errors import StorageError
-
-from llava_gateway.errors import TooManyRequests, Unavailable
+from llava_gateway.errors import TooManyRequests
+from llava_gateway.keys.counts import Counts, MemoryCounts
+from llava_gateway.keys.redis_counts import RedisCounts
 from llava_gateway.keys.store import Key
+from llava_gateway.keys.window import Change, Outcome
 
-log = logging.getLogger(__name__)
-
-MINUTE = 60
-TIMEOUT = 2.0
-"""Seconds that Redis gets to count one request, connecting included."""
-PRECISION = 0.001
-"""Seconds: Redis counts no finer."""
-CONNECTIONS = 32
-"""To Redis, at most."""
+SECOND = 1_000_000
+"""In the unit of windows."""
 
 What = Literal["requests", "tokens"]
 Headers = list[tuple[bytes, bytes]]
@@ -40,42 +34,12 @@ class RateLimited(TooManyRequests):
         """As `Caller.headers`. None of a refusal for requests at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """How far a limit is used. The last minute counts in full, the one before it by the part that is still within sixty seconds."""
-
-    limit: int
-    previous: int
-    previous_left: float
-    """Seconds until the previous minute counts no more."""
-    current: int
-    current_left: float
-    """Likewise the current one, which by then has been the previous one for a minute."""
-
-    @property
-    def remaining(self) -> int:
-        return max(0, self.limit - math.floor(self.previous * self.previous_left / MINUTE) - self.current)
-
-    def wait(self, cost: int) -> float:
-        """Seconds until `cost`, at most the limit, fits; 0 if it does."""
-        if cost <= self.remaining:
-            return 0
-        if self.current + cost <= self.limit:
-            return self.previous_left - (self.limit - self.current - cost + 1) * MINUTE / self.previous
-        return self.current_left - (self.limit - cost + 1) * MINUTE / self.current
-
-    def headers(self, what: What) -> Headers:
-        """The reset is when all of the limit is there again."""
-        values = {"limit": str(self.limit), "remaining": str(self.remaining), "reset": duration(self.wait(self.limit))}
-        return [(f"x-ratelimit-{name}-{what}".encode(), value.encode()) for name, value in values.items()]
-
-
 class RateLimits:
     """Used from one event loop."""
 
     def __init__(self, storage: str = "memory") -> None:
         """`memory` (or nothing) or a redis:// or rediss:// URL; ValueError if it is neither, or if Redis' client is not installed."""
-        self._counts = _Counts(storage)
+        self._counts: Counts = MemoryCounts() if storage in ("", "memory") else RedisCounts(storage)
         self._inside: Counter[str] = Counter()
 
     async def admit(self, key: Key) -> "Caller":
@@ -87,7 +51,7 @@ class RateLimits:
         try:
             await caller.count()
         except BaseException:
-            caller.leave()
+            await caller.leave()
             raise
         return caller
 
@@ -100,147 +64,117 @@ class RateLimits:
             del self._inside[key.digest]
 
 
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    tokens: int
+    bucket: int
+    """Of the window, where it counts."""
+
+
 class Caller:
     """One request of a key, from its admission until it leaves."""
 
-    def __init__(self, key: Key, counts: "_Counts", on_leave: Callable[[Key], None]) -> None:
+    def __init__(self, key: Key, counts: Counts, on_leave: Callable[[Key], None]) -> None:
         self.key = key
         self._counts = counts
         self._on_leave = on_leave
         self._inside = True
         given: dict[What, int | None] = {"requests": key.requests_per_minute, "tokens": key.tokens_per_minute}
         self._per_minute = {what: limit for what, limit in given.items() if limit is not None}
-        self._windows: dict[What, Window] = {}
+        self._seen: dict[What, Outcome] = {}
+        self._reservations: list[Reservation] = []
+        self._prompts = 0
+        """Tokens that are reserved for them."""
+        self._answers = 0
+        """That are still to be booked."""
+        self._used = 0
+        """Tokens of those that have been."""
 
     def allows(self, model: str) -> bool:
         return not self.key.models or model in self.key.models
 
     def headers(self) -> Headers:
-        """OpenAI's `x-ratelimit-*` for the limits that the key has, as they were when something was last asked of them."""
-        return [header for what, window in self._windows.items() for header in window.headers(what)]
+        """OpenAI's `x-ratelimit-*` for the limits that the key has, as they were when they were last changed. The reset is when all of the
+        limit is there again."""
+        return [header for what, seen in self._seen.items() for header in _headers(what, self._per_minute[what], seen)]
 
-    def leave(self) -> None:
-        """Free the place among those at once. Again: nothing."""
+    async def leave(self) -> None:
+        """Free the place among those at once, and settle what is still reserved. Again: nothing."""
         if self._inside:
             self._inside = False
             self._on_leave(self.key)
+        await self._settle()
 
     async def count(self) -> None:
         """This request. Raises RateLimited and Unavailable."""
         if not self._per_minute:
             return
-        limit = self._per_minute.get("requests")
-        async with self._counts.reachable():
-            counted = limit is None or await self._counts.take(self.key, "requests", limit, 1)
-            read = await asyncio.gather(*(self._counts.window(self.key, what, most) for what, most in self._per_minute.items()))
-        self._windows = dict(zip(self._per_minute, read, strict=True))
-        if limit is not None and not counted:
-            raise self._refusal(f"The key {self.key.name} may make {_number(limit, 'request')} per minute.", "requests", 1)
+        costs = {"requests": 1, "tokens": 0}
+        changes = [(self._place(what), Change(limit, costs[what], costs[what])) for what, limit in self._per_minute.items()]
+        self._seen = dict(zip(self._per_minute, await self._counts.change(changes), strict=True))
+        if (seen := self._seen.get("requests")) and seen.granted < 0:
+            raise self._refusal(f"The key {self.key.name} may make {_number(self._per_minute['requests'], 'request')} per minute.", seen)
 
-    async def check(self, tokens: int) -> None:
-        """Whether prompts of so many tokens together would be let through now. Raises RateLimited and Unavailable."""
-        await self._spend(tokens, charge=False)
-
-    async def charge(self, tokens: int) -> None:
-        """A prompt's tokens, before it is worked on. Raises RateLimited and Unavailable."""
-        await self._spend(tokens, charge=True)
-
-    async def _spend(self, tokens: int, *, charge: bool) -> None:
+    async def reserve(self, prompts: int, whole: int, answers: int = 0) -> None:
+        """Tokens: those of prompts, and of the prompts with their longest answers (`whole`), or what is left if that is less. Each of so
+        many `answers` is to be booked. Again: for more. Raises RateLimited if too little is left for the prompts, and Unavailable."""
+        self._answers += answers
+        self._prompts += prompts
         limit = self._per_minute.get("tokens")
         if limit is None:
             return
-        async with self._counts.reachable():
-            charged = not charge or await self._counts.take(self.key, "tokens", limit, tokens)
-            window = self._windows["tokens"] = await self._counts.window(self.key, "tokens", limit)
         may = f"The key {self.key.name} may use {_number(limit, 'token')} per minute"
-        if tokens > limit:
-            raise RateLimited(f"{may}. A prompt of {tokens} can never fit.", None, self.headers())
-        if not charged or (not charge and tokens > window.remaining):
-            raise self._refusal(f"{may}, and this prompt has {tokens}.", "tokens", tokens)
+        if self._prompts > limit:
+            raise RateLimited(f"{may}. A prompt of {self._prompts} can never fit.", None, self.headers())
+        (seen,) = await self._counts.change([(self._place("tokens"), Change(limit, prompts, whole))])
+        self._seen["tokens"] = seen
+        if seen.granted < 0:
+            raise self._refusal(f"{may}, and this prompt has {self._prompts}.", seen)
+        self._reservations.append(Reservation(seen.granted, seen.bucket))
 
     async def book(self, tokens: int) -> None:
-        """An answer's tokens, after the fact. Of more than is left, all that is left. Raises nothing: what cannot be counted is lost."""
-        limit = self._per_minute.get("tokens")
-        if limit is None:
+        """What an answer and its prompt have used. After the last of the answers nothing is reserved any more."""
+        self._answers -= 1
+        self._used += tokens
+        if not self._answers:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Raises nothing."""
+        reservations, self._reservations = self._reservations, []
+        used, self._used = self._used, 0
+        if not reservations:
             return
-        try:
-            async with self._counts.reachable():
-                while cost := min(tokens, (await self._counts.window(self.key, "tokens", limit)).remaining):
-                    if await self._counts.take(self.key, "tokens", limit, cost):
-                        break
-        except Unavailable:
-            log.debug("%d tokens of the key %s are not booked", tokens, self.key.name)
+        limit, place, changes = self._per_minute["tokens"], self._place("tokens"), []
+        for reservation in reservations:
+            taken = min(used, reservation.tokens)
+            used -= taken
+            changes.append(Change(limit, bucket=reservation.bucket, unused=reservation.tokens - taken))
+        changes[-1] = changes[-1]._replace(debt=used)
+        if seen := await self._counts.settle([(place, change) for change in changes]):
+            self._seen["tokens"] = seen[-1]
 
-    def _refusal(self, message: str, what: What, cost: int) -> RateLimited:
-        return RateLimited(message, int(self._windows[what].wait(cost) + PRECISION) + 1, self.headers())
+    def _place(self, what: What) -> str:
+        """A name that is given to a new secret begins anew."""
+        return f"{what}/{self.key.name}/{self.key.digest[:16]}"
 
-
-class _Counts:
-    """The storage, by key and by what is counted."""
-
-    def __init__(self, storage: str) -> None:
-        self._pool = None if storage in ("", "memory") else _redis_pool(storage)
-        self._storage: MemoryStorage | RedisStorage = MemoryStorage()
-        if self._pool is not None:
-            self._storage = RedisStorage("async+redis://", wrap_exceptions=True, implementation="redispy", connection_pool=self._pool)
-        self._failing = False
-
-    async def take(self, key: Key, what: What, limit: int, cost: int) -> bool:
-        """All of `cost` or nothing."""
-        return await self._storage.acquire_sliding_window_entry(_place(key, what), limit, MINUTE, cost)
-
-    async def window(self, key: Key, what: What, limit: int) -> Window:
-        return Window(limit, *await self._storage.get_sliding_window(_place(key, what), MINUTE))
-
-    @asynccontextmanager
-    async def reachable(self) -> AsyncIterator[None]:
-        """Around what is asked here. Raises Unavailable if that fails or takes too long; logs when an outage begins and ends."""
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                yield
-        except (StorageError, OSError) as error:
-            if not self._failing:
-                self._failing = True
-                log.error("keys with limits are refused, for their requests cannot be counted: %s", str(error) or "Redis is silent")
-            raise Unavailable("The server cannot count requests now.", code="limits_unavailable", retry_after=5) from error
-        if self._failing:
-            self._failing = False
-            log.warning("requests can be counted again")
-
-    async def close(self) -> None:
-        if self._pool is not None:
-            await self._pool.disconnect()
+    def _refusal(self, message: str, seen: Outcome) -> RateLimited:
+        return RateLimited(message, math.ceil(seen.wait / SECOND), self.headers())
 
 
-def duration(seconds: float) -> str:
+def duration(microseconds: int) -> str:
     """As OpenAI writes one: `0s`, `250ms`, `1.5s`, `6m0s`."""
-    milliseconds = math.ceil(seconds * 1000)
+    milliseconds = -(-microseconds // 1000)
     if 0 < milliseconds < 1000:
         return f"{milliseconds}ms"
-    minutes, rest = divmod(milliseconds, MINUTE * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
     return (f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s"
 
 
-def _place(key: Key, what: What) -> str:
-    """Where gateways that share a storage count this; a name that is given to a new secret begins anew."""
-    return f"llava-gateway/{what}/{key.name}/{key.digest[:16]}"
+def _headers(what: What, limit: int, seen: Outcome) -> Headers:
+    values = {"limit": str(limit), "remaining": str(seen.remaining), "reset": duration(seen.reset)}
+    return [(f"x-ratelimit-{name}-{what}".encode(), value.encode()) for name, value in values.items()]
 
 
 def _number(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _redis_pool(url: str) -> Any:
-    """Connections that fail soon: one fresh attempt, no pauses. ValueError without the URL, which may hold a password."""
-    if not url.startswith(("redis://", "rediss://")):
-        raise ValueError("limits are counted in `memory` or at a redis:// or rediss:// URL")
-    try:
-        from redis.asyncio import BlockingConnectionPool
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-    except ImportError:
-        raise ValueError("for limits counted in Redis install the extra: llava-gateway[redis]") from None
-    try:
-        return BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=TIMEOUT, retry=Retry(NoBackoff(), 1))
-    except ValueError:
-        raise ValueError("the URL of the Redis that counts limits is not valid") from None

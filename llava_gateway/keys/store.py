@@ -18,11 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from llava_gateway.errors import Unavailable
+from llava_gateway.files import read_file
 
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL = 1.0
 """Seconds between looks at whether the file has changed."""
+MAX_BYTES = 16 << 20
+"""Of a keys file: some 60,000 keys."""
 UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
 """What pydantic calls a field that is none of ours, in a model and in a dataclass."""
 
@@ -85,7 +88,7 @@ class KeyFile:
     def read(self) -> list[Key]:
         """Raises KeyFileError."""
         try:
-            keys = _Contents.model_validate_json(self.path.read_bytes()).keys
+            keys = _Contents.model_validate_json(read_file(self.path, MAX_BYTES)).keys
         except OSError as error:
             raise KeyFileError(f"{self.path}: {error.strerror}") from error
         except ValidationError as error:

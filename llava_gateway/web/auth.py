@@ -57,7 +57,7 @@ class Auth:
         try:
             yield caller
         finally:
-            caller.leave()
+            await caller.leave()
 
     def _key(self, secret: str) -> Key:
         key = self.keys.find(secret)

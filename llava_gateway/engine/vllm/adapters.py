@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_gateway.engine import Adapter, EngineStartError
 from llava_gateway.errors import EngineFailed, GatewayError, InvalidRequest, Unavailable
+from llava_gateway.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -177,7 +178,7 @@ def _read_config(path: Path) -> "PEFTHelper":
     from vllm.lora.peft_helper import PEFTHelper
 
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_file(path, 1 << 20))
         if config["peft_type"] != "LORA":
             raise ValueError(f"its peft_type is {str(config['peft_type'])[:50]}, not LORA")
         if type(config["r"]) is not int or type(config["lora_alpha"]) not in (int, float):
@@ -191,6 +192,8 @@ def _read_shapes(path: Path) -> dict[str, list[int]]:
     """Of all weights, by name. Raises OSError, and ValueError if the file is broken."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # opening a FIFO would wait for its writer
+        raise FileNotFoundError
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
