@@ -26,7 +26,7 @@ TAIL = 64 << 10
 
 class UsageLog:
     def __init__(self, path: Path) -> None:
-        """Raises OSError if it cannot be written. A FIFO needs a reader. Nothing waits: a line that a FIFO or a device cannot take is lost."""
+        """Raises OSError if it cannot be written. A FIFO needs a reader. Nothing waits: what a FIFO or a device cannot take is lost."""
         self.path = path
         self._failing = self._torn = False
         """`_torn`: the file ends within a line, and the next one has to begin on its own."""
@@ -81,7 +81,7 @@ class UsageLog:
 
     def _open(self) -> FileIO:
         try:
-            file = open(self.path, "ab", buffering=0, opener=_without_waiting)
+            file = open(self.path, "ab", buffering=0, opener=_without_waiting)  # noqa: SIM115
         except OSError as error:
             if error.errno == errno.ENXIO:
                 raise OSError(errno.ENXIO, "Is a socket, or a FIFO that nobody reads") from error

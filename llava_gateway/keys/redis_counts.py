@@ -1,4 +1,4 @@
-"""Windows in a Redis that several gateways share. A change is one script there, by Redis' own clock, so gateways that race cannot let too much
+"""Windows in a Redis that several gateways share. A change is one script there, by Redis' own clock: gateways that race cannot let too much
 through, and their clocks do not matter. A window's key expires once it is empty. What a dead gateway had reserved leaves with its minute.
 """
 
@@ -44,10 +44,10 @@ local function change(place, limit, least, most, bucket, unused, owed)
     local missing = cost - limit + total + debt
     if missing <= 0 then return 0 end
     local turns = math.max(0, math.ceil((missing - total) / limit))
-    missing = missing - turns * limit
-    for _, each in ipairs(log) do
-      missing = missing - each[3]
-      if missing <= 0 then return turns * MINUTE + each[2] - now end
+    local spared = total - (missing - turns * limit)
+    for index = #log, 1, -1 do
+      spared = spared - log[index][3]
+      if spared < 0 then return turns * MINUTE + log[index][2] - now end
     end
     return (turns + 1) * MINUTE
   end

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 MINUTE = 60_000_000
 BUCKET = MINUTE // 120
-"""Costs that come within this time share a bucket, which counts in full until the last of them is a minute old. So a log stays short however
-much is used. It errs on the strict side, by at most half a second."""
+"""Costs that come within this time share a bucket, which counts in full until the last of them is a minute old. So a log stays short,
+however many costs there are, and errs on the strict side, by half a second at most."""
 
 
 class Change(NamedTuple):
@@ -89,7 +89,8 @@ class Window:
                 log.append((opened + MINUTE, until + MINUTE, paid))
 
     def _give_back(self, bucket: int, unused: int) -> None:
-        for index, (opened, until, cost) in enumerate(self._log):
+        for index in reversed(range(len(self._log))):
+            opened, until, cost = self._log[index]
             if opened == bucket:
                 given = min(unused, cost)
                 self._log[index] = (opened, until, cost - given)
@@ -114,9 +115,9 @@ class Window:
         if missing <= 0:
             return 0
         turns = max(0, -((self._total - missing) // limit))  # minutes of nothing but debt
-        missing -= turns * limit
-        for _, until, freed in self._log:
-            missing -= freed
-            if missing <= 0:
+        spared = self._total - (missing - turns * limit)  # of the log: its newest part may stay
+        for _, until, cost_then in reversed(self._log):
+            spared -= cost_then
+            if spared < 0:
                 return turns * MINUTE + until - now
         return (turns + 1) * MINUTE  # of a cost beyond the limit
