@@ -1,6 +1,7 @@
 """Keys with limits, and what tests of limits ask of them."""
 
 import contextlib
+import shutil
 import socket
 import subprocess
 import time
@@ -40,6 +41,11 @@ async def refused(work: Awaitable[object]) -> RateLimited:
 def headers(holder: Caller | RateLimited) -> dict[str, str]:
     pairs = holder.headers() if isinstance(holder, Caller) else holder.headers
     return {name.decode().removeprefix("x-ratelimit-"): value.decode() for name, value in pairs}
+
+
+def needs_redis() -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (apt-get install redis-server)")
 
 
 class Redis:

@@ -21,6 +21,7 @@ from asking import MODEL, body, image_part
 from conftest import ROOT, Server, free_port
 
 from llava_gateway.cli.batch import main
+from llava_gateway.cli.remote import MAX_PICTURE_BYTES
 from llava_gateway.demo.pictures import Grid, data_uri, describe, draw, encode, random_grid
 
 FIRST, SECOND = ("red", "blue", "green", "white"), ("yellow", "black", "orange", "purple")
@@ -298,7 +299,7 @@ def troubled(*answers: Handle) -> Iterator[str]:
             answer(200, {"data": [{"id": "some-model"}]})(self)
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            self.asked = self.rfile.read(int(self.headers["content-length"]))
             (left.pop(0) if len(left) > 1 else left[0])(self)
 
         def log_message(self, format: str, *arguments: object) -> None:
@@ -328,6 +329,48 @@ def hang_up(handler: http.server.BaseHTTPRequestHandler) -> None:
 
 
 ANSWER = answer(200, {"choices": [{"message": {"content": "Yes."}}]})
+
+
+def test_nothing_but_pictures_is_sent(tmp_path: Path) -> None:
+    """Whoever wrote the file of requests may have named any file that its reader can read."""
+    sent: list[bytes] = []
+
+    def keep(handler: http.server.BaseHTTPRequestHandler) -> None:
+        sent.append(handler.asked)  # type: ignore[attr-defined]
+        ANSWER(handler)
+
+    good, secret = encode(draw(FIRST)), b"a very secret secret"
+    files = {
+        "plain": secret,
+        "like.png": secret,
+        "bm": b"BM" + secret * 9,
+        "svg.svg": b"<svg>" + secret + b"</svg>",
+        "empty": b"",
+        "large": good + bytes(MAX_PICTURE_BYTES),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "picture").write_bytes(good)
+    (tmp_path / "photo.bmp").write_bytes(encode(draw(SECOND), "BMP"))
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "link.png").symlink_to("plain")
+    bad = [*files, "fifo", "zero", "link.png", "/etc/passwd", "file:///etc/passwd", "../../../../../../etc/passwd"]
+    lines = [line(name, image_part(name)) for name in [*bad, "picture", "photo.bmp"]]
+    prompt = {"custom_id": "text", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Hello", "images": ["plain"]}}
+    out = tmp_path / "out.jsonl"
+    with troubled(keep) as url:
+        ended = batch(write(tmp_path / "in.jsonl", [*lines, prompt]), out, "--base-url", url)
+    assert ended.returncode == 1, ended.stderr
+    found = read(out)
+    assert {name for name, entry in found.items() if entry["error"] is None} == {"picture", "photo.bmp"}
+    assert {found[name]["error"]["code"] for name in [*bad, "text"]} == {"picture_unreadable"}
+    assert found["like.png"]["error"]["message"] == "like.png: This is no picture of a known format, and nothing else is sent"
+    assert found["fifo"]["error"]["message"] == "fifo: Not a regular file"
+    assert found["large"]["error"]["message"] == "large: Larger than 64 MiB"
+    urls = {json.loads(each)["messages"][0]["content"][0]["image_url"]["url"].partition(",")[0] for each in sent}
+    assert urls == {"data:image/png;base64", "data:image/bmp;base64"}
+    assert len(sent) == 2
 
 
 def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_requests_per_minute(operated: Operated) -> None:
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["2", "1", "0", "0"]
         assert answers[0].headers["x-ratelimit-limit-requests"] == "3"
-        assert 1 <= int(answers[3].headers["retry-after"]) <= 61
+        assert 1 <= int(answers[3].headers["retry-after"]) <= 60
         assert answers[3].json()["error"]["code"] == "rate_limit_exceeded"
         sdk = OpenAI(base_url=operated.server.v1, api_key=operated.keys["dave"], max_retries=0)
         with pytest.raises(RateLimitError):
@@ -243,11 +243,11 @@ def test_tokens_per_minute(operated: Operated) -> None:
     """A picture takes most of the minute; what the answer took is counted, too."""
     with operated.client("erin") as http:
         first = http.post(CHAT, json=body(image(GRID), "Describe this image.", max_tokens=40))
-        used = first.json()["usage"]["prompt_tokens"]
+        used = first.json()["usage"]["total_tokens"]
         assert int(first.headers["x-ratelimit-remaining-tokens"]) == 700 - used
         second = http.post(CHAT, json=body(image(GRID), "Describe this image.", max_tokens=40))
         assert second.status_code == 429
-        assert int(second.headers["x-ratelimit-remaining-tokens"]) <= 700 - used - first.json()["usage"]["completion_tokens"]
+        assert int(second.headers["x-ratelimit-remaining-tokens"]) == 700 - used
         never = http.post(CHAT, json=body(*[image(GRID)] * 2, "Describe these images.", max_tokens=40))
         assert (never.status_code, never.headers["x-should-retry"]) == (429, "false")
 

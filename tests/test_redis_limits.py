@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import shutil
 import signal
 import time
 from collections.abc import Awaitable, Iterator
@@ -13,7 +12,7 @@ import pytest
 import redis as client
 from hypothesis import given
 from hypothesis import strategies as st
-from limited import Redis, headers, limited, refused
+from limited import Redis, headers, limited, needs_redis, refused
 
 from llava_gateway.errors import Unavailable
 from llava_gateway.keys import redis_counts
@@ -22,11 +21,6 @@ from llava_gateway.keys.store import Key, digest
 from llava_gateway.keys.window import BUCKET, MINUTE, Change, Window
 
 BOB = Key("bob", digest("llava-bob"))
-
-
-def needs_redis() -> None:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed (apt-get install redis-server)")
 
 
 @pytest.fixture
