@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from time import perf_counter
 
 from llava_gateway.chat import Usage
@@ -17,6 +18,8 @@ class Call:
     id: str = ""
     trace: str | None = None
     """`traceparent` (W3C Trace Context) for whatever this request calls."""
+    address: str = ""
+    """Where it came from."""
     caller: Caller | None = None
     """Whose key came with it; None where none is asked for."""
     model: str = ""
@@ -27,6 +30,16 @@ class Call:
     """Digest and size of each."""
     stages: list[tuple[str, float, float]] = field(default_factory=list)
     """Name, begin and end of each stage, by `time.perf_counter`."""
+
+    @property
+    def client(self) -> str:
+        """The client that work is shared with fairly: the key's name, or the address if no key is asked for. An IPv6 address counts by its
+        first 64 bits, since one client has them all."""
+        if self.caller:
+            return self.caller.key.name
+        if ":" not in self.address:
+            return self.address
+        return str(ip_network((self.address.partition("%")[0], 64), strict=False))
 
 
 _current: ContextVar[Call] = ContextVar("call")

@@ -50,6 +50,14 @@ IMAGE_URLS = Counter(
     ["source"],
 )
 IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images")
+IMAGE_WORKERS = Gauge("llava_image_workers", "Processes that decode images whose cost is not known beforehand")
+IMAGES_WAITING = Gauge("llava_images_waiting", "Images that wait for such a process")
+IMAGE_WORKER_ENDS = Counter(
+    "llava_image_worker_ends_total",
+    "Such processes that ended before their image was decoded, by why: cpu (it took too much time), left (nobody waited any longer), "
+    "busy (the machine took too long), died",
+    ["reason"],
+)
 # The registry takes a lock and makes a tuple to find what a few labels name.
 _stage, _tokens_of, _http_requests = cache(STAGE.labels), cache(TOKENS.labels), cache(HTTP_REQUESTS.labels)
 MAX_NAMES = 1000

@@ -93,7 +93,13 @@ class Settings(BaseSettings):
     )
     max_request_image_mb: int = Field(64, ge=1, description="largest image files of one request together, in MiB")
     max_request_megapixels: int = Field(200, ge=1, description="largest images of one request together, in millions of pixels")
-    image_threads: int = Field(2, ge=1, description="threads that decode images; as many again for those over a million pixels")
+    image_threads: int = Field(
+        2,
+        ge=1,
+        description="threads that decode images; as many again for those over a million pixels, and twice as many processes, "
+        "started when needed, for files whose cost is not known beforehand",
+    )
+    image_cpu_seconds: float = Field(10.0, gt=0, description="CPU time that one image may take; then it is answered 400")
     image_cache_mb: int = Field(256, ge=0, description="memory for prepared images, in MiB; a chat never decodes the same picture twice")
     image_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_hosts)] = Field(
         ("*",), description="hosts that image URLs may name, comma separated: `*` any, `*.example.com` any below, `none` fetches no URL"

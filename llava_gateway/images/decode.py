@@ -4,6 +4,8 @@ The format is sniffed, never believed. Size is checked before a pixel is decoded
 square: `crop` resizes the shortest edge (bicubic) and crops the centre, as Hugging Face's LLaVA processor does; `pad` pads to a square
 with the model's mean colour and resizes, as the original LLaVA does; `resize` squashes. Or, for a model with grids, keep its shape and
 shrink it to its place. A large JPEG is decoded at a half, quarter or eighth of its size, never below twice what is needed.
+
+Worker processes import this file, so it imports little.
 """
 
 import io
@@ -11,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import (
     BmpImagePlugin,
@@ -18,17 +21,19 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageFile,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
 
-from llava_gateway.engine import Vision
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.grids import Size, shrunk
-from llava_gateway.settings import AspectRatio
+from llava_gateway.images.structure import check_structure, is_ordinary
+
+if TYPE_CHECKING:
+    from llava_gateway.engine import Vision
+    from llava_gateway.settings import AspectRatio
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of what is checked here; threads share one list of filters
 
@@ -47,24 +52,44 @@ try:
     from PIL import AvifImagePlugin
 
     pillow_heif.options.DECODE_THREADS = 1
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     PLUGINS |= {"HEIC": pillow_heif.HeifImageFile, "AVIF": AvifImagePlugin.AvifImageFile}
 except ImportError:
     pass
 MAX_ASPECT = 100
 """Longest over shortest side. CLIP resizes the shortest side up to its own, which a thread-thin picture turns into gigabytes."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation, what makes a picture stand upright."""
 LYING = (5, 6, 7, 8)
 """EXIF's orientations of pictures whose width is their height once they stand upright."""
-MAX_JPEG_SCANS = 64
-"""Of a progressive JPEG. Encoders write about ten; each costs a pass over all pixels for as little as 59 bytes."""
 PAD_EXACT = 4096
 """Pixels of the longest side up to which a picture is padded as it is; a longer one is shrunk to this first, since a square of it might be
 gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be made of one picture, in plain values: they travel to a worker process as JSON."""
+
+    sizes: dict[Size, Size]
+    """The size that is made of a picture, by the size that it has once it stands upright."""
+    aspect_ratio: "AspectRatio | None"
+    """How it becomes square; None if it keeps its shape."""
+    mean_color: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Transform:
-    vision: Vision
-    aspect_ratio: AspectRatio
+    vision: "Vision"
+    aspect_ratio: "AspectRatio"
     """How a picture becomes square, if the model has no grids."""
 
     @property
@@ -79,25 +104,43 @@ class Transform:
             return shrunk(size, self.vision.grids, self.vision.tokens)
         return self.vision.side, self.vision.side
 
+    def target(self, size: Size) -> Target:
+        """For a picture whose file declares this size; whether it lies on its side is not known yet."""
+        sizes = {upright: self.needs(upright) for upright in (size, (size[1], size[0]))}
+        return Target(sizes, None if self.vision.grids else self.aspect_ratio, self.vision.mean_color)
+
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """The image as its header describes it; no pixel is decoded. InvalidImage if it is not one that we take, or too large."""
+    """The image as its header describes it; no pixel is decoded. InvalidImage if it is not one that we take, too large, or made so that
+    decoding it costs far more than its size says."""
     with _failing_as_damaged():
-        image = _open(data)
+        image_format = _format(data)
+        if not is_ordinary(data, image_format):
+            check_structure(data, image_format, max_pixels)
+        image = PLUGINS[image_format](io.BytesIO(data))
         _check_size(image.size, max_pixels)
-        if "progressive" in image.info and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-            raise InvalidImage(f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
         return image
+
+
+def is_cheap(data: bytes) -> bool:
+    """Whether the CPU time and the memory that the file takes are known to be small, so that a thread, which nothing can stop, may decode
+    it."""
+    return is_ordinary(data, sniff(data))
 
 
 def prepare(image: Image.Image, transform: Transform) -> Image.Image:
     """RGB, as the model wants it, of an image that `open_image` has let through. InvalidImage if it is damaged."""
+    return render(image, transform.target(image.size))
+
+
+def render(image: Image.Image, target: Target) -> Image.Image:
+    """RGB, as `target` wants it, of an image that `open_image` has let through. InvalidImage if it is damaged."""
     with _failing_as_damaged():
-        upright, needed = _load(image, transform)
+        upright, needed = _load(image, target)
         upright = _premultiply(upright)
-        if transform.vision.grids:
+        if target.aspect_ratio is None:
             return _flatten(upright if upright.size == needed else upright.resize(needed, Image.Resampling.BICUBIC))
-        return _flatten(_square(upright, transform))
+        return _flatten(_square(upright, needed[0], target))
 
 
 def is_plain(image: Image.Image) -> bool:
@@ -150,7 +193,7 @@ def extension(data: bytes) -> str:
     return EXTENSIONS[sniff(data) or ""]
 
 
-def _open(data: bytes) -> Image.Image:
+def _format(data: bytes) -> str:
     if not data:
         raise InvalidImage("The image file is empty.", code="empty_image_file")
     image_format = sniff(data)
@@ -161,7 +204,7 @@ def _open(data: bytes) -> Image.Image:
             f"{image_format} images are not taken here; send a JPEG or PNG. (They are where llava-gateway[heic] is installed.)",
             code="unsupported_image_media_type",
         )
-    return PLUGINS[image_format](io.BytesIO(data))
+    return image_format
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -173,15 +216,17 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise InvalidImage(f"The image is {width} x {height} pixels; its sides may differ {MAX_ASPECT}-fold at most.", code="invalid_image")
 
 
-def _load(image: Image.Image, transform: Transform) -> tuple[Image.Image, Size]:
-    """The picture upright, and the size that it needs."""
+def _load(image: Image.Image, target: Target) -> tuple[Image.Image, Size]:
+    """The picture upright, and the size that is to be made of it."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         image.load()
         upright = _orient(image)
-        return upright, transform.needs(upright.size)
+        if upright.size not in target.sizes:
+            raise InvalidImage("The image has not the size that its file declares.")
+        return upright, target.sizes[upright.size]
     lies = image.getexif().get(ExifTags.Base.Orientation) in LYING
     width, height = image.size
-    needed = transform.needs((height, width) if lies else (width, height))
+    needed = target.sizes[(height, width) if lies else (width, height)]
     across, down = reversed(needed) if lies else needed
     spare = min(width / across, height / down)
     scale = max((scale for scale in (8, 4, 2) if spare >= 2 * scale), default=1)
@@ -192,7 +237,8 @@ def _load(image: Image.Image, transform: Transform) -> tuple[Image.Image, Size]:
 
 
 def _orient(image: Image.Image) -> Image.Image:
-    return image if _is_upright(image) else ImageOps.exif_transpose(image)
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _is_upright(image: Image.Image) -> bool:
@@ -225,17 +271,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
 
 
-def _square(image: Image.Image, transform: Transform) -> Image.Image:
-    side, mean_color = transform.vision.side, transform.vision.mean_color
-    if transform.aspect_ratio == "pad" and image.width != image.height:
+def _square(image: Image.Image, side: int, target: Target) -> Image.Image:
+    if target.aspect_ratio == "pad" and image.width != image.height:
         if max(image.size) > PAD_EXACT:
             image.thumbnail((PAD_EXACT, PAD_EXACT), Image.Resampling.BICUBIC)
         width, height = image.size
-        color = mean_color if image.mode == "RGB" else (*mean_color, 255)
+        color = target.mean_color if image.mode == "RGB" else (*target.mean_color, 255)
         square = Image.new(image.mode, (max(width, height),) * 2, color)
         square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
         image = square
-    if transform.aspect_ratio != "crop":
+    if target.aspect_ratio != "crop":
         return image.resize((side, side), Image.Resampling.BICUBIC)
     short = min(image.size)
     width, height = side * image.width // short, side * image.height // short

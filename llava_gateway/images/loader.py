@@ -1,10 +1,8 @@
 """One call for a request's images: fetch or unpack, measure, and prepare each one, off the event loop and never twice."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from blake3 import blake3
 from PIL import Image
@@ -15,10 +13,13 @@ from llava_gateway.chat import ImageSource
 from llava_gateway.engine import PreparedImage, Vision
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.cache import ImageCache
-from llava_gateway.images.decode import Transform, extension, open_image, prepare
+from llava_gateway.images.decode import Transform, extension, is_cheap, open_image, prepare
+from llava_gateway.images.fair import FairThreads
 from llava_gateway.images.flight import InFlight
+from llava_gateway.images.grids import Size
 from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.images.urls import Fetched, UrlImages
+from llava_gateway.images.worker_pool import WorkerPool
 from llava_gateway.settings import AspectRatio, Settings
 from llava_gateway.together import together
 
@@ -45,9 +46,12 @@ class ImageLoader:
         self.cache = ImageCache(settings.image_cache_mb << 20)
         self._urls = UrlImages(settings)
         self._preparing: InFlight[PreparedImage] = InFlight()
-        self._small = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="image")
-        self._large = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="large-image")
+        self._small = FairThreads(settings.image_threads, "image")
+        self._large = FairThreads(settings.image_threads, "large-image")
+        self._workers = WorkerPool(settings)
         metrics.IMAGE_CACHE_BYTES.set_function(lambda: self.cache.bytes)
+        metrics.IMAGE_WORKERS.set_function(lambda: self._workers.alive)
+        metrics.IMAGES_WAITING.set_function(lambda: self._workers.waiting)
 
     async def load(
         self, images: Sequence[ImageSource], vision: Vision, aspect_ratio: AspectRatio | None = None
@@ -69,7 +73,8 @@ class ImageLoader:
     async def close(self) -> None:
         await self._urls.close()
         for pool in (self._small, self._large):
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.close()
+        self._workers.close()
 
     def _transform(self, vision: Vision, aspect_ratio: AspectRatio | None = None) -> Transform:
         ours = self.settings.image_aspect_ratio
@@ -78,7 +83,7 @@ class ImageLoader:
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
         url = inlined(image)
         if isinstance(url, memoryview):
-            content, data = await self._in(self._small, self._unpack, url)
+            content, data = await self._small.run(current().client, self._unpack, url)
             return await self._prepared(content, data, transform, budget)
         fetched = self._urls.fresh(url)
         if fetched and self._suffices(fetched, transform):
@@ -97,7 +102,7 @@ class ImageLoader:
     async def _file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
         url = inlined(image)
         if isinstance(url, memoryview):
-            content, data = await self._in(self._small, self._unpack, url)
+            content, data = await self._small.run(current().client, self._unpack, url)
         else:
             with timed("fetch"):
                 fetched = await self._urls.fetch(url, anew=True)
@@ -114,20 +119,30 @@ class ImageLoader:
             budget.spend(pixels=prepared.source[0] * prepared.source[1])
             return prepared
         assert data is not None
-        opened = await self._in(self._small, open_image, data, self.max_pixels)
-        budget.spend(pixels=opened.width * opened.height)
-        return await self._prepare(opened, _key(content, transform), transform)
+        client = current().client
+        opened = await self._small.run(client, self._open_cheap, data)
+        size = opened.size if opened else await self._workers.measure(data, client)
+        budget.spend(pixels=size[0] * size[1])
+        return await self._prepare(opened or data, size, _key(content, transform), transform)
+
+    def _open_cheap(self, data: bytes) -> Image.Image | None:
+        """None: a worker has to open the image, for what it costs is not known."""
+        return open_image(data, self.max_pixels) if is_cheap(data) else None
 
     def _unpack(self, inline: memoryview) -> tuple[str, bytes]:
         data = decode_inlined(inline, self.max_bytes)
         return blake3(data).hexdigest(), data
 
-    async def _prepare(self, opened: Image.Image, digest: str, transform: Transform) -> PreparedImage:
-        source = opened.size
+    async def _prepare(self, image: Image.Image | bytes, source: Size, digest: str, transform: Transform) -> PreparedImage:
+        """Of an opened image in a thread, of a file in a worker."""
 
         async def work() -> PreparedImage:
-            pool = self._large if source[0] * source[1] > LARGE else self._small
-            pixels = await self._in(pool, prepare, opened, transform)
+            client = current().client
+            if isinstance(image, bytes):
+                pixels = await self._workers.prepare(image, transform.target(source), client)
+            else:
+                threads = self._large if source[0] * source[1] > LARGE else self._small
+                pixels = await threads.run(client, prepare, image, transform)
             prepared = PreparedImage(pixels, digest, source, transform.vision.tokens(*pixels.size))
             self.cache.put(prepared)
             return prepared
@@ -135,10 +150,6 @@ class ImageLoader:
         metrics.IMAGES.labels("shared" if digest in self._preparing else "decoded").inc()
         with timed("decode"):
             return await self._preparing.do(digest, work)
-
-    @staticmethod
-    async def _in(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
 
 
 class _Budget:

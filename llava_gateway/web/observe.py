@@ -47,7 +47,8 @@ class Recorder:
         """Around a request, which gets a call of its own. Its status is the block's to set."""
         headers = Headers(scope=scope)
         method = scope.get("method", "WS")
-        record = Record(Call(_request_id(headers), _trace(headers)))
+        address, _ = scope.get("client") or ("", 0)
+        record = Record(Call(_request_id(headers), _trace(headers), address))
         start = time.perf_counter()
         span = self.tracing.begin(record.call, headers) if self.tracing else None
         try:

@@ -1,0 +1,55 @@
+"""The process that opens and decodes images whose cost is not known beforehand. The system ends it when one takes too much CPU time.
+
+Its input and output are lines of JSON; file and pixels are handed over in memory that it shares with the gateway, whose descriptor is its
+argument. It ends when its input does, and so with the gateway.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from llava_gateway.errors import InvalidImage
+from llava_gateway.images.decode import Target, open_image, render
+
+
+def main() -> None:
+    shared, memory, cpu_seconds, max_pixels = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # a system without memory ends this process, not the gateway
+    _answer({})
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        answer = _work(shared, max_pixels, **json.loads(line))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _answer(answer)
+
+
+def _work(shared: int, max_pixels: int, length: int, target: dict[str, Any] | None) -> dict[str, Any]:
+    """The image's size without a target, with one that of its pixels; or what is wrong with it."""
+    try:
+        image = open_image(os.pread(shared, length, 0), max_pixels)
+        if target is not None:
+            sizes = {tuple(size): tuple(made) for size, made in target["sizes"]}
+            image = render(image, Target(sizes, target["aspect_ratio"], tuple(target["mean_color"])))
+            os.pwrite(shared, image.tobytes(), 0)
+        return {"size": image.size}
+    except InvalidImage as error:
+        return {"error": error.message, "code": error.code}
+    except (MemoryError, RecursionError):
+        return {"error": "The image takes too much memory to decode; send it smaller, or as a PNG or a baseline JPEG."}
+
+
+def _answer(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Processes that decode images whose cost is not known beforehand (see `worker`), each of which can be ended at any moment."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from llava_gateway import metrics
+from llava_gateway.errors import InvalidImage, Unavailable
+from llava_gateway.images.decode import Target
+from llava_gateway.images.fair import FairSlots
+from llava_gateway.images.grids import Size
+from llava_gateway.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BASE_MEMORY = 256 << 20
+"""Bytes of address space of a worker beside an image: the interpreter and its libraries, 64 MiB, and room."""
+BYTES_PER_PIXEL = 20
+"""Of address space while an image of the largest size is decoded."""
+WALL_TIME = 6
+"""Times the CPU time of an image that it may take on a busy machine."""
+ATTEMPTS = 2
+"""At an image: once more if something else than the image may have ended the worker."""
+IMPORTS = (*filter(None, sys.path), str(Path(__file__).parents[2]))
+"""Where a worker finds the packages of this process, in this order, and this one."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    process: Process
+    shared: int
+    """Descriptor of the memory that it shares with this process."""
+
+    async def ask(self, data: bytes, question: dict[str, Any]) -> dict[str, Any] | None:
+        """Its answer; None if it has ended."""
+        assert self.process.stdin
+        assert self.process.stdout
+        os.pwrite(self.shared, data, 0)
+        line = b""
+        with suppress(OSError, RuntimeError):  # uvloop's way to say that the pipe is closed
+            self.process.stdin.write(json.dumps(question | {"length": len(data)}).encode() + b"\n")
+            line = await self.process.stdout.readline()
+        answer: dict[str, Any] | None = json.loads(line) if line else None
+        return answer
+
+    def pixels(self, size: Size) -> bytes:
+        return os.pread(self.shared, size[0] * size[1] * 3, 0)
+
+    def forget(self) -> None:
+        """Free the memory of file and pixels."""
+        os.ftruncate(self.shared, 0)
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self.process.kill()
+
+
+class WorkerPool:
+    """Starts a worker with the first picture and keeps one ahead of those at work. For one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._most = 2 * settings.image_threads  # so that one client, who may have half of them, leaves some to the others
+        self._slots = FairSlots(self._most, per_client=settings.image_threads)
+        self._idle: list[asyncio.Task[Worker]] = []  # started, or just starting
+        self._alive: set[Worker] = set()
+
+    @property
+    def alive(self) -> int:
+        return len(self._alive)
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for a worker."""
+        return self._slots.waiting
+
+    def warm(self) -> None:
+        """Have a worker ready soon, if none is idle and there may be one more."""
+        if not self._idle and len(self._alive) < self._most:
+            self._idle.append(asyncio.create_task(self._start()))
+
+    async def measure(self, data: bytes, client: str) -> Size:
+        """The size in pixels that the image declares. Raises InvalidImage and Unavailable."""
+        size, _ = await self._work(data, None, client)
+        return size
+
+    async def prepare(self, data: bytes, target: Target, client: str) -> Image.Image:
+        """Raises InvalidImage and Unavailable."""
+        plain = {"sizes": list(target.sizes.items()), "aspect_ratio": target.aspect_ratio, "mean_color": target.mean_color}
+        size, pixels = await self._work(data, plain, client)
+        return Image.frombytes("RGB", size, pixels)
+
+    def close(self) -> None:
+        for starting in self._idle:
+            starting.cancel()
+        for worker in self._alive:
+            worker.kill()
+
+    async def _work(self, data: bytes, target: dict[str, Any] | None, client: str) -> tuple[Size, bytes]:
+        async with self._slots.slot(client):
+            for _ in range(ATTEMPTS):
+                ended = await self._attempt(data, target)
+                if not isinstance(ended, int):
+                    return ended
+                if ended == -signal.SIGPROF:
+                    seconds = self._settings.image_cpu_seconds
+                    raise InvalidImage(
+                        f"The image takes more than {seconds:g} seconds to decode; send it smaller, or as a PNG or a baseline JPEG."
+                    )
+        raise InvalidImage("The image is damaged or cut short.")
+
+    async def _attempt(self, data: bytes, target: dict[str, Any] | None) -> tuple[Size, bytes] | int:
+        """The result; or how the worker ended. A worker whose answer nobody waits for is ended."""
+        started = await self._take()
+        worker = started.result()
+        self.warm()
+        answer, reason = None, "left"
+        try:
+            async with asyncio.timeout(WALL_TIME * self._settings.image_cpu_seconds):
+                answer = await worker.ask(data, {"target": target})
+            if answer is None:
+                ended = await worker.process.wait()
+                reason = "cpu" if ended == -signal.SIGPROF else "died"
+                return ended
+            if "size" not in answer:
+                raise InvalidImage(answer["error"], code=answer.get("code"))
+            width, height = answer["size"]
+            return (width, height), worker.pixels((width, height)) if target else b""
+        except TimeoutError:
+            reason = "busy"
+            raise Unavailable("The server is too busy to decode this image.", code="busy", retry_after=1) from None
+        finally:
+            if answer is None:
+                metrics.IMAGE_WORKER_ENDS.labels(reason).inc()
+                self._end(worker)
+                self.warm()
+            else:
+                worker.forget()
+                self._idle.append(started)
+
+    async def _take(self) -> asyncio.Task[Worker]:
+        while True:
+            starting = self._idle.pop() if self._idle else asyncio.create_task(self._start())
+            try:
+                worker = await asyncio.shield(starting)
+            except asyncio.CancelledError:  # the client left: the worker is for the next one
+                self._idle.append(starting)
+                raise
+            if worker.process.returncode is None:
+                return starting
+            self._end(worker)
+
+    async def _start(self) -> Worker:
+        settings = self._settings
+        max_pixels = settings.max_image_megapixels * 1_000_000
+        memory = BASE_MEMORY + 3 * (settings.max_image_mb << 20) + BYTES_PER_PIXEL * max_pixels
+        shared = os.memfd_create("image")
+        arguments = map(str, (shared, memory, settings.image_cpu_seconds, max_pixels))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-S", "-m", "llava_gateway.images.worker", *arguments),
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=DEVNULL,  # libtiff and others write there what they think of a file
+                pass_fds=(shared,),
+                start_new_session=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(IMPORTS)},
+            )
+        except BaseException:
+            os.close(shared)
+            raise
+        worker = Worker(process, shared)
+        self._alive.add(worker)
+        assert process.stdout
+        if not await process.stdout.readline():
+            self._end(worker)
+            log.error("a process that decodes images does not start")
+            raise Unavailable("Images of this kind cannot be decoded now.", code="busy", retry_after=1)
+        return worker
+
+    def _end(self, worker: Worker) -> None:
+        if worker in self._alive:
+            self._alive.remove(worker)
+            worker.kill()
+            os.close(worker.shared)
