@@ -13,8 +13,8 @@ PADDING = 1 << 24
 
 
 def check_tiff(data: bytes, max_pixels: int) -> None:
-    """InvalidImage if the first image's tiles or strips have far more pixels than the image, or lie over each other in the file. What cannot
-    be read is left to the decoder."""
+    """InvalidImage if the first image's tiles or strips have far more pixels than the image, or lie over each other in the file. The
+    decoder judges a file that cannot be read here."""
     try:
         tags = _Tags(data)
         width, height = tags.number(WIDTH), tags.number(LENGTH)
