@@ -50,6 +50,7 @@ IMAGE_URLS = Counter(
     ["source"],
 )
 IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images")
+IMAGE_FILE_BYTES = Gauge("llava_image_file_bytes", "Memory of image files that are being decoded or wait for that")
 IMAGE_WORKERS = Gauge("llava_image_workers", "Processes that decode images whose cost is not known beforehand")
 IMAGES_WAITING = Gauge("llava_images_waiting", "Images that wait for such a process")
 IMAGE_WORKER_ENDS = Counter(

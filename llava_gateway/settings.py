@@ -77,7 +77,9 @@ class Settings(BaseSettings):
         600.0, gt=0, description="seconds that a request may take in all; then it is answered 504, or its stream ends"
     )
     max_body_mb: int = Field(64, ge=1, description="largest request body, in MiB")
-    max_bodies_mb: int = Field(1024, ge=1, description="largest request bodies together, in MiB; more are answered 429")
+    max_bodies_mb: int = Field(
+        1024, ge=1, description="largest request bodies together, in MiB, and so image files that wait; more are answered 429"
+    )
     body_timeout: float = Field(60.0, gt=0, description="seconds that a request's body may take to arrive; then it is answered 408")
     head_timeout: float = Field(10.0, gt=0, description="seconds that a connection may take to send a request's headers")
     send_timeout: float = Field(30.0, gt=0, description="seconds that a client may read nothing of what it was sent; then it is cut off")

@@ -101,11 +101,11 @@ def empty_idats(count: int = 1_500_000) -> bytes:
     return png_chunks(count, b"IDAT", b"")
 
 
-def long_gif_comment(blocks: int = 60_000) -> bytes:
-    """Pillow puts the blocks of a comment together one by one, which takes time with the square of their number, before it knows a size."""
+def long_gif_comment(blocks: int = 9_000_000) -> bytes:
+    """Seconds in Pillow's loop over the blocks of a comment, each of one byte, before the frame is found."""
     data = encode(Image.new("P", (16, 16)), "GIF")
-    at = 13 + 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 13
-    return data[:at] + b"\x21\xfe" + (b"\xff" + bytes(255)) * blocks + b"\0" + data[at:]
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    return data[:at] + b"\x21\xfe" + b"\x01x" * blocks + b"\0" + data[at:]
 
 
 def lying_avif(coded: tuple[int, int], declared: tuple[int, int], **options: Any) -> bytes:

@@ -1,6 +1,8 @@
 """One call for a request's images: fetch or unpack, measure, and prepare each one, off the event loop and never twice."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +13,7 @@ from llava_gateway import metrics
 from llava_gateway.call import current, timed
 from llava_gateway.chat import ImageSource
 from llava_gateway.engine import PreparedImage, Vision
-from llava_gateway.errors import InvalidImage
+from llava_gateway.errors import InvalidImage, TooManyRequests
 from llava_gateway.images.cache import ImageCache
 from llava_gateway.images.decode import Transform, extension, is_cheap, open_image, prepare
 from llava_gateway.images.fair import FairThreads
@@ -49,7 +51,9 @@ class ImageLoader:
         self._small = FairThreads(settings.image_threads, "image")
         self._large = FairThreads(settings.image_threads, "large-image")
         self._workers = WorkerPool(settings)
+        self._files = _Files(settings.max_bodies_mb << 20)
         metrics.IMAGE_CACHE_BYTES.set_function(lambda: self.cache.bytes)
+        metrics.IMAGE_FILE_BYTES.set_function(lambda: self._files.bytes)
         metrics.IMAGE_WORKERS.set_function(lambda: self._workers.alive)
         metrics.IMAGES_WAITING.set_function(lambda: self._workers.waiting)
 
@@ -74,7 +78,7 @@ class ImageLoader:
         await self._urls.close()
         for pool in (self._small, self._large):
             pool.close()
-        self._workers.close()
+        await self._workers.close()
 
     def _transform(self, vision: Vision, aspect_ratio: AspectRatio | None = None) -> Transform:
         ours = self.settings.image_aspect_ratio
@@ -120,10 +124,11 @@ class ImageLoader:
             return prepared
         assert data is not None
         client = current().client
-        opened = await self._small.run(client, self._open_cheap, data)
-        size = opened.size if opened else await self._workers.measure(data, client)
-        budget.spend(pixels=size[0] * size[1])
-        return await self._prepare(opened or data, size, _key(content, transform), transform)
+        with self._files.held(content, len(data)):
+            opened = await self._small.run(client, self._open_cheap, data)
+            size = opened.size if opened else await self._workers.measure(data, client)
+            budget.spend(pixels=size[0] * size[1])
+            return await self._prepare(opened or data, size, _key(content, transform), transform)
 
     def _open_cheap(self, data: bytes) -> Image.Image | None:
         """None: a worker has to open the image, for what it costs is not known."""
@@ -150,6 +155,31 @@ class ImageLoader:
         metrics.IMAGES.labels("shared" if digest in self._preparing else "decoded").inc()
         with timed("decode"):
             return await self._preparing.do(digest, work)
+
+
+class _Files:
+    """The files that are being decoded or wait for that, each counted once, whoever asks for it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._holders: Counter[str] = Counter()
+
+    @contextmanager
+    def held(self, content: str, size: int) -> Iterator[None]:
+        """Raises TooManyRequests."""
+        if not self._holders[content]:
+            if self.bytes + size > self._max_bytes:
+                raise TooManyRequests("Too many images wait to be decoded. Try again later.", code="queue_full", retry_after=1)
+            self.bytes += size
+        self._holders[content] += 1
+        try:
+            yield
+        finally:
+            self._holders[content] -= 1
+            if not self._holders[content]:
+                del self._holders[content]
+                self.bytes -= size
 
 
 class _Budget:

@@ -27,6 +27,8 @@ BASE_MEMORY = 256 << 20
 """Bytes of address space of a worker beside an image: the interpreter and its libraries, 64 MiB, and room."""
 BYTES_PER_PIXEL = 24
 """Of address space while an image of the largest size is decoded. The most that was measured is 16, of a transparent PNG that is turned."""
+START_TIMEOUT = 30
+"""Seconds of a start, which takes a tenth of one where the machine is not busy."""
 WALL_TIME = 6
 """Times the CPU time of an image that it may take on a busy machine."""
 ATTEMPTS = 2
@@ -60,9 +62,10 @@ class Worker:
         """Free the memory of file and pixels."""
         os.ftruncate(self.shared, 0)
 
-    def kill(self) -> None:
+    def end(self) -> None:
         with suppress(ProcessLookupError):
             self.process.kill()
+        os.close(self.shared)
 
 
 class WorkerPool:
@@ -72,12 +75,13 @@ class WorkerPool:
         self._settings = settings
         self._most = 2 * settings.image_threads  # so that one client, who may have half of them, leaves some to the others
         self._slots = FairSlots(self._most, per_client=settings.image_threads)
-        self._idle: list[asyncio.Task[Worker]] = []  # started, or just starting
-        self._alive: set[Worker] = set()
+        self._workers: set[asyncio.Task[Worker]] = set()  # started, or just starting
+        self._idle: list[asyncio.Task[Worker]] = []  # those of them that have no image
+        self._closed = False
 
     @property
     def alive(self) -> int:
-        return len(self._alive)
+        return len(self._workers)
 
     @property
     def waiting(self) -> int:
@@ -86,8 +90,8 @@ class WorkerPool:
 
     def warm(self) -> None:
         """Have a worker ready soon, if none is idle and there may be one more."""
-        if not self._idle and len(self._alive) < self._most:
-            self._idle.append(asyncio.create_task(self._start()))
+        if not self._closed and not self._idle and len(self._workers) < self._most:
+            self._idle.append(self._launch())
 
     async def measure(self, data: bytes, client: str) -> Size:
         """The size in pixels that the image declares. Raises InvalidImage and Unavailable."""
@@ -100,11 +104,17 @@ class WorkerPool:
         size, pixels = await self._work(data, plain, client)
         return Image.frombytes("RGB", size, pixels)
 
-    def close(self) -> None:
-        for starting in self._idle:
-            starting.cancel()
-        for worker in self._alive:
-            worker.kill()
+    async def close(self) -> None:
+        """End the workers, and whatever they are at."""
+        self._closed = True
+        workers, self._workers = self._workers, set()
+        for task in workers:
+            task.cancel()
+        started = await asyncio.gather(*workers, return_exceptions=True)
+        for worker in started:
+            if isinstance(worker, Worker):
+                worker.end()
+                await worker.process.wait()
 
     async def _work(self, data: bytes, target: dict[str, Any] | None, client: str) -> tuple[Size, bytes]:
         async with self._slots.slot(client):
@@ -142,25 +152,46 @@ class WorkerPool:
         finally:
             if answer is None:
                 metrics.IMAGE_WORKER_ENDS.labels(reason).inc()
-                self._end(worker)
+                self._end(started)
                 self.warm()
-            else:
+            elif not self._closed:
                 worker.forget()
                 self._idle.append(started)
 
     async def _take(self) -> asyncio.Task[Worker]:
         while True:
-            starting = self._idle.pop() if self._idle else asyncio.create_task(self._start())
+            task = self._idle.pop() if self._idle else self._launch()
             try:
-                worker = await asyncio.shield(starting)
+                worker = await asyncio.shield(task)
             except asyncio.CancelledError:  # the client left: the worker is for the next one
-                self._idle.append(starting)
+                self._idle.append(task)
+                raise
+            except BaseException:
+                self._workers.discard(task)
                 raise
             if worker.process.returncode is None:
-                return starting
-            self._end(worker)
+                return task
+            self._end(task)
+
+    def _launch(self) -> asyncio.Task[Worker]:
+        task = asyncio.create_task(self._start())
+        self._workers.add(task)
+        return task
+
+    def _end(self, task: asyncio.Task[Worker]) -> None:
+        if task in self._workers:  # not by `close` already
+            self._workers.remove(task)
+            task.result().end()
 
     async def _start(self) -> Worker:
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                return await self._spawn()
+        except (OSError, EOFError) as error:  # TimeoutError is an OSError
+            log.error("a process that decodes images does not start: %s", error or type(error).__name__)
+            raise Unavailable("Images of this kind cannot be decoded now.", code="busy", retry_after=1) from error
+
+    async def _spawn(self) -> Worker:
         settings = self._settings
         max_pixels = settings.max_image_megapixels * 1_000_000
         memory = BASE_MEMORY + 3 * (settings.max_image_mb << 20) + BYTES_PER_PIXEL * max_pixels
@@ -180,16 +211,11 @@ class WorkerPool:
             os.close(shared)
             raise
         worker = Worker(process, shared)
-        self._alive.add(worker)
         assert process.stdout
-        if not await process.stdout.readline():
-            self._end(worker)
-            log.error("a process that decodes images does not start")
-            raise Unavailable("Images of this kind cannot be decoded now.", code="busy", retry_after=1)
+        try:
+            if not await process.stdout.readline():
+                raise EOFError("it has ended")
+        except BaseException:
+            worker.end()
+            raise
         return worker
-
-    def _end(self, worker: Worker) -> None:
-        if worker in self._alive:
-            self._alive.remove(worker)
-            worker.kill()
-            os.close(worker.shared)
