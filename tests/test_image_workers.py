@@ -162,15 +162,15 @@ def test_only_what_needs_a_worker_starts_one() -> None:
 
 @pytest.mark.parametrize("make", [hostile.empty_idats, hostile.long_gif_comment])
 def test_an_image_that_takes_too_much_cpu_time_is_refused(make: Callable[[], bytes]) -> None:
-    data, seconds = make(), 1.0
+    data, seconds = make(), 0.25
 
     async def work(loader: ImageLoader) -> None:
         before, ended = resource.getrusage(resource.RUSAGE_CHILDREN), ends("cpu")
-        with pytest.raises(InvalidImage, match="takes more than 1 seconds to decode; send it") as refusal:
+        with pytest.raises(InvalidImage, match="takes more than 0.25 seconds to decode; send it") as refusal:
             await load(loader, data)
         assert refusal.value.param == "image"
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3 * seconds
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 8 * seconds  # two workers start, too
         assert ends("cpu") == ended + 1
         assert (await load(loader, FILES["GIF"]))[0].source == (800, 600)
 

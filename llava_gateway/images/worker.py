@@ -13,8 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.decode import Target, open_image, render
+from llava_gateway.images.grids import Size
 
 
 def main() -> None:
@@ -24,26 +27,39 @@ def main() -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # a system without memory ends this process, not the gateway
     _answer({})
+    decoder = Decoder(shared, max_pixels)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        answer = _work(shared, max_pixels, **json.loads(line))
+        answer = decoder.answer(**json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
         _answer(answer)
 
 
-def _work(shared: int, max_pixels: int, length: int, target: dict[str, Any] | None) -> dict[str, Any]:
-    """The image's size without a target, with one that of its pixels; or what is wrong with it."""
-    try:
-        image = open_image(os.pread(shared, length, 0), max_pixels)
-        if target is not None:
-            sizes = {tuple(size): tuple(made) for size, made in target["sizes"]}
-            image = render(image, Target(sizes, target["aspect_ratio"], tuple(target["mean_color"])))
-            os.pwrite(shared, image.tobytes(), 0)
-        return {"size": image.size}
-    except InvalidImage as error:
-        return {"error": error.message, "code": error.code}
-    except (MemoryError, RecursionError):
-        return {"error": "The image takes too much memory to decode; send it smaller, or as a PNG or a baseline JPEG."}
+class Decoder:
+    def __init__(self, shared: int, max_pixels: int) -> None:
+        self._shared = shared
+        self._max_pixels = max_pixels
+        self._opened: Image.Image | None = None
+
+    def answer(self, length: int | None, target: dict[str, Any] | None) -> dict[str, Any]:
+        """The image's size without a target; the size of the pixels with one; or what is wrong. Without a length the image is the one that was
+        opened last."""
+        try:
+            if length is not None:
+                self._opened = open_image(os.pread(self._shared, length, 0), self._max_pixels)
+            assert self._opened
+            return {"size": self._opened.size if target is None else self._render(self._opened, target)}
+        except InvalidImage as error:
+            return {"error": error.message, "code": error.code}
+        except (MemoryError, RecursionError):
+            return {"error": "The image takes too much memory to decode; send it smaller, or as a PNG or a baseline JPEG."}
+
+    def _render(self, image: Image.Image, target: dict[str, Any]) -> Size:
+        self._opened = None
+        sizes = {tuple(size): tuple(made) for size, made in target["sizes"]}
+        pixels = render(image, Target(sizes, target["aspect_ratio"], tuple(target["mean_color"])))
+        os.pwrite(self._shared, pixels.tobytes(), 0)
+        return pixels.size
 
 
 def _answer(value: dict[str, Any]) -> None:

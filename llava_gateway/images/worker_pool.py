@@ -27,6 +27,8 @@ BASE_MEMORY = 256 << 20
 """Bytes of address space of a worker beside an image: the interpreter and its libraries, 64 MiB, and room."""
 BYTES_PER_PIXEL = 24
 """Of address space while an image of the largest size is decoded. The most that was measured is 16, of a transparent PNG that is turned."""
+KEPT_MEMORY = 1 << 20
+"""Bytes of shared memory of a worker without an image: as many as most files and pixels need."""
 START_TIMEOUT = 30
 """Seconds of a start, which takes a tenth of one where the machine is not busy."""
 WALL_TIME = 6
@@ -43,24 +45,29 @@ class Worker:
     shared: int
     """Descriptor of the memory that it shares with this process."""
 
-    async def ask(self, data: bytes, question: dict[str, Any]) -> dict[str, Any] | None:
+    opened: bytes | None = None
+    """The file whose size it has told last, which it need not be sent again."""
+
+    async def ask(self, data: bytes, target: dict[str, Any] | None) -> dict[str, Any] | None:
         """Its answer; None if it has ended."""
         assert self.process.stdin
         assert self.process.stdout
-        os.pwrite(self.shared, data, 0)
+        length = None if self.opened is data else os.pwrite(self.shared, data, 0)
         line = b""
         with suppress(OSError, RuntimeError):  # uvloop's way to say that the pipe is closed
-            self.process.stdin.write(json.dumps(question | {"length": len(data)}).encode() + b"\n")
+            self.process.stdin.write(json.dumps({"length": length, "target": target}).encode() + b"\n")
             line = await self.process.stdout.readline()
         answer: dict[str, Any] | None = json.loads(line) if line else None
+        self.opened = data if answer and target is None else None
         return answer
 
     def pixels(self, size: Size) -> bytes:
         return os.pread(self.shared, size[0] * size[1] * 3, 0)
 
-    def forget(self) -> None:
-        """Free the memory of file and pixels."""
-        os.ftruncate(self.shared, 0)
+    def free_memory(self) -> None:
+        """Of a file or of pixels."""
+        if self.opened is None:
+            os.ftruncate(self.shared, KEPT_MEMORY)
 
     def end(self) -> None:
         with suppress(ProcessLookupError):
@@ -137,7 +144,7 @@ class WorkerPool:
         answer, reason = None, "left"
         try:
             async with asyncio.timeout(WALL_TIME * self._settings.image_cpu_seconds):
-                answer = await worker.ask(data, {"target": target})
+                answer = await worker.ask(data, target)
             if answer is None:
                 ended = await worker.process.wait()
                 reason = "cpu" if ended == -signal.SIGPROF else "died"
@@ -155,7 +162,7 @@ class WorkerPool:
                 self._end(started)
                 self.warm()
             elif not self._closed:
-                worker.forget()
+                worker.free_memory()
                 self._idle.append(started)
 
     async def _take(self) -> asyncio.Task[Worker]:
