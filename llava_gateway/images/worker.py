@@ -42,8 +42,8 @@ class Decoder:
         self._opened: Image.Image | None = None
 
     def answer(self, length: int | None, target: dict[str, Any] | None) -> dict[str, Any]:
-        """The image's size without a target; the size of the pixels with one; or what is wrong. Without a length the image is the one that was
-        opened last."""
+        """Without a target, the image's size; with one, the size of the pixels that are made of it; or what is wrong. Without a length, of
+        the image that was opened last."""
         try:
             if length is not None:
                 self._opened = open_image(os.pread(self._shared, length, 0), self._max_pixels)

@@ -84,6 +84,7 @@ class WorkerPool:
         self._slots = FairSlots(self._most, per_client=settings.image_threads)
         self._workers: set[asyncio.Task[Worker]] = set()  # started, or just starting
         self._idle: list[asyncio.Task[Worker]] = []  # those of them that have no image
+        self._reaping: set[asyncio.Task[int]] = set()
         self._closed = False
 
     @property
@@ -122,6 +123,7 @@ class WorkerPool:
             if isinstance(worker, Worker):
                 worker.end()
                 await worker.process.wait()
+        await asyncio.gather(*self._reaping)
 
     async def _work(self, data: bytes, target: dict[str, Any] | None, client: str) -> tuple[Size, bytes]:
         async with self._slots.slot(client):
@@ -188,7 +190,11 @@ class WorkerPool:
     def _end(self, task: asyncio.Task[Worker]) -> None:
         if task in self._workers:  # not by `close` already
             self._workers.remove(task)
-            task.result().end()
+            worker = task.result()
+            worker.end()
+            reaping = asyncio.create_task(worker.process.wait())
+            self._reaping.add(reaping)
+            reaping.add_done_callback(self._reaping.discard)
 
     async def _start(self) -> Worker:
         try:
