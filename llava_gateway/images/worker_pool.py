@@ -121,8 +121,7 @@ class WorkerPool:
         started = await asyncio.gather(*workers, return_exceptions=True)
         for worker in started:
             if isinstance(worker, Worker):
-                worker.end()
-                await worker.process.wait()
+                self._kill(worker)
         await asyncio.gather(*self._reaping)
 
     async def _work(self, data: bytes, target: dict[str, Any] | None, client: str) -> tuple[Size, bytes]:
@@ -190,11 +189,13 @@ class WorkerPool:
     def _end(self, task: asyncio.Task[Worker]) -> None:
         if task in self._workers:  # not by `close` already
             self._workers.remove(task)
-            worker = task.result()
-            worker.end()
-            reaping = asyncio.create_task(worker.process.wait())
-            self._reaping.add(reaping)
-            reaping.add_done_callback(self._reaping.discard)
+            self._kill(task.result())
+
+    def _kill(self, worker: Worker) -> None:
+        worker.end()
+        reaping = asyncio.create_task(worker.process.wait())
+        self._reaping.add(reaping)
+        reaping.add_done_callback(self._reaping.discard)
 
     async def _start(self) -> Worker:
         try:
@@ -229,6 +230,6 @@ class WorkerPool:
             if not await process.stdout.readline():
                 raise EOFError("it has ended")
         except BaseException:
-            worker.end()
+            self._kill(worker)
             raise
         return worker
