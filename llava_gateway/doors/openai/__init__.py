@@ -71,8 +71,9 @@ class OpenAI:
         async with self.gateway.open(to_chat(request)) as answer:
             if request.stream:
                 await self._stream_chat(request, answer, reply)
-            else:
-                await reply.json(200, await completion(answer, request.model, logprobs=bool(request.logprobs)))
+                return
+            whole = await completion(answer, request.model, logprobs=bool(request.logprobs))
+        await reply.json(200, whole)  # the key's limits, which its headers tell, are settled by now
 
     async def _stream_chat(self, request: ChatCompletionRequest, answer: Answer, reply: Reply) -> None:
         chunks = ChunkRenderer(request.model, answer.usage, request.stream_options, choices=request.n or 1)
