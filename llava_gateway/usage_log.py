@@ -105,9 +105,9 @@ def _mend(path: Path, file: FileIO) -> bool:
         alone = _lock(file, fcntl.LOCK_EX)
         try:
             size, rest = _last_line(path)
-            if rest and alone and _is_begun(rest):
-                file.truncate(size - len(rest))
-                return True
+            if rest and alone and (kept := _kept(rest)) is not None:
+                file.truncate(size - len(rest) + kept)
+                return kept == 0
             return not rest
         finally:
             _lock(file, fcntl.LOCK_SH)
@@ -123,16 +123,17 @@ def _last_line(path: Path) -> tuple[int, bytes]:
         return size, reader.read(TAIL).rpartition(b"\n")[2]
 
 
-def _is_begun(rest: bytes) -> bool:
-    """Whether this is part of a gateway's line, and no more: nothing else is ever cut off."""
-    rest = rest.rstrip(b"\0")  # as a power failure may leave them
-    if not (rest.startswith(BEGINNING) or BEGINNING.startswith(rest)):
-        return False
+def _kept(rest: bytes) -> int | None:
+    """How much of it stays: all of a line of which the line feed alone is missing, nothing of one that was begun. None: it is none of a
+    gateway's, and not touched."""
+    line = rest.rstrip(b"\0")  # as a power failure may leave them
+    if not (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
+        return None
     try:
-        orjson.loads(rest)
+        orjson.loads(line)
     except orjson.JSONDecodeError:
-        return True
-    return False
+        return 0
+    return len(line)
 
 
 def _lock(file: FileIO, kind: int) -> bool:
