@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from llava_gateway.app import create_app
+from llava_gateway.cli.remote import image_part
+from llava_gateway.engine.vllm.adapters import _read_shapes
 from llava_gateway.files import read_file
 from llava_gateway.keys.store import KeyFile, KeyFileError
 from llava_gateway.settings import Settings, SettingsError
@@ -63,6 +65,18 @@ def test_the_keys_command_does_not_wait_for_a_fifo(tmp_path: Path) -> None:
 def test_a_template_that_is_none_is_refused_at_the_start(trap: Path) -> None:
     with pytest.raises(SettingsError, match="is neither a file nor one of"):
         within(30, lambda: create_app(Settings(model=MODEL, template=str(trap)), engine=lambda: pytest.fail("nobody starts the engine")))
+
+
+def test_an_adapter_whose_weights_are_a_fifo_does_not_hold_a_thread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(FileNotFoundError):
+        within(30, lambda: _read_shapes(tmp_path / "adapter_model.safetensors"))
+
+
+def test_a_picture_of_the_chat_command_is_no_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cat.png")
+    with pytest.raises(OSError, match="Not a regular file"):
+        within(30, lambda: image_part(str(tmp_path / "cat.png")))
 
 
 def test_a_file_is_read_to_its_bound(tmp_path: Path) -> None:
