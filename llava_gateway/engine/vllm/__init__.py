@@ -17,6 +17,7 @@ from llava_gateway.call import current
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.engine import Adapter, EngineStartError, ModelInfo, PreparedImage, Prompt
 from llava_gateway.engine.vllm.adapters import Adapters
+from llava_gateway.engine.vllm.compat import seeds_work
 from llava_gateway.engine.vllm.delivery import Delivery, written
 from llava_gateway.engine.vllm.grammar import GrammarChecker
 from llava_gateway.engine.vllm.guardian import Guardian
@@ -74,6 +75,7 @@ class VllmEngine:
         self._engine = engine = loading.result()
         self._model = info = describe(engine)
         self._adapters = Adapters(engine)
+        self._seeds_work = seeds_work(engine.vllm_config)
         if engine.vllm_config.structured_outputs_config.backend == "guidance":  # else the operator has chosen
             self._grammars = GrammarChecker(info.vocabulary)
         self.stage = "answering for the first time"
@@ -113,7 +115,7 @@ class VllmEngine:
         self._generating += 1
         try:
             delivery = Delivery(sampling, self._model.vocabulary, usage, take, stream=stream, images=bool(prompt.images))
-            params = sampling_params(sampling, stream)
+            params = sampling_params(sampling, stream, seeds_work=self._seeds_work)
             while not await self._deliver(self._engine, prompt, params, delivery):
                 pass
         except GatewayError:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from llava_gateway.engine import EngineStartError, ModelInfo, Vision
 from llava_gateway.engine.vllm.adapters import check_adaptable, leave_a_slot_empty
 from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind
+from llava_gateway.engine.vllm.compat import choose_cpu_worker
 from llava_gateway.engine.vllm.quantization import check_quantization
 from llava_gateway.images.grids import Size
 from llava_gateway.images.tokens import ImageTokens
@@ -65,6 +66,7 @@ def engine_arguments(model: str, flags: Sequence[str]) -> "AsyncEngineArgs":
             arguments.distributed_executor_backend = "uni"
         if arguments.enable_lora:
             leave_a_slot_empty(arguments)
+        choose_cpu_worker(arguments)
     if arguments.structured_outputs_config.backend == "auto":
         # With "auto" vLLM keeps the backend that the first request led it to, and other requests' grammars fail on that. Of the
         # backends only guidance limits the work for a token: a regular expression of 100 characters has xgrammar 0.2.8 hang.

@@ -13,13 +13,15 @@ SEEDS = 1 << 62
 """Seeds are taken modulo this: vLLM adds a choice's index to its seed, in 64 bits, and takes -1 for no seed at all."""
 
 
-def sampling_params(sampling: Sampling, stream: bool) -> "SamplingParams":
+def sampling_params(sampling: Sampling, stream: bool, *, seeds_work: bool) -> "SamplingParams":
     """vLLM's parameters. A field of a wrong type would wedge the engine for good, so they take the round trip that the engine's
     own decoder will make, here, where a mistake is one request's error."""
     import msgspec
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    if sampling.seed is not None and sampling.temperature > 0 and not seeds_work:
+        raise InvalidRequest("This server's engine cannot repeat an answer by its seed; leave out `seed`.", param="seed")
     params = SamplingParams(
         n=sampling.n,
         max_tokens=sampling.max_tokens,
