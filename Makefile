@@ -1,5 +1,5 @@
-# make serve | test | test-ray | check | measure | bench | soak | pictures | demo-model | clean
-# Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH SOAK
+# make serve | test | test-ray | check | measure | bench | soak | fuzz | pictures | demo-model | clean
+# Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH SOAK FUZZ
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -7,10 +7,11 @@ MODEL ?= $(if $(filter cpu,$(ENGINE)),llava-demo)
 ARGS ?=
 BENCH ?=
 SOAK ?=
+FUZZ ?=
 BIN := .venv/bin
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 
-.PHONY: serve test test-ray check measure bench soak pictures demo-model clean
+.PHONY: serve test test-ray check measure bench soak fuzz pictures demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -35,6 +36,9 @@ bench: .venv/test-$(ENGINE)  ## This gateway beside `vllm serve` in one run (ten
 
 soak: .venv/test-$(ENGINE)  ## Ten minutes of mixed traffic; fails if anything grows. SOAK="--minutes 60" for more
 	$(BIN)/python tests/soak.py $(SOAK)
+
+fuzz: .venv/test-$(ENGINE)  ## Ten minutes of valid requests in all combinations, many at once; none may end the engine. FUZZ="--minutes 60" for more
+	$(BIN)/python tests/fuzz.py $(FUZZ)
 
 pictures: .venv/test-$(ENGINE)  ## The pictures of the chat page in docs/pictures, taken anew; needs Chromium
 	$(BIN)/python tests/page_pictures.py

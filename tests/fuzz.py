@@ -86,7 +86,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "logit_bias": st.dictionaries(token_ids.map(str), st.sampled_from([-100, -1, 0, 5, 100]), max_size=6),
     "allowed_token_ids": st.lists(token_ids, min_size=1, max_size=5),
     "stop_token_ids": st.lists(token_ids, max_size=4),
-    "bad_words": st.lists(words, max_size=4),
+    "bad_words": st.lists(words.filter(str.strip), max_size=4),
     "stop": words | st.lists(words, min_size=1, max_size=4),
     "min_tokens": st.sampled_from([0, 1, 3, 8]),
     "ignore_eos": st.booleans(),
@@ -127,11 +127,27 @@ leaving = st.none() | st.none() | st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5, 1.
 """Seconds after which the client is gone; None: it stays."""
 
 
+def coherent(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without most of what the gateway refuses at once, so that the engine gets to see the rest."""
+    left_out = set()
+    if "structured_outputs" in fields or fields.get("response_format", {}).get("type") == "json_object":
+        left_out |= {"min_tokens", "ignore_eos"}
+    if "structured_outputs" in fields:
+        left_out |= {"response_format", "allowed_token_ids"}
+    if not fields.get("logprobs"):
+        left_out.add("top_logprobs")
+    if isinstance(fields.get("prompt"), list) and not isinstance(fields["prompt"][0], int):
+        left_out.add("stream")
+    if fields.get("min_tokens", 0) > fields["max_tokens"]:
+        left_out.add("min_tokens")
+    return {name: value for name, value in fields.items() if name not in left_out}
+
+
 def requests(models: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
     """What stands in a batch: a path, a body, and when its client leaves."""
     given = {"model": st.sampled_from(models), "leaves": leaving}
-    chat = st.fixed_dictionaries({"path": st.just(CHAT), "body": chats, **given})
-    completion = st.fixed_dictionaries({"path": st.just(COMPLETIONS), "body": completions, **given})
+    chat = st.fixed_dictionaries({"path": st.just(CHAT), "body": chats.map(coherent), **given})
+    completion = st.fixed_dictionaries({"path": st.just(COMPLETIONS), "body": completions.map(coherent), **given})
     return chat | chat | completion
 
 
