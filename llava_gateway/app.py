@@ -127,6 +127,7 @@ def make_app(
     )
     app.router.redirect_slashes = False
     app.state.gateway = gateway
+    app.state.bodies = bodies
     return app
 
 

@@ -23,6 +23,7 @@ from llava_gateway.engine import EngineStartError
 from llava_gateway.settings import Settings, SettingsError
 from llava_gateway.version import __version__
 from llava_gateway.web.protocol import protocol
+from llava_gateway.web.websocket_protocol import websocket_protocol
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             http=self._protocol,
+            ws=websocket_protocol(settings, app.state.bodies),
             ws_max_size=settings.max_body_mb << 20,
-            ws_max_queue=1,
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=LAST_WORDS,
         )

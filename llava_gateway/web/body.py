@@ -52,6 +52,10 @@ class Bodies:
             share.grow_to(len(message))
             yield _object(message)
 
+    def reservation(self) -> "_Share":
+        """For the bytes of a message that is on its way. Its holder releases it."""
+        return _Share(self)
+
     @contextmanager
     def _share(self) -> Iterator["_Share"]:
         share = _Share(self)

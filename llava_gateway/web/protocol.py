@@ -2,20 +2,28 @@
 point or never read, are closed; and what is not HTTP gets its 400 in OpenAI's shape, too."""
 
 import asyncio
-import re
 import socket
 from typing import Any
 
+import httptools
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.ids import new_id
 from llava_gateway.settings import Settings
+from llava_gateway.web.request_head import BAD_REQUEST, Refused, check_head, is_websocket
 
 MAX_HEAD = 1 << 16
 """Bytes of a request's headers and trailers together."""
 BODY = b'{"error":{"message":"%b","type":"%b","param":null,"code":null}}'
-H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
+INVALID = Refused(BAD_REQUEST, "This is not a valid HTTP request.")
+TOO_LARGE = Refused("431 Request Header Fields Too Large", "The request's headers are too large.")
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+RESET_INTERVAL = 0.1
+"""Seconds between two looks at whether a half-closed connection has been reset."""
+TCP_CLOSE = 7
+"""The state of a connection that was reset (`tcp_states.h`)."""
 
 
 def protocol(settings: Settings) -> type[HttpToolsProtocol]:
@@ -44,12 +52,68 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
                 return
             if self._head is None and (self.cycle is None or self.cycle.response_complete):
                 self._expect_head()
-            if self._head and b"h2c" in data:  # Java's client offers it to every server; the parser would take the body for HTTP/2
-                data = H2C.sub(b"", data, count=1)
             self._barren_bytes += len(data)
-            super().data_received(data)
+            self._unset_keepalive_if_required()
+            self._parse(data)
             if self._barren_bytes > MAX_HEAD and not self.transport.is_closing():
-                self._refuse("431 Request Header Fields Too Large", b"The request's headers are too large.")
+                self._refuse(TOO_LARGE)
+
+        def _parse(self, data: bytes) -> None:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:  # the parser takes what follows the head for another protocol
+                self._upgrade(data[upgrade.args[0] :])
+            except httptools.HttpParserError as error:
+                if not self._pipelined:
+                    self._refuse(error.__context__ if isinstance(error.__context__, Refused) else INVALID)
+
+        def _upgrade(self, rest: bytes) -> None:
+            """Begin a WebSocket. Any other upgrade is ignored (RFC 9110, section 7.8): the request is parsed again without that header."""
+            method, version = self.parser.get_method(), self.parser.get_http_version()
+            if not is_websocket(method, version, self.headers):
+                head = [b"%b %b HTTP/%b\r\n" % (method, self.url, version.encode())]
+                head += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+                self._parse(b"".join((*head, b"\r\n", rest)))
+            elif rest:  # a client has to wait for the handshake's answer
+                self._refuse(INVALID)
+            else:
+                self._head_has_come()
+                self.scope["method"] = method.decode()
+                self.handle_websocket_upgrade()
+                if not getattr(self.transport.get_protocol(), "handshake_initiated", True):
+                    self._refuse(TOO_LARGE)  # `websockets` has limits of its own, and does not answer
+
+        def eof_received(self) -> bool:  # type: ignore[override]
+            """Whether to keep the connection for the answer, although the client will send no more.
+
+            A client that has left looks the same as one that still reads (RFC 9112, section 9.6) until something is sent to it: the system
+            of the first answers with a reset. So the client is sent bytes that it has to ignore: an interim response (RFC 9110, section 15.2)
+            before the answer, or a leading zero of the next chunk's size (RFC 9112, section 7.1) in the middle of it. HTTP/1.0 has no such
+            bytes; its client is taken to have left, as nginx does when it proxies with HTTP/1.0 and its own client leaves."""
+            cycle = self.cycle
+            if cycle is None or cycle.response_complete or cycle.more_body or cycle.scope["http_version"] != "1.1":
+                return False
+            if _tcp_socket(self.transport) is None:
+                return False
+            if not cycle.response_started:
+                self.transport.write(CONTINUE)
+            elif cycle.chunked_encoding:
+                self.transport.write(b"0")
+            cycle.keep_alive = False
+            self._watch_for_reset()
+            return True
+
+        def _watch_for_reset(self) -> None:
+            """The event loop watches for nothing more once the client has sent its last byte."""
+            if self.transport.is_closing():
+                return
+            connection = _tcp_socket(self.transport)
+            if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
+                self.transport.abort()
+            else:
+                self.loop.call_later(RESET_INTERVAL, self._watch_for_reset)
 
         def on_message_begin(self) -> None:
             self._head_bytes = 0
@@ -69,31 +133,34 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
                 self._pipelined = True
                 self.cycle.keep_alive = False
                 raise ValueError("pipelined")
+            check_head(self.parser.get_method(), self.parser.get_http_version(), self.headers)
+            if self.parser.should_upgrade():
+                return  # to `_upgrade`
             self._head_has_come()
             self._barren_bytes = 0
             super().on_headers_complete()
             if self.cycle is not None:
                 self.cycle.scope["writer"] = _BodyWriter(self.cycle)  # type: ignore[typeddict-unknown-key]
 
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+            super()._start_asgi_task(cycle, _without_chunks(app, cycle) if cycle.scope["http_version"] == "1.0" else app)
+
         def on_body(self, body: bytes) -> None:
             self._barren_bytes = 0
             super().on_body(body)
 
         def on_message_complete(self) -> None:
-            self._barren_bytes = 0
-            super().on_message_complete()
+            if not self.parser.should_upgrade():
+                self._barren_bytes = 0
+                super().on_message_complete()
 
-        def send_400_response(self, msg: str) -> None:
-            if not self._pipelined:
-                self._refuse("400 Bad Request", b"This is not a valid HTTP request.")
-
-        def _refuse(self, status: str, message: bytes) -> None:
+        def _refuse(self, refused: Refused) -> None:
             if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
                 self.transport.close()  # in the middle of a response there is no place for another
                 return
-            body = BODY % (message, InvalidRequest.type.encode())
+            body = BODY % (refused.message.encode(), InvalidRequest.type.encode())
             head = (
-                f"HTTP/1.1 {status}\r\n"
+                f"HTTP/1.1 {refused.status}\r\n"
                 f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
                 f"x-request-id: {new_id()}\r\nconnection: close\r\n\r\n"
             )
@@ -131,8 +198,32 @@ class _BodyWriter:
             self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
+def _without_chunks(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
+    """The application for a client of HTTP/1.0, which knows no chunks: a body without a length ends with the connection."""
+
+    async def wrapped(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        has_length = False
+
+        async def send_as_it_is(message: ASGISendEvent) -> None:
+            nonlocal has_length
+            if message["type"] == "http.response.start":
+                has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+                cycle.chunked_encoding = None if has_length else False
+            elif message["type"] == "http.response.body" and not has_length:
+                cycle.expected_content_length = len(message.get("body", b""))  # uvicorn would have no more than was announced
+            await send(message)
+
+        await app(scope, receive, send_as_it_is)
+
+    return wrapped
+
+
+def _tcp_socket(transport: asyncio.Transport) -> Any:
+    connection: Any = transport.get_extra_info("socket")
+    return connection if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6) else None
+
+
 def _bound_sending(transport: asyncio.Transport, seconds: float) -> None:
     """Have the kernel end the connection if what is sent is not taken for so long (TCP_USER_TIMEOUT, tcp(7)), a closed one, too."""
-    connection: Any = transport.get_extra_info("socket")
-    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+    if connection := _tcp_socket(transport):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))

@@ -58,9 +58,13 @@ class JsonSocket:
         with scope["recorder"].record(scope) as record:
             try:
                 async with AsyncExitStack() as stack:
+                    if reservation := message.get("reservation"):  # our server has counted the message on its way
+                        stack.callback(reservation.release)
                     if admit := scope.get("admit"):
                         await stack.enter_async_context(admit())
                     await stack.enter_async_context(self.admission.enter())
+                    if reservation:
+                        reservation.release()  # the next line counts it anew
                     request = stack.enter_context(self.bodies.message(body))
                     await unless(_gone(receive, send), self.handle(request, answer))
                 record.status = 200
