@@ -109,7 +109,8 @@ def closing_code(connection: socket.socket) -> int:
 
 @contextmanager
 def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> Iterator[Gateway]:
-    """POST /work waits for `go` and then answers with its body, or streams it: `{"stream": true}`. A message to /socket does the same."""
+    """POST /work waits for `go` and then answers with its body, or streams it: `{"stream": true}`. `{"fill": N}` becomes so many letters. A
+    message to /socket is answered with its length, and as many letters."""
     given = Settings(**{"head_timeout": 1, "body_timeout": 1, "send_timeout": 2, "keep_alive": 15} | settings)
     bodies = Bodies(given)
     running: Gateway
@@ -127,6 +128,7 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
 
     async def handle(body: Any, reply: Reply) -> None:
         value = parsed(body)
+        value |= {"fill": "x" * value["fill"]} if "fill" in value else {}
         if not value.get("stream"):
             await work()
             await reply.json(200, value)
@@ -162,6 +164,7 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
         ws_max_size=given.max_body_mb << 20,
         ws_per_message_deflate=False,
         lifespan="off",
+        timeout_keep_alive=1,
         log_config=None,
         access_log=False,
     )

@@ -89,7 +89,7 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
             """Whether to keep the connection for the answer, although the client will send no more.
 
             A client that has left looks the same as one that still reads (RFC 9112, section 9.6) until something is sent to it: the system
-            of the first answers with a reset. So the client is sent bytes that it has to ignore: an interim response (RFC 9110, section 15.2)
+            of the first answers with a reset. So it is sent bytes that clients ignore: an interim response (RFC 9110, section 15.2)
             before the answer, or a leading zero of the next chunk's size (RFC 9112, section 7.1) in the middle of it. HTTP/1.0 has no such
             bytes; its client is taken to have left, as nginx does when it proxies with HTTP/1.0 and its own client leaves."""
             cycle = self.cycle
