@@ -3,7 +3,7 @@ admin keys alone, or, on a loopback server without keys, to whoever can reach th
 
 import asyncio
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from starlette.routing import Route
@@ -12,7 +12,7 @@ from llava_gateway.call import current
 from llava_gateway.errors import Forbidden, InvalidRequest
 from llava_gateway.gateway import Gateway
 from llava_gateway.settings import SettingsError
-from llava_gateway.web.body import Bodies
+from llava_gateway.web.body import Bodies, JsonBody
 from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import JsonEndpoint
 from llava_gateway.web.fields import Refused, RequestBody
@@ -50,17 +50,17 @@ class Adapters:
         self._gateway = gateway
         self._folder = folder
 
-    async def load(self, body: dict[str, Any], reply: Reply) -> None:
+    async def load(self, body: JsonBody, reply: Reply) -> None:
         self._check_admin()
-        asked = LoadRequest.parse(body)
+        asked = LoadRequest.read(body)
         path = await asyncio.to_thread(self._find, asked.lora_path)
         loading = self._gateway.models.load(asked.lora_name, path, in_place=bool(asked.load_inplace))
         await asyncio.shield(loading)  # half loaded, it would be in the engine and have no name
         await _say(reply, f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
-    async def unload(self, body: dict[str, Any], reply: Reply) -> None:
+    async def unload(self, body: JsonBody, reply: Reply) -> None:
         self._check_admin()
-        asked = UnloadRequest.parse(body)
+        asked = UnloadRequest.read(body)
         await self._gateway.models.unload(asked.lora_name)
         await _say(reply, f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 from starlette.routing import Route
@@ -16,7 +15,7 @@ from llava_gateway.feedback.record import VoteName, check_turns, new_vote
 from llava_gateway.feedback.store import Full, Store
 from llava_gateway.gateway import Gateway
 from llava_gateway.settings import SettingsError
-from llava_gateway.web.body import Bodies
+from llava_gateway.web.body import Bodies, JsonBody
 from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import JsonEndpoint
 from llava_gateway.web.fields import RequestBody
@@ -50,8 +49,8 @@ class Feedback:
         self._store = store
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="feedback")
 
-    async def vote(self, body: dict[str, Any], reply: Reply) -> None:
-        request = FeedbackRequest.parse(body)
+    async def vote(self, body: JsonBody, reply: Reply) -> None:
+        request = FeedbackRequest.read(body)
         self._gateway.model(request.model)
         messages = to_messages(request.messages)
         check_turns(messages)

@@ -20,7 +20,7 @@ from llava_gateway.chat import CompletionRequest, Delta, ImageBase64, Sampling
 from llava_gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable
 from llava_gateway.gateway import Gateway
 from llava_gateway.plan import Plan
-from llava_gateway.web.body import Bodies
+from llava_gateway.web.body import Bodies, JsonBody
 from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import JsonEndpoint
 from llava_gateway.web.fields import TAG, ImageString, Refused, RequestBody
@@ -113,8 +113,8 @@ class LlavaStack:
         self.gateway = gateway
         self.keep_alive = gateway.settings.keep_alive
 
-    async def worker_generate_stream(self, body: dict[str, Any], reply: Reply) -> None:
-        asked = GenerateRequest.parse(body)
+    async def worker_generate_stream(self, body: JsonBody, reply: Reply) -> None:
+        asked = GenerateRequest.read(body)
         plan = await self._plan(asked)
         async with self.gateway.answer(plan) as answer, reply.stream(MEDIA_TYPE, self.keep_alive, silence=NUL):
             await reply.deltas(answer, TextSoFar(asked.prompt).push)
@@ -148,19 +148,19 @@ class LlavaStack:
             "this server there as one of them."
         )
 
-    async def get_worker_address(self, address: str, body: dict[str, Any], reply: Reply) -> None:
-        asked = AddressRequest.parse(body)
+    async def get_worker_address(self, address: str, body: JsonBody, reply: Reply) -> None:
+        asked = AddressRequest.read(body)
         await reply.json(200, {"address": address if asked.model in self.gateway.models.names() else ""})
 
-    async def receive_heart_beat(self, address: str, body: dict[str, Any], reply: Reply) -> None:
-        await reply.json(200, {"exist": HeartBeat.parse(body).worker_name.rstrip("/") == address})
+    async def receive_heart_beat(self, address: str, body: JsonBody, reply: Reply) -> None:
+        await reply.json(200, {"exist": HeartBeat.read(body).worker_name.rstrip("/") == address})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Addressed:
     """A JSON endpoint, as an ASGI app, whose handler is told the address that the client reached this server by."""
 
-    handle: Callable[[str, dict[str, Any], Reply], Coroutine[Any, Any, None]]
+    handle: Callable[[str, JsonBody, Reply], Coroutine[Any, Any, None]]
     gateway: Gateway
     bodies: Bodies
 

@@ -1,6 +1,7 @@
 """Images inside the request: base64, or `data:` URIs (RFC 2397). Labels are not believed, and harmless sloppiness is forgiven."""
 
 import binascii
+from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
 import pybase64
@@ -12,6 +13,8 @@ from llava_gateway.images import too_large
 _CLEAN = bytes.maketrans(b"-_", b"+/")  # URL-safe base64 (RFC 4648, section 5)
 _WHITE = b" \t\r\n"
 _MAX_HEAD = 1000
+_SLICE = 1 << 14
+"""Bytes that are unquoted at once."""
 
 
 def inlined(image: ImageSource) -> memoryview | str:
@@ -35,7 +38,7 @@ def decode_inlined(inline: memoryview, max_bytes: int) -> bytes:
     if len(payload) * 3 // 4 > max_bytes * 1.1:
         raise too_large(max_bytes)
     try:
-        data = _decode(payload)
+        data = _decode(payload, max_bytes)
     except (binascii.Error, ValueError):
         raise InvalidImage("The image is not valid base64.", code="invalid_base64_image") from None
     if len(data) > max_bytes:
@@ -43,9 +46,39 @@ def decode_inlined(inline: memoryview, max_bytes: int) -> bytes:
     return data
 
 
-def _decode(payload: memoryview) -> bytes:
+def _decode(payload: memoryview, max_bytes: int) -> bytes:
     try:
         return pybase64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
-        plain = unquote_to_bytes(bytes(payload)).translate(_CLEAN, _WHITE).rstrip(b"=")
-        return pybase64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+        return _decode_sloppy(payload, max_bytes)
+
+
+def _decode_sloppy(payload: memoryview, max_bytes: int) -> bytes:
+    """Of base64 that is percent-encoded, has white space or the URL-safe alphabet in it, or lacks its padding. In slices, since millions of
+    escapes would take 50 times their size, and base64 that is wrong ends at once. Comes back early, with too much, beyond `max_bytes`."""
+    data, rest, padded = bytearray(), b"", False
+    for piece in _slices(payload):
+        clean = unquote_to_bytes(piece).translate(_CLEAN, _WHITE)
+        text = clean.rstrip(b"=")
+        if b"=" in text or (padded and text):
+            raise binascii.Error("padding before the end")
+        padded = padded or len(text) < len(clean)
+        whole = len(rest + text) // 4 * 4
+        data += pybase64.b64decode((rest + text)[:whole], validate=True)
+        rest = (rest + text)[whole:]
+        if len(data) > max_bytes:
+            break
+    else:
+        data += pybase64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True)
+    return bytes(data)
+
+
+def _slices(payload: memoryview) -> Iterator[bytes]:
+    """None ends within an escape."""
+    start = 0
+    while start < len(payload):
+        piece = bytes(payload[start : start + _SLICE])
+        escape = piece.find(b"%", -2) if len(piece) == _SLICE else -1
+        piece = piece if escape < 0 else piece[:escape]
+        yield piece
+        start += len(piece)

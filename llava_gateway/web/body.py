@@ -1,10 +1,12 @@
-"""Reading a request's body: bounded while it arrives, in bytes and in time, alone and together with all others."""
+"""Reading a request's body: bounded while it arrives, in bytes and in time, alone and together with all others. What it takes once it is
+parsed is reserved before, and given back as far as it was not needed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
@@ -12,9 +14,14 @@ from llava_gateway import metrics
 from llava_gateway.call import timed
 from llava_gateway.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, TooManyRequests, UnsupportedMediaType
 from llava_gateway.settings import Settings
-from llava_gateway.web.json import loads
+from llava_gateway.web.json import JsonText
+from llava_gateway.web.sizes import held_size
+
+T = TypeVar("T", bound=BaseModel)
 
 JSON_TYPES = ("application/json", "text/json", "")
+_LARGE = 1 << 20
+"""Bytes up to which an estimate of a parsed body is kept as it is: to measure what is held would cost more than it gives back."""
 
 
 class ClientLeft(Exception):
@@ -31,9 +38,9 @@ class Bodies:
         metrics.BODY_BYTES.set_function(lambda: self.bytes)
 
     @asynccontextmanager
-    async def json(self, scope: Scope, receive: Receive) -> AsyncIterator[dict[str, Any]]:
-        """The JSON object in the body, whose memory is counted as long as the block runs. GatewayError for anything else; ClientLeft if
-        the rest of it will not come."""
+    async def json(self, scope: Scope, receive: Receive) -> AsyncIterator["JsonBody"]:
+        """The body, whose memory is counted as long as the block runs. GatewayError for media types other than JSON and bodies that are too
+        large or too slow; ClientLeft if the rest of it will not come."""
         headers = Headers(scope=scope)
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in JSON_TYPES and not media_type.endswith("+json"):
@@ -42,15 +49,17 @@ class Bodies:
             raise UnsupportedMediaType("The body must not be compressed.")
         with self._share() as share:
             with timed("body"):
-                value = _object(await self._read_in_time(headers, receive, share))
-            yield value
+                body = JsonBody(await self._read_in_time(headers, receive, share), share)
+            yield body
 
     @contextmanager
-    def message(self, message: bytes) -> Iterator[dict[str, Any]]:
+    def message(self, message: bytes) -> Iterator["JsonBody"]:
         """As `json`, of what a WebSocket has brought."""
         with self._share() as share:
             share.grow_to(len(message))
-            yield _object(message)
+            body = JsonBody(message, share)
+            del message
+            yield body
 
     def reservation(self) -> "_Share":
         """For the bytes of a message that is on its way. Its holder releases it."""
@@ -64,33 +73,54 @@ class Bodies:
         finally:
             share.release()
 
-    async def _read_in_time(self, headers: Headers, receive: Receive, share: "_Share") -> bytes:
+    async def _read_in_time(self, headers: Headers, receive: Receive, share: "_Share") -> bytes | bytearray:
         try:
             async with asyncio.timeout(self.timeout):
                 return await self._read(headers, receive, share)
         except TimeoutError:
             raise BodyTooSlow(f"The body was not whole after {self.timeout:g} s.") from None
 
-    async def _read(self, headers: Headers, receive: Receive, share: "_Share") -> bytes:
+    async def _read(self, headers: Headers, receive: Receive, share: "_Share") -> bytes | bytearray:
         declared = headers.get("content-length", "")
         if declared.isdecimal():
             share.check(int(declared))
-        chunks: list[bytes] = []
-        size, more = 0, True
+        body, more = bytearray(), True  # grows in place, where joined chunks would be held twice
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            share.grow_to(size)
-            chunks.append(chunk)
-            more = message.get("more_body", False)
-        return b"".join(chunks)
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            share.grow_to(len(body) + len(chunk))
+            if not body and not more:
+                return cast(bytes, chunk)
+            body += chunk
+        return body
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    value = loads(body)
+class JsonBody:
+    """A request's body and its reservation. It is parsed once, and gone then, except for pictures that stand in it."""
+
+    def __init__(self, body: bytes | bytearray, share: "_Share") -> None:
+        self._body: bytes | bytearray | None = body
+        self._share = share
+
+    def parse(self, keep: Callable[[dict[str, Any]], T], *, max_text: int | None) -> T:
+        """What `keep` makes of the JSON object, which is dropped. The memory for parsing is reserved first, and more than `held_size` of
+        the result is given back. `max_text`: as for `JsonText`. Raises GatewayError."""
+        body, self._body = self._body, None
+        assert body is not None
+        text = JsonText(body, max_text=max_text)
+        pictures = len(body) + text.picture_size * 3 // 4 if text.picture_size else 0  # they are decoded while the body is held
+        self._share.reserve(max(len(body), pictures) + text.parsed_size)
+        del body
+        kept = keep(_object(text))
+        if text.parsed_size > _LARGE:
+            self._share.shrink_to(pictures + min(text.parsed_size, held_size(kept)))
+        return kept
+
+
+def _object(text: JsonText) -> dict[str, Any]:
+    value = text.parse()
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return value
@@ -109,14 +139,24 @@ class _Share:
             raise BodyTooLarge(f"The body is larger than {self._bodies.max_body >> 20} MiB.")
 
     def grow_to(self, size: int) -> None:
-        """Raises BodyTooLarge, or TooManyRequests if it is the others that leave no room."""
+        """The body has so many bytes. Raises BodyTooLarge, or TooManyRequests if it is the others that leave no room."""
         self.check(size)
+        self.reserve(size)
+
+    def reserve(self, size: int) -> None:
+        """So many bytes, whatever they are for. Raises as `grow_to`."""
+        if size > self._bodies.max_together:
+            raise BodyTooLarge(f"The body takes more than {self._bodies.max_together >> 20} MiB of memory once it is parsed.")
         more = max(size - self._bytes, 0)
         if self._bodies.bytes + more > self._bodies.max_together:
             raise TooManyRequests("The server is busy with large requests. Try again later.", code="bodies_full", retry_after=1)
         self._bodies.bytes += more
         self._bytes += more
 
+    def shrink_to(self, size: int) -> None:
+        less = max(self._bytes - size, 0)
+        self._bodies.bytes -= less
+        self._bytes -= less
+
     def release(self) -> None:
-        self._bodies.bytes -= self._bytes
-        self._bytes = 0
+        self.shrink_to(0)

@@ -13,12 +13,12 @@ from llava_gateway.admission import Admission
 from llava_gateway.call import current
 from llava_gateway.ending import end
 from llava_gateway.errors import GatewayError
-from llava_gateway.web.body import Bodies, ClientLeft
+from llava_gateway.web.body import Bodies, ClientLeft, JsonBody
 from llava_gateway.web.reply import Fail, Reply
 
 log = logging.getLogger(__name__)
 
-Handle = Callable[[dict[str, Any], Reply], Coroutine[Any, Any, None]]
+Handle = Callable[[JsonBody, Reply], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class JsonEndpoint:
             if error.status == 500:
                 log.error("%s", error.message, exc_info=error)
             current().code = error.code or error.type
+            error.__traceback__ = error.__context__ = None  # they would hold the request's memory, which is no longer counted
             await self.fail(error, reply)
 
 

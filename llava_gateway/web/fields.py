@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 
 from llava_gateway.chat import InPlace
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.web.body import JsonBody
+from llava_gateway.web.json import MAX_TEXT
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,13 @@ class RequestBody(Strict):
 
     refused: ClassVar[dict[str, Refused]] = {}
     ignored: ClassVar[dict[str, str]] = {}
+    max_text: ClassVar[int | None] = MAX_TEXT
+    """Bytes of the longest string that is no picture; None where texts have pictures in them."""
+
+    @classmethod
+    def read(cls, body: JsonBody) -> Self:
+        """As `parse`, of a body that has just come. Fields that are not declared are dropped with it."""
+        return body.parse(cls.parse, max_text=cls.max_text)
 
     @classmethod
     def parse(cls, body: dict[str, Any]) -> Self:

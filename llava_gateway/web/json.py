@@ -10,49 +10,69 @@ import orjson
 
 from llava_gateway.chat import InPlace
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.web.sizes import parsed_size
 
 _HEAD = re.compile(rb"(?:data:[ -~]{0,200}?,)?[A-Za-z0-9+/_-]{16}")
 _COLON = re.compile(rb"\s*:")
+_BETWEEN = re.compile(rb"\s*[,:\]}]")
+"""How the text after a string's closing quote begins."""
 LONG = 1 << 18
 """Bytes from which base64, and a `data:` URI, is left in place. No text of a prompt may be as long."""
-MAX_VALUES = 1 << 21
-"""Of a body. Two million are parsed in a tenth of a second, during which nobody else is served."""
+MAX_TEXT = 4 << 20
+"""Bytes of a string that is no picture. No model's context has room for as much."""
 
 
-def loads(body: bytes) -> Any:
-    """The body's JSON; strings that are long base64 or `data:` URIs are `InPlace`. InvalidRequest if it is not JSON."""
-    pieces, found = _cut(body)
-    if sum(piece.count(b",") for piece in pieces) > MAX_VALUES:
-        raise InvalidRequest(f"The body has more than {MAX_VALUES} values.")
-    try:
-        if not found:
-            return orjson.loads(body)
-        names = [secrets.token_hex(16) for _ in found]
-        text = b"".join(part for piece, name in zip(pieces, [*names, ""], strict=True) for part in (piece, name.encode()))
-        return _with(dict(zip(names, found, strict=True)), orjson.loads(text))
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+class JsonText:
+    """A JSON text, looked through but not parsed yet."""
+
+    def __init__(self, body: bytes | bytearray, *, max_text: int | None = MAX_TEXT) -> None:
+        """`max_text`: bytes of the longest string that is no picture; None: strings may be as long as the body. InvalidRequest for longer
+        strings, and for too many values."""
+        self._pieces, self._pictures = _cut(body, max_text)
+        self.parsed_size = parsed_size(self._pieces)
+        """Most bytes that it takes once it is parsed, without the pictures that are left in place."""
+        self.picture_size = sum(len(picture.ascii) for picture in self._pictures)
+        """Bytes of the pictures that are left in place."""
+
+    def parse(self) -> Any:
+        """The value; strings that are long base64 or `data:` URIs are `InPlace`. InvalidRequest if this is not JSON."""
+        try:
+            if not self._pictures:
+                return orjson.loads(self._pieces[0])
+            names = [secrets.token_hex(16) for _ in self._pictures]
+            text = b"".join(part for piece, name in zip(self._pieces, [*names, ""], strict=True) for part in (piece, name.encode()))
+            return _with(dict(zip(names, self._pictures, strict=True)), orjson.loads(text))
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
 
 
-def _cut(body: bytes) -> tuple[list[bytes], list[InPlace]]:
+def loads(body: bytes | bytearray) -> Any:
+    """The JSON text's value. InvalidRequest."""
+    return JsonText(body).parse()
+
+
+def _cut(body: bytes | bytearray, max_text: int | None) -> tuple[list[memoryview], list[InPlace]]:
     """What is around the long strings of base64, and these. Quotes stay with what is around, so that what was not JSON does not become
     it. Looks between two quotes around every LONG / 2 bytes: what is LONG cannot slip through, and each byte is looked at twice at most."""
     view = memoryview(body)
-    pieces: list[bytes] = []
+    pieces: list[memoryview] = []
     found: list[InPlace] = []
     done = last = 0
     while (at := last + LONG // 2) < len(body) and (end := body.find(b'"', at)) >= 0:
         start = body.rfind(b'"', last, at) + 1
-        if start and end - start >= LONG and _is_picture(body, start, end):
-            pieces.append(body[done:start])
-            found.append(InPlace(view[start:end]))
-            done = end
+        if start and end - start >= LONG:
+            if _is_picture(body, start, end):
+                pieces.append(view[done:start])
+                found.append(InPlace(view[start:end]))
+                done = end
+            elif max_text is not None and end - start > max_text and not _BETWEEN.match(body, start, end):
+                raise InvalidRequest(f"The body has a text of more than {max_text} bytes, which is longer than any prompt.")
         last = end
-    pieces.append(body[done:])
+    pieces.append(view[done:])
     return pieces, found
 
 
-def _is_picture(body: bytes, start: int, end: int) -> bool:
+def _is_picture(body: bytes | bytearray, start: int, end: int) -> bool:
     """Whether a whole string that begins and ends here, if this is JSON, looks like base64, and is no key. What follows a string's closing
     quote never does, nor does what an escape precedes or is within."""
     escaped = body[start - 2 : start - 1] == b"\\" or body.find(b"\\", start, end) >= 0

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
 from llava_gateway.errors import GatewayError
-from llava_gateway.web.body import Bodies, ClientLeft
+from llava_gateway.web.body import Bodies, ClientLeft, JsonBody
 from llava_gateway.web.endpoint import unless
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ Answer = Callable[[Any], Awaitable[None]]
 class JsonSocket:
     """An ASGI app. A client that leaves cancels `handle`, as one that sends a message while another is being answered does."""
 
-    handle: Callable[[dict[str, Any], Answer], Coroutine[Any, Any, None]]
+    handle: Callable[[JsonBody, Answer], Coroutine[Any, Any, None]]
     fail: Callable[[GatewayError, Answer], Awaitable[None]]
     admission: Admission
     bodies: Bodies
@@ -54,7 +54,7 @@ class JsonSocket:
         async def answer(value: Any) -> None:
             await send({"type": "websocket.send", "text": orjson.dumps(value).decode()})
 
-        body = message.get("bytes") or (message.get("text") or "").encode()
+        body = message.pop("bytes", None) or (message.pop("text", None) or "").encode()  # held by nobody else
         with scope["recorder"].record(scope) as record:
             try:
                 async with AsyncExitStack() as stack:
@@ -66,6 +66,7 @@ class JsonSocket:
                     if reservation:
                         reservation.release()  # the next line counts it anew
                     request = stack.enter_context(self.bodies.message(body))
+                    del body
                     await unless(_gone(receive, send), self.handle(request, answer))
                 record.status = 200
             except GatewayError as error:

@@ -22,7 +22,7 @@ from llava_gateway.gateway import Gateway
 from llava_gateway.plan import Plan
 from llava_gateway.together import together
 from llava_gateway.version import __version__
-from llava_gateway.web.body import Bodies
+from llava_gateway.web.body import Bodies, JsonBody
 from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import Handle, JsonEndpoint
 from llava_gateway.web.reply import Reply
@@ -66,8 +66,8 @@ class OpenAI:
         self.gateway = gateway
         self.keep_alive = gateway.settings.keep_alive
 
-    async def chat_completions(self, body: dict[str, Any], reply: Reply) -> None:
-        request = ChatCompletionRequest.parse(body)
+    async def chat_completions(self, body: JsonBody, reply: Reply) -> None:
+        request = ChatCompletionRequest.read(body)
         async with self.gateway.open(to_chat(request)) as answer:
             if request.stream:
                 await self._stream_chat(request, answer, reply)
@@ -80,8 +80,8 @@ class OpenAI:
         async with reply.events(self.keep_alive, chunks.end):
             await reply.deltas(answer, chunks.push)
 
-    async def completions(self, body: dict[str, Any], reply: Reply) -> None:
-        request = TextCompletionRequest.parse(body)
+    async def completions(self, body: JsonBody, reply: Reply) -> None:
+        request = TextCompletionRequest.read(body)
         prompts = to_completions(request)
         if request.stream:
             async with self.gateway.open(prompts[0]) as answer:
@@ -117,10 +117,10 @@ class OpenAI:
         found = {"id": name, "object": "model", "created": models.created(name), "owned_by": "llava-gateway"}
         return found | {"parent": parent} if (parent := models.parent(name)) else found
 
-    async def tokenize(self, body: dict[str, Any], reply: Reply) -> None:
+    async def tokenize(self, body: JsonBody, reply: Reply) -> None:
         await reply.json(200, await tokenize(self.gateway, body))
 
-    async def detokenize(self, body: dict[str, Any], reply: Reply) -> None:
+    async def detokenize(self, body: JsonBody, reply: Reply) -> None:
         await reply.json(200, detokenize(self.gateway, body))
 
     async def version(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from llava_gateway.doors.openai.sampling import VLLM_REFUSED, TokenIds
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.gateway import Gateway
 from llava_gateway.templates import built_in
+from llava_gateway.web.body import JsonBody
 from llava_gateway.web.fields import Refused, RequestBody
 from llava_gateway.web.messages import Messages, to_messages
 
@@ -42,9 +43,9 @@ class DetokenizeRequest(RequestBody):
     tokens: TokenIds = Field(description="token ids")
 
 
-async def tokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
+async def tokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
     """vLLM's `TokenizeResponse`, and how many of the tokens are images'. Raises GatewayError."""
-    asked = TokenizeRequest.parse(body)
+    asked = TokenizeRequest.read(body)
     model = asked.model if asked.model is not None else gateway.model_name
     request: ChatRequest | CompletionRequest
     if (asked.messages is None) == (asked.prompt is None):
@@ -75,9 +76,9 @@ async def tokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def detokenize(gateway: Gateway, body: dict[str, Any]) -> dict[str, Any]:
+def detokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
     """vLLM's `DetokenizeResponse`. Raises GatewayError."""
-    asked = DetokenizeRequest.parse(body)
+    asked = DetokenizeRequest.read(body)
     info = gateway.model(asked.model if asked.model is not None else gateway.model_name)
     info.vocabulary.check(asked.tokens, "tokens")
     return {"prompt": info.vocabulary.decode(asked.tokens)}

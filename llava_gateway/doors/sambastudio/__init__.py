@@ -17,7 +17,7 @@ from llava_gateway.errors import InvalidRequest
 from llava_gateway.gateway import Gateway
 from llava_gateway.plan import Plan
 from llava_gateway.together import together
-from llava_gateway.web.body import Bodies
+from llava_gateway.web.body import Bodies, JsonBody
 from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import JsonEndpoint
 from llava_gateway.web.reply import Fail, Reply
@@ -88,7 +88,7 @@ class Endpoint:
         handle = partial(self.handle, self._model(**scope["path_params"]))
         await JsonEndpoint(handle, self.form.fail, self.gateway.admission, self.bodies)(scope, receive, send)
 
-    async def handle(self, model: str, body: dict[str, Any], reply: Reply) -> None:
+    async def handle(self, model: str, body: JsonBody, reply: Reply) -> None:
         raise NotImplementedError
 
     def _model(self, project: str, endpoint: str) -> str:
@@ -104,9 +104,9 @@ class Endpoint:
 class Predict(Endpoint):
     """Whole answers, of several prompts at once."""
 
-    async def handle(self, model: str, body: dict[str, Any], reply: Reply) -> None:
+    async def handle(self, model: str, body: JsonBody, reply: Reply) -> None:
         start = time.perf_counter()
-        asked = self.form.body.parse(body)
+        asked = self.form.body.read(body)
         prompts = asked.prompts()
         plans = await self._plan(asked, prompts, model, stream=False)
         predictions = await together(self._predict, plans, self.gateway.settings.max_running)
@@ -123,9 +123,9 @@ class Predict(Endpoint):
 class Stream(Endpoint):
     """The answer to one prompt, as it comes."""
 
-    async def handle(self, model: str, body: dict[str, Any], reply: Reply) -> None:
+    async def handle(self, model: str, body: JsonBody, reply: Reply) -> None:
         stopwatch = Stopwatch()
-        asked = self.form.stream_body.parse(body)
+        asked = self.form.stream_body.read(body)
         prompt, *others = asked.prompts()
         if others:
             raise InvalidRequest(f"{asked.holder}: a stream is of one prompt; send a request for each.", param=asked.holder)

@@ -18,7 +18,7 @@ from llava_gateway.doors.webui.render import Events, render_error
 from llava_gateway.doors.webui.running import ByClient, Running, caller
 from llava_gateway.errors import GatewayError
 from llava_gateway.gateway import Gateway
-from llava_gateway.web.body import Bodies
+from llava_gateway.web.body import Bodies, JsonBody
 from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import Handle, JsonEndpoint
 from llava_gateway.web.reply import Reply, retry_after
@@ -34,10 +34,10 @@ def door(gateway: Gateway, bodies: Bodies) -> Door:
     def endpoint(handle: Handle) -> JsonEndpoint:
         return JsonEndpoint(handle, fail, gateway.admission, bodies)
 
-    def stoppable(path: str, handle: Callable[[str, dict[str, Any], Reply], Coroutine[Any, Any, None]]) -> Route:
+    def stoppable(path: str, handle: Callable[[str, JsonBody, Reply], Coroutine[Any, Any, None]]) -> Route:
         return Route(path, ByClient(lambda address: endpoint(partial(handle, address))), methods=["POST"])
 
-    def socket(path: str, handle: Callable[[str, Events, dict[str, Any], Answer], Coroutine[Any, Any, None]]) -> WebSocketRoute:
+    def socket(path: str, handle: Callable[[str, Events, JsonBody, Answer], Coroutine[Any, Any, None]]) -> WebSocketRoute:
         def connect(address: str) -> JsonSocket:
             events = Events()
             return JsonSocket(partial(handle, address, events), events.fail, gateway.admission, bodies)
@@ -66,22 +66,22 @@ class Webui:
         self.gateway = gateway
         self._running = Running()
 
-    async def generate(self, address: str, body: dict[str, Any], reply: Reply) -> None:
-        request = GenerateBody.parse(body).to_completion(self._model(), self.gateway)
+    async def generate(self, address: str, body: JsonBody, reply: Reply) -> None:
+        request = GenerateBody.read(body).to_completion(self._model(), self.gateway)
         await reply.json(200, {"results": [{"text": await self._whole(address, request)}]})
 
-    async def chat(self, address: str, body: dict[str, Any], reply: Reply) -> None:
-        asked = ChatBody.parse(body)
+    async def chat(self, address: str, body: JsonBody, reply: Reply) -> None:
+        asked = ChatBody.read(body)
         turns = asked.turns()
         text = await self._whole(address, asked.to_chat(self._model(), self.gateway, turns))
         await reply.json(200, {"results": [{"history": turns.history(text)}]})
 
-    async def stream(self, address: str, events: Events, body: dict[str, Any], answer: Answer) -> None:
-        request = GenerateBody.parse(body).to_completion(self._model(), self.gateway)
+    async def stream(self, address: str, events: Events, body: JsonBody, answer: Answer) -> None:
+        request = GenerateBody.read(body).to_completion(self._model(), self.gateway)
         await self._stream(address, request, events, answer, lambda said, sent: {"text": said[sent:]})
 
-    async def chat_stream(self, address: str, events: Events, body: dict[str, Any], answer: Answer) -> None:
-        asked = ChatBody.parse(body)
+    async def chat_stream(self, address: str, events: Events, body: JsonBody, answer: Answer) -> None:
+        asked = ChatBody.read(body)
         turns = asked.turns()
         request = asked.to_chat(self._model(), self.gateway, turns)
         await self._stream(address, request, events, answer, lambda said, _: {"history": turns.history(said)})
@@ -90,16 +90,16 @@ class Webui:
         self._running.stop(caller(request.client.host if request.client else ""))
         return _json({"results": "success"})
 
-    async def token_count(self, body: dict[str, Any], reply: Reply) -> None:
-        request = TokenCountBody.parse(body).to_completion(self._model(), self.gateway)
+    async def token_count(self, body: JsonBody, reply: Reply) -> None:
+        request = TokenCountBody.read(body).to_completion(self._model(), self.gateway)
         tokens, _ = await self.gateway.tokenize(request)
         await reply.json(200, {"results": [{"tokens": len(tokens)}]})
 
     async def model_name(self, request: Request) -> Response:
         return _json({"result": self._model()})
 
-    async def model(self, body: dict[str, Any], reply: Reply) -> None:
-        await reply.json(200, {"result": ModelBody.parse(body).result(self._model(), self.gateway)})
+    async def model(self, body: JsonBody, reply: Reply) -> None:
+        await reply.json(200, {"result": ModelBody.read(body).result(self._model(), self.gateway)})
 
     def _model(self) -> str:
         """The first name of the model that the caller may use; the dialect has none in its requests."""

@@ -1,5 +1,7 @@
 """Prompts that the client has written out itself: `/api/v1/generate`, `/api/v1/stream` and `/api/v1/token-count`."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from llava_gateway.chat import CompletionRequest, ImageUrl, Sampling
@@ -32,6 +34,8 @@ class TokenCountBody(RequestBody):
     prompt: str = Field(description="as /api/v1/generate takes it; each picture counts in full, and none is opened")
     add_all_images_to_prompt: bool | None = Field(None, description=ALL_IMAGES)
     add_bos_token: bool | None = Field(None, description=BOS)
+
+    max_text: ClassVar = None
 
     def to_completion(self, model: str, gateway: Gateway) -> CompletionRequest:
         """Raises GatewayError."""

@@ -61,6 +61,8 @@ class SamplingFields(RequestBody):
         description="a form that the answer has: EBNF (as GBNF and xgrammar have it) from `root` on, or Lark; default empty",
     )
 
+    max_text: ClassVar = None
+
     refused: ClassVar = {
         "preset": Refused("presets are files of the original's; send their values", unless=(None, "", "None")),
         "typical_p": Refused(LACKING, unless=ONE),
