@@ -109,14 +109,22 @@ class JsonBody:
         the result is given back. `max_text`: as for `JsonText`. Raises GatewayError."""
         body, self._body = self._body, None
         assert body is not None
-        text = JsonText(body, max_text=max_text)
-        pictures = len(body) + text.picture_size * 3 // 4 if text.picture_size else 0  # they are decoded while the body is held
-        self._share.reserve(max(len(body), pictures) + text.parsed_size)
+        size, text = len(body), JsonText(body, max_text=max_text)
         del body
+        reserved = _with_pictures(size, text.picture_size) + text.parsed_size
+        self._share.reserve(reserved)
         kept = keep(_object(text))
-        if text.parsed_size > _LARGE:
-            self._share.shrink_to(pictures + min(text.parsed_size, held_size(kept)))
+        if reserved > _LARGE:
+            held, pictures = held_size(kept)
+            self._share.shrink_to((_with_pictures(size, pictures) if pictures else 0) + held)
+        elif not text.picture_size:
+            self._share.shrink_to(text.parsed_size)
         return kept
+
+
+def _with_pictures(body: int, pictures: int) -> int:
+    """Bytes of a body and of the pictures in it: they are decoded while it is held."""
+    return body + pictures * 3 // 4
 
 
 def _object(text: JsonText) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class JsonEndpoint:
             if error.status == 500:
                 log.error("%s", error.message, exc_info=error)
             current().code = error.code or error.type
-            error.__traceback__ = error.__context__ = None  # they would hold the request's memory, which is no longer counted
+            error.__traceback__ = error.__context__ = error.__cause__ = None  # their frames hold the body, which is no longer counted
             await self.fail(error, reply)
 
 

@@ -12,7 +12,7 @@ from llava_gateway.chat import InPlace
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.web.sizes import parsed_size
 
-_HEAD = re.compile(rb"(?:data:[ -~]{0,200}?,)?[A-Za-z0-9+/_-]{16}")
+_HEAD = re.compile(rb"(?:data:[ -~]{0,200}?,)?[A-Za-z0-9+/_%-]{16}")
 _COLON = re.compile(rb"\s*:")
 _BETWEEN = re.compile(rb"\s*[,:\]}]")
 """How the text after a string's closing quote begins."""
@@ -32,7 +32,7 @@ class JsonText:
         self.parsed_size = parsed_size(self._pieces)
         """Most bytes that it takes once it is parsed, without the pictures that are left in place."""
         self.picture_size = sum(len(picture.ascii) for picture in self._pictures)
-        """Bytes of the pictures that are left in place."""
+        """Bytes of these."""
 
     def parse(self) -> Any:
         """The value; strings that are long base64 or `data:` URIs are `InPlace`. InvalidRequest if this is not JSON."""
@@ -65,7 +65,7 @@ def _cut(body: bytes | bytearray, max_text: int | None) -> tuple[list[memoryview
                 pieces.append(view[done:start])
                 found.append(InPlace(view[start:end]))
                 done = end
-            elif max_text is not None and end - start > max_text and not _BETWEEN.match(body, start, end):
+            elif max_text is not None and end - start > max_text and _is_text(body, start, end):
                 raise InvalidRequest(f"The body has a text of more than {max_text} bytes, which is longer than any prompt.")
         last = end
     pieces.append(view[done:])
@@ -77,6 +77,11 @@ def _is_picture(body: bytes | bytearray, start: int, end: int) -> bool:
     quote never does, nor does what an escape precedes or is within."""
     escaped = body[start - 2 : start - 1] == b"\\" or body.find(b"\\", start, end) >= 0
     return bool(_HEAD.match(body, start, end)) and not escaped and not _COLON.match(body, end + 1)
+
+
+def _is_text(body: bytes | bytearray, start: int, end: int) -> bool:
+    """Whether a string begins here, if this is JSON, that is no picture in base64, not even one with white space in escapes."""
+    return not (_BETWEEN.match(body, start, end) or _HEAD.match(body, start, end))
 
 
 def _with(found: dict[str, InPlace], document: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from llava_gateway.chat import InPlace
 from llava_gateway.errors import InvalidRequest
 
 VALUE = 76
@@ -47,14 +48,16 @@ def parsed_size(pieces: Iterable[bytes | bytearray | memoryview]) -> int:
     return structure + text * (width + TEXT_COPIES)
 
 
-def held_size(request: BaseModel) -> int:
-    """Bytes of the strings, lists and dictionaries in a validated request."""
-    size = 0
+def held_size(request: BaseModel) -> tuple[int, int]:
+    """Bytes of the strings, lists and dictionaries in a validated request, and of the pictures that are left in its body."""
+    size = pictures = 0
     unseen: list[Any] = [request]
     while unseen:
         value = unseen.pop()
         if isinstance(value, str):
             size += sys.getsizeof(value) + TEXT_COPIES * len(value)
+        elif isinstance(value, InPlace):
+            pictures += len(value.ascii)
         elif isinstance(value, BaseModel):
             size += OBJECT + FIELD * len(value.__dict__)
             unseen.extend(value.__dict__.values())
@@ -65,7 +68,7 @@ def held_size(request: BaseModel) -> int:
             size += ARRAY + VALUE * len(value)
             if not set(map(type, value)) <= _SCALARS:
                 unseen.extend(value)
-    return size
+    return size, pictures
 
 
 def _check(values: int, fields: int) -> None:

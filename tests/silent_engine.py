@@ -1,0 +1,63 @@
+"""A gateway whose engine never answers, on a real socket: what requests hold can be measured. `python silent_engine.py PORT`"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from llava_gateway.app import create_app
+from llava_gateway.chat import Delta, Sampling, Structure, Usage
+from llava_gateway.demo import CHECKPOINT
+from llava_gateway.engine import Adapter, ModelInfo, Prompt, Vision
+from llava_gateway.settings import Settings
+from llava_gateway.vocabulary import Vocabulary
+from llava_gateway.web.protocol import protocol
+
+
+class SilentEngine:
+    """The demo's tokenizer and template, with a long context and pictures of one token."""
+
+    stage = ""
+    dead = False
+
+    async def start(self) -> ModelInfo:
+        return ModelInfo(
+            vocabulary=Vocabulary((CHECKPOINT / "tokenizer.json").read_text()),
+            chat_template=(CHECKPOINT / "chat_template.jinja").read_text(),
+            special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
+            image_token="<image>",
+            vision=Vision(336, lambda width, height: 1, fewest=1, most=1),
+            context_length=1 << 16,
+        )
+
+    async def check_structure(self, structure: Structure) -> None:
+        pass
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        pass
+
+    async def unload_adapter(self, adapter: Adapter) -> None:
+        pass
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
+        await asyncio.Future()
+
+    async def check(self, timeout: float) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    settings = Settings(model="llava-demo")
+    uvicorn.run(
+        create_app(settings, engine=SilentEngine),
+        port=int(sys.argv[1]),
+        http=protocol(settings),
+        log_level="error",
+        ws_max_size=settings.max_body_mb << 20,
+        ws_max_queue=1,
+        ws_per_message_deflate=False,
+    )
