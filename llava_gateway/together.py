@@ -23,5 +23,6 @@ async def together(work: Callable[[A], Awaitable[T]], items: Iterable[A], limit:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(item)) for item in items]
     except ExceptionGroup as failures:
+        failures.__traceback__ = None  # whose frames hold it in turn before Python 3.13, and the items' memory with it
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
