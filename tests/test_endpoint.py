@@ -1,7 +1,6 @@
 """What an endpoint does once its answer has left, behind a real uvicorn."""
 
 import asyncio
-from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +12,7 @@ from llava_gateway.admission import Admission
 from llava_gateway.doors.openai import fail
 from llava_gateway.places import Places
 from llava_gateway.settings import Settings
-from llava_gateway.web.body import Bodies
+from llava_gateway.web.body import Bodies, JsonBody
 from llava_gateway.web.endpoint import JsonEndpoint
 from llava_gateway.web.protocol import protocol
 from llava_gateway.web.reply import Reply
@@ -25,7 +24,7 @@ def test_what_is_left_to_do_is_done_although_the_answer_is_whole(stream: bool) -
     done: list[str] = []
     over = asyncio.Event()
 
-    async def handle(body: dict[str, Any], reply: Reply) -> None:
+    async def handle(body: JsonBody, reply: Reply) -> None:
         try:
             if stream:
                 async with reply.events(15):

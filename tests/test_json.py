@@ -1,17 +1,20 @@
 """Bodies whose long pictures are left where they are mean what they meant."""
 
 import json
+import sys
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from llava_gateway.chat import InPlace
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.web import json as web_json
-from llava_gateway.web.json import LONG, loads
+from llava_gateway.web.json import LONG, MAX_TEXT, JsonText, loads
+from llava_gateway.web.sizes import held_size
 
 URI = "data:image/png;base64," + "A" * LONG
 
@@ -88,6 +91,59 @@ def test_any_text(text: str) -> None:
             assert plain(loads(body)) == expected
 
 
-def test_bodies_of_very_many_values_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="values"):
-        loads(b"[" + b"1," * (1 << 22) + b"1]")
+@pytest.mark.parametrize("value", ["1,", "{},", "[],", '"a":1,', '{"a":1},'])
+def test_bodies_of_very_many_values_are_refused(value: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"more than \d+ (values|objects, lists and fields)"):
+        loads(b"[" + value.encode() * (1 << 20) + b"1]")
+
+
+def test_as_many_token_ids_as_a_request_may_have_are_no_very_many_values() -> None:
+    assert len(loads(orjson.dumps([[1] * 4096] * 128))) == 128
+
+
+def test_a_text_longer_than_any_prompt_is_refused_before_it_is_built() -> None:
+    for text in ("some text " * MAX_TEXT, "😀" * MAX_TEXT, "a text\\n" * MAX_TEXT):
+        with pytest.raises(InvalidRequest, match=f"text of more than {MAX_TEXT} bytes"):
+            loads(orjson.dumps({"text": text}))
+        assert JsonText(orjson.dumps({"text": text}), max_text=None).parse() == {"text": text}
+
+
+def test_what_stands_between_two_texts_is_no_long_text() -> None:
+    between = orjson.dumps({"prompt": [[123456789] * 5000] * 100, "model": "m"})
+    assert len(between) > MAX_TEXT
+    assert loads(between)["model"] == "m"
+    assert loads(b'{"a":1' + b" " * 2 * MAX_TEXT + b',"b":2}') == {"a": 1, "b": 2}
+
+
+def test_long_pictures_may_have_white_space_and_escapes() -> None:
+    lines = "QUFB" * 19 + "\r\n"
+    escaped = "data:image/png;base64," + "%41" * MAX_TEXT
+    value = loads(orjson.dumps({"a": lines * (MAX_TEXT // 70), "b": escaped}))
+    assert value["a"] == lines * (MAX_TEXT // 70)
+    assert bytes(value["b"].ascii).decode() == escaped
+
+
+def built(value: Any) -> int:
+    """Bytes that CPython takes for a value, strings and numbers that it shares counted each time."""
+    size = sys.getsizeof(value)
+    if isinstance(value, dict):
+        return size + sum(built(key) + built(item) for key, item in value.items())
+    return size + (sum(map(built, value)) if isinstance(value, list) else 0)
+
+
+@given(st.lists(DOCUMENTS | st.text() | st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.booleans())
+def test_no_document_takes_more_than_what_is_reserved_for_it(documents: list[Any], ascii_only: bool) -> None:
+    body = json.dumps({"a": documents * 20}, ensure_ascii=ascii_only, separators=(",", ":")).encode(errors="replace")
+    text = JsonText(body)
+    # What CPython shares (the empty string, single characters, small numbers) and rounds is in this.
+    assert built(text.parse()) <= text.parsed_size + 1000
+
+
+class Held(BaseModel):
+    value: Any
+
+
+@given(DOCUMENTS)
+def test_what_is_held_is_counted(document: Any) -> None:
+    loaded = [loads(json.dumps([document, "x" * 100]).encode()) for _ in range(10)]
+    assert held_size(Held(value=loaded))[0] >= built(loaded) / 2
