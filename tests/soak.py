@@ -1,9 +1,12 @@
 """`make soak`: mixed traffic for ten minutes, with pictures, clients that leave and bad input. Every interval all stop, and what the
-gateway then holds is read: memory, open files, tasks, requests. Fails if any of it grows after the warm-up."""
+gateway then holds is read: memory, open files, tasks, requests. Fails if any of it grows after the warm-up.
+
+With `--hostile` the traffic is polite chats alone, and in every second interval attackers join them from an address of their own. Fails
+also if that more than doubles the polite clients' time to the first token (its 99th percentile), or if one of them is not answered.
+"""
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import random
@@ -12,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,13 +24,17 @@ from typing import Any
 import httpx
 import psutil
 from asking import body, image, image_part
+from attacks import Attacks
 from conftest import Server, serve
+from hostile import hostile_origin
 from origin import Origin
 
 from llava_gateway.demo.pictures import COLORS, data_uri, describe, draw, encode
 
 CHAT = "/v1/chat/completions"
 WORKERS = 8
+POLITE, ATTACKERS = 2, 4
+"""Workers of `--hostile`."""
 WARM_UP = 0.4
 """Part of the run after which nothing may grow."""
 BOUNDS = {"gateway_mb": 20.0, "engine_mb": 20.0, "files": 4.0, "tasks": 4.0, "inside": 0.0}
@@ -96,28 +104,69 @@ class Traffic:
         return self._ask(http, messages=body(image_part(data_uri(bytes(data))), "Hello")["messages"])
 
 
+class PoliteTraffic:
+    """Short streamed chats about pictures that the server has not seen, with a pause after each."""
+
+    def __init__(self, outcomes: Counter[str]) -> None:
+        self.outcomes = outcomes
+        self.first_tokens: list[float] = []
+        """Seconds of each chat to its first token."""
+
+    def one(self, rng: random.Random, http: httpx.Client) -> None:
+        grid = tuple(rng.choice(list(COLORS)) for _ in range(4))
+        asked = body(image(grid), "Describe this image.", stream=True, max_tokens=30)
+        start, said = time.monotonic(), ""
+        with http.stream("POST", CHAT, json=asked) as answer:
+            for line in answer.iter_lines():
+                if line.startswith('data: {"id"'):
+                    if not said:
+                        self.first_tokens.append(time.monotonic() - start)
+                    said += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+        assert answer.status_code != 200 or describe([grid]).startswith(said), said
+        self.outcomes[f"polite {answer.status_code}"] += 1
+        time.sleep(rng.random() * 0.2)
+
+
+class HostileTraffic:
+    def __init__(self, attacks: Attacks, outcomes: Counter[str]) -> None:
+        self.attacks = attacks
+        self.outcomes = outcomes
+
+    def one(self, rng: random.Random, http: httpx.Client) -> None:
+        kind, status = self.attacks.one(rng)
+        self.outcomes[f"attack:{kind} {status}"] += 1
+
+
 class Crew:
     """Workers that can be made to stop for a moment."""
 
-    def __init__(self, traffic: Traffic) -> None:
+    def __init__(self, url: str, traffic: Traffic | PoliteTraffic | HostileTraffic, workers: int) -> None:
+        self._url = url
         self._traffic = traffic
+        self._workers = workers
         self._go = threading.Event()
         self._over = False
-        self._busy = threading.Semaphore(WORKERS)
+        self._busy = threading.Semaphore(workers)
         self.failures: list[BaseException] = []
-        self._threads = [threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(WORKERS)]
+        self._threads = [threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(workers)]
         for thread in self._threads:
             thread.start()
 
     def work(self, seconds: float) -> None:
         """All work for so long, and have finished when this returns."""
-        self._go.set()
+        self.start()
         time.sleep(seconds)
+        self.finish()
+
+    def start(self) -> None:
+        self._go.set()
+
+    def finish(self) -> None:
         self._go.clear()
-        for _ in range(WORKERS):
+        for _ in range(self._workers):
             if not self._busy.acquire(timeout=60):
                 self.failures.append(TimeoutError("a request has hung for a minute"))
-        self._busy.release(WORKERS)
+        self._busy.release(self._workers)
 
     def end(self) -> None:
         self._over = True
@@ -127,7 +176,7 @@ class Crew:
 
     def _work(self, number: int) -> None:
         rng = random.Random(number)
-        with httpx.Client(base_url=self._traffic.server.url, timeout=60) as http:
+        with httpx.Client(base_url=self._url, timeout=60) as http:
             while True:
                 self._go.wait()
                 if self._over:
@@ -159,35 +208,88 @@ def trends(samples: list[dict[str, float]]) -> dict[str, float]:
     return {name: median(each[name] for each in steady[half:]) - median(each[name] for each in steady[:half]) for name in BOUNDS}
 
 
+def percentile(values: list[float], part: float) -> float:
+    return sorted(values)[min(int(len(values) * part), len(values) - 1)]
+
+
+def soak(server: Server, origin: Origin, options: argparse.Namespace, outcomes: Counter[str]) -> tuple[list[dict[str, float]], list[str]]:
+    """Samples of what the gateway holds, and faults."""
+    crew = Crew(server.url, Traffic(server, origin, outcomes), WORKERS)
+    samples: list[dict[str, float]] = []
+    for seconds in intervals(options):
+        crew.work(options.interval)
+        take_sample(server, samples, seconds(), outcomes)
+    crew.end()
+    return samples, told(crew)
+
+
+def besiege(server: Server, options: argparse.Namespace, outcomes: Counter[str]) -> tuple[list[dict[str, float]], list[str]]:
+    """As `soak`, with attackers in every second interval."""
+    polite = PoliteTraffic(outcomes)
+    first_tokens: dict[bool, list[float]] = {False: [], True: []}
+    samples: list[dict[str, float]] = []
+    with hostile_origin() as origin_url:
+        crew = Crew(server.url, polite, POLITE)
+        attackers = Crew(server.url, HostileTraffic(Attacks(server, origin_url), outcomes), ATTACKERS)
+        crew.work(options.interval)  # the first pictures of all find caches and workers cold
+        for number, seconds in enumerate(intervals(options)):
+            attacked = number % 2 == 1
+            polite.first_tokens.clear()
+            if attacked:
+                attackers.start()
+            crew.work(options.interval)
+            if attacked:
+                attackers.finish()
+            first_tokens[attacked] += polite.first_tokens
+            take_sample(server, samples, seconds(), outcomes)
+        crew.end()
+        attackers.end()
+    faults = [*told(crew), *told(attackers)]
+    refused = {outcome for outcome in outcomes if outcome.startswith("polite") and outcome != "polite 200"}
+    faults += [f"{outcomes[outcome]} chats were answered {outcome}" for outcome in refused]
+    for part in (0.5, 0.99):
+        quiet, besieged = (percentile(first_tokens[attacked], part) * 1000 for attacked in (False, True))
+        row = f"first token p{part * 100:g}: {quiet:.0f} ms in peace, {besieged:.0f} ms under attack, {besieged / quiet:.2f}"
+        print(row)
+        faults += [row] * (part == 0.99 and besieged > 2 * quiet)
+    return samples, faults
+
+
+def intervals(options: argparse.Namespace) -> Iterator[Callable[[], float]]:
+    """For each interval until the minutes are over: a clock of the run."""
+    start = time.monotonic()
+    while time.monotonic() - start < options.minutes * 60:
+        yield lambda: time.monotonic() - start
+
+
+def take_sample(server: Server, samples: list[dict[str, float]], seconds: float, outcomes: Counter[str]) -> None:
+    time.sleep(1)
+    samples.append(sample(server))
+    print(f"{seconds:8.0f} {outcomes.total():9}", *(f"{value:10.0f}" for value in samples[-1].values()), flush=True)
+
+
+def told(crew: Crew) -> list[str]:
+    return [f"a request failed: {failure!r}" for failure in crew.failures[:5]]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--interval", type=float, default=15, help="seconds between two samples")
+    parser.add_argument("--hostile", action="store_true", help="attackers beside polite clients in every second interval")
     options = parser.parse_args()
     outcomes: Counter[str] = Counter()
     os.environ |= ENVIRONMENT
     with tempfile.TemporaryDirectory() as folder, Origin() as origin, serve(Path(folder), *FLAGS) as server:
         threading.Thread(target=origin.serve_forever, daemon=True).start()
-        crew = Crew(Traffic(server, origin, outcomes))
-        samples: list[dict[str, float]] = []
-        start = time.monotonic()
         print(f"{'seconds':>8} {'requests':>9}", *(f"{name:>10}" for name in BOUNDS))
-        for _ in itertools.count():
-            crew.work(options.interval)
-            time.sleep(1)
-            samples.append(sample(server))
-            seconds = time.monotonic() - start
-            print(f"{seconds:8.0f} {outcomes.total():9}", *(f"{value:10.0f}" for value in samples[-1].values()), flush=True)
-            if seconds > options.minutes * 60:
-                break
-        crew.end()
+        samples, faults = besiege(server, options, outcomes) if options.hostile else soak(server, origin, options, outcomes)
         origin.shutdown()
         log = server.log.read_text()
     print("\n".join(f"{count:6} {outcome}" for outcome, count in sorted(outcomes.items())))
     grown = {name: growth for name, growth in trends(samples).items() if growth > BOUNDS[name]}
-    faults = [f"{name} grows by {growth:.0f}" for name, growth in grown.items()]
-    faults += [f"{count} requests were answered {outcome}" for outcome, count in outcomes.items() if outcome.split()[1][0] == "5"]
-    faults += [f"a request failed: {failure!r}" for failure in crew.failures[:5]]
+    faults += [f"{name} grows by {growth:.0f}" for name, growth in grown.items()]
+    faults += [f"{count} requests were answered {outcome}" for outcome, count in outcomes.items() if outcome.split()[-1][0] == "5"]
     faults += ["there is a traceback in the log"] * ("Traceback" in log)
     print("\n".join(faults) or "nothing grows")
     return bool(faults)
