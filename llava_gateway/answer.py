@@ -2,10 +2,13 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from llava_gateway.chat import ChatRequest, Delta, Request, Usage
 from llava_gateway.errors import EngineFailed
+
+MAX_LOGPROBS = 64
+"""Tokens with log probabilities in one delta of a stream."""
 
 Take = Callable[[Delta], bool]
 """Takes a delta on the spot, or says that it cannot just now."""
@@ -22,6 +25,9 @@ class Answer:
         self._space = _LeadingSpace() if begins and request.sampling.structure is None else None
         self._copies = request.sampling.n if request.sampling.temperature == 0 else 1
         self._held: dict[int, Delta] = {}
+        self._stream = request.stream
+        self._parts: dict[int, Delta] = {}
+        """Of each choice that is wanted whole, as much as there is of it."""
         self._take: Take | None = None
         self._work: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -62,7 +68,9 @@ class Answer:
         try:
             while True:
                 while self._held:
-                    yield self._held.pop(next(iter(self._held)))
+                    held = self._held.pop(next(iter(self._held)))
+                    for part in _split(held) if self._stream else (held,):
+                        yield part
                 if self._work:
                     self._check()
                     return
@@ -75,6 +83,12 @@ class Answer:
 
     def _pass_on(self, delta: Delta) -> None:
         self._begun = True
+        if not self._stream:
+            part = self._parts.pop(delta.index, None)
+            delta = _joined(part, delta) if part else delta
+            if delta.finish_reason is None:
+                self._parts[delta.index] = delta
+                return
         if self._take and self._take(delta):
             return
         self._take = None  # those that follow wait behind this one
@@ -94,6 +108,14 @@ def _joined(first: Delta, then: Delta) -> Delta:
     return dataclasses.replace(
         then, text=first.text + then.text, tokens=first.tokens + then.tokens, logprobs=first.logprobs + then.logprobs
     )
+
+
+def _split(delta: Delta) -> Iterator[Delta]:
+    """A delta with many log probabilities, joined for a slow reader, in parts that are rendered quickly. The last part has the text."""
+    *others, last = range(0, max(len(delta.logprobs), 1), MAX_LOGPROBS)
+    for start in others:
+        yield Delta(delta.index, "", 0, logprobs=delta.logprobs[start : start + MAX_LOGPROBS])
+    yield dataclasses.replace(delta, logprobs=delta.logprobs[last:]) if others else delta
 
 
 class _LeadingSpace:

@@ -23,6 +23,7 @@ from llava_gateway.engine.vllm import VllmEngine
 from llava_gateway.engine.vllm.adapters import lora_flags
 from llava_gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from llava_gateway.gateway import Gateway
+from llava_gateway.loop_monitor import LoopMonitor
 from llava_gateway.models import adapters_of
 from llava_gateway.settings import Settings
 from llava_gateway.web.around import Around
@@ -108,9 +109,12 @@ def make_app(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         starting = asyncio.create_task(_start(gateway, on_start_failure))
+        monitor = LoopMonitor()
+        monitor.start()
         try:
             yield
         finally:
+            monitor.stop()
             starting.cancel()
             await gateway.stop()
             await around.close()

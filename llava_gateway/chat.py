@@ -116,6 +116,11 @@ class ChatRequest:
     def images(self) -> tuple[ImageSource, ...]:
         return tuple(part for message in self.messages for part in message.content if not isinstance(part, Text))
 
+    @property
+    def text_length(self) -> int:
+        """Characters of its texts."""
+        return sum(len(part.text) for message in self.messages for part in message.content if isinstance(part, Text))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
@@ -132,6 +137,11 @@ class CompletionRequest:
     """Whether a text begins with the model's `<s>` even if it does not spell it."""
     sampling: Sampling = Sampling()
     stream: bool = False
+
+    @property
+    def text_length(self) -> int:
+        """Characters of its prompt; none of one in token ids."""
+        return len(self.prompt) if isinstance(self.prompt, str) else 0
 
 
 Request = ChatRequest | CompletionRequest

@@ -12,12 +12,14 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from typing import Any, TypeVar
 
 from llava_gateway import metrics
 from llava_gateway.admission import Admission
 from llava_gateway.answer import Answer
+from llava_gateway.answer_memory import AnswerMemory
 from llava_gateway.backend import Backend
 from llava_gateway.call import Call, current, timed
 from llava_gateway.chat import ChatRequest, ImageSource, Request, Usage
@@ -34,6 +36,12 @@ from llava_gateway.settings import Settings
 log = logging.getLogger(__name__)
 
 RETRY_AFTER = 5
+LONG_TEXT = 16_384
+"""Characters that take about 5 ms to tokenize."""
+TOKEN_BYTES, LOGPROB_BYTES = 32, 200
+"""Most memory of a token of an answer, and of each log probability beside it, with the JSON that is made of them."""
+
+T = TypeVar("T")
 
 
 class Gateway:
@@ -47,6 +55,7 @@ class Gateway:
         self._places = {backend.name: Places(settings) for backend in backends}
         self.admission = Admission(settings, list(self._places.values()))
         self._images = ImageLoader(settings)
+        self._answers = AnswerMemory(settings)
         self._backends = backends
         metrics.watch(self.admission, [backend.engine for backend in backends])
 
@@ -83,7 +92,8 @@ class Gateway:
         """The token ids that the engine would read, each image at its full length, and how many of them are images'. Images are loaded if
         their sizes matter, else not even fetched. Raises GatewayError."""
         backend = self.models.backend(request.model)
-        vision, prompt = backend.loaded().vision, backend.prompts.render(request, self._template_of(request))
+        vision = backend.loaded().vision
+        prompt = await _off_loop_if_long(request, backend.prompts.render, request, self._template_of(request))
         images = await self._load(request, vision) if vision.grids else ()
         counts = [image.tokens for image in images] or [vision.fewest] * len(request.images)
         return backend.prompts.expand(prompt.token_ids, counts), sum(counts)
@@ -100,7 +110,10 @@ class Gateway:
         """What the engine is to do for these, of which all are wanted. Refuses what can be refused without images and without a place.
         Raises GatewayError."""
         with timed("prompt"):
-            plans = [self._plan(request) for request in requests]
+            plans = []
+            for request in requests:
+                plans.append(await self._plan(request))
+                await asyncio.sleep(0)
         if caller := current().caller:
             plans = [dataclasses.replace(plan, reserved=plan.most_tokens) for plan in plans]
             await caller.reserve(sum(plan.tokens for plan in plans), sum(plan.reserved for plan in plans), answers=len(plans))
@@ -122,6 +135,7 @@ class Gateway:
             plan = settled
             with timed("queue"):
                 await stack.enter_async_context(self._places[self.models.backend(request.model).name].slot(plan.tokens))
+            stack.enter_context(self._answers.reserved(_most_bytes(plan)))
             with timed("answer"):
                 stack.push_async_callback(_book, call, usage)
                 answer = Answer(plan.prompt, request, usage)
@@ -154,9 +168,10 @@ class Gateway:
         current().model = name if self.models.parent(name) else backend.name
         return backend.loaded()
 
-    def _plan(self, request: Request) -> Plan:
+    async def _plan(self, request: Request) -> Plan:
         model, prompts = self.model(request.model), self.models.backend(request.model).prompts
-        return make_plan(request, model, prompts, self._template_of(request), self.settings.default_max_tokens)
+        template, default = self._template_of(request), self.settings.default_max_tokens
+        return await _off_loop_if_long(request, make_plan, request, model, prompts, template, default)
 
     def _engine(self, plan: Plan) -> Supervisor:
         return self.models.backend(plan.request.model).engine
@@ -166,12 +181,25 @@ class Gateway:
         return (request.template if isinstance(request, ChatRequest) else None) or self.models.template(request.model)
 
 
+async def _off_loop_if_long(request: Request, work: Callable[..., T], *arguments: Any) -> T:
+    """Tokenizing a long text takes long, and leaves the interpreter to others meanwhile. For a short one a thread costs more."""
+    if request.text_length > LONG_TEXT:
+        return await asyncio.to_thread(work, *arguments)
+    return work(*arguments)
+
+
 def _failure(backend: Backend) -> GatewayError | None:
     try:
         backend.check_lately()
     except GatewayError as error:
         return error
     return None
+
+
+def _most_bytes(plan: Plan) -> int:
+    """Memory that the answer may take until it has left."""
+    logprobs = 0 if plan.sampling.logprobs is None else plan.sampling.logprobs + 1
+    return plan.request.sampling.n * (plan.sampling.max_tokens or 0) * (TOKEN_BYTES + LOGPROB_BYTES * logprobs)
 
 
 async def _book(call: Call, usage: Usage) -> None:

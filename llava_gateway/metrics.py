@@ -11,6 +11,8 @@ from llava_gateway.call import Call
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.errors import Unavailable
 
+LOOP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
 HTTP_REQUESTS = Counter("llava_http_requests_total", "HTTP requests by route and status", ["route", "status"])
 DISCONNECTS = Counter("llava_client_disconnects_total", "Clients that left before their answer was whole")
 REJECTIONS = Counter("llava_rejections_total", "Requests that ended with an error, by its code", ["reason"])
@@ -18,7 +20,18 @@ RUNNING = Gauge("llava_requests_running", "Requests that hold a place at the eng
 QUEUED = Gauge("llava_requests_queued", "Requests that wait for a place")
 INSIDE = Gauge("llava_requests_inside", "Requests from before their body is read until their answer has left")
 TASKS = Gauge("llava_tasks", "Tasks of the event loop")
+LOOP_DELAY = Histogram(
+    "llava_event_loop_delay_seconds",
+    "How late a timer of the event loop runs that is due 20 times a second",
+    buckets=LOOP_BUCKETS,
+)
+LOOP_STALL = Histogram(
+    "llava_event_loop_stall_seconds",
+    "As llava_event_loop_delay_seconds, but at most the CPU time of the event loop's own thread: a busy machine is no stall",
+    buckets=LOOP_BUCKETS,
+)
 BODY_BYTES = Gauge("llava_body_bytes", "Memory of request bodies")
+ANSWER_BYTES = Gauge("llava_answer_bytes", "Memory that is reserved for answers until they have left")
 ENGINE_UP = Gauge("llava_engine_up", "1 if the engine, each of them, has answered within the last seconds")
 ENGINE_RESTARTS = Gauge("llava_engine_restarts", "How often the engine has died and come back")
 TOKENS = Counter("llava_tokens_total", "Tokens by kind: text and image of prompts, completion", ["kind"])

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     max_bodies_mb: int = Field(
         1024, ge=1, description="largest request bodies together, in MiB, and so image files that wait; more are answered 429"
     )
+    max_answers_mb: int = Field(
+        1024, ge=1, description="memory of answers that are being made, in MiB, log probabilities above all; more are answered 429"
+    )
     body_timeout: float = Field(60.0, gt=0, description="seconds that a request's body may take to arrive; then it is answered 408")
     head_timeout: float = Field(10.0, gt=0, description="seconds that a connection may take to send a request's headers")
     send_timeout: float = Field(30.0, gt=0, description="seconds that a client may read nothing of what it was sent; then it is cut off")

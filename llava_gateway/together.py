@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 async def together(work: Callable[[A], Awaitable[T]], items: Iterable[A], limit: int | None = None) -> list[T]:
     """The results, in order; at most `limit` are worked on at once. If one fails, its error; the others are then cancelled, and have
-    ended."""
+    ended. Each begins in a turn of the event loop of its own, so that a hundred of them do not hold it."""
     places = asyncio.Semaphore(limit) if limit else None
 
     async def one(item: A) -> T:
@@ -21,7 +21,10 @@ async def together(work: Callable[[A], Awaitable[T]], items: Iterable[A], limit:
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
+            tasks = []
+            for item in items:
+                tasks.append(group.create_task(one(item)))
+                await asyncio.sleep(0)
     except ExceptionGroup as failures:
         failures.__traceback__ = None  # whose frames hold it in turn before Python 3.13, and the items' memory with it
         raise failures.exceptions[0] from None

@@ -113,8 +113,8 @@ class Engine(Protocol):
         """Forget it; no prompt that is being answered has it. Raises EngineFailed or Unavailable."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
-        """Answer: gives deltas to `take` as they come, or each choice whole if not `stream`, and returns when it has given all. `take` is
-        called from the event loop and does not block. Writes what it read and wrote into `usage`.
+        """Answer: gives deltas to `take` as they come, or each choice in as few as suit the engine if not `stream`, and returns when it has
+        given all. `take` is called from the event loop and does not block. Writes what it read and wrote into `usage`.
 
         Cancelling it aborts the request. Raises InvalidRequest before the first delta, EngineFailed or Unavailable at any time.
         """

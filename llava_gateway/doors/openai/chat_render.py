@@ -1,12 +1,13 @@
 """From the core's deltas to OpenAI's `chat.completion` and `chat.completion.chunk`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from llava_gateway.answer import Answer
 from llava_gateway.chat import Delta, TokenLogprob, Usage
-from llava_gateway.doors.openai.render import ChunkFrame, head, render_usage
+from llava_gateway.doors.openai.render import ChunkFrame, head, logprob_slices, render_usage
 from llava_gateway.doors.openai.sampling import StreamOptions
 
 
@@ -17,7 +18,7 @@ async def completion(answer: Answer, model: str, *, logprobs: bool) -> dict[str,
         choices[delta.index] = {
             "index": delta.index,
             "message": {"role": "assistant", "content": delta.text, "refusal": None},
-            "logprobs": render_logprobs(delta.logprobs) if logprobs else None,
+            "logprobs": await _render_many(delta.logprobs) if logprobs else None,
             "finish_reason": delta.finish_reason,
         }
     ordered = [choices[index] for index in sorted(choices)]
@@ -49,13 +50,20 @@ class ChunkRenderer:
         return self._frame.chunk(b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}' % (index, delta, logprobs, finish_reason))
 
 
-def render_logprobs(logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+def render_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
     """`content` has one entry for each token. A token that is not whole characters shows U+FFFD; its `bytes` are exact."""
-    content = [
-        _logprob(entry.token, entry.logprob) | {"top_logprobs": [_logprob(token, logprob) for token, logprob in entry.top]}
-        for entry in logprobs
-    ]
-    return {"content": content, "refusal": None}
+    return {"content": [_entry(each) for each in logprobs], "refusal": None}
+
+
+async def _render_many(logprobs: Sequence[TokenLogprob]) -> orjson.Fragment:
+    """As `render_logprobs`, of a whole choice. Others run on the event loop in between."""
+    parts = [orjson.dumps([_entry(each) for each in part])[1:-1] async for part in logprob_slices(logprobs)]
+    return orjson.Fragment(b'{"content":[' + b",".join(parts) + b'],"refusal":null}')
+
+
+def _entry(logprob: TokenLogprob) -> dict[str, Any]:
+    top = [_logprob(token, value) for token, value in logprob.top]
+    return _logprob(logprob.token, logprob.logprob) | {"top_logprobs": top}
 
 
 def _logprob(token: bytes, logprob: float) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """From the core's deltas to OpenAI's `text_completion`, whole or in chunks."""
 
 import codecs
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from llava_gateway.answer import Answer
 from llava_gateway.chat import Delta, TokenLogprob, Usage
-from llava_gateway.doors.openai.render import ChunkFrame, head, render_usage
+from llava_gateway.doors.openai.render import ChunkFrame, head, logprob_slices, render_usage
 from llava_gateway.doors.openai.sampling import StreamOptions
 
 
@@ -17,7 +18,7 @@ async def text_choices(answer: Answer, *, logprobs: bool) -> list[dict[str, Any]
     async for delta in answer:
         choices[delta.index] = {
             "text": delta.text,
-            "logprobs": _Logprobs().render(delta.logprobs) if logprobs else None,
+            "logprobs": await _Logprobs().render_many(delta.logprobs) if logprobs else None,
             "finish_reason": delta.finish_reason,
         }
     return [choices[index] for index in sorted(choices)]
@@ -58,7 +59,15 @@ class _Logprobs:
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def render(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+    async def render_many(self, logprobs: Sequence[TokenLogprob]) -> orjson.Fragment:
+        """Of a whole choice. Others run on the event loop in between."""
+        whole = self.render(())
+        async for part in logprob_slices(logprobs):
+            for name, values in self.render(part).items():
+                whole[name] += values
+        return orjson.Fragment(orjson.dumps(whole))
+
+    def render(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
         offsets = []
         for entry in logprobs:
             offsets.append(self._offset)

@@ -1,16 +1,20 @@
 """What every answer of the OpenAI door is made of: ids, usage, errors, the head and tail of stream chunks."""
 
+import asyncio
 import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import orjson
 
-from llava_gateway.chat import Usage
+from llava_gateway.chat import TokenLogprob, Usage
 from llava_gateway.doors.openai.sampling import StreamOptions
 from llava_gateway.errors import GatewayError
 from llava_gateway.ids import new_id
 from llava_gateway.web.reply import retry_after
 
+SLICE = 1000
+"""Log probabilities."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -32,6 +36,14 @@ def render_usage(usage: Usage) -> dict[str, Any]:
         },
         "completion_tokens_details": {"text_tokens": usage.completion_tokens},
     }
+
+
+async def logprob_slices(logprobs: Sequence[TokenLogprob]) -> AsyncIterator[Sequence[TokenLogprob]]:
+    """Parts whose rendering takes a millisecond or two. Between two of them the event loop serves others."""
+    size = SLICE // (len(logprobs[0].top) + 1) if logprobs else SLICE
+    for start in range(0, len(logprobs), size):
+        yield logprobs[start : start + size]
+        await asyncio.sleep(0)
 
 
 class ChunkFrame:

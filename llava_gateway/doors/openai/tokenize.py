@@ -80,5 +80,7 @@ def detokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
     """vLLM's `DetokenizeResponse`. Raises GatewayError."""
     asked = DetokenizeRequest.read(body)
     info = gateway.model(asked.model if asked.model is not None else gateway.model_name)
+    if len(asked.tokens) > info.context_length:
+        raise InvalidRequest(f"There are {len(asked.tokens)} tokens; the model's context is {info.context_length}.", param="tokens")
     info.vocabulary.check(asked.tokens, "tokens")
     return {"prompt": info.vocabulary.decode(asked.tokens)}

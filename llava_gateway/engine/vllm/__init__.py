@@ -114,6 +114,7 @@ class VllmEngine:
             raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
         self._generating += 1
         try:
+            stream = stream or sampling.logprobs is not None  # of a whole answer they would all come in one call
             delivery = Delivery(sampling, self._model.vocabulary, usage, take, stream=stream, images=bool(prompt.images))
             params = sampling_params(sampling, stream, seeds_work=self._seeds_work)
             while not await self._deliver(self._engine, prompt, params, delivery):

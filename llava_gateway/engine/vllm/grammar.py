@@ -8,6 +8,8 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
 from pathlib import Path
 
+from blake3 import blake3
+
 from llava_gateway.chat import Structure
 from llava_gateway.errors import EngineFailed, InvalidRequest, TooManyRequests, Unavailable
 from llava_gateway.vocabulary import Vocabulary
@@ -19,6 +21,8 @@ MAX_WAITING = 32
 TIMEOUT = 20
 """Seconds of wall time, for a machine so busy that a fraction of a CPU second takes long."""
 REMEMBERED = 1024
+MAX_VERDICT = 300
+"""Characters."""
 
 
 class GrammarChecker:
@@ -30,19 +34,21 @@ class GrammarChecker:
         self._alive: set[Process] = set()
         self._places = asyncio.Semaphore(WORKERS)
         self._waiting = 0
-        self._verdicts: dict[str, str] = {}
+        self._verdicts: dict[bytes, str] = {}
+        """By digest: forms are 64 KiB long, and more in memory."""
 
     async def check(self, structure: Structure) -> None:
         """Raises InvalidRequest, blaming `structure.param`; TooManyRequests or Unavailable if there is no telling now."""
         spec = json.dumps(structure.spec) if structure.kind == "choice" else structure.spec
-        question = json.dumps({"kind": structure.kind, "spec": spec})
-        verdict = self._verdicts.get(question)
+        question = json.dumps({"kind": structure.kind, "spec": spec}).encode() + b"\n"
+        digest = blake3(question).digest()
+        verdict = self._verdicts.get(digest)
         if verdict is None:
-            verdict = self._verdicts[question] = await self._wait(question.encode() + b"\n")
+            verdict = self._verdicts[digest] = (await self._wait(question))[:MAX_VERDICT]
             if len(self._verdicts) > REMEMBERED:
                 del self._verdicts[next(iter(self._verdicts))]
         if verdict:
-            raise InvalidRequest(f"The engine cannot hold an answer to this form: {verdict[:300]}", param=structure.param)
+            raise InvalidRequest(f"The engine cannot hold an answer to this form: {verdict}", param=structure.param)
 
     def close(self) -> None:
         for worker in self._alive:

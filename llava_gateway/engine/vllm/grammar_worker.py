@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import sys
+import time
 from typing import Literal
 
 import llguidance
@@ -17,6 +18,8 @@ import llguidance
 Kind = Literal["json", "json_object", "regex", "choice", "grammar"]
 CPU_SECONDS = 0.2
 """Twenty times what a schema of 16,000 characters takes."""
+VALIDATION_SECONDS = 0.04
+"""Of CPU. vLLM repeats this part on the gateway's event loop."""
 STEPS = 64
 """Tokens after which an ambiguous grammar has shown itself: its parser's work grows with the square of them, or faster."""
 MEMORY = 2 << 30
@@ -29,7 +32,11 @@ def error(tokenizer: llguidance.LLTokenizer, kind: Kind, spec: str) -> str:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(spec or '{"type": "object"}', defaults={"whitespace_flexible": False})
         else:
             grammar = llguidance.grammar_from(kind, spec)
-        return str(llguidance.LLMatcher.validate_grammar(grammar, None)) or _follow(tokenizer, grammar)
+        begin = time.thread_time()
+        fault = str(llguidance.LLMatcher.validate_grammar(grammar, None))
+        if time.thread_time() - begin > VALIDATION_SECONDS:
+            return "it is too complicated"
+        return fault or _follow(tokenizer, grammar)
     except Exception as failure:
         return str(failure) or "it cannot be compiled"
     except BaseException:  # a panic in Rust
