@@ -2,8 +2,9 @@
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import hostile_files as hostile
 import httpx
 import numpy as np
 import pytest
@@ -78,6 +79,23 @@ def test_a_few_bytes_that_say_they_are_gigapixels(http: httpx.Client, make: obje
     assert len(data) < 100_000
     error = refused(ask(http, data), 400, URL)
     assert error["code"] in ("image_too_large", "invalid_image")  # WebP's own decoder finds the lie before the size is asked for
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: hostile.sequential_scans(100_000),
+        lambda: hostile.large_tile(16_384),
+        lambda: hostile.shared_pieces(40, 1024, tiled=True),
+        hostile.exif_flood,
+        hostile.profile_flood,
+        lambda: hostile.lying_avif((8192, 8192), (100, 100)),
+    ],
+    ids=["scans", "tile", "shared tiles", "EXIF", "profiles", "AVIF"],
+)
+def test_files_that_cost_far_more_than_they_say(http: httpx.Client, make: Callable[[], bytes]) -> None:
+    error = refused(ask(http, make()), 400, URL)
+    assert error["code"] in ("image_too_large", "invalid_image")
 
 
 def flood(data: bytes, frame: bytes) -> bytes:

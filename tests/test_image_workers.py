@@ -302,6 +302,17 @@ def test_an_idle_worker_that_was_killed_is_replaced() -> None:
     run(work)
 
 
+def test_a_worker_that_was_killed_while_it_started_is_replaced() -> None:
+    async def work(loader: ImageLoader) -> None:
+        await load(loader, FILES["GIF"])
+        await until(lambda: len(workers()) == 2)
+        for worker in workers():
+            worker.kill()
+        assert (await load(loader, FILES["BMP"]))[0].source == (800, 600)
+
+    run(work)
+
+
 def test_an_image_whose_worker_was_killed_is_decoded_by_another() -> None:
     async def work(loader: ImageLoader) -> None:
         died = ends("died")

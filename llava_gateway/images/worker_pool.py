@@ -168,14 +168,17 @@ class WorkerPool:
 
     async def _take(self) -> asyncio.Task[Worker]:
         while True:
-            task = self._idle.pop() if self._idle else self._launch()
+            was_idle = bool(self._idle)
+            task = self._idle.pop() if was_idle else self._launch()
             try:
                 worker = await asyncio.shield(task)
             except asyncio.CancelledError:  # the client left: the worker is for the next one
                 self._idle.append(task)
                 raise
-            except BaseException:
+            except Unavailable:
                 self._workers.discard(task)
+                if was_idle:
+                    continue
                 raise
             if worker.process.returncode is None:
                 return task
