@@ -327,12 +327,12 @@ def test_an_image_whose_worker_was_killed_is_decoded_by_another() -> None:
 
 def test_an_image_that_ends_every_worker_is_refused() -> None:
     async def work(loader: ImageLoader) -> None:
-        slow = load(loader, hostile.empty_idats())
-        for _ in range(2):
+        slow, died = load(loader, hostile.empty_idats()), ends("died")
+        for number in (1, 2):
             (worker,) = await stopped(loader, 1)
             worker.send_signal(signal.SIGSEGV)
             worker.resume()
-            await until(lambda worker=worker: not worker.is_running())  # type: ignore[misc]
+            await until(lambda number=number: ends("died") == died + number)  # type: ignore[misc]
         with pytest.raises(InvalidImage, match="damaged"):
             await slow
         assert (await load(loader, FILES["GIF"]))[0].source == (800, 600)
