@@ -20,6 +20,11 @@ ADDRESS = "127.0.0.2"
 """Attackers come from here, polite clients from 127.0.0.1: the gateway is fair among addresses."""
 PATIENCE = 8.0
 """Seconds for which an attacker waits at most."""
+CONNECTIONS = ["leave", "upgrade", "websocket", "drip", "silent", "deaf"]
+KINDS = [
+    *("seeds", "long_seeds", "scans", "tiles", "chunks", "percent", "ignored", "emoji", "urls", "prompts", "schemas", "regexes"),
+    *("logprobs", *CONNECTIONS),
+]
 UPGRADE = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
 
 
@@ -64,30 +69,21 @@ class Attacks:
             "logprobs": [body("Hello", n=4, temperature=1, logprobs=True, top_logprobs=20, max_tokens=50, ignore_eos=True)],
         }
         self._contents = {name: [json.dumps(each).encode() for each in bodies] for name, bodies in self._bodies.items()}
-        self.kinds: dict[str, Callable[[random.Random], int]] = {
-            **{name: self._post(name) for name in self._contents},
-            "leave": self._leave,
-            "upgrade": self._upgrade,
-            "websocket": self._websocket,
-            "drip": self._drip,
-            "silent": self._silent,
-            "deaf": self._deaf,
-        }
+        assert [*self._contents, *CONNECTIONS] == KINDS
 
-    def one(self, rng: random.Random) -> tuple[str, int]:
-        """The kind of a random attack, and the status that answered it; 0 if none did."""
-        kind = rng.choice(list(self.kinds))
+    def run(self, kind: str, rng: random.Random) -> int:
+        """The status that answered it; 0 if none did."""
         with contextlib.suppress(OSError, httpx.TransportError):
-            return kind, self.kinds[kind](rng)
-        return kind, 0
+            if kind in self._contents:
+                return self._post(kind, rng)
+            attack: Callable[[random.Random], int] = getattr(self, f"_{kind}")
+            return attack(rng)
+        return 0
 
-    def _post(self, name: str) -> Callable[[random.Random], int]:
-        def post(rng: random.Random) -> int:
-            path = "/v1/completions" if "prompt" in self._bodies[name][0] else CHAT
-            content = rng.choice(self._contents[name])
-            return self._http.post(path, content=content, headers={"content-type": "application/json"}).status_code
-
-        return post
+    def _post(self, kind: str, rng: random.Random) -> int:
+        path = "/v1/completions" if "prompt" in self._bodies[kind][0] else CHAT
+        content = rng.choice(self._contents[kind])
+        return self._http.post(path, content=content, headers={"content-type": "application/json"}).status_code
 
     def _connect(self) -> socket.socket:
         return socket.create_connection(self._address, PATIENCE, (ADDRESS, 0))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_gateway.answer import Answer
-from llava_gateway.chat import ChatRequest, CompletionRequest, Delta, Sampling, Usage
+from llava_gateway.answer import MAX_LOGPROBS, Answer
+from llava_gateway.chat import ChatRequest, CompletionRequest, Delta, Sampling, TokenLogprob, Usage
 from llava_gateway.errors import EngineFailed, Unavailable
 
-PROMPT = CompletionRequest(model="m", prompt="p")
+PROMPT = CompletionRequest(model="m", prompt="p", stream=True)
 
 
 def answer_of(engine: Callable[[Answer], AsyncIterator[None]], request: CompletionRequest | ChatRequest = PROMPT) -> Answer:
@@ -139,3 +139,53 @@ def test_greedy_choices_are_one_several_times() -> None:
         return texts, answer.usage.completion_tokens
 
     assert asyncio.run(read()) == (dict.fromkeys(range(3), "abc"), 8)  # the engine counts its own four tokens
+
+
+def logprobs(count: int) -> tuple[TokenLogprob, ...]:
+    return tuple(TokenLogprob(b"%d" % number, -1.0) for number in range(count))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.text("ab", max_size=2)), max_size=20))
+def test_a_choice_that_is_wanted_whole_comes_once(pieces: list[tuple[int, str]]) -> None:
+    """However the engine gives its pieces, and whichever choice ends first."""
+
+    async def read() -> list[Delta]:
+        async def engine(answer: Answer) -> AsyncIterator[None]:
+            for index, text in pieces:
+                answer.give(Delta(index, text, 1, logprobs=logprobs(1)))
+                await asyncio.sleep(0)
+            for index in range(3):
+                answer.give(Delta(index, "", 0, "stop"))
+                await asyncio.sleep(0)
+            yield
+
+        answer = answer_of(engine, CompletionRequest(model="m", prompt="p"))
+        await answer.begin(None)
+        return [delta async for delta in answer]
+
+    whole = asyncio.run(read())
+    assert [delta.index for delta in whole] == [0, 1, 2]
+    for delta in whole:
+        texts = [text for index, text in pieces if index == delta.index]
+        assert (delta.text, delta.tokens, len(delta.logprobs)) == ("".join(texts), len(texts), len(texts))
+
+
+def test_log_probabilities_held_for_a_slow_reader_come_in_parts() -> None:
+    """One delta with thousands of them would hold the event loop while it is rendered."""
+
+    async def read() -> list[Delta]:
+        async def engine(answer: Answer) -> AsyncIterator[None]:
+            answer.give(Delta(0, "a" * 1000, 1000, logprobs=logprobs(1000)))
+            answer.give(Delta(0, "b", 1, "stop", logprobs=logprobs(1)))
+            yield
+
+        answer = answer_of(engine)
+        await answer.begin(None)
+        return [delta async for delta in answer]
+
+    parts = asyncio.run(read())
+    assert max(len(part.logprobs) for part in parts) <= MAX_LOGPROBS
+    assert sum((part.logprobs for part in parts), ()) == logprobs(1000) + logprobs(1)
+    assert "".join(part.text for part in parts) == "a" * 1000 + "b"
+    assert sum(part.tokens for part in parts) == 1001
+    assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + ["stop"]

@@ -1,0 +1,72 @@
+"""No request and no origin holds the event loop, on which all others wait."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from asking import body, image
+from attacks import KINDS, Attacks
+from conftest import Server
+from hostile import hostile_origin
+
+from llava_gateway import metrics
+from llava_gateway.demo.pictures import describe
+from llava_gateway.loop_monitor import LoopMonitor
+
+GRID = ("red", "blue", "green", "orange")
+LIMIT = "0.05"
+"""Seconds, and a bucket of the metric."""
+
+
+@pytest.fixture(scope="module")
+def attacks(server: Server) -> Iterator[Attacks]:
+    with hostile_origin() as url:
+        yield Attacks(server, url)
+
+
+def stalls(server: Server) -> float:
+    """How often a timer of the gateway's event loop was late, by that loop's own work."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=30).text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("llava_event_loop_stall_seconds_"))
+    return float(values["llava_event_loop_stall_seconds_count"]) - float(values[f'llava_event_loop_stall_seconds_bucket{{le="{LIMIT}"}}'])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_attack_does_not_hold_the_event_loop(server: Server, attacks: Attacks, kind: str) -> None:
+    before = stalls(server)
+    for seed in range(3):
+        attacks.run(kind, random.Random(seed))
+    assert stalls(server) == before
+    answer = httpx.post(f"{server.v1}/chat/completions", json=body(image(GRID), "Describe this image."), timeout=60)
+    assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
+
+
+def test_a_stall_is_seen_and_a_busy_machine_is_none() -> None:
+    def counts() -> tuple[float, float]:
+        return tuple(  # type: ignore[return-value]
+            sum(sample.value for sample in metric.collect()[0].samples if sample.name.endswith("_sum"))
+            for metric in (metrics.LOOP_DELAY, metrics.LOOP_STALL)
+        )
+
+    async def hold(work: str) -> tuple[float, float]:
+        monitor = LoopMonitor()
+        monitor.start()
+        delay, stall = counts()
+        end = time.thread_time() + 0.3
+        if work == "compute":
+            while time.thread_time() < end:
+                pass
+        else:
+            time.sleep(0.3)  # noqa: ASYNC251 # as a machine that gives this thread no time
+        await asyncio.sleep(0.01)
+        monitor.stop()
+        return counts()[0] - delay, counts()[1] - stall
+
+    delay, stall = asyncio.run(hold("compute"))
+    assert delay >= stall >= 0.2
+    delay, stall = asyncio.run(hold("sleep"))
+    assert delay >= 0.2
+    assert stall < 0.1
