@@ -21,7 +21,7 @@ LOOPS = ("asyncio", "uvloop")
 HEALTHY = post({"a": 1}, b"connection: close\r\n")
 
 
-@pytest.fixture(params=LOOPS)
+@pytest.fixture(scope="module", params=LOOPS)
 def quick(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     """Its work is done at once."""
     with gateway(request.param) as running:

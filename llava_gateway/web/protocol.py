@@ -1,5 +1,6 @@
 """uvicorn's HTTP protocol, with what it lacks against strangers: connections that say nothing, that say it slowly, that never come to the
-point or never read, are closed; and what is not HTTP gets its 400 in OpenAI's shape, too."""
+point or never read, are closed; and what is not HTTP gets its 400 in OpenAI's shape, too. Upgrades other than to WebSockets are ignored,
+HTTP/1.0 gets no chunks, and a client that has closed its side gets its answer."""
 
 import asyncio
 import socket
@@ -19,6 +20,7 @@ MAX_HEAD = 1 << 16
 BODY = b'{"error":{"message":"%b","type":"%b","param":null,"code":null}}'
 INVALID = Refused(BAD_REQUEST, "This is not a valid HTTP request.")
 TOO_LARGE = Refused("431 Request Header Fields Too Large", "The request's headers are too large.")
+BAD_HANDSHAKE = Refused(BAD_REQUEST, "A WebSocket's handshake may have at most 128 headers of 8 KiB.")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RESET_INTERVAL = 0.1
 """Seconds between two looks at whether a half-closed connection has been reset."""
@@ -83,7 +85,7 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
                 self.scope["method"] = method.decode()
                 self.handle_websocket_upgrade()
                 if not getattr(self.transport.get_protocol(), "handshake_initiated", True):
-                    self._refuse(TOO_LARGE)  # `websockets` has limits of its own, and does not answer
+                    self._refuse(BAD_HANDSHAKE)  # `websockets` has limits of its own, and says nothing
 
         def eof_received(self) -> bool:  # type: ignore[override]
             """Whether to keep the connection for the answer, although the client will send no more.

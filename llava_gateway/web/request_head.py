@@ -25,20 +25,21 @@ def check_head(method: bytes, version: str, headers: Sequence[Header]) -> None:
         raise Refused("505 HTTP Version Not Supported", "The version must be HTTP/1.1 or HTTP/1.0.")
     if method == b"CONNECT":
         raise Refused(NOT_IMPLEMENTED, "This server is no proxy.")
-    hosts = codings = 0
-    for name, value in headers:
-        if name == b"host":
-            hosts += 1
-            if not HOST.fullmatch(value):
-                raise Refused(BAD_REQUEST, "The Host header is not a host.")
-        elif name == b"transfer-encoding":
-            codings += 1
-            if value.strip().lower() != b"chunked":
-                raise Refused(NOT_IMPLEMENTED, "The only Transfer-Encoding must be chunked.")
-    if hosts > 1 or (hosts == 0 and version == "1.1"):
+    names = [name for name, _ in headers]
+    hosts = names.count(b"host")
+    if hosts > 1 or (not hosts and version == "1.1"):
         raise Refused(BAD_REQUEST, "There must be exactly one Host header.")
-    if codings > 1 or (codings and version == "1.0"):
-        raise Refused(BAD_REQUEST, "There may be one Transfer-Encoding header, from HTTP/1.1 on.")
+    if hosts and not HOST.fullmatch(headers[names.index(b"host")][1]):
+        raise Refused(BAD_REQUEST, "The Host header is not a host.")
+    if b"transfer-encoding" in names:
+        _check_codings([value.strip().lower() for name, value in headers if name == b"transfer-encoding"], version)
+
+
+def _check_codings(codings: list[bytes], version: str) -> None:
+    if version == "1.0":
+        raise Refused(BAD_REQUEST, "HTTP/1.0 has no Transfer-Encoding.")
+    if codings != [b"chunked"]:
+        raise Refused(NOT_IMPLEMENTED, "The only Transfer-Encoding must be chunked.")
 
 
 def is_websocket(method: bytes, version: str, headers: Sequence[Header]) -> bool:

@@ -142,6 +142,7 @@ def websocket_protocol(settings: Settings, bodies: Bodies) -> type[WebSocketsSan
                 self._refuse(error)
                 return
             if not (size or self.conn.current_size is not None):
+                self._reservation.release()
                 self._stop_deadline()
             elif not self._deadline:
                 self._deadline = self.loop.call_later(settings.body_timeout, self._fail, CloseCode.POLICY_VIOLATION, "message timeout")
