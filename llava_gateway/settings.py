@@ -78,7 +78,9 @@ class Settings(BaseSettings):
     )
     max_body_mb: int = Field(64, ge=1, description="largest request body, in MiB")
     max_bodies_mb: int = Field(
-        1024, ge=1, description="largest request bodies together, in MiB, and so image files that wait; more are answered 429"
+        1024,
+        ge=1,
+        description="memory for request bodies, as they came and as they are parsed, in MiB, and as much for image files that wait; more are answered 429",
     )
     max_answers_mb: int = Field(
         1024, ge=1, description="memory of answers that are being made, in MiB, log probabilities above all; more are answered 429"
