@@ -61,9 +61,9 @@ def test_messages_on_their_way_are_counted_and_bounded_together(patient: Gateway
 def test_fragments_are_counted_as_one_message(patient: Gateway, fragment: int) -> None:
     with patient.open_websocket() as connection:
         connection.sendall(frame(TEXT, b" " * fragment, fin=False))
-        for _ in range(5 * MB // fragment):
+        for _ in range(3 * MB // fragment):
             connection.sendall(frame(CONTINUATION, b" " * fragment, fin=False))
-        wait_for(lambda: patient.bodies.bytes >= 5 * MB)
+        wait_for(lambda: patient.bodies.bytes >= 3 * MB)
         connection.sendall(frame(CONTINUATION, b'{"a": 1}'))
         assert b'"length"' in connection.recv(4096)
         wait_for(lambda: patient.bodies.bytes == 0)
@@ -111,7 +111,7 @@ def test_small_frames_without_end_are_ended(patient: Gateway, data: bytes) -> No
 
 def test_a_message_of_many_ordinary_fragments_is_taken(patient: Gateway) -> None:
     with connect(url(patient), compression=None) as client:
-        client.send(iter([" " * 4096] * 1500 + ['{"a": 1}']))
+        client.send(iter([" " * 4096] * 700 + ['{"a": 1}']))
         assert json.loads(client.recv(timeout=20)) == {"length": 8, "fill": ""}
 
 
