@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     max_bodies_mb: int = Field(
         1024,
         ge=1,
-        description="memory for request bodies together, as sent and as parsed, and as much for waiting image files, in MiB; more are answered 429",
+        description="memory for request bodies, as sent and as parsed, and as much for waiting image files, in MiB; more are answered 429",
     )
     max_answers_mb: int = Field(
         1024, ge=1, description="memory of answers that are being made, in MiB, log probabilities above all; more are answered 429"

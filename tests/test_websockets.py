@@ -111,7 +111,7 @@ def test_small_frames_without_end_are_ended(patient: Gateway, data: bytes) -> No
 
 def test_a_message_of_many_ordinary_fragments_is_taken(patient: Gateway) -> None:
     with connect(url(patient), compression=None) as client:
-        client.send(iter([" " * 4096] * 700 + ['{"a": 1}']))
+        client.send(iter([" " * 2048] * 1300 + ['{"a": 1}']))
         assert json.loads(client.recv(timeout=20)) == {"length": 8, "fill": ""}
 
 
