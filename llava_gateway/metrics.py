@@ -72,6 +72,7 @@ IMAGE_WORKER_ENDS = Counter(
     "busy (the machine took too long), died",
     ["reason"],
 )
+URL_CACHE_BYTES = Gauge("llava_url_cache_bytes", "Memory of what is known about image URLs")
 # The registry takes a lock and makes a tuple to find what a few labels name.
 _stage, _tokens_of, _http_requests = cache(STAGE.labels), cache(TOKENS.labels), cache(HTTP_REQUESTS.labels)
 MAX_NAMES = 1000

@@ -1,11 +1,11 @@
 """Which URLs may be fetched, and which network addresses they may lead to. Public http(s) only, unless the operator allows a network.
 
-The address that is checked is the address that is dialled (see `fetch`), so a name cannot change its mind in between (DNS rebinding).
+The address that is checked is the address that is dialled (see `network`), so a name cannot change its mind in between (DNS rebinding).
 """
 
 import re
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 
 from llava_gateway.errors import InvalidImage
@@ -17,12 +17,18 @@ MAX_URL = 8192
 HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 LOOKS_NUMERIC = re.compile(r"(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$", re.IGNORECASE)  # WHATWG: a host whose last label is a number is an IPv4
 FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
+GLOBAL_UNICAST = IPv6Network("2000::/3")
+"""All of IPv6 that is routed on the internet. Unique local, link-local, site-local, discard-only and multicast addresses are outside."""
 NAT64 = IPv6Network("64:ff9b::/96")
-NEVER = tuple(  # special purposes (IANA's registries) that lead elsewhere, and on which Python's versions differ
-    ip_network(network)
-    for network in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "64:ff9b:1::/48", "3fff::/20", "fec0::/10")
+NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # RFC 8215
+NOT_PUBLIC = tuple(  # special purposes (IANA's registries) on which Python's versions differ
+    ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 )
-ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: the upper half of the interface identifier
+COMPATIBLE = IPv6Network("::/96")  # RFC 4291
+TRANSLATED = IPv6Network("::ffff:0:0:0/96")  # RFC 2765
+ISATAP = 0x00005EFE  # RFC 5214: the upper half of an interface identifier, apart from two flags
+ISATAP_MASK = 0xFCFFFFFF
+THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
 def parse_url(url: str) -> SplitResult:
@@ -53,30 +59,61 @@ def check_host(parts: SplitResult, hosts: Sequence[str]) -> None:
         raise _refused("names a host that this server does not fetch images from" if hosts else "is refused: this server fetches no URLs")
 
 
+def check_addresses(addresses: Sequence[Address], networks: Sequence[Network]) -> list[Address]:
+    """The addresses that may be dialled. InvalidImage if one of them may not: a mixed answer is refused whole. `localhost` is an exception,
+    since it always has two addresses: the one that is allowed counts."""
+    allowed = [address for address in addresses if is_allowed(address, networks)]
+    if not allowed or (len(allowed) < len(addresses) and not all(address.is_loopback for address in addresses)):
+        raise InvalidImage("The image URL leads to a network that this server does not fetch from.", code="invalid_image_url")
+    return allowed
+
+
+def check_literal(host: str, networks: Sequence[Network]) -> None:
+    """InvalidImage if the host is an address, and one that may not be fetched from."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return
+    check_addresses([address], networks)
+
+
 def is_allowed(address: Address, networks: Sequence[Network] = ()) -> bool:
-    """Whether an image may be fetched from there: a public address, or one of `networks`."""
-    inner = _embedded(address)
-    if _within(networks, address, inner):
-        return True
-    if _within(NEVER, address, inner):
+    """Whether an image may be fetched from there: the address and every IPv4 address in it must each be public, or in one of `networks`."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:  # no IPv6 at all: the operating system sends IPv4
+        address = address.ipv4_mapped
+    inner = _embedded(address) if isinstance(address, IPv6Address) else []
+    return all(_within(networks, each) or _is_public(each) for each in (address, *inner))
+
+
+def _is_public(address: Address) -> bool:
+    if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
+        return address in NAT64
+    if _within(NOT_PUBLIC, address):
         return False
-    return inner.is_global and not inner.is_multicast and not inner.is_reserved and not inner.is_unspecified
+    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-def _within(networks: Sequence[Network], *addresses: Address) -> bool:
-    return any(address in network for address in addresses for network in networks if address.version == network.version)
+def _within(networks: Sequence[Network], address: Address) -> bool:
+    return any(address.version == network.version and address in network for network in networks)
 
 
-def _embedded(address: Address) -> Address:
-    """The IPv4 address that a packet to `address` ends at, where IPv6 carries one."""
-    if isinstance(address, IPv4Address):
-        return address
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    low = IPv4Address(int(address) & 0xFFFFFFFF)
-    if address in NAT64 or int(address) >> 32 & 0xFFFFFFFF in ISATAP or (int(address) >> 32 == 0 and int(address) > 0xFFFF):
-        return low
-    return address
+def _embedded(address: IPv6Address) -> list[IPv4Address]:
+    """Every IPv4 address that a router, a relay or a translator may read in an IPv6 address."""
+    number = int(address)
+    low = IPv4Address(number & 0xFFFFFFFF)
+    found = [*(address.teredo or ()), *([address.sixtofour] if address.sixtofour else [])]
+    if address in NAT64 or address in TRANSLATED or number >> 32 & ISATAP_MASK == ISATAP:
+        found.append(low)
+    possible = [_after_prefix(number, length) for length in (48, 56, 64)] if address in NAT64_LOCAL else []
+    if address in NAT64_LOCAL or address in COMPATIBLE:
+        possible.append(low)
+    return found + [inner for inner in possible if inner not in THIS_NETWORK]  # zeros: nothing was embedded there
+
+
+def _after_prefix(number: int, length: int) -> IPv4Address:
+    """The IPv4 address behind a prefix of so many bits. Bits 64 to 71 are not part of it (RFC 6052)."""
+    without = (number >> 64) << 56 | number & ((1 << 56) - 1)
+    return IPv4Address(without >> (120 - length - 32) & 0xFFFFFFFF)
 
 
 def _plain_host(netloc: str, host: str) -> bool:

@@ -1,21 +1,21 @@
-"""Fetching an image URL: resolve once, check every address, dial the checked one, on every hop; bounded in bytes and in time."""
+"""Fetching an image URL: every hop is checked, and bounded in bytes, in time and in work."""
 
 import asyncio
-import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
-from ipaddress import ip_address
-from typing import Any
 from urllib.parse import urljoin
 
+import httpcore
 import httpx
 
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import too_large
-from llava_gateway.images.address import check_host, is_allowed, parse_url
+from llava_gateway.images.address import Address, check_addresses, check_host, check_literal, parse_url
 from llava_gateway.images.freshness import Freshness, freshness
-from llava_gateway.settings import Network, Settings
+from llava_gateway.images.network import Backend, BoundedStream, download_failed, tls_context
+from llava_gateway.images.resolver import Resolver
+from llava_gateway.settings import Settings
 from llava_gateway.version import __version__
 
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -38,106 +38,86 @@ class Fetcher:
         self.timeout = settings.image_timeout
         self.max_redirects = settings.image_redirects
         self.hosts = settings.image_hosts
-        self._places = asyncio.Semaphore(settings.image_downloads)
-        self._client = httpx.AsyncClient(
-            transport=_CheckedTransport(settings.allow_networks, settings.image_proxy),
-            trust_env=False,
-            timeout=httpx.Timeout(settings.image_read_timeout, connect=settings.image_connect_timeout, pool=None),
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # what one client's fetch is told is not for the next
-            headers={"user-agent": USER_AGENT, "accept": "image/*", "accept-encoding": "identity"},
-        )
+        self.networks = settings.allow_networks
+        self.resolver = Resolver(settings.image_connect_timeout)
+        self._proxy = _proxy(settings.image_proxy) if settings.image_proxy else None
+        self._tls = tls_context()
+        self._timeouts = {"connect": settings.image_connect_timeout} | dict.fromkeys(("read", "write"), settings.image_read_timeout)
+        self._slots = asyncio.Semaphore(settings.image_downloads)
+        self._turns = asyncio.Lock()
 
     async def fetch(self, url: str, conditions: Mapping[str, str] | None = None) -> Download:
         """What is behind `url`. InvalidImage if it cannot or must not be had. With `conditions` it may be as it was."""
         try:
-            async with asyncio.timeout(self.timeout), self._places:
+            async with asyncio.timeout(self.timeout):
                 return await self._follow(url, conditions or {})
-        except (TimeoutError, httpx.TimeoutException):
-            raise _failed(f"took longer than {self.timeout:g} s, or was silent for too long") from None
-        except _AddressRefused:
-            raise InvalidImage("The image URL leads to a network that this server does not fetch from.", code="invalid_image_url") from None
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            raise _failed("could not be downloaded") from error
+        except (TimeoutError, httpcore.TimeoutException):
+            raise download_failed(f"took longer than {self.timeout:g} s, or was silent for too long") from None
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, OSError) as error:
+            raise download_failed("could not be downloaded") from error
         except (httpx.InvalidURL, ValueError) as error:  # names that are no IDNA, redirects to what is no URL
             raise InvalidImage("The image URL, or what it redirects to, is not a valid URL.", code="invalid_image_url") from error
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self.resolver.close()
 
     async def _follow(self, url: str, conditions: Mapping[str, str]) -> Download:
         redirected: list[Freshness | None] = []
         for _ in range(self.max_redirects + 1):
             check_host(parse_url(url), self.hosts)
-            async with self._client.stream("GET", url, headers={} if redirected else dict(conditions)) as response:
-                if response.status_code in REDIRECTS and (location := response.headers.get("location")):
-                    redirected.append(freshness(response.headers))
+            async with self._get(httpx.URL(url), {} if redirected else conditions) as (response, headers):
+                if response.status in REDIRECTS and (location := headers.get("location")):
+                    redirected.append(freshness(headers))
                     url = urljoin(url, location)
                     continue
-                if response.status_code == 304 and conditions and not redirected:
-                    return Download(None, freshness(response.headers))
-                if response.status_code != 200:
-                    raise _failed(f"answered {response.status_code}")
-                return Download(await self._read(response), _least([*redirected, freshness(response.headers)]))
-        raise _failed(f"redirects more than {self.max_redirects} times")
+                if response.status == 304 and conditions and not redirected:
+                    return Download(None, freshness(headers))
+                if response.status != 200:
+                    raise download_failed(f"answered {response.status}")
+                return Download(await self._read(response, headers), _least([*redirected, freshness(headers)]))
+        raise download_failed(f"redirects more than {self.max_redirects} times")
 
-    async def _read(self, response: httpx.Response) -> bytes:
-        if response.headers.get("content-encoding", "identity") != "identity":  # a few hundred bytes can unpack to gigabytes
-            raise _failed("answered with a compressed body although none was asked for")
-        declared = response.headers.get("content-length", "")
+    @asynccontextmanager
+    async def _get(self, url: httpx.URL, conditions: Mapping[str, str]) -> AsyncIterator[tuple[httpcore.Response, httpx.Headers]]:
+        addresses = await self._addresses(url.raw_host.decode("ascii"))  # before a slot is taken, so a silent name server holds none
+        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        headers = {"host": url.netloc.decode("ascii"), "user-agent": USER_AGENT, "accept": "image/*", "accept-encoding": "identity"}
+        async with (
+            self._slots,
+            httpcore.AsyncConnectionPool(self._tls, self._proxy, network_backend=Backend(addresses, self._turns)) as pool,
+            pool.stream("GET", target, headers=[*(headers | dict(conditions)).items()], extensions={"timeout": self._timeouts}) as response,
+        ):
+            yield response, httpx.Headers(response.headers)
+
+    async def _addresses(self, host: str) -> list[Address]:
+        """The addresses to dial. With a proxy they are its own: names go to it unresolved, and it decides which networks they may lead to."""
+        if self._proxy is None:
+            return check_addresses(await self.resolver.addresses(host), self.networks)
+        check_literal(host, self.networks)
+        return await self.resolver.addresses(self._proxy.url.host.decode("ascii"))
+
+    async def _read(self, response: httpcore.Response, headers: httpx.Headers) -> bytes:
+        if headers.get("content-encoding", "identity") != "identity":  # a few hundred bytes can unpack to gigabytes
+            raise download_failed("answered with a compressed body although none was asked for")
+        declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self.max_bytes:
             raise too_large(self.max_bytes)
+        stream = response.extensions["network_stream"]
+        assert isinstance(stream, BoundedStream)
+        stream.plain = "transfer-encoding" not in headers
+        await stream.parsed()
         body = bytearray()
-        async for chunk in response.aiter_raw(65536):
-            body += chunk
+        async for part in response.aiter_stream():
+            body += part
             if len(body) > self.max_bytes:
                 raise too_large(self.max_bytes)
+            await stream.parsed(len(part))
         return bytes(body)
 
 
-class _AddressRefused(Exception):
-    pass
-
-
-class _CheckedTransport(httpx.AsyncBaseTransport):
-    """Dials only addresses that were checked, by number, with the name kept for `Host` and TLS. Through a proxy names go unresolved, since
-    it is the proxy that resolves and dials them: what they may lead to is the proxy's to say."""
-
-    def __init__(self, allow_networks: tuple[Network, ...], proxy: str) -> None:
-        self.allow_networks = allow_networks
-        self.proxied = bool(proxy)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self._inner = httpx.AsyncHTTPTransport(trust_env=False, limits=limits, proxy=proxy or None)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url
-        host = url.raw_host.decode("ascii")
-        if self.proxied:
-            self._check_literal(host)
-            return await self._inner.handle_async_request(request)
-        address = await self._resolve(host, url.port or (443 if url.scheme == "https" else 80))
-        extensions: dict[str, Any] = {**request.extensions, "sni_hostname": host}
-        return await self._inner.handle_async_request(
-            httpx.Request(request.method, url.copy_with(host=address), headers=request.headers, extensions=extensions)
-        )
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def _resolve(self, host: str, port: int) -> str:
-        """The first of the host's addresses, once all of them have passed: a mixed answer is refused whole."""
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
-        if not addresses or not all(is_allowed(address, self.allow_networks) for address in addresses):
-            raise _AddressRefused
-        return str(addresses[0])
-
-    def _check_literal(self, host: str) -> None:
-        try:
-            address = ip_address(host.strip("[]"))
-        except ValueError:
-            return
-        if not is_allowed(address, self.allow_networks):
-            raise _AddressRefused
+def _proxy(url: str) -> httpcore.Proxy:
+    proxy = httpx.Proxy(url)
+    return httpcore.Proxy(str(proxy.url), proxy.raw_auth)
 
 
 def _least(hops: list[Freshness | None]) -> Freshness | None:
@@ -146,7 +126,3 @@ def _least(hops: list[Freshness | None]) -> Freshness | None:
     if len(kept) < len(hops):
         return None
     return kept[0] if len(kept) == 1 else Freshness(min(hop.seconds for hop in kept))
-
-
-def _failed(why: str) -> InvalidImage:
-    return InvalidImage(f"The image URL {why}.", code="failed_to_download_image")

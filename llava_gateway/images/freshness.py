@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+MAX_VALIDATOR = 512
+"""Longest `ETag` or `Last-Modified` that is kept, in characters."""
+MAX_DIRECTIVES = 4096
+"""Longest `Cache-Control` that is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
@@ -23,11 +28,19 @@ class Freshness:
 
 def freshness(headers: Mapping[str, str]) -> Freshness | None:
     """Of a 200 answer; None if it must not be kept. No age is guessed: an answer that gives none is asked for again."""
-    control = _directives(headers.get("cache-control", ""))
+    given = headers.get("cache-control", "")
+    if len(given) > MAX_DIRECTIVES:
+        return None
+    control = _directives(given)
     if "no-store" in control or "private" in control or headers.get("vary", "").strip() == "*":
         return None
     seconds = 0.0 if "no-cache" in control else _lifetime(control, headers) - _number(headers.get("age", ""))
-    return Freshness(max(seconds, 0.0), headers.get("etag"), headers.get("last-modified"))
+    return Freshness(max(seconds, 0.0), _validator(headers.get("etag")), _validator(headers.get("last-modified")))
+
+
+def _validator(value: str | None) -> str | None:
+    """A validator goes into the header of a later request, where only printable ASCII may stand."""
+    return value if value and len(value) <= MAX_VALIDATOR and value.isascii() and value.isprintable() else None
 
 
 def _lifetime(control: Mapping[str, str], headers: Mapping[str, str]) -> float:
@@ -50,6 +63,8 @@ def _number(value: str) -> float:
 
 
 def _date(value: str) -> datetime | None:
+    if len(value) > MAX_VALIDATOR:
+        return None
     try:
         date = parsedate_to_datetime(value)
     except (ValueError, IndexError, TypeError):

@@ -13,7 +13,10 @@ from llava_gateway.images.flight import InFlight
 from llava_gateway.images.freshness import Freshness
 from llava_gateway.settings import Settings
 
-MAX_ENTRIES = 10_000
+MAX_BYTES = 16 << 20
+"""Memory of URLs and of what is known of them."""
+ENTRY_BYTES = 1024
+"""Memory of an entry, apart from its strings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,10 @@ class _Known:
     content: str
     expires: float
     freshness: Freshness
+
+    def size(self, url: str) -> int:
+        """In bytes, with its URL."""
+        return ENTRY_BYTES + len(url) + len(self.freshness.etag or "") + len(self.freshness.last_modified or "")
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -36,11 +43,13 @@ class UrlImages:
 
     def __init__(self, settings: Settings) -> None:
         self.ttl = settings.image_url_ttl
+        self.bytes = 0
         self._fetcher = Fetcher(settings)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._fetching: InFlight[Fetched] = InFlight()
         self._in_hand: WeakValueDictionary[str, Fetched] = WeakValueDictionary()
         """Files by digest. Each is in here for as long as a request that fetched it keeps it: until its picture is prepared."""
+        metrics.URL_CACHE_BYTES.set_function(lambda: self.bytes)
 
     def fresh(self, url: str) -> Fetched | None:
         """What the URL gave, if that may be taken as known."""
@@ -76,9 +85,13 @@ class UrlImages:
         return self._in_hand.get(known.content) or Fetched(known.content, None)
 
     def _learn(self, url: str, content: str, download: Download) -> None:
-        self._known.pop(url, None)
+        if known := self._known.pop(url, None):
+            self.bytes -= known.size(url)
         if download.freshness is None or not (self.ttl and (download.freshness.seconds or download.freshness.conditions)):
             return
-        self._known[url] = _Known(content, time.monotonic() + min(download.freshness.seconds, self.ttl), download.freshness)
-        if len(self._known) > MAX_ENTRIES:
-            self._known.popitem(last=False)
+        known = _Known(content, time.monotonic() + min(download.freshness.seconds, self.ttl), download.freshness)
+        self._known[url] = known
+        self.bytes += known.size(url)
+        while self.bytes > MAX_BYTES:
+            oldest, forgotten = self._known.popitem(last=False)
+            self.bytes -= forgotten.size(oldest)
