@@ -16,9 +16,9 @@ import httpx
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.address import Address
 
-READ_BYTES = 256 << 10
-DENSE_LINES = 2048
-"""Lines in one read from which it is handed to the parser in pieces. Compressed images have about half as many line feeds."""
+PLAIN_READ_BYTES = 256 << 10
+DENSE_LINES = 384
+"""Lines in one read (64 KiB) from which it is handed to the parser in pieces. Compressed images have 256 line feeds on average."""
 DENSE_PIECE = 4096
 MAX_UNPARSED = 256
 """Reads, lines and units of 128 bytes that may come before the next part of the response: a head has 256 lines or 32 KiB at most."""
@@ -27,9 +27,9 @@ TURN_PARTS = 64
 LARGE_PART = 4096
 TURN_PAUSE = 0.002
 """Seconds in which no fetch goes on: all of them together get about half of the event loop."""
-MAX_SMALL_PARTS = 1024
+CHECKED_PARTS = 1024
 MIN_MEAN_BYTES = 64
-"""Smallest mean size of a body's parts, once there are more than MAX_SMALL_PARTS. Applications that send a file by its lines reach 256."""
+"""Smallest mean size of so many parts in a row. Applications that send a compressed file line by line reach 256."""
 MAX_DIALS = 4
 """Addresses of one host that are tried."""
 
@@ -88,19 +88,25 @@ class BoundedStream(httpcore.AsyncNetworkStream):
         self._parts = 0
         self._bytes = 0
         self._bytes_at_turn = 0
+        self._bytes_at_check = 0
         self.plain = False
         """The rest is a body that the parser need not search for lines."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._unparsed > MAX_UNPARSED:
             raise download_failed("answered with too long a head, or in too many small pieces")
-        if self._held:
-            await self._take_turn()
+        if self.plain:
+            return self._take_held() or await self._stream.read(PLAIN_READ_BYTES, timeout)
+        if not self._held:
+            self._held = await self._stream.read(max_bytes, timeout)
+        lines = self._held.count(b"\n")
+        if lines <= DENSE_LINES:
+            piece = self._take_held()
         else:
-            self._held = await self._stream.read(READ_BYTES, timeout)
-        dense = not self.plain and self._held.count(b"\n") > DENSE_LINES
-        piece, self._held = (self._held[:DENSE_PIECE], self._held[DENSE_PIECE:]) if dense else (self._held, b"")
-        self._unparsed += 1 + len(piece) // 128 + (0 if self.plain else piece.count(b"\n"))
+            await self._take_turn()
+            piece = self._take_held(DENSE_PIECE)
+            lines = piece.count(b"\n")
+        self._unparsed += 1 + len(piece) // 128 + lines
         return piece
 
     async def parsed(self, size: int = 0) -> None:
@@ -109,11 +115,13 @@ class BoundedStream(httpcore.AsyncNetworkStream):
         self._parts += 1
         self._bytes += size
         if self._parts % TURN_PARTS == 0:
-            if self._parts > MAX_SMALL_PARTS and self._bytes < self._parts * MIN_MEAN_BYTES:
-                raise download_failed("answered in too many small pieces")
             if self._bytes - self._bytes_at_turn < TURN_PARTS * LARGE_PART:
                 await self._take_turn()
             self._bytes_at_turn = self._bytes
+        if self._parts % CHECKED_PARTS == 0:
+            if self._bytes - self._bytes_at_check < CHECKED_PARTS * MIN_MEAN_BYTES:
+                raise download_failed("answered in too many small pieces")
+            self._bytes_at_check = self._bytes
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         await self._stream.write(buffer, timeout)
@@ -128,6 +136,10 @@ class BoundedStream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
+
+    def _take_held(self, size: int | None = None) -> bytes:
+        piece, self._held = self._held[:size], self._held[size:] if size else b""
+        return piece
 
     async def _take_turn(self) -> None:
         """One fetch at a time goes on, so that a pass of the event loop waits for one piece, however many there are."""
