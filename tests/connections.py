@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -107,6 +108,17 @@ def closing_code(connection: socket.socket) -> int:
     return int.from_bytes(data[2:4], "big")
 
 
+class Errors(logging.Handler):
+    """Keeps what the log says of errors: no client may cause one."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(self.format(record))
+
+
 @contextmanager
 def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> Iterator[Gateway]:
     """POST /work waits for `go` and then answers with its body, or streams it: `{"stream": true}`. `{"fill": N}` becomes so many letters. A
@@ -170,6 +182,8 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
     )
     running = Gateway(port, uvicorn.Server(config), bodies)
     thread = threading.Thread(target=running.server.run, daemon=True)
+    errors = Errors(logging.ERROR)
+    logging.getLogger().addHandler(errors)
     thread.start()
     try:
         wait_for(lambda: running.server.started)
@@ -178,7 +192,9 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
         running.go.set()
         running.server.should_exit = running.server.force_exit = True
         thread.join(20)
+        logging.getLogger().removeHandler(errors)
     assert bodies.bytes == 0
+    assert not errors.messages
 
 
 def parsed(body: Any) -> dict[str, Any]:

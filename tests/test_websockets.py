@@ -95,18 +95,12 @@ def test_a_message_is_counted_while_it_is_answered() -> None:
     "data", [frame(CONTINUATION, b"", fin=False), frame(CONTINUATION, b" ", fin=False), frame(PING), frame(PING, bytes(125))]
 )
 def test_small_frames_without_end_are_ended(patient: Gateway, data: bytes) -> None:
-    before = rss()
     with patient.open_websocket() as connection:
-        try:
-            connection.sendall(frame(TEXT, b"", fin=False) if data[0] & 15 == CONTINUATION else b"")
-            for _ in range(5000):
-                connection.sendall(data * 1000)
-        except ConnectionError:
-            pass
-        else:
-            raise AssertionError("five million frames were taken")
+        connection.sendall(frame(TEXT, b"", fin=False) if data[0] & 15 == CONTINUATION else b"")
+        for _ in range(50):
+            connection.sendall(data * 1000)
+        assert closing_code(connection) == POLICY
     wait_for(lambda: patient.connections == 0)
-    assert rss() - before < 50 * MB
 
 
 def test_a_message_of_many_ordinary_fragments_is_taken(patient: Gateway) -> None:

@@ -32,6 +32,7 @@ def websocket_protocol(settings: Settings, bodies: Bodies) -> type[WebSocketsSan
             self._deadline: asyncio.TimerHandle | None = None
             self._new_frames = self._new_bytes = 0
             self.close_timeout = GOODBYE
+            self._left = False
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._drop_message()
@@ -55,7 +56,7 @@ def websocket_protocol(settings: Settings, bodies: Bodies) -> type[WebSocketsSan
                 self.transport.abort()
                 return
             for start in range(0, len(data), SLICE):
-                if self.transport.is_closing():
+                if self._left or self.transport.is_closing():
                     break
                 part = data[start : start + SLICE]
                 self._new_bytes += len(part)
@@ -161,7 +162,7 @@ def websocket_protocol(settings: Settings, bodies: Bodies) -> type[WebSocketsSan
         def _leave(self, code: int, reason: str) -> None:
             """Say goodbye and hear the client out: to close with bytes unread would reset the connection before it has read the reason."""
             self._drop_message()
-            self.close_sent = True
+            self.close_sent = self._left = True
             self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
             self.transport.write(b"".join(self.conn.data_to_send()))
             if self.transport.can_write_eof():
