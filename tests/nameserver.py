@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
-from typing import Any
 
 A, AAAA = 1, 28
 NXDOMAIN = 3
@@ -81,7 +80,5 @@ def _question(query: bytes) -> tuple[str, bytes]:
 
 def _response(query: bytes, question: bytes, addresses: list[bytes], ttl: int, code: int) -> bytes:
     header = struct.pack("!2sHHHHH", query[:2], 0x8180 | code, 1, len(addresses), 0, 0)
-    records = [
-        struct.pack("!HHHIH", 0xC00C, A if len(address) == 4 else AAAA, 1, ttl, len(address)) + address for address in addresses
-    ]
+    records = [struct.pack("!HHHIH", 0xC00C, A if len(address) == 4 else AAAA, 1, ttl, len(address)) + address for address in addresses]
     return header + question + b"".join(records)

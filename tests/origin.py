@@ -49,7 +49,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(200, bytes(2 << 20))
         elif self.path == "/silent":  # takes the request, and says nothing
             time.sleep(20)
-        elif self.path == "/cached":
+        elif self.path.startswith("/cached"):
             self._answer(200, picture, headers={"cache-control": "max-age=60"})
         elif self.path == "/private":
             self._answer(200, picture, headers={"cache-control": "private, max-age=60"})
@@ -60,6 +60,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.end_headers()
             else:
                 self._answer(200, picture, headers={"cache-control": "no-cache", "etag": '"1"'})
+        elif self.path == "/odd-etag":
+            self._answer(200, picture, headers={"cache-control": "no-cache", "etag": '"\xfc"'})
+        elif self.path == "/odd-date":
+            self._answer(200, picture, headers={"cache-control": "no-cache", "last-modified": "Samstag, 1. M\xe4rz"})
         elif self.path == "/to-cached":
             self._redirect("/cached")
         elif self.path == "/slow":

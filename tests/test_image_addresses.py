@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_gateway.errors import InvalidImage
-from llava_gateway.images.address import check_host, is_allowed, parse_url
+from llava_gateway.images.address import check_addresses, check_host, is_allowed, parse_url
 
 PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "239.1.1.1",
@@ -16,6 +16,9 @@ PRIVATE = [
     "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::", "2002:808:808::1",
     "2001:0:4136:e378:8000:63bf:3fff:fdd2", "fe80::5efe:127.0.0.1", "2001:4860::5efe:10.0.0.1", "2001:4860::200:5efe:7f00:1",
     "::127.0.0.1", "::10.0.0.1", "fec0::1",
+    "fd00::5efe:808:808", "fe80::5efe:8.8.8.8", "fec0::200:5efe:8.8.8.8", "2001:4860::300:5efe:10.0.0.1",  # ISATAP
+    "64:ff9b:1::8.8.8.8", "::8.8.8.8", "::ffff:0:8.8.8.8", "::ffff:0:10.0.0.1", "64:ff9b::",
+    "2001:0:808:808::f7f7:f7f7", "2001:2::1", "2001:10::1", "2001:20::1", "2001:db8::808:808", "3fff::1", "100::1", "5f00::1", "4000::1",
 ]  # fmt: skip
 PUBLIC = ["1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 
@@ -38,6 +41,86 @@ def test_a_named_network_is_allowed_and_no_other() -> None:
     assert not is_allowed(ip_address("10.2.0.1"), networks)
     assert not is_allowed(ip_address("127.0.0.1"), networks)
     assert not is_allowed(ip_address("fd00:2::5"), networks)
+
+
+@pytest.mark.parametrize(
+    ("outer", "address", "allowed"),
+    [
+        ("fd00::/8", "fd00::5efe:8.8.8.8", True),
+        ("fd00::/8", "fd00::5efe:10.0.0.1", False),
+        ("10.0.0.0/8", "64:ff9b::10.0.0.1", True),
+        ("10.0.0.0/8", "fd00::5efe:10.0.0.1", False),
+        ("64:ff9b:1::/48", "64:ff9b:1::8.8.8.8", True),
+        ("64:ff9b:1::/48", "64:ff9b:1::10.0.0.1", False),
+        ("64:ff9b:1::/48", "64:ff9b:1:0a00:0:100::", False),  # 10.0.0.1 behind a prefix of 48 bits
+        ("64:ff9b:1::/48", "64:ff9b:1:ff0a:0:1::", False),  # behind 56
+        ("64:ff9b:1::/48", "64:ff9b:1:ffff:a:0:100:0", False),  # behind 64
+        ("2002::/16", "2002:808:808::1", True),
+        ("2002::/16", "2002:a00:1::1", False),
+        ("2001::/32", "2001:0:808:808::f7f7:f7f7", True),
+        ("2001::/32", "2001:0:808:808::f5ff:fffe", False),  # its client is 10.0.0.1, written as its complement
+        ("2001::/32", "2001:0:a00:1::f7f7:f7f7", False),  # its server
+        ("::1/128", "::1", True),
+        ("::/96", "::10.0.0.1", False),
+        ("::ffff:0:0:0/96", "::ffff:0:10.0.0.1", False),
+        ("::ffff:0:0:0/96", "::ffff:0:8.8.8.8", True),
+    ],
+)
+def test_an_allowed_network_allows_nothing_that_its_addresses_embed(outer: str, address: str, allowed: bool) -> None:
+    assert is_allowed(ip_address(address), [ip_network(outer)]) == allowed
+
+
+REFUSED_IPV4 = {  # as bits, from IANA's registries
+    prefix: "".join(f"{int(part):08b}" for part in prefix.split("/")[0].split("."))[: int(prefix.split("/")[1])]
+    for prefix in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
+        "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+    )
+}  # fmt: skip
+IPV4 = st.one_of(
+    st.integers(0, 2**32 - 1).map(lambda number: f"{number:032b}"),
+    st.sampled_from(sorted(REFUSED_IPV4.values())).flatmap(
+        lambda prefix: st.integers(0, 2 ** (32 - len(prefix)) - 1).map(lambda rest: prefix + f"{rest:0{32 - len(prefix)}b}")
+    ),
+)
+BITS_64 = st.integers(0, 2**64 - 1).map(lambda number: f"{number:064b}")
+HEAD_2000 = f"{0x2A00:016b}"
+
+
+def public(bits: str) -> bool:
+    return not any(bits.startswith(prefix) for prefix in REFUSED_IPV4.values())
+
+
+def address_of(bits: str) -> object:
+    return ip_address(int(bits, 2).to_bytes(len(bits) // 8, "big"))
+
+
+@given(IPV4)
+def test_ipv4_addresses_are_public_by_the_registry(bits: str) -> None:
+    assert is_allowed(address_of(bits)) == public(bits)
+
+
+@given(BITS_64, IPV4, st.sampled_from([0x5EFE, 0x0200_5EFE]))
+def test_isatap_addresses_are_judged_by_both_of_their_addresses(prefix: str, inner: str, marker: int) -> None:
+    for outer, outer_public in (
+        (HEAD_2000 + prefix[16:], True),
+        (f"{0xFD00:016b}" + prefix[16:], False),
+        (f"{0xFE80:016b}" + prefix[16:], False),
+    ):
+        assert is_allowed(address_of(outer + f"{marker:032b}" + inner)) == (outer_public and public(inner))
+
+
+@given(IPV4, st.sampled_from(["", "ffff:"]))
+def test_translated_and_mapped_addresses_are_judged_by_their_ipv4_address(inner: str, mapped: str) -> None:
+    text = str(address_of(inner))
+    assert is_allowed(ip_address(f"::{mapped}{text}" if mapped else f"64:ff9b::{text}")) == public(inner)
+
+
+@given(st.integers(0, 2**128 - 1))
+def test_what_is_not_routed_on_the_internet_is_refused_whatever_it_embeds(number: int) -> None:
+    address = ip_address(number.to_bytes(16, "big"))
+    if number >> 125 != 1 and number >> 32 not in (0xFFFF, 0x64FF9B << 64):
+        assert not is_allowed(address)
 
 
 @given(st.ip_addresses(v=4))
@@ -102,6 +185,19 @@ def test_any_text_is_a_url_or_refused(url: str) -> None:
 def test_the_list_of_hosts(hosts: list[str], host: str, allowed: bool) -> None:
     with contextlib.nullcontext() if allowed else pytest.raises(InvalidImage):
         check_host(parse_url(f"https://{host}/x.png"), hosts)
+
+
+def test_localhost_is_allowed_by_one_of_its_two_addresses() -> None:
+    both = [ip_address("::1"), ip_address("127.0.0.1")]
+    assert check_addresses(both, [ip_network("127.0.0.0/8")]) == both[1:]
+    with pytest.raises(InvalidImage):
+        check_addresses(both, [])
+
+
+@pytest.mark.parametrize("private", ["10.0.0.1", "127.0.0.1", "fd00::5efe:8.8.8.8"])
+def test_a_mixed_answer_is_refused_whole(private: str) -> None:
+    with pytest.raises(InvalidImage):
+        check_addresses([ip_address("8.8.8.8"), ip_address(private)], [])
 
 
 def test_urls_are_bounded() -> None:

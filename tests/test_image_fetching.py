@@ -1,11 +1,11 @@
-"""Fetching over real sockets from a real origin; only names are made up, since there is no DNS here."""
+"""Fetching over real sockets from a real origin; names are those of a real name server."""
 
 import asyncio
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from typing import Any
 
+import nameserver
 import pytest
 from origin import GRID, Origin
 
@@ -15,15 +15,16 @@ from llava_gateway.images.fetch import USER_AGENT, Fetcher
 from llava_gateway.settings import Settings
 
 LOOPBACK = [ip_network("127.0.0.0/8")]
-Names = Callable[..., None]
+Names = Callable[..., tuple[str, ...]]
 
 
-def fetch(*urls: str, networks: Any = LOOPBACK, **settings: Any) -> bytes:
+def fetch(*urls: str, networks: Any = LOOPBACK, servers: tuple[str, ...] = (), **settings: Any) -> bytes:
     """What the last of the URLs gives."""
 
     async def run() -> bytes:
         defaults = {"image_timeout": 2, "max_image_mb": 1, "allow_networks": tuple(networks)}
         fetcher = Fetcher(Settings(**defaults | settings))
+        fetcher.resolver.servers = servers
         try:
             for url in urls:
                 data = (await fetcher.fetch(url)).data
@@ -36,19 +37,15 @@ def fetch(*urls: str, networks: Any = LOOPBACK, **settings: Any) -> bytes:
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+def names() -> Iterator[Names]:
     """Gives a made-up host name its addresses, another list each time it is asked for."""
+    with nameserver.running() as server:
 
-    def define(*answers: list[str]) -> None:
-        remaining = list(answers)
+        def define(*answers: list[str]) -> tuple[str, ...]:
+            server.define("made.up", *answers)
+            return (server.address,)
 
-        async def getaddrinfo(self: object, host: str, port: int, **options: object) -> list[Any]:
-            answer = remaining.pop(0) if host == "made.up" else [host]
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answer]
-
-        monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
-
-    return define
+        yield define
 
 
 def test_a_picture(origin: Origin) -> None:
@@ -65,22 +62,22 @@ def test_private_without_permission(origin: Origin) -> None:
 
 
 def test_a_name_that_answers_publicly_and_privately_is_refused(origin: Origin, names: Names) -> None:
-    names(["1.1.1.1", "10.0.0.1"])
+    servers = names(["1.1.1.1", "10.0.0.1"])
     with pytest.raises(InvalidImage, match="network"):
-        fetch(f"http://made.up:{origin.server_port}/picture")
+        fetch(f"http://made.up:{origin.server_port}/picture", servers=servers)
 
 
 def test_the_checked_address_is_the_one_that_is_dialled(origin: Origin, names: Names) -> None:
     """DNS rebinding: a second look-up would lead elsewhere, so there must be none."""
-    names(["127.0.0.1"])
-    assert fetch(f"http://made.up:{origin.server_port}/picture") == encode(draw(GRID))
+    servers = names(["127.0.0.1"], ["10.0.0.1"])
+    assert fetch(f"http://made.up:{origin.server_port}/picture", servers=servers) == encode(draw(GRID))
     assert origin.requests[-1][1]["host"] == f"made.up:{origin.server_port}"
 
 
 def test_each_hop_is_looked_up_and_checked_anew(origin: Origin, names: Names) -> None:
-    names(["127.0.0.1"], ["10.0.0.1"])
+    servers = names(["127.0.0.1"], ["10.0.0.1"])
     with pytest.raises(InvalidImage, match="network"):
-        fetch(f"http://made.up:{origin.server_port}/redirect")
+        fetch(f"http://made.up:{origin.server_port}/redirect", servers=servers)
 
 
 @pytest.mark.parametrize("path", ["/packed", "/packed-twice"])
@@ -113,21 +110,21 @@ def test_byte_cap(origin: Origin) -> None:
 
 
 def test_only_named_hosts(origin: Origin, names: Names) -> None:
-    names(["127.0.0.1"])
+    servers = names(["127.0.0.1"])
     url = f"http://made.up:{origin.server_port}/picture"
-    assert fetch(url, image_hosts=("made.up",))
+    assert fetch(url, servers=servers, image_hosts=("made.up",))
     with pytest.raises(InvalidImage, match="host"):
-        fetch(url, image_hosts=("*.made.up",))
+        fetch(url, servers=servers, image_hosts=("*.made.up",))
     before = len(origin.requests)
     with pytest.raises(InvalidImage, match="no URLs"):
-        fetch(url, image_hosts=())
+        fetch(url, servers=servers, image_hosts=())
     assert len(origin.requests) == before
 
 
 def test_a_redirect_to_a_host_that_is_not_named(origin: Origin, names: Names) -> None:
-    names(["127.0.0.1"])
+    servers = names(["127.0.0.1"])
     with pytest.raises(InvalidImage, match="host"):
-        fetch(f"http://made.up:{origin.server_port}/to-private", image_hosts=("made.up",))
+        fetch(f"http://made.up:{origin.server_port}/to-private", servers=servers, image_hosts=("made.up",))
 
 
 def test_through_a_proxy(origin: Origin) -> None:

@@ -1,6 +1,7 @@
 """The same URL again: as often as HTTP says that it must be, and once for all who ask at the same time."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -54,16 +55,24 @@ def asked(origin: Origin, path: str) -> int:
         ({"expires": format_datetime(NOW + timedelta(seconds=30)), "date": format_datetime(NOW)}, Freshness(30)),
         ({"expires": "0"}, Freshness(0)),
         ({"last-modified": "y"}, Freshness(0, None, "y")),
+        ({"etag": "\xfc", "last-modified": "y"}, Freshness(0, None, "y")),
+        ({"etag": "x\x01"}, Freshness(0)),
+        ({"etag": "x\ty"}, Freshness(0)),
+        ({"etag": "x" * 65536}, Freshness(0)),
+        ({"last-modified": "\u017d"}, Freshness(0)),
+        ({"expires": "1" * 65536}, Freshness(0)),
+        ({"cache-control": "," * 65536}, None),
     ],
 )
 def test_freshness(headers: dict[str, str], expected: Freshness | None) -> None:
     assert freshness(headers) == expected
 
 
-@given(st.dictionaries(st.sampled_from(["cache-control", "expires", "date", "age", "vary", "etag"]), st.text(max_size=30)))
+@given(st.dictionaries(st.sampled_from(["cache-control", "expires", "date", "age", "vary", "etag", "last-modified"]), st.text(max_size=30)))
 def test_any_headers(headers: dict[str, str]) -> None:
     found = freshness(headers)
     assert found is None or found.seconds >= 0
+    assert found is None or all(re.fullmatch("[ -~]*", value) for value in found.conditions.values())
 
 
 def test_fresh_answers_are_not_asked_for_again(origin: Origin) -> None:
@@ -108,6 +117,30 @@ def test_an_unchanged_picture_is_not_sent_again(origin: Origin) -> None:
         assert await urls.fetch(url) == Fetched(content, None)
         assert (await urls.fetch(url, anew=True)).data == data
 
+    run(work)
+
+
+@pytest.mark.parametrize("path", ["/odd-etag", "/odd-date"])
+def test_a_validator_that_no_request_may_hold_does_not_fail_the_next_use(origin: Origin, path: str) -> None:
+    async def work(urls: UrlImages) -> None:
+        first = await urls.fetch(origin.url + path)
+        assert (await urls.fetch(origin.url + path)).content == first.content
+
+    run(work)
+
+
+def test_known_urls_are_bounded_in_bytes(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(urls: UrlImages) -> None:
+        longer = [f"{origin.url}/cached?{number}{'x' * 8000}" for number in range(12)]
+        for url in longer:
+            await urls.fetch(url)
+            await urls.fetch(url)  # known twice, counted once
+            assert urls.bytes <= 100_000
+        assert urls.fresh(longer[-1])
+        assert not urls.fresh(longer[0])
+        assert 80_000 < urls.bytes == sum(known.size(url) for url, known in urls._known.items())
+
+    monkeypatch.setattr("llava_gateway.images.urls.MAX_BYTES", 100_000)
     run(work)
 
 

@@ -90,7 +90,7 @@ class Fetcher:
             yield response, httpx.Headers(response.headers)
 
     async def _addresses(self, host: str) -> list[Address]:
-        """The addresses to dial. With a proxy they are its own: names go to it unresolved, and it decides which networks they may lead to."""
+        """The addresses to dial. With a proxy they are its own: it resolves names, and decides which networks they may lead to."""
         if self._proxy is None:
             return check_addresses(await self.resolver.addresses(host), self.networks)
         check_literal(host, self.networks)

@@ -1,4 +1,4 @@
-"""Host names to addresses. c-ares reads /etc/resolv.conf and /etc/hosts, asks the name servers, and keeps answers for their time to live."""
+"""Host names to addresses. c-ares reads /etc/resolv.conf and /etc/hosts, asks the name servers, and keeps answers for their lifetime."""
 
 import asyncio
 import socket
@@ -13,6 +13,8 @@ from llava_gateway.images.flight import InFlight
 
 FLAGS = pycares.ARES_FLAG_EDNS | pycares.ARES_FLAG_IGNTC
 """One UDP datagram is the whole answer: over TCP a hostile name server could send thousands of addresses."""
+MAX_ADDRESSES = 256
+"""Of a name; each of them is checked. One datagram may hold thousands."""
 MAX_CACHED = 1000
 """Lookups after which the cache is dropped. c-ares bounds its cache by time to live, not by size."""
 
@@ -46,6 +48,8 @@ class Resolver:
                 found = await client.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
         except aiodns.error.DNSError as error:
             raise socket.gaierror(*error.args) from None
+        if len(found.nodes) > MAX_ADDRESSES:
+            raise socket.gaierror(f"{host} has more than {MAX_ADDRESSES} addresses")
         return [ip_address(node.addr[0].decode()) for node in found.nodes]
 
     def _next_client(self) -> aiodns.DNSResolver:
