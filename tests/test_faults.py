@@ -74,6 +74,8 @@ def is_idle(server: Server) -> bool:
         "llava_requests_running ",
         "llava_requests_queued ",
         "llava_body_bytes ",
+        "llava_answer_bytes ",
+        "llava_image_file_bytes ",
         "vllm:num_requests_running",
     )
     return all(metric(server, name) == 0 for name in names)

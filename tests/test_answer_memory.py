@@ -1,0 +1,38 @@
+"""Memory of answers: counted while they are made, bounded together."""
+
+import pytest
+
+from llava_gateway import metrics
+from llava_gateway.answer_memory import AnswerMemory
+from llava_gateway.errors import InvalidRequest, TooManyRequests
+from llava_gateway.settings import Settings
+
+MB = 1 << 20
+
+
+def test_an_answer_that_has_no_room_beside_others_is_refused_until_one_ends() -> None:
+    memory = AnswerMemory(Settings(max_answers_mb=10))
+    with memory.reserved(6 * MB):
+        with pytest.raises(TooManyRequests) as refused, memory.reserved(5 * MB):
+            pass
+        assert refused.value.code == "answers_full"
+        assert refused.value.retry_after
+        with memory.reserved(4 * MB):
+            assert metrics.ANSWER_BYTES.collect()[0].samples[0].value == 10 * MB
+    with memory.reserved(10 * MB):
+        pass
+    assert memory.bytes == 0
+
+
+def test_an_answer_that_never_has_room_is_not_to_be_tried_again() -> None:
+    memory = AnswerMemory(Settings(max_answers_mb=1))
+    with pytest.raises(InvalidRequest, match="log probabilities"), memory.reserved(MB + 1):
+        pass
+    assert memory.bytes == 0
+
+
+def test_a_request_that_fails_gives_its_memory_back() -> None:
+    memory = AnswerMemory(Settings(max_answers_mb=1))
+    with pytest.raises(ZeroDivisionError), memory.reserved(MB):
+        raise ZeroDivisionError
+    assert memory.bytes == 0
