@@ -70,7 +70,7 @@ IMAGE_WORKER_ENDS = Counter(
     "llava_image_worker_ends_total",
     "Such processes that ended before their image was decoded, by why: cpu (it took too much time), left (nobody waited any longer), "
     "busy (the machine took too long), died",
-    ["reason"],
+    ["cause"],
 )
 URL_CACHE_BYTES = Gauge("llava_url_cache_bytes", "Memory of what is known about image URLs")
 # The registry takes a lock and makes a tuple to find what a few labels name.

@@ -91,8 +91,8 @@ async def stopped(loader: ImageLoader, count: int) -> list[psutil.Process]:
     return found
 
 
-def ends(reason: str) -> float:
-    return REGISTRY.get_sample_value("llava_image_worker_ends_total", {"reason": reason}) or 0
+def ends(cause: str) -> float:
+    return REGISTRY.get_sample_value("llava_image_worker_ends_total", {"cause": cause}) or 0
 
 
 @pytest.fixture(autouse=True)

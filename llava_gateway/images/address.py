@@ -81,7 +81,7 @@ def is_allowed(address: Address, networks: Sequence[Network] = ()) -> bool:
     """Whether an image may be fetched from there: the address and every IPv4 address in it must each be public, or in one of `networks`."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped:  # no IPv6 at all: the operating system sends IPv4
         address = address.ipv4_mapped
-    inner = _embedded(address) if isinstance(address, IPv6Address) else []
+    inner = embedded(address) if isinstance(address, IPv6Address) else []
     return all(_within(networks, each) or _is_public(each) for each in (address, *inner))
 
 
@@ -97,7 +97,7 @@ def _within(networks: Sequence[Network], address: Address) -> bool:
     return any(address.version == network.version and address in network for network in networks)
 
 
-def _embedded(address: IPv6Address) -> list[IPv4Address]:
+def embedded(address: IPv6Address) -> list[IPv4Address]:
     """Every IPv4 address that a router, a relay or a translator may read in an IPv6 address."""
     number = int(address)
     low = IPv4Address(number & 0xFFFFFFFF)

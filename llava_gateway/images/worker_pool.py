@@ -153,24 +153,24 @@ class WorkerPool:
         started = await self._take()
         worker = started.result()
         self.warm()
-        answer, reason = None, "left"
+        answer, cause = None, "left"
         try:
             async with asyncio.timeout(WALL_TIME * self._settings.image_cpu_seconds):
                 answer = await worker.ask(data, target)
             if answer is None:
                 ended = await worker.process.wait()
-                reason = "cpu" if ended == -signal.SIGPROF else "died"
+                cause = "cpu" if ended == -signal.SIGPROF else "died"
                 return ended
             if "size" not in answer:
                 raise InvalidImage(answer["error"], code=answer.get("code"))
             width, height = answer["size"]
             return (width, height), worker.pixels((width, height)) if target else b""
         except TimeoutError:
-            reason = "busy"
+            cause = "busy"
             raise Unavailable("The server is too busy to decode this image.", code="busy", retry_after=1) from None
         finally:
             if answer is None:
-                metrics.IMAGE_WORKER_ENDS.labels(reason).inc()
+                metrics.IMAGE_WORKER_ENDS.labels(cause).inc()
                 self._end(started)
                 self.warm()
             elif not self._closed:
