@@ -278,7 +278,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--interval", type=float, default=15, help="seconds between two samples")
     parser.add_argument("--hostile", action="store_true", help="attackers beside polite clients in every second interval")
-    parser.add_argument("--attacks", type=lambda names: names.split(","), default=KINDS, help="with --hostile: these alone, comma separated")
+    parser.add_argument(
+        "--attacks", type=lambda names: names.split(","), default=KINDS, help="with --hostile: these alone, comma separated"
+    )
     options = parser.parse_args()
     outcomes: Counter[str] = Counter()
     os.environ |= ENVIRONMENT
