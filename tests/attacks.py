@@ -12,7 +12,6 @@ from typing import Any
 import hostile_files
 import httpx
 from asking import body, image, image_part
-from conftest import Server
 from hostile import HOSTILE
 
 CHAT = "/v1/chat/completions"
@@ -37,10 +36,10 @@ def _picture(data: bytes) -> dict[str, Any]:
 
 
 class Attacks:
-    def __init__(self, server: Server, origin_url: str) -> None:
-        """`origin_url`: of `hostile.hostile_origin`."""
-        self._address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
-        self._http = httpx.Client(base_url=server.url, transport=httpx.HTTPTransport(local_address=ADDRESS), timeout=PATIENCE)
+    def __init__(self, url: str, origin_url: str) -> None:
+        """`url`: of the gateway. `origin_url`: of `hostile.hostile_origin`."""
+        self._address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        self._http = httpx.Client(base_url=url, transport=httpx.HTTPTransport(local_address=ADDRESS), timeout=PATIENCE)
         schema: dict[str, Any] = {"allOf": [{"type": "object", "properties": {f"a{i}": {"type": "string"}}} for i in range(300)]}
         schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
         small = image(("red", "blue", "green", "white"))

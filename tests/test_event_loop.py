@@ -24,7 +24,7 @@ LIMIT = "0.05"
 @pytest.fixture(scope="module")
 def attacks(server: Server) -> Iterator[Attacks]:
     with hostile_origin() as url:
-        yield Attacks(server, url)
+        yield Attacks(server.url, url)
 
 
 def stalls(server: Server) -> float:

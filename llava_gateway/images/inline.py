@@ -12,6 +12,9 @@ from llava_gateway.images import too_large
 
 _CLEAN = bytes.maketrans(b"-_", b"+/")  # URL-safe base64 (RFC 4648, section 5)
 _WHITE = b" \t\r\n"
+_ESCAPES = tuple((form % code, bytes([code])) for code in b"+/=-_ \t\r\n" for form in (b"%%%02X", b"%%%02x"))
+"""What programs escape in base64: its special characters and white space."""
+_MAX_ODD_ESCAPES = 10_000
 _MAX_HEAD = 1000
 _SLICE = 1 << 14
 """Bytes that are unquoted at once."""
@@ -56,9 +59,16 @@ def _decode(payload: memoryview, max_bytes: int) -> bytes:
 def _decode_sloppy(payload: memoryview, max_bytes: int) -> bytes:
     """Of base64 that is percent-encoded, has white space or the URL-safe alphabet in it, or lacks its padding. In slices, since millions of
     escapes would take 50 times their size, and base64 that is wrong ends at once. Comes back early, with too much, beyond `max_bytes`."""
-    data, rest, padded = bytearray(), b"", False
+    data, rest, padded, odd_escapes = bytearray(), b"", False, 0
     for piece in _slices(payload):
-        clean = unquote_to_bytes(piece).translate(_CLEAN, _WHITE)
+        for escape, character in _ESCAPES:
+            piece = piece.replace(escape, character)
+        if b"%" in piece:  # what follows takes a microsecond for each escape, and keeps other threads waiting
+            odd_escapes += piece.count(b"%")
+            if odd_escapes > _MAX_ODD_ESCAPES:
+                raise binascii.Error("too many escapes")
+            piece = unquote_to_bytes(piece)
+        clean = piece.translate(_CLEAN, _WHITE)
         text = clean.rstrip(b"=")
         if b"=" in text or (padded and text):
             raise binascii.Error("padding before the end")
