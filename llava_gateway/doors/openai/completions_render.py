@@ -7,21 +7,16 @@ from typing import Any
 import orjson
 
 from llava_gateway.answer import Answer
-from llava_gateway.chat import Delta, TokenLogprob, Usage
-from llava_gateway.doors.openai.render import ChunkFrame, head, logprob_slices, render_usage
+from llava_gateway.chat import Delta, FinishReason, TokenLogprob, Usage
+from llava_gateway.doors.openai.render import ChunkFrame, JsonList, head, render_usage
 from llava_gateway.doors.openai.sampling import StreamOptions
 
 
 async def text_choices(answer: Answer, *, logprobs: bool) -> list[dict[str, Any]]:
     """The choices of one prompt, in order."""
-    choices: dict[int, dict[str, Any]] = {}
-    async for delta in answer:
-        choices[delta.index] = {
-            "text": delta.text,
-            "logprobs": await _Logprobs().render_many(delta.logprobs) if logprobs else None,
-            "finish_reason": delta.finish_reason,
-        }
-    return [choices[index] for index in sorted(choices)]
+    choices: dict[int, _Choice] = {}
+    await answer.collect(lambda delta: choices.setdefault(delta.index, _Choice()).add(delta))
+    return [choices[index].render(logprobs=logprobs) for index in sorted(choices)]
 
 
 def text_completion(choices: list[dict[str, Any]], usage: Usage, model: str) -> dict[str, Any]:
@@ -52,20 +47,36 @@ class TextChunkRenderer:
         return self._frame.end()
 
 
+class _Choice:
+    """A choice that becomes whole delta by delta."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._rendered = _Logprobs()
+        self._logprobs = {name: JsonList() for name in self._rendered.render(())}
+        self._finish_reason: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        self._finish_reason = delta.finish_reason
+        if delta.logprobs:
+            for name, values in self._rendered.render(delta.logprobs).items():
+                self._logprobs[name].extend(values)
+
+    def render(self, *, logprobs: bool) -> dict[str, Any]:
+        return {
+            "text": "".join(self._texts),
+            "logprobs": {name: values.fragment() for name, values in self._logprobs.items()} if logprobs else None,
+            "finish_reason": self._finish_reason,
+        }
+
+
 class _Logprobs:
     """The log probabilities of one choice. `text_offset` counts characters from the beginning of its text."""
 
     def __init__(self) -> None:
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    async def render_many(self, logprobs: Sequence[TokenLogprob]) -> orjson.Fragment:
-        """Of a whole choice. Others run on the event loop in between."""
-        whole = self.render(())
-        async for part in logprob_slices(logprobs):
-            for name, values in self.render(part).items():
-                whole[name] += values
-        return orjson.Fragment(orjson.dumps(whole))
 
     def render(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
         offsets = []

@@ -28,7 +28,9 @@ def token_logprobs(choice: "CompletionOutput", sampling: Sampling, vocabulary: V
     entries = [
         (vocabulary.token_bytes(token), max(logprob, LEAST_LOGPROB)) for token, logprob in zip(flat.token_ids, flat.logprobs, strict=True)
     ]
-    return tuple(TokenLogprob(*entries[start], tuple(entries[start + 1 : end])) for start, end in places)
+    return tuple(
+        TokenLogprob(token, logprob, tuple(entries[start + 1 : end])) for start, end in places for token, logprob in [entries[start]]
+    )
 
 
 def finish_reason(reason: str | None, structure: Structure | None) -> FinishReason | None:
