@@ -128,12 +128,13 @@ class PoliteTraffic:
 
 
 class HostileTraffic:
-    def __init__(self, attacks: Attacks, outcomes: Counter[str]) -> None:
+    def __init__(self, attacks: Attacks, kinds: list[str], outcomes: Counter[str]) -> None:
         self.attacks = attacks
+        self.kinds = kinds
         self.outcomes = outcomes
 
     def one(self, rng: random.Random, http: httpx.Client) -> None:
-        kind = rng.choice(KINDS)
+        kind = rng.choice(self.kinds)
         self.outcomes[f"attack:{kind} {self.attacks.run(kind, rng)}"] += 1
 
 
@@ -230,7 +231,7 @@ def besiege(server: Server, options: argparse.Namespace, outcomes: Counter[str])
     samples: list[dict[str, float]] = []
     with hostile_origin() as origin_url:
         crew = Crew(server.url, polite, POLITE)
-        attackers = Crew(server.url, HostileTraffic(Attacks(server, origin_url), outcomes), ATTACKERS)
+        attackers = Crew(server.url, HostileTraffic(Attacks(server, origin_url), options.attacks, outcomes), ATTACKERS)
         crew.work(options.interval)  # the first pictures of all find caches and workers cold
         for number, seconds in enumerate(intervals(options)):
             attacked = number % 2 == 1
@@ -277,6 +278,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--interval", type=float, default=15, help="seconds between two samples")
     parser.add_argument("--hostile", action="store_true", help="attackers beside polite clients in every second interval")
+    parser.add_argument(
+        "--attacks", type=lambda names: names.split(","), default=KINDS, help="with --hostile: these alone, comma separated"
+    )
     options = parser.parse_args()
     outcomes: Counter[str] = Counter()
     os.environ |= ENVIRONMENT

@@ -138,9 +138,12 @@ def render(image: Image.Image, target: Target) -> Image.Image:
     with _failing_as_damaged():
         upright, needed = _load(image, target)
         upright = _premultiply(upright)
-        if target.aspect_ratio is None:
-            return _flatten(upright if upright.size == needed else upright.resize(needed, Image.Resampling.BICUBIC))
-        return _flatten(_square(upright, needed[0], target))
+        if target.aspect_ratio is not None:
+            made = _flatten(_square(upright, needed[0], target))
+        else:
+            made = _flatten(upright if upright.size == needed else upright.resize(needed, Image.Resampling.BICUBIC))
+        made.info = {}  # vLLM would turn the picture again by the orientation in its EXIF
+        return made
 
 
 def is_plain(image: Image.Image) -> bool:

@@ -19,11 +19,15 @@ from llava_gateway.errors import InvalidImage
 from llava_gateway.images.decode import Target, open_image, render
 from llava_gateway.images.grids import Size
 
+NICENESS = 10
+"""Where there is not CPU time for all, the gateway and an engine on the CPU go first: ten times as much for each of them."""
+
 
 def main() -> None:
     shared, memory, cpu_seconds, max_pixels = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(NICENESS)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # a system without memory ends this process, not the gateway
     _answer({})

@@ -6,6 +6,7 @@ system ends the process that takes more. The first line of the input is the mode
 """
 
 import json
+import os
 import random
 import resource
 import signal
@@ -23,6 +24,8 @@ VALIDATION_SECONDS = 0.04
 STEPS = 64
 """Tokens after which an ambiguous grammar has shown itself: its parser's work grows with the square of them, or faster."""
 MEMORY = 2 << 30
+NICENESS = 10
+"""Where there is not CPU time for all, the gateway and an engine on the CPU go first."""
 
 
 def error(tokenizer: llguidance.LLTokenizer, kind: Kind, spec: str) -> str:
@@ -61,6 +64,7 @@ def _follow(tokenizer: llguidance.LLTokenizer, grammar: str) -> str:
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    os.nice(NICENESS)
     tokenizer = llguidance.LLTokenizer(json.loads(sys.stdin.readline()))
     _answer("ready")
     for line in sys.stdin:
