@@ -15,6 +15,8 @@ from llava_gateway.errors import GatewayError
 Header = tuple[bytes, bytes]
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 KEEP_ALIVE = b": keep-alive\n\n"
+PIECE = 1 << 20
+"""Bytes of a body that leave at once: a large body is not copied whole, and others are served in between."""
 
 
 class Writer(Protocol):
@@ -46,8 +48,13 @@ class Reply:
     async def body(self, status: int, body: bytes, media_type: bytes, headers: tuple[Header, ...] = ()) -> None:
         length = str(len(body)).encode()
         await self._start(status, ((b"content-type", media_type), (b"content-length", length), *headers))
+        start = 0
+        while len(body) - start > PIECE:
+            await self._send({"type": "http.response.body", "body": body[start : start + PIECE], "more_body": True})
+            await asyncio.sleep(0)
+            start += PIECE
         self.ended = True
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.body", "body": body[start:]})
 
     @asynccontextmanager
     async def stream(self, media_type: bytes, keep_alive: float, silence: bytes, last: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
