@@ -55,7 +55,7 @@ class Gateway:
         self._places = {backend.name: Places(settings) for backend in backends}
         self.admission = Admission(settings, list(self._places.values()))
         self._images = ImageLoader(settings)
-        self._answers = AnswerMemory(settings)
+        self.answers = AnswerMemory(settings)
         self._backends = backends
         metrics.watch(self.admission, [backend.engine for backend in backends])
 
@@ -135,7 +135,7 @@ class Gateway:
             plan = settled
             with timed("queue"):
                 await stack.enter_async_context(self._places[self.models.backend(request.model).name].slot(plan.tokens))
-            stack.enter_context(self._answers.reserved(_most_bytes(plan)))
+            stack.enter_context(self.answers.reserved(_most_bytes(plan)))
             with timed("answer"):
                 stack.push_async_callback(_book, call, usage)
                 answer = Answer(plan.prompt, request, usage)

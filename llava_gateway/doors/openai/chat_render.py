@@ -7,16 +7,17 @@ import orjson
 
 from llava_gateway.answer import Answer
 from llava_gateway.chat import Delta, FinishReason, TokenLogprob, Usage
-from llava_gateway.doors.openai.render import ChunkFrame, JsonList, head, render_usage
+from llava_gateway.doors.openai.render import ChunkFrame, JsonList, head, quoted, whole
 from llava_gateway.doors.openai.sampling import StreamOptions
+from llava_gateway.web.reply import Parts
 
 
-async def completion(answer: Answer, model: str, *, logprobs: bool) -> dict[str, Any]:
-    """A `chat.completion`."""
+async def completion(answer: Answer, model: str, *, logprobs: bool) -> Parts:
+    """A `chat.completion` in JSON, in parts."""
     choices: dict[int, _Choice] = {}
     await answer.collect(lambda delta: choices.setdefault(delta.index, _Choice()).add(delta))
     ordered = [choices[index].render(index, logprobs=logprobs) for index in sorted(choices)]
-    return head("chatcmpl", "chat.completion", model) | {"choices": ordered, "usage": render_usage(answer.usage)}
+    return whole(head("chatcmpl", "chat.completion", model), ordered, answer.usage)
 
 
 class _Choice:
@@ -32,13 +33,14 @@ class _Choice:
         self._logprobs.extend([_entry(each) for each in delta.logprobs])
         self._finish_reason = delta.finish_reason
 
-    def render(self, index: int, *, logprobs: bool) -> dict[str, Any]:
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": "".join(self._texts), "refusal": None},
-            "logprobs": {"content": self._logprobs.fragment(), "refusal": None} if logprobs else None,
-            "finish_reason": self._finish_reason,
-        }
+    def render(self, index: int, *, logprobs: bool) -> Parts:
+        """Its JSON, in parts."""
+        message = orjson.dumps({"role": "assistant", "content": "".join(self._texts), "refusal": None})
+        begin = b'{"index":%d,"message":%b,"logprobs":' % (index, message)
+        end = b',"finish_reason":%b}' % quoted(self._finish_reason)
+        if not logprobs:
+            return [begin + b"null" + end]
+        return [begin + b'{"content":', self._logprobs.end(), b',"refusal":null}' + end]
 
 
 class ChunkRenderer:
@@ -56,7 +58,7 @@ class ChunkRenderer:
             logprobs = orjson.dumps(render_logprobs(delta.logprobs)) if delta.logprobs else b"null"
             frames += self._chunk(delta.index, b'{"content":' + orjson.dumps(delta.text) + b"}", logprobs)
         if delta.finish_reason is not None:
-            frames += self._chunk(delta.index, b"{}", finish_reason=b'"' + delta.finish_reason.encode() + b'"')
+            frames += self._chunk(delta.index, b"{}", finish_reason=quoted(delta.finish_reason))
         return frames
 
     def end(self) -> bytes:

@@ -8,21 +8,22 @@ import orjson
 
 from llava_gateway.answer import Answer
 from llava_gateway.chat import Delta, FinishReason, TokenLogprob, Usage
-from llava_gateway.doors.openai.render import ChunkFrame, JsonList, head, render_usage
+from llava_gateway.doors.openai.render import ChunkFrame, JsonList, head, quoted, whole
 from llava_gateway.doors.openai.sampling import StreamOptions
+from llava_gateway.web.reply import Parts
 
 
-async def text_choices(answer: Answer, *, logprobs: bool) -> list[dict[str, Any]]:
-    """The choices of one prompt, in order."""
+async def text_choices(answer: Answer, *, logprobs: bool) -> list[Parts]:
+    """The choices of one prompt, in order: what is within their JSON's braces, in parts, but for the index."""
     choices: dict[int, _Choice] = {}
     await answer.collect(lambda delta: choices.setdefault(delta.index, _Choice()).add(delta))
     return [choices[index].render(logprobs=logprobs) for index in sorted(choices)]
 
 
-def text_completion(choices: list[dict[str, Any]], usage: Usage, model: str) -> dict[str, Any]:
-    """A `text_completion`, of all prompts' choices."""
-    numbered = [{"index": index} | choice for index, choice in enumerate(choices)]
-    return head("cmpl", "text_completion", model) | {"choices": numbered, "usage": render_usage(usage)}
+def text_completion(choices: list[Parts], usage: Usage, model: str) -> Parts:
+    """A `text_completion` in JSON, in parts, of all prompts' choices."""
+    numbered = ([b'{"index":%d,' % index, *choice, b"}"] for index, choice in enumerate(choices))
+    return whole(head("cmpl", "text_completion", model), numbered, usage)
 
 
 class TextChunkRenderer:
@@ -39,8 +40,7 @@ class TextChunkRenderer:
         logprobs = b"null"
         if delta.logprobs:
             logprobs = orjson.dumps(self._logprobs.setdefault(delta.index, _Logprobs()).render(delta.logprobs))
-        reason = b'"' + delta.finish_reason.encode() + b'"' if delta.finish_reason else b"null"
-        text = orjson.dumps(delta.text)
+        reason, text = quoted(delta.finish_reason), orjson.dumps(delta.text)
         return self._frame.chunk(b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}' % (delta.index, text, logprobs, reason))
 
     def end(self) -> bytes:
@@ -63,12 +63,15 @@ class _Choice:
             for name, values in self._rendered.render(delta.logprobs).items():
                 self._logprobs[name].extend(values)
 
-    def render(self, *, logprobs: bool) -> dict[str, Any]:
-        return {
-            "text": "".join(self._texts),
-            "logprobs": {name: values.fragment() for name, values in self._logprobs.items()} if logprobs else None,
-            "finish_reason": self._finish_reason,
-        }
+    def render(self, *, logprobs: bool) -> Parts:
+        parts: list[bytes | bytearray] = [b'"text":' + orjson.dumps("".join(self._texts)) + b',"logprobs":']
+        if logprobs:
+            begin = b"{"
+            for name, values in self._logprobs.items():
+                parts += [begin + b'"' + name.encode() + b'":', values.end()]
+                begin = b","
+        end = b',"finish_reason":' + quoted(self._finish_reason)
+        return [*parts, (b"}" if logprobs else b"null") + end]
 
 
 class _Logprobs:

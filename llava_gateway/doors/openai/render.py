@@ -1,15 +1,16 @@
 """What every answer of the OpenAI door is made of: ids, usage, errors, the head and tail of stream chunks."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
-from llava_gateway.chat import Usage
+from llava_gateway.chat import FinishReason, Usage
 from llava_gateway.doors.openai.sampling import StreamOptions
 from llava_gateway.errors import GatewayError
 from llava_gateway.ids import new_id
-from llava_gateway.web.reply import retry_after
+from llava_gateway.web.reply import Parts, retry_after
 
 DONE = b"data: [DONE]\n\n"
 
@@ -39,14 +40,30 @@ class JsonList:
     the garbage collector has to look through."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._json = bytearray(b"[")
 
     def extend(self, values: list[Any]) -> None:
         if values:
-            self._parts.append(orjson.dumps(values)[1:-1])
+            self._json += orjson.dumps(values)[1:-1] + b","
 
-    def fragment(self) -> orjson.Fragment:
-        return orjson.Fragment(b"[" + b",".join(self._parts) + b"]")
+    def end(self) -> bytearray:
+        """Its JSON; it grows no more."""
+        self._json[max(len(self._json) - 1, 1) :] = b"]"
+        return self._json
+
+
+def whole(head: dict[str, Any], choices: Iterable[Parts], usage: Usage) -> Parts:
+    """A whole answer in JSON, in parts, from parts of its choices."""
+    parts: list[bytes | bytearray] = [orjson.dumps(head)[:-1]]
+    begin = b',"choices":['
+    for choice in choices:
+        parts += [begin, *choice]
+        begin = b","
+    return [*parts, b'],"usage":' + orjson.dumps(render_usage(usage)) + b"}"]
+
+
+def quoted(finish_reason: FinishReason | None) -> bytes:
+    return b'"' + finish_reason.encode() + b'"' if finish_reason else b"null"
 
 
 class ChunkFrame:
