@@ -8,7 +8,7 @@ from llava_gateway.chat import ChatRequest, Delta, Request, Usage
 from llava_gateway.errors import EngineFailed
 
 MAX_LOGPROBS = 64
-"""Tokens with log probabilities in one delta of a stream."""
+"""Tokens with log probabilities in one delta for the reader."""
 
 Take = Callable[[Delta], bool]
 """Takes a delta on the spot, or says that it cannot just now."""
@@ -25,9 +25,6 @@ class Answer:
         self._space = _LeadingSpace() if begins and request.sampling.structure is None else None
         self._copies = request.sampling.n if request.sampling.temperature == 0 else 1
         self._held: dict[int, Delta] = {}
-        self._stream = request.stream
-        self._parts: dict[int, Delta] = {}
-        """Of each choice that is wanted whole, as much as there is of it."""
         self._take: Take | None = None
         self._work: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -68,8 +65,7 @@ class Answer:
         try:
             while True:
                 while self._held:
-                    held = self._held.pop(next(iter(self._held)))
-                    for part in _split(held) if self._stream else (held,):
+                    for part in _split(self._held.pop(next(iter(self._held)))):
                         yield part
                 if self._work:
                     self._check()
@@ -81,14 +77,18 @@ class Answer:
         finally:
             self._take = None
 
+    async def collect(self, add: Callable[[Delta], None]) -> None:
+        """Give all deltas to `add` as soon as they come, from which it makes the whole answer piece by piece."""
+
+        def take(delta: Delta) -> bool:
+            add(delta)
+            return True
+
+        async for delta in self.deltas(take):
+            add(delta)
+
     def _pass_on(self, delta: Delta) -> None:
         self._begun = True
-        if not self._stream:
-            part = self._parts.pop(delta.index, None)
-            delta = _joined(part, delta) if part else delta
-            if delta.finish_reason is None:
-                self._parts[delta.index] = delta
-                return
         if self._take and self._take(delta):
             return
         self._take = None  # those that follow wait behind this one

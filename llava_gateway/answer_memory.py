@@ -1,6 +1,6 @@
 """Memory of answers that are being made. Log probabilities make an answer a hundred times as large as its text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from llava_gateway import metrics
@@ -27,6 +27,16 @@ class AnswerMemory:
             )
         if self.bytes + size > self.max_bytes:
             raise TooManyRequests("The server is busy with large answers. Try again later.", code="answers_full", retry_after=1)
+        self.bytes += size
+        try:
+            yield
+        finally:
+            self.bytes -= size
+
+    @contextmanager
+    def waiting(self, parts: Sequence[bytes | bytearray]) -> Iterator[None]:
+        """An answer that is made, and leaves as fast as its client reads."""
+        size = sum(map(len, parts))
         self.bytes += size
         try:
             yield

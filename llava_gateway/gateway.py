@@ -30,7 +30,7 @@ from llava_gateway.errors import GatewayError, Unavailable
 from llava_gateway.images.loader import ImageFile, ImageLoader
 from llava_gateway.models import Models
 from llava_gateway.places import Places
-from llava_gateway.plan import Plan, make_plan, settle
+from llava_gateway.plan import Plan, check_images, make_plan, settle
 from llava_gateway.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Gateway:
         self._places = {backend.name: Places(settings) for backend in backends}
         self.admission = Admission(settings, list(self._places.values()))
         self._images = ImageLoader(settings)
-        self._answers = AnswerMemory(settings)
+        self.answers = AnswerMemory(settings)
         self._backends = backends
         metrics.watch(self.admission, [backend.engine for backend in backends])
 
@@ -92,11 +92,13 @@ class Gateway:
         """The token ids that the engine would read, each image at its full length, and how many of them are images'. Images are loaded if
         their sizes matter, else not even fetched. Raises GatewayError."""
         backend = self.models.backend(request.model)
-        vision = backend.loaded().vision
+        model = backend.loaded()
+        vision = model.vision
+        check_images(request, model)
         prompt = await _off_loop_if_long(request, backend.prompts.render, request, self._template_of(request))
         images = await self._load(request, vision) if vision.grids else ()
         counts = [image.tokens for image in images] or [vision.fewest] * len(request.images)
-        return backend.prompts.expand(prompt.token_ids, counts), sum(counts)
+        return await _off_loop_if_long(request, backend.prompts.expand, prompt.token_ids, counts), sum(counts)
 
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[Answer]:
@@ -135,7 +137,7 @@ class Gateway:
             plan = settled
             with timed("queue"):
                 await stack.enter_async_context(self._places[self.models.backend(request.model).name].slot(plan.tokens))
-            stack.enter_context(self._answers.reserved(_most_bytes(plan)))
+            stack.enter_context(self.answers.reserved(_most_bytes(plan)))
             with timed("answer"):
                 stack.push_async_callback(_book, call, usage)
                 answer = Answer(plan.prompt, request, usage)
@@ -182,7 +184,7 @@ class Gateway:
 
 
 async def _off_loop_if_long(request: Request, work: Callable[..., T], *arguments: Any) -> T:
-    """Tokenizing a long text takes long, and leaves the interpreter to others meanwhile. For a short one a thread costs more."""
+    """What is done with a long text takes long, and lets others run meanwhile. For a short one a thread costs more."""
     if request.text_length > LONG_TEXT:
         return await asyncio.to_thread(work, *arguments)
     return work(*arguments)

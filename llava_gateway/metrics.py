@@ -22,7 +22,7 @@ INSIDE = Gauge("llava_requests_inside", "Requests from before their body is read
 TASKS = Gauge("llava_tasks", "Tasks of the event loop")
 LOOP_DELAY = Histogram(
     "llava_event_loop_delay_seconds",
-    "How late a timer of the event loop runs that is due 20 times a second",
+    "How late a timer of the event loop runs that is due a hundred times a second",
     buckets=LOOP_BUCKETS,
 )
 LOOP_STALL = Histogram(

@@ -37,13 +37,7 @@ def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, templ
     asked, images, vision = request.sampling, len(request.images), model.vision
     if vision.grids and request.image_aspect_ratio:
         raise InvalidRequest("This model sees pictures in their own shape and makes none square.", param="image_aspect_ratio")
-    least = "at least " if images and vision.grids else ""
-    if images * vision.fewest >= model.context_length:
-        raise ContextLengthExceeded(
-            f"{images} images take {least}{images * vision.fewest} tokens; the model's context is {model.context_length}, "
-            f"so at most {(model.context_length - 1) // vision.fewest} images fit.",
-            param=request.param,
-        )
+    check_images(request, model)
     prompt = prompts.render(request, template)
     _check_tokens(asked, model.vocabulary)
     text_tokens, least = len(prompt.token_ids) - images, "at least " if images and vision.grids else ""
@@ -51,6 +45,18 @@ def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, templ
     stop = asked.stop + tuple(each for each in prompt.stop if each not in asked.stop)
     sampling = dataclasses.replace(asked, max_tokens=max_tokens, n=1 if asked.temperature == 0 else asked.n, stop=stop)
     return Plan(request, model, prompt.text, prompt.token_ids, tokens, sampling)
+
+
+def check_images(request: Request, model: ModelInfo) -> None:
+    """Whether its images may fit the context, before anything is made of them. Raises ContextLengthExceeded."""
+    images, fewest = len(request.images), model.vision.fewest
+    if images * fewest >= model.context_length:
+        least = "at least " if model.vision.grids else ""
+        raise ContextLengthExceeded(
+            f"{images} images take {least}{images * fewest} tokens; the model's context is {model.context_length}, "
+            f"so at most {(model.context_length - 1) // fewest} images fit.",
+            param=request.param,
+        )
 
 
 def settle(plan: Plan, images: Sequence[PreparedImage], default_max_tokens: int) -> Plan:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vllm.logprobs import FlatLogprobs, append_logprobs_for_next_position, create_sample_logprobs
 
-from llava_gateway.chat import Sampling
+from llava_gateway.chat import Sampling, TokenLogprob
 from llava_gateway.engine.vllm import compat
+from llava_gateway.engine.vllm.outputs import token_logprobs
 from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.errors import InvalidRequest
 
@@ -30,6 +32,15 @@ RELIED_ON = {
     "v1/worker/cpu_worker.py": {
         "class CPUWorker(Worker):": "vLLM's worker for CPUs has another name or base",
         "if self.use_v2_model_runner:": "vLLM chooses its model runner in another way",
+    },
+    "v1/engine/logprobs.py": {
+        "            if self.tokenizer is None:\n                decoded_tokens = NONES": "log probabilities need a tokenizer now",
+        "        context_token_ids = self._get_sampled_context_ids(self.logprobs)": "vLLM spells log probabilities in another way",
+    },
+    "v1/engine/output_processor.py": {
+        "self.request_states: dict[str, RequestState] = {}": "the front end keeps its requests elsewhere",
+        "self.external_req_ids: defaultdict[str, list[str]]": "the front end knows a request's choices in another way",
+        "self.logprobs_processor = logprobs_processor": "a request's log probabilities are made elsewhere",
     },
     "platforms/cpu.py": {'if parallel_config.worker_cls == "auto":': "vLLM overrides the worker class that it was given"},
 }
@@ -106,3 +117,31 @@ def test_a_seed_that_could_end_the_engine_is_refused() -> None:
     for harmless in (Sampling(max_tokens=1), Sampling(max_tokens=1, seed=7, temperature=0)):
         assert sampling_params(harmless, stream=False, seeds_work=False).max_tokens == 1
     assert sampling_params(Sampling(max_tokens=1, seed=7), stream=False, seeds_work=True).seed == 7
+
+
+def test_log_probabilities_are_not_spelt_by_vllm() -> None:
+    """Of any choice of the request, and of no other request."""
+    states = {name: SimpleNamespace(logprobs_processor=SimpleNamespace(tokenizer="t")) for name in ("0_a", "1_a", "b")}
+    states["no"] = SimpleNamespace(logprobs_processor=None)
+    ids = {"a": ["0_a", "1_a", "no", "ended"], "b": ["b"]}
+    engine: Any = SimpleNamespace(output_processor=SimpleNamespace(request_states=states, external_req_ids=ids))
+    compat.without_spelling(engine, "a")
+    assert [states[name].logprobs_processor.tokenizer for name in ("0_a", "1_a", "b")] == [None, None, "t"]
+
+
+@pytest.mark.parametrize(("wanted", "top"), [(0, ()), (2, ((b"red", -1.0), (b"blue", -9999.0)))])
+def test_log_probabilities_in_vllms_own_container(wanted: int, top: tuple[tuple[bytes, float], ...]) -> None:
+    """The token drawn is the third in rank. A list of objects for each log probability would keep the garbage collector busy."""
+    params = sampling_params(Sampling(max_tokens=1, logprobs=wanted), stream=True, seeds_work=True)
+    container = create_sample_logprobs(params.flat_logprobs)
+    assert isinstance(container, FlatLogprobs)
+    for drawn in (7, 9):
+        append_logprobs_for_next_position(container, [drawn, 1, 2], [-3.0, -1.0, float("-inf")], [None] * 3, 3, wanted)
+    vocabulary: Any = SimpleNamespace(token_bytes={1: b"red", 2: b"blue", 7: b"seven", 9: b"nine"}.__getitem__)
+
+    def found(reason: str | None) -> tuple[TokenLogprob, ...]:
+        choice: Any = SimpleNamespace(token_ids=[7, 9], logprobs=container[-2:], finish_reason=reason, stop_reason=None)
+        return token_logprobs(choice, Sampling(logprobs=wanted), vocabulary)
+
+    assert found(None) == (TokenLogprob(b"seven", -3.0, top), TokenLogprob(b"nine", -3.0, top))
+    assert found("stop") == (TokenLogprob(b"seven", -3.0, top),)

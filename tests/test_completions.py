@@ -183,6 +183,8 @@ def test_tokenize_counts_what_the_chat_will_cost(http: httpx.Client, images: int
         ("/detokenize", {}, 400, "tokens"),
         ("/detokenize", {"tokens": "a"}, 400, "tokens"),
         ("/tokenize", {"messages": [user("x")], "images": ["x"]}, 400, "images"),
+        ("/tokenize", {"messages": [user(*[image_part("https://nowhere.invalid/x.png")] * 8)]}, 400, "messages"),
+        ("/tokenize", {"prompt": "\N{LLAMA}" * 2000, "return_token_strs": True}, 400, "return_token_strs"),
         ("/tokenize", {"messages": [user("x")], "add_special_tokens": True}, 400, "add_special_tokens"),
         ("/detokenize", {"tokens": [640]}, 400, "tokens[0]"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens[0]"),

@@ -1,7 +1,7 @@
 """Writing a response: once as JSON, or frame by frame as server-sent events."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -15,6 +15,11 @@ from llava_gateway.errors import GatewayError
 Header = tuple[bytes, bytes]
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 KEEP_ALIVE = b": keep-alive\n\n"
+Parts = Sequence[bytes | bytearray]
+"""Of a body, in order."""
+JSON = b"application/json"
+PIECE = 1 << 20
+"""Bytes of a body that leave at once. Between two pieces others are served."""
 
 
 class Writer(Protocol):
@@ -41,13 +46,27 @@ class Reply:
         self._silent = True
 
     async def json(self, status: int, value: Any, headers: tuple[Header, ...] = ()) -> None:
-        await self.body(status, orjson.dumps(value), b"application/json", headers)
+        await self.body(status, orjson.dumps(value), JSON, headers)
 
     async def body(self, status: int, body: bytes, media_type: bytes, headers: tuple[Header, ...] = ()) -> None:
-        length = str(len(body)).encode()
+        await self.parts(status, [body], media_type, headers)
+
+    async def parts(self, status: int, parts: Parts, media_type: bytes, headers: tuple[Header, ...] = ()) -> None:
+        """As `body`, of a body in parts, which are never copied into one."""
+        length = str(sum(map(len, parts))).encode()
         await self._start(status, ((b"content-type", media_type), (b"content-length", length), *headers))
+        held: list[bytes | bytearray] = []
+        size = 0
+        for part in parts:
+            for start in range(0, len(part), PIECE):
+                held.append(part[start : start + PIECE])
+                size += len(held[-1])
+                if size > PIECE:
+                    await self._send({"type": "http.response.body", "body": b"".join(held), "more_body": True})
+                    await asyncio.sleep(0)
+                    held, size = [], 0
         self.ended = True
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.body", "body": b"".join(held)})
 
     @asynccontextmanager
     async def stream(self, media_type: bytes, keep_alive: float, silence: bytes, last: Callable[[], bytes] = bytes) -> AsyncIterator[None]:

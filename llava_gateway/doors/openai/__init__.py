@@ -1,5 +1,6 @@
 """The OpenAI door: /v1/chat/completions, /v1/completions and /v1/models in OpenAI's shapes, /tokenize and /version in vLLM's."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ from llava_gateway.version import __version__
 from llava_gateway.web.body import Bodies, JsonBody
 from llava_gateway.web.door import Door
 from llava_gateway.web.endpoint import Handle, JsonEndpoint
-from llava_gateway.web.reply import Reply
+from llava_gateway.web.reply import JSON, Parts, Reply
 
 
 def door(gateway: Gateway, bodies: Bodies) -> Door:
@@ -73,7 +74,8 @@ class OpenAI:
                 await self._stream_chat(request, answer, reply)
                 return
             whole = await completion(answer, request.model, logprobs=bool(request.logprobs))
-        await reply.json(200, whole)  # the key's limits, which its headers tell, are settled by now
+        with self.gateway.answers.waiting(whole):
+            await reply.parts(200, whole, JSON)  # the key's limits, which its headers tell, are settled by now
 
     async def _stream_chat(self, request: ChatCompletionRequest, answer: Answer, reply: Reply) -> None:
         chunks = ChunkRenderer(request.model, answer.usage, request.stream_options, choices=request.n or 1)
@@ -89,16 +91,19 @@ class OpenAI:
             return
         usage = Usage()
 
-        async def choices_of(plan: Plan) -> list[dict[str, Any]]:
+        async def choices_of(plan: Plan) -> list[Parts]:
             async with self.gateway.answer(plan) as answer:
                 choices = await text_choices(answer, logprobs=request.logprobs is not None)
                 usage.add(answer.usage)
-                return choices
+            for choice in choices:
+                stack.enter_context(self.gateway.answers.waiting(choice))
+            return choices
 
         plans = await self.gateway.plan(*prompts)
-        of_prompts = await together(choices_of, plans, self.gateway.settings.max_running)
-        choices = [choice for of_prompt in of_prompts for choice in of_prompt]
-        await reply.json(200, text_completion(choices, usage, request.model))
+        with ExitStack() as stack:
+            of_prompts = await together(choices_of, plans, self.gateway.settings.max_running)
+            choices = [choice for of_prompt in of_prompts for choice in of_prompt]
+            await reply.parts(200, text_completion(choices, usage, request.model), JSON)
 
     async def _stream_text(self, request: TextCompletionRequest, answer: Answer, reply: Reply) -> None:
         chunks = TextChunkRenderer(request.model, answer.usage, request.stream_options)

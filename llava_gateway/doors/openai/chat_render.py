@@ -6,23 +6,41 @@ from typing import Any
 import orjson
 
 from llava_gateway.answer import Answer
-from llava_gateway.chat import Delta, TokenLogprob, Usage
-from llava_gateway.doors.openai.render import ChunkFrame, head, logprob_slices, render_usage
+from llava_gateway.chat import Delta, FinishReason, TokenLogprob, Usage
+from llava_gateway.doors.openai.render import ChunkFrame, JsonList, head, quoted, whole
 from llava_gateway.doors.openai.sampling import StreamOptions
+from llava_gateway.web.reply import Parts
 
 
-async def completion(answer: Answer, model: str, *, logprobs: bool) -> dict[str, Any]:
-    """A `chat.completion`."""
-    choices: dict[int, dict[str, Any]] = {}
-    async for delta in answer:
-        choices[delta.index] = {
-            "index": delta.index,
-            "message": {"role": "assistant", "content": delta.text, "refusal": None},
-            "logprobs": await _render_many(delta.logprobs) if logprobs else None,
-            "finish_reason": delta.finish_reason,
-        }
-    ordered = [choices[index] for index in sorted(choices)]
-    return head("chatcmpl", "chat.completion", model) | {"choices": ordered, "usage": render_usage(answer.usage)}
+async def completion(answer: Answer, model: str, *, logprobs: bool) -> Parts:
+    """A `chat.completion` in JSON, in parts."""
+    choices: dict[int, _Choice] = {}
+    await answer.collect(lambda delta: choices.setdefault(delta.index, _Choice()).add(delta))
+    ordered = [choices[index].render(index, logprobs=logprobs) for index in sorted(choices)]
+    return whole(head("chatcmpl", "chat.completion", model), ordered, answer.usage)
+
+
+class _Choice:
+    """A choice that becomes whole delta by delta."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._logprobs = JsonList()
+        self._finish_reason: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        self._logprobs.extend([_entry(each) for each in delta.logprobs])
+        self._finish_reason = delta.finish_reason
+
+    def render(self, index: int, *, logprobs: bool) -> Parts:
+        """Its JSON, in parts."""
+        message = orjson.dumps({"role": "assistant", "content": "".join(self._texts), "refusal": None})
+        begin = b'{"index":%d,"message":%b,"logprobs":' % (index, message)
+        end = b',"finish_reason":%b}' % quoted(self._finish_reason)
+        if not logprobs:
+            return [begin + b"null" + end]
+        return [begin + b'{"content":', self._logprobs.end(), b',"refusal":null}' + end]
 
 
 class ChunkRenderer:
@@ -40,7 +58,7 @@ class ChunkRenderer:
             logprobs = orjson.dumps(render_logprobs(delta.logprobs)) if delta.logprobs else b"null"
             frames += self._chunk(delta.index, b'{"content":' + orjson.dumps(delta.text) + b"}", logprobs)
         if delta.finish_reason is not None:
-            frames += self._chunk(delta.index, b"{}", finish_reason=b'"' + delta.finish_reason.encode() + b'"')
+            frames += self._chunk(delta.index, b"{}", finish_reason=quoted(delta.finish_reason))
         return frames
 
     def end(self) -> bytes:
@@ -53,12 +71,6 @@ class ChunkRenderer:
 def render_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
     """`content` has one entry for each token. A token that is not whole characters shows U+FFFD; its `bytes` are exact."""
     return {"content": [_entry(each) for each in logprobs], "refusal": None}
-
-
-async def _render_many(logprobs: Sequence[TokenLogprob]) -> orjson.Fragment:
-    """As `render_logprobs`, of a whole choice. Others run on the event loop in between."""
-    parts = [orjson.dumps([_entry(each) for each in part])[1:-1] async for part in logprob_slices(logprobs)]
-    return orjson.Fragment(b'{"content":[' + b",".join(parts) + b'],"refusal":null}')
 
 
 def _entry(logprob: TokenLogprob) -> dict[str, Any]:

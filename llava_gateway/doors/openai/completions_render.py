@@ -7,27 +7,23 @@ from typing import Any
 import orjson
 
 from llava_gateway.answer import Answer
-from llava_gateway.chat import Delta, TokenLogprob, Usage
-from llava_gateway.doors.openai.render import ChunkFrame, head, logprob_slices, render_usage
+from llava_gateway.chat import Delta, FinishReason, TokenLogprob, Usage
+from llava_gateway.doors.openai.render import ChunkFrame, JsonList, head, quoted, whole
 from llava_gateway.doors.openai.sampling import StreamOptions
+from llava_gateway.web.reply import Parts
 
 
-async def text_choices(answer: Answer, *, logprobs: bool) -> list[dict[str, Any]]:
-    """The choices of one prompt, in order."""
-    choices: dict[int, dict[str, Any]] = {}
-    async for delta in answer:
-        choices[delta.index] = {
-            "text": delta.text,
-            "logprobs": await _Logprobs().render_many(delta.logprobs) if logprobs else None,
-            "finish_reason": delta.finish_reason,
-        }
-    return [choices[index] for index in sorted(choices)]
+async def text_choices(answer: Answer, *, logprobs: bool) -> list[Parts]:
+    """The choices of one prompt, in order: what is within their JSON's braces, in parts, but for the index."""
+    choices: dict[int, _Choice] = {}
+    await answer.collect(lambda delta: choices.setdefault(delta.index, _Choice()).add(delta))
+    return [choices[index].render(logprobs=logprobs) for index in sorted(choices)]
 
 
-def text_completion(choices: list[dict[str, Any]], usage: Usage, model: str) -> dict[str, Any]:
-    """A `text_completion`, of all prompts' choices."""
-    numbered = [{"index": index} | choice for index, choice in enumerate(choices)]
-    return head("cmpl", "text_completion", model) | {"choices": numbered, "usage": render_usage(usage)}
+def text_completion(choices: list[Parts], usage: Usage, model: str) -> Parts:
+    """A `text_completion` in JSON, in parts, of all prompts' choices."""
+    numbered = ([b'{"index":%d,' % index, *choice, b"}"] for index, choice in enumerate(choices))
+    return whole(head("cmpl", "text_completion", model), numbered, usage)
 
 
 class TextChunkRenderer:
@@ -44,12 +40,38 @@ class TextChunkRenderer:
         logprobs = b"null"
         if delta.logprobs:
             logprobs = orjson.dumps(self._logprobs.setdefault(delta.index, _Logprobs()).render(delta.logprobs))
-        reason = b'"' + delta.finish_reason.encode() + b'"' if delta.finish_reason else b"null"
-        text = orjson.dumps(delta.text)
+        reason, text = quoted(delta.finish_reason), orjson.dumps(delta.text)
         return self._frame.chunk(b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}' % (delta.index, text, logprobs, reason))
 
     def end(self) -> bytes:
         return self._frame.end()
+
+
+class _Choice:
+    """A choice that becomes whole delta by delta."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._rendered = _Logprobs()
+        self._logprobs = {name: JsonList() for name in self._rendered.render(())}
+        self._finish_reason: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        self._finish_reason = delta.finish_reason
+        if delta.logprobs:
+            for name, values in self._rendered.render(delta.logprobs).items():
+                self._logprobs[name].extend(values)
+
+    def render(self, *, logprobs: bool) -> Parts:
+        parts: list[bytes | bytearray] = [b'"text":' + orjson.dumps("".join(self._texts)) + b',"logprobs":']
+        if logprobs:
+            begin = b"{"
+            for name, values in self._logprobs.items():
+                parts += [begin + b'"' + name.encode() + b'":', values.end()]
+                begin = b","
+        end = b',"finish_reason":' + quoted(self._finish_reason)
+        return [*parts, (b"}" if logprobs else b"null") + end]
 
 
 class _Logprobs:
@@ -58,14 +80,6 @@ class _Logprobs:
     def __init__(self) -> None:
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    async def render_many(self, logprobs: Sequence[TokenLogprob]) -> orjson.Fragment:
-        """Of a whole choice. Others run on the event loop in between."""
-        whole = self.render(())
-        async for part in logprob_slices(logprobs):
-            for name, values in self.render(part).items():
-                whole[name] += values
-        return orjson.Fragment(orjson.dumps(whole))
 
     def render(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
         offsets = []

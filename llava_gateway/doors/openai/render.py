@@ -1,20 +1,17 @@
 """What every answer of the OpenAI door is made of: ids, usage, errors, the head and tail of stream chunks."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
-from llava_gateway.chat import TokenLogprob, Usage
+from llava_gateway.chat import FinishReason, Usage
 from llava_gateway.doors.openai.sampling import StreamOptions
 from llava_gateway.errors import GatewayError
 from llava_gateway.ids import new_id
-from llava_gateway.web.reply import retry_after
+from llava_gateway.web.reply import Parts, retry_after
 
-SLICE = 1000
-"""Log probabilities."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -38,12 +35,35 @@ def render_usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-async def logprob_slices(logprobs: Sequence[TokenLogprob]) -> AsyncIterator[Sequence[TokenLogprob]]:
-    """Parts whose rendering takes a millisecond or two. Between two of them the event loop serves others."""
-    size = SLICE // (len(logprobs[0].top) + 1) if logprobs else SLICE
-    for start in range(0, len(logprobs), size):
-        yield logprobs[start : start + size]
-        await asyncio.sleep(0)
+class JsonList:
+    """A list in JSON that grows. Values are rendered as they come: a long list is never rendered at once, and it is text, not objects that
+    the garbage collector has to look through."""
+
+    def __init__(self) -> None:
+        self._json = bytearray(b"[")
+
+    def extend(self, values: list[Any]) -> None:
+        if values:
+            self._json += orjson.dumps(values)[1:-1] + b","
+
+    def end(self) -> bytearray:
+        """Its JSON; it grows no more."""
+        self._json[max(len(self._json) - 1, 1) :] = b"]"
+        return self._json
+
+
+def whole(head: dict[str, Any], choices: Iterable[Parts], usage: Usage) -> Parts:
+    """A whole answer in JSON, in parts, from parts of its choices."""
+    parts: list[bytes | bytearray] = [orjson.dumps(head)[:-1]]
+    begin = b',"choices":['
+    for choice in choices:
+        parts += [begin, *choice]
+        begin = b","
+    return [*parts, b'],"usage":' + orjson.dumps(render_usage(usage)) + b"}"]
+
+
+def quoted(finish_reason: FinishReason | None) -> bytes:
+    return b'"' + finish_reason.encode() + b'"' if finish_reason else b"null"
 
 
 class ChunkFrame:

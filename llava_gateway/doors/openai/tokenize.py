@@ -67,6 +67,11 @@ async def tokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
         )
     info = gateway.model(model)
     tokens, image_tokens = await gateway.tokenize(request)
+    if asked.return_token_strs and len(tokens) > info.context_length:
+        why = (
+            f"These are {len(tokens)} tokens, and the model's context is {info.context_length}; longer prompts are counted, but not spelt."
+        )
+        raise InvalidRequest(why, param="return_token_strs")
     return {
         "count": len(tokens),
         "max_model_len": info.context_length,

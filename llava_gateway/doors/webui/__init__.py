@@ -26,6 +26,8 @@ from llava_gateway.web.socket import Answer, JsonSocket
 
 RATE = 10_000_000
 """Bytes of events in a second, for each stream. Those of a chat repeat its history, pictures and all: a long one is sent less often."""
+COPIES = 3
+"""Of a history that is sent: JSON, a message's text, and what waits for the client."""
 
 
 def door(gateway: Gateway, bodies: Bodies) -> Door:
@@ -73,8 +75,9 @@ class Webui:
     async def chat(self, address: str, body: JsonBody, reply: Reply) -> None:
         asked = ChatBody.read(body)
         turns = asked.turns()
-        text = await self._whole(address, asked.to_chat(self._model(), self.gateway, turns))
-        await reply.json(200, {"results": [{"history": turns.history(text)}]})
+        with self.gateway.answers.reserved(COPIES * turns.length):
+            text = await self._whole(address, asked.to_chat(self._model(), self.gateway, turns))
+            await reply.json(200, {"results": [{"history": turns.history(text)}]})
 
     async def stream(self, address: str, events: Events, body: JsonBody, answer: Answer) -> None:
         request = GenerateBody.read(body).to_completion(self._model(), self.gateway)
@@ -84,7 +87,8 @@ class Webui:
         asked = ChatBody.read(body)
         turns = asked.turns()
         request = asked.to_chat(self._model(), self.gateway, turns)
-        await self._stream(address, request, events, answer, lambda said, _: {"history": turns.history(said)})
+        with self.gateway.answers.reserved(COPIES * turns.length):
+            await self._stream(address, request, events, answer, lambda said, _: {"history": turns.history(said)})
 
     async def stop_stream(self, request: Request) -> Response:
         self._running.stop(caller(request.client.host if request.client else ""))

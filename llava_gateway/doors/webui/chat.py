@@ -45,6 +45,11 @@ class Turns:
     internal: list[list[str]]
     visible: list[list[str]]
 
+    @property
+    def length(self) -> int:
+        """Characters of a history."""
+        return sum(len(asked) + len(answered) for turns in (self.internal, self.visible) for asked, answered in turns)
+
     def history(self, text: str) -> dict[str, Any]:
         """With so much of the answer."""
         return {"internal": _with(self.internal, text), "visible": _with(self.visible, text)}

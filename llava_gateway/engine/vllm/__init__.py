@@ -17,7 +17,7 @@ from llava_gateway.call import current
 from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.engine import Adapter, EngineStartError, ModelInfo, PreparedImage, Prompt
 from llava_gateway.engine.vllm.adapters import Adapters
-from llava_gateway.engine.vllm.compat import seeds_work
+from llava_gateway.engine.vllm.compat import seeds_work, without_spelling
 from llava_gateway.engine.vllm.delivery import Delivery, written
 from llava_gateway.engine.vllm.grammar import GrammarChecker
 from llava_gateway.engine.vllm.guardian import Guardian
@@ -182,6 +182,8 @@ class VllmEngine:
         lora = self._started().request(prompt.adapter) if prompt.adapter else None
         rendered, name = await _render(engine, prompt), new_id()
         collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=_trace(engine))
+        if params.logprobs is not None:
+            without_spelling(engine, name)
         usage = delivery.usage
         usage.image_tokens = sum(image.tokens for image in prompt.images)
         usage.prompt_tokens = len(prompt.token_ids) - len(prompt.images) + usage.image_tokens

@@ -8,15 +8,25 @@ Seeds on a CPU
     `without_discarded_rows` takes the generators of such rows out of the batch for that draw, so nothing has to be rewound.
     Touches: `input_batch.generators`, `input_batch.num_reqs` and `discard_request_mask` of the model runner.
     Without it: `seeds_work` is False, and a request that is sampled with a seed is refused.
+
+Spelling of log probabilities
+    vLLM decodes the token of every log probability on the event loop, one by one: twenty for each of a hundred answers take 50 ms in every
+    step. Nobody reads that, since the gateway spells tokens itself. `without_spelling` takes the tokenizer from where log probabilities are
+    made, which then leave the spelling out.
+    Touches: `output_processor.request_states`, `output_processor.external_req_ids` and the states' `logprobs_processor.tokenizer`.
+    Without it: the same answers, and a slower event loop.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from llava_gateway.engine.vllm.delivery import states_of
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 READ_IN = "0.32."
 """Start of the versions of vLLM that this file was written for."""
@@ -36,6 +46,13 @@ def seeds_work(config: "VllmConfig") -> bool:
     from vllm.platforms import current_platform
 
     return not current_platform.is_cpu() or config.use_v2_model_runner or config.parallel_config.worker_cls == CPU_WORKER
+
+
+def without_spelling(engine: "AsyncLLM", name: str) -> None:
+    """The request of this name, just added, gets log probabilities of token ids alone."""
+    for state in states_of(engine, name):
+        if state.logprobs_processor:
+            state.logprobs_processor.tokenizer = None
 
 
 @contextmanager

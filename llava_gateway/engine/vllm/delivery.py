@@ -11,6 +11,7 @@ from llava_gateway.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from vllm import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import RequestState
 
 
 class Delivery:
@@ -63,11 +64,16 @@ class Delivery:
             self._end.set_result(True)
 
 
+def states_of(engine: "AsyncLLM", name: str) -> "list[RequestState]":
+    """What vLLM's front end knows of the request of this name: one for each of its choices that goes on."""
+    processor = engine.output_processor
+    return [processor.request_states[each] for each in processor.external_req_ids.get(name, ()) if each in processor.request_states]
+
+
 def written(engine: "AsyncLLM", name: str) -> int:
     """Tokens that the request of this name has come to by now; vLLM tells the length of an answer that is wanted whole only with it. Of all
     its choices: of those that go on, and of those that have ended and wait for the others."""
-    processor = engine.output_processor
-    states = [processor.request_states[each] for each in processor.external_req_ids.get(name, ()) if each in processor.request_states]
+    states = states_of(engine, name)
     tokens: int = sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer)
     parents = {id(state.parent_req): state.parent_req for state in states if state.parent_req}
     return tokens + sum(len(choice.token_ids) for parent in parents.values() for choice in parent.output_aggregator if choice)

@@ -27,6 +27,7 @@ ONEVISION_SQUARES = 9
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": "32",  # outputs between two turns of the event loop; 128 with log probabilities hold it for 50 ms
     "VLLM_LOGGING_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore:resource_tracker:UserWarning",  # for the processes that vLLM starts
 }

@@ -1,6 +1,6 @@
 """From vLLM's outputs and refusals to the gateway's."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from llava_gateway.chat import FinishReason, Sampling, Structure, TokenLogprob
 from llava_gateway.errors import EngineFailed, GatewayError, InvalidRequest, Unavailable
@@ -8,6 +8,7 @@ from llava_gateway.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput
+    from vllm.logprobs import FlatLogprobs
 
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "length"}
 """vLLM cuts an answer short that goes round in circles, if its operator wants that: to the client it is an answer that is not whole."""
@@ -16,18 +17,20 @@ LEAST_LOGPROB = -9999.0
 
 
 def token_logprobs(choice: "CompletionOutput", sampling: Sampling, vocabulary: Vocabulary) -> tuple[TokenLogprob, ...]:
-    """The choice's log probabilities. vLLM names the token drawn, and the likeliest, in a dict for each place. The token that ended the
-    text (not a stop string) is no part of it, unless the client wants it there."""
-    places = list(zip(choice.token_ids, choice.logprobs or (), strict=False))
+    """The choice's log probabilities. For each place vLLM has the token drawn, then the likeliest, likeliest first. The token that ended
+    the text (not a stop string) is no part of it, unless the client wants it there."""
+    flat = cast("FlatLogprobs | None", choice.logprobs)  # as `sampling_params` asks for them
+    if not flat:
+        return ()
+    places = list(zip(flat.start_indices, flat.end_indices, strict=True))
     if choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str) and not sampling.include_stop_str_in_output:
         del places[-1:]
-    wanted = sampling.logprobs or 0
-    found = []
-    for drawn, place in places:
-        ranked = sorted((entry.rank, token, entry.logprob) for token, entry in place.items() if entry.rank <= wanted)
-        top = tuple((vocabulary.token_bytes(token), max(logprob, LEAST_LOGPROB)) for _, token, logprob in ranked)
-        found.append(TokenLogprob(vocabulary.token_bytes(drawn), max(place[drawn].logprob, LEAST_LOGPROB), top))
-    return tuple(found)
+    entries = [
+        (vocabulary.token_bytes(token), max(logprob, LEAST_LOGPROB)) for token, logprob in zip(flat.token_ids, flat.logprobs, strict=True)
+    ]
+    return tuple(
+        TokenLogprob(token, logprob, tuple(entries[start + 1 : end])) for start, end in places for token, logprob in [entries[start]]
+    )
 
 
 def finish_reason(reason: str | None, structure: Structure | None) -> FinishReason | None:

@@ -45,6 +45,7 @@ def sampling_params(sampling: Sampling, stream: bool, *, seeds_work: bool) -> "S
         spaces_between_special_tokens=sampling.spaces_between_special_tokens,
         structured_outputs=_structured_outputs(sampling.structure) if sampling.structure else None,
         logprobs=sampling.logprobs,
+        flat_logprobs=True,  # in a few lists; as objects, those of one answer keep the garbage collector busy for half a second
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # nobody else has these
     )
