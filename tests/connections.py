@@ -122,7 +122,7 @@ class Errors(logging.Handler):
 @contextmanager
 def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> Iterator[Gateway]:
     """POST /work waits for `go` and then answers with its body, or streams it: `{"stream": true}`. `{"fill": N}` becomes so many letters. A
-    message to /socket is answered with its length, and as many letters."""
+    message to /socket is answered with its length, and as many letters; `{"early": true}` with itself, before the work."""
     given = Settings(**{"head_timeout": 1, "body_timeout": 1, "send_timeout": 2, "keep_alive": 15} | settings)
     bodies = Bodies(given)
     running: Gateway
@@ -152,6 +152,10 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
 
     async def handle_message(body: Any, answer: Answer) -> None:
         value = parsed(body)
+        if value.get("early"):
+            await answer(value, last=True)
+            await work()
+            return
         await work()
         await answer({"length": len(json.dumps(value)), "fill": "x" * value.get("fill", 0)})
 

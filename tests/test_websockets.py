@@ -160,6 +160,21 @@ def test_two_messages_at_once_are_refused_and_nothing_is_kept(patient: Gateway, 
     wait_for(lambda: patient.bodies.bytes == 0)
 
 
+def test_the_next_message_may_come_as_soon_as_the_last_of_an_answer() -> None:
+    """Before this side knows that the answer is whole. The client was cut off, now and then, when it was quick."""
+    early = json.dumps({"early": True})
+    with gateway(body_timeout=20) as running, connect(url(running)) as client:
+        client.send(early)
+        assert client.recv(20) == early.replace(" ", "")
+        before = running.bodies.bytes
+        client.send(early)
+        wait_for(lambda: running.bodies.bytes > before)
+        running.go.set()
+        assert client.recv(20) == early.replace(" ", "")
+        client.send("{}")
+        assert json.loads(client.recv(20))["length"] == 2
+
+
 def test_frames_before_the_handshake_is_answered_are_refused(patient: Gateway) -> None:
     with patient.connect() as connection:
         request = b"GET /socket HTTP/1.1\r\nhost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"

@@ -20,8 +20,18 @@ log = logging.getLogger(__name__)
 
 NORMAL, POLICY_VIOLATION = 1000, 1008
 
-Answer = Callable[[Any], Awaitable[None]]
-"""Sends a value as a message."""
+
+class Answer:
+    """Sends values as messages, which answer one of the client's."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.ended = False
+        """Whether its last message is on its way. The client may send its next one from then on."""
+
+    async def __call__(self, value: Any, *, last: bool = False) -> None:
+        self.ended = last
+        await self._send({"type": "websocket.send", "text": orjson.dumps(value).decode()})
 
 
 @dataclass(frozen=True)
@@ -37,23 +47,23 @@ class JsonSocket:
         await receive()
         await send({"type": "websocket.accept"})
         try:
+            early: list[Message] = []
             async with asyncio.timeout(None) as idle:
                 while True:
                     idle.reschedule(asyncio.get_running_loop().time() + self.bodies.timeout)
-                    message = await receive()
+                    message = early.pop() if early else await receive()
                     if message["type"] != "websocket.receive":
                         return
                     idle.reschedule(None)
-                    await self._answer(message, scope, receive, send)
+                    await self._answer(message, early, scope, receive, send)
         except ClientLeft:
             metrics.DISCONNECTS.inc()
         except TimeoutError:
             await send({"type": "websocket.close", "code": NORMAL})
 
-    async def _answer(self, message: Message, scope: Scope, receive: Receive, send: Send) -> None:
-        async def answer(value: Any) -> None:
-            await send({"type": "websocket.send", "text": orjson.dumps(value).decode()})
-
+    async def _answer(self, message: Message, early: list[Message], scope: Scope, receive: Receive, send: Send) -> None:
+        """`early`: gets the next message if that comes between the answer's last one and its end here."""
+        answer = Answer(send)
         body = message.pop("bytes", None) or (message.pop("text", None) or "").encode()  # held by nobody else
         with scope["recorder"].record(scope) as record:
             try:
@@ -67,7 +77,7 @@ class JsonSocket:
                         reservation.release()  # the next line counts it anew
                     request = stack.enter_context(self.bodies.message(body))
                     del body
-                    await unless(_gone(receive, send), self.handle(request, answer))
+                    await unless(_gone(receive, send, answer, early), self.handle(request, answer))
                 record.status = 200
             except GatewayError as error:
                 record.status, record.call.code = error.status, error.code or error.type
@@ -80,8 +90,11 @@ class JsonSocket:
                 await self.fail(GatewayError("The server failed on this request; its log says more."), answer)
 
 
-async def _gone(receive: Receive, send: Send) -> None:
+async def _gone(receive: Receive, send: Send, answer: Answer, early: list[Message]) -> None:
     """Until anything comes from the client, which is to wait for its answer."""
     message = await receive()
+    if answer.ended:
+        early.append(message)
+        await asyncio.Future()
     if message["type"] == "websocket.receive":
         await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "one message at a time"})

@@ -24,7 +24,7 @@ class Events:
 
     async def end(self, answer: Answer) -> None:
         number, self.sent = self.sent, 0
-        await answer({"event": "stream_end", "message_num": number})
+        await answer({"event": "stream_end", "message_num": number}, last=True)
 
     async def fail(self, error: GatewayError, answer: Answer) -> None:
         """An error's event has no number, so that those of a text and its end go on as they do without one."""
