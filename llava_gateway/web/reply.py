@@ -49,12 +49,13 @@ class Reply:
         await self.body(status, orjson.dumps(value), JSON, headers)
 
     async def body(self, status: int, body: bytes, media_type: bytes, headers: tuple[Header, ...] = ()) -> None:
-        await self.parts(status, [body], media_type, headers)
+        await self._start(status, (*_described(media_type, len(body)), *headers))
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": body})
 
-    async def parts(self, status: int, parts: Parts, media_type: bytes, headers: tuple[Header, ...] = ()) -> None:
+    async def parts(self, status: int, parts: Parts, media_type: bytes) -> None:
         """As `body`, of a body in parts, which are never copied into one."""
-        length = str(sum(map(len, parts))).encode()
-        await self._start(status, ((b"content-type", media_type), (b"content-length", length), *headers))
+        await self._start(status, _described(media_type, sum(map(len, parts))))
         held: list[bytes | bytearray] = []
         size = 0
         for part in parts:
@@ -128,6 +129,10 @@ class Reply:
     async def _start(self, status: int, headers: tuple[Header, ...]) -> None:
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
+
+
+def _described(media_type: bytes, length: int) -> tuple[Header, Header]:
+    return (b"content-type", media_type), (b"content-length", str(length).encode())
 
 
 def retry_after(error: GatewayError) -> tuple[Header, ...]:
