@@ -60,7 +60,8 @@ def test_once_however_it_comes(origin: Origin) -> None:
         first, *others = await asyncio.gather(*(loader.load(urls(picture, picture), VISION) for _ in range(5)))
         assert all(image is first[0] for images in others for image in images)
         assert count("llava_images_total", "decoded") == decoded + 1
-        assert count("llava_images_total", "shared") == shared + 9
+        assert count("llava_images_total", "shared") - shared + count("llava_images_total", "cached") - cached == 9  # it may be ready early
+        cached = count("llava_images_total", "cached")
         await loader.load(urls(picture, f"{origin.url}/picture"), VISION)
         assert count("llava_images_total", "cached") == cached + 2
         (padded,) = await loader.load(urls(picture), VISION, "pad")
