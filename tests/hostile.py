@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -50,10 +51,10 @@ HOSTILE = [
 
 
 @contextmanager
-def hostile_origin() -> Iterator[str]:
+def hostile_origin(tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Its URL. It runs in a thread of its own."""
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(_answer, "127.0.0.1", 0))
+    server = loop.run_until_complete(asyncio.start_server(_answer, "127.0.0.1", 0, ssl=tls))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:

@@ -60,7 +60,8 @@ def test_once_however_it_comes(origin: Origin) -> None:
         first, *others = await asyncio.gather(*(loader.load(urls(picture, picture), VISION) for _ in range(5)))
         assert all(image is first[0] for images in others for image in images)
         assert count("llava_images_total", "decoded") == decoded + 1
-        assert count("llava_images_total", "shared") == shared + 9
+        assert count("llava_images_total", "shared") - shared + count("llava_images_total", "cached") - cached == 9  # it may be ready early
+        cached = count("llava_images_total", "cached")
         await loader.load(urls(picture, f"{origin.url}/picture"), VISION)
         assert count("llava_images_total", "cached") == cached + 2
         (padded,) = await loader.load(urls(picture), VISION, "pad")
@@ -127,8 +128,10 @@ def test_a_url_whose_picture_is_being_prepared_is_not_fetched_again(
         before = sent()
         leaving = asyncio.create_task(loader.load(urls(url), VISION))
         await wait_for_opened(1)
-        greedy, modest = (asyncio.create_task(loader.load(urls(*[url] * count), VISION)) for count in (10, 1))
-        await wait_for_opened(11)
+        modest = asyncio.create_task(loader.load(urls(url), VISION))
+        await wait_for_opened(1)
+        greedy = asyncio.create_task(loader.load(urls(*[url] * 10), VISION))
+        await wait_for_opened(10 if step == "open_image" else 9)  # nine are too many, after which the tenth may not be opened any more
         leaving.cancel()
         go_on.set()
         with pytest.raises(InvalidImage, match="1 million pixels together"):
