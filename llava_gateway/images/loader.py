@@ -152,6 +152,9 @@ class ImageLoader:
             self.cache.put(prepared)
             return prepared
 
+        if prepared := self.cache.get(digest):  # by another request, while this one opened its file
+            metrics.IMAGES.labels("cached").inc()
+            return prepared
         metrics.IMAGES.labels("shared" if digest in self._preparing else "decoded").inc()
         with timed("decode"):
             return await self._preparing.do(digest, work)
