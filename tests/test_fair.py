@@ -77,11 +77,12 @@ def test_no_slot_is_lost_or_given_twice(steps: list[tuple[str, str]], count: int
             assert max(held.values(), default=0) <= per_client
             assert held.total() == count or all(held[name] == per_client for name, tasks in asked.items() if tasks)
             assert slots.waiting == sum(map(len, asked.values()))
-        for tasks in asked.values():
+        for client, tasks in asked.items():
             for task in tasks:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+                    slots.release(client)  # which came with the end of another task
         for client in held.elements():
             slots.release(client)
         for number in range(count):
