@@ -27,16 +27,17 @@ class AnswerMemory:
             )
         if self.bytes + size > self.max_bytes:
             raise TooManyRequests("The server is busy with large answers. Try again later.", code="answers_full", retry_after=1)
-        self.bytes += size
-        try:
+        with self._counted(size):
             yield
-        finally:
-            self.bytes -= size
 
     @contextmanager
     def waiting(self, parts: Sequence[bytes | bytearray]) -> Iterator[None]:
         """An answer that is made, and leaves as fast as its client reads."""
-        size = sum(map(len, parts))
+        with self._counted(sum(map(len, parts))):
+            yield
+
+    @contextmanager
+    def _counted(self, size: int) -> Iterator[None]:
         self.bytes += size
         try:
             yield

@@ -112,10 +112,11 @@ class Gateway:
         """What the engine is to do for these, of which all are wanted. Refuses what can be refused without images and without a place.
         Raises GatewayError."""
         with timed("prompt"):
-            plans = []
+            plans: list[Plan] = []
             for request in requests:
+                if plans:
+                    await asyncio.sleep(0)
                 plans.append(await self._plan(request))
-                await asyncio.sleep(0)
         if caller := current().caller:
             plans = [dataclasses.replace(plan, reserved=plan.most_tokens) for plan in plans]
             await caller.reserve(sum(plan.tokens for plan in plans), sum(plan.reserved for plan in plans), answers=len(plans))

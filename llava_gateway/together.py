@@ -21,10 +21,11 @@ async def together(work: Callable[[A], Awaitable[T]], items: Iterable[A], limit:
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = []
+            tasks: list[asyncio.Task[T]] = []
             for item in items:
+                if tasks:
+                    await asyncio.sleep(0)
                 tasks.append(group.create_task(one(item)))
-                await asyncio.sleep(0)
     except ExceptionGroup as failures:
         failures.__traceback__ = None  # whose frames hold it in turn before Python 3.13, and the items' memory with it
         raise failures.exceptions[0] from None
