@@ -178,6 +178,9 @@ class RedisCounts:
                 await self.change(changes)
             except Unavailable:
                 log.debug("what a request has used is not counted: %s", changes)
+        finally:
+            if not first.done():  # whatever has failed, a request waits for this
+                first.set_result([])
 
     @asynccontextmanager
     async def _reachable(self) -> AsyncIterator[None]:
