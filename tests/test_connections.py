@@ -292,7 +292,7 @@ def test_the_sdk_that_closes_ends_its_work(slow: Gateway) -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_client_that_has_said_all_and_leaves_later_ends_its_work(slow: Gateway, reset: bool) -> None:
-    """Noticed with the next bytes of a stream: a comment, of which there is one every `keep_alive` seconds at least."""
+    """A reset is noticed at once. A close is noticed with the next bytes: a stream's comment, which may come before the work ends."""
     for stream in (False, True):
         with slow.connect() as connection:
             connection.sendall(post({"stream": stream}))
@@ -306,7 +306,7 @@ def test_a_client_that_has_said_all_and_leaves_later_ends_its_work(slow: Gateway
         wait_for(lambda: not slow.running, 5)
         wait_for(lambda: slow.connections == 0, 5)
         slow.go.clear()
-    assert len(slow.cancelled) == 2 * reset
+    assert len(slow.cancelled) == 2 if reset else len(slow.cancelled) <= 1
 
 
 def test_a_reader_that_stops_is_cut_off_although_it_has_said_all() -> None:
