@@ -6,11 +6,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llava_gateway.version import __version__
-
 if TYPE_CHECKING:
     from llava_gateway.app import create_app
     from llava_gateway.settings import Settings
+
+__version__ = "0.1.0"
 
 __all__ = ["Settings", "__version__", "create_app"]
 

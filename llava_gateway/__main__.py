@@ -1,4 +1,4 @@
-from llava_gateway.cli import main
+from llava_gateway.cli.main import main
 
 if __name__ == "__main__":
     main()

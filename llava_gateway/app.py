@@ -13,22 +13,29 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from llava_gateway import metrics
-from llava_gateway.backend import Backend
+from llava_gateway.api import feedback
+from llava_gateway.api import health as ops
+from llava_gateway.api import llava_worker as llava
+from llava_gateway.api import lora as adapters
+from llava_gateway.api.base import Failure, MakeDoor, fail_by_path
+from llava_gateway.api.chat_ui import router as page
+from llava_gateway.api.openai import router as openai
+from llava_gateway.api.sambastudio import router as sambastudio
+from llava_gateway.api.text_generation_webui import router as webui
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
-from llava_gateway.doors import adapters, feedback, llava, openai, ops, page, sambastudio, webui
-from llava_gateway.engine import Adapter, Engine, EngineStartError
+from llava_gateway.engine.base import Engine
 from llava_gateway.engine.supervisor import Supervisor
-from llava_gateway.engine.vllm import VllmEngine
-from llava_gateway.engine.vllm.adapters import lora_flags
-from llava_gateway.errors import GatewayError, MethodNotAllowed, NotFound
-from llava_gateway.gateway import Gateway
-from llava_gateway.loop_monitor import LoopMonitor
-from llava_gateway.models import adapters_of
+from llava_gateway.engine.vllm.engine import VllmEngine
+from llava_gateway.engine.vllm.lora import lora_flags
+from llava_gateway.errors import EngineStartError, GatewayError, MethodNotAllowed, NotFound
+from llava_gateway.http.middleware.stack import Around
+from llava_gateway.http.request_body import Bodies
+from llava_gateway.observability import metrics
+from llava_gateway.observability.loop_monitor import LoopMonitor
+from llava_gateway.serving.gateway import Gateway
+from llava_gateway.serving.model_registry import Backend, adapters_of
 from llava_gateway.settings import Settings
-from llava_gateway.web.around import Around
-from llava_gateway.web.body import Bodies
-from llava_gateway.web.door import Failure, MakeDoor, fail_by_path
+from llava_gateway.types import Adapter
 
 log = logging.getLogger(__name__)
 

@@ -113,3 +113,7 @@ class OutOfTime(GatewayError):
 class OutOfStorage(GatewayError):
     status = 507
     type = "server_error"
+
+
+class EngineStartError(Exception):
+    """The engine did not start; the message is one line for the operator."""

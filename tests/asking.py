@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llava_gateway.demo.pictures import Grid, data_uri, draw, encode
+from llava_gateway.demo.images import Grid, data_uri, draw, encode
 
 MODEL = "llava-demo"
 

@@ -16,18 +16,16 @@ from starlette.applications import Starlette
 from starlette.routing import Route, WebSocketRoute
 from waiting import wait_for
 
-from llava_gateway.admission import Admission
-from llava_gateway.doors.openai import fail
+from llava_gateway.api.openai.router import fail
 from llava_gateway.errors import GatewayError
-from llava_gateway.places import Places
+from llava_gateway.http.endpoints import JsonEndpoint, JsonSocket, WebSocketWriter
+from llava_gateway.http.middleware.observability import Observe, Recorder
+from llava_gateway.http.request_body import Bodies
+from llava_gateway.http.response import Reply
+from llava_gateway.http.uvicorn_protocol import protocol
+from llava_gateway.http.websocket_protocol import websocket_protocol
+from llava_gateway.serving.admission import Admission, Places
 from llava_gateway.settings import Settings
-from llava_gateway.web.body import Bodies
-from llava_gateway.web.endpoint import JsonEndpoint
-from llava_gateway.web.observe import Observe, Recorder
-from llava_gateway.web.protocol import protocol
-from llava_gateway.web.reply import Reply
-from llava_gateway.web.socket import Answer, JsonSocket
-from llava_gateway.web.websocket_protocol import websocket_protocol
 
 KEY = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
 UPGRADE = b"Connection: upgrade\r\nUpgrade: websocket\r\n" + KEY
@@ -150,7 +148,7 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
             await work()
             await reply.event(json.dumps(value).encode())
 
-    async def handle_message(body: Any, answer: Answer) -> None:
+    async def handle_message(body: Any, answer: WebSocketWriter) -> None:
         value = parsed(body)
         if value.get("early"):
             await answer(value, last=True)
@@ -159,7 +157,7 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
         await work()
         await answer({"length": len(json.dumps(value)), "fill": "x" * value.get("fill", 0)})
 
-    async def fail_message(error: GatewayError, answer: Answer) -> None:
+    async def fail_message(error: GatewayError, answer: WebSocketWriter) -> None:
         await answer({"error": error.message})
 
     admission = Admission(given, [Places(given)])

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from llava_gateway.web.fields import RequestBody
+from llava_gateway.api.schema import RequestBody
 
 
 def rows(model: type[BaseModel]) -> Iterator[str]:

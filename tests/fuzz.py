@@ -25,7 +25,7 @@ from conftest import Server, serve
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
-from llava_gateway.demo.pictures import Grid, data_uri, describe, draw, encode
+from llava_gateway.demo.images import Grid, data_uri, describe, draw, encode
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TOKENS = 640

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import free_port
 
-from llava_gateway.keys import counts
-from llava_gateway.keys.limits import Caller, RateLimited
-from llava_gateway.keys.store import Key, digest
+from llava_gateway.auth import rate_counts as counts
+from llava_gateway.auth.api_keys import Key, digest
+from llava_gateway.auth.rate_limits import Caller, RateLimited
 
 
 def limited(**limits: int) -> Key:

@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.batches import Lessons, Stage
 from llava_gateway.demo.conversations import Lesson, Mix
-from llava_gateway.demo.pictures import random_grid
+from llava_gateway.demo.images import random_grid
 from llava_gateway.demo.tokenizer import EOS, IMAGE
 from llava_gateway.demo.train import loss_of
 

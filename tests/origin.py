@@ -5,7 +5,7 @@ import http.server
 import time
 from typing import Any
 
-from llava_gateway.demo.pictures import draw, encode
+from llava_gateway.demo.images import draw, encode
 
 GRID = ("purple", "green", "white", "orange")
 

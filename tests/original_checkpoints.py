@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.demo.pictures import COLORS, data_uri, encode
+from llava_gateway.demo.images import COLORS, data_uri, encode
 
 ROOT = Path(__file__).parent.parent
 NAMES = (  # the hub's and the original's

@@ -7,12 +7,11 @@ from collections.abc import Callable
 import uvicorn
 
 from llava_gateway.app import create_app
-from llava_gateway.chat import Delta, Sampling, Structure, Usage
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine import Adapter, ModelInfo, Prompt, Vision
+from llava_gateway.http.uvicorn_protocol import protocol
 from llava_gateway.settings import Settings
-from llava_gateway.vocabulary import Vocabulary
-from llava_gateway.web.protocol import protocol
+from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.types import Adapter, Delta, ModelInfo, Prompt, Sampling, Structure, Usage, Vision
 
 
 class SilentEngine:

@@ -31,7 +31,7 @@ from conftest import Server, serve
 from hostile import hostile_origin
 from origin import Origin
 
-from llava_gateway.demo.pictures import COLORS, data_uri, describe, draw, encode
+from llava_gateway.demo.images import COLORS, data_uri, describe, draw, encode
 
 CHAT = "/v1/chat/completions"
 WORKERS = 8

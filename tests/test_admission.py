@@ -3,9 +3,8 @@ from typing import Any
 
 import pytest
 
-from llava_gateway.admission import Admission
 from llava_gateway.errors import OutOfTime, TooManyRequests, Unavailable
-from llava_gateway.places import Places
+from llava_gateway.serving.admission import Admission, Places
 from llava_gateway.settings import Settings
 
 

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_gateway.answer import MAX_LOGPROBS, Answer
-from llava_gateway.chat import ChatRequest, CompletionRequest, Delta, Sampling, TokenLogprob, Usage
-from llava_gateway.doors.openai.chat_render import completion
-from llava_gateway.doors.openai.completions_render import text_choices, text_completion
+from llava_gateway.api.openai.streaming import completion, text_choices, text_completion
 from llava_gateway.errors import EngineFailed, Unavailable
+from llava_gateway.serving.delta_stream import MAX_LOGPROBS, Answer
+from llava_gateway.types import ChatRequest, CompletionRequest, Delta, Sampling, TokenLogprob, Usage
 
 PROMPT = CompletionRequest(model="m", prompt="p", stream=True)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from llava_gateway import metrics
-from llava_gateway.answer_memory import AnswerMemory
 from llava_gateway.errors import InvalidRequest, TooManyRequests
+from llava_gateway.observability import metrics
+from llava_gateway.serving.answer_memory import AnswerMemory
 from llava_gateway.settings import Settings
 
 MB = 1 << 20

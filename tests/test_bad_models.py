@@ -15,10 +15,9 @@ import pytest
 from conftest import free_port
 
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine import EngineStartError
-from llava_gateway.engine.vllm.checkpoint import check_checkpoint
+from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_quantization
 from llava_gateway.engine.vllm.launch import engine_arguments
-from llava_gateway.engine.vllm.quantization import check_quantization
+from llava_gateway.errors import EngineStartError
 
 WEIGHTS = "model.safetensors"
 ON_CPU = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="says what a CPU cannot run")

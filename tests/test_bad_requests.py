@@ -11,7 +11,7 @@ from asking import MODEL, body, image, image_part, user
 from conftest import Server
 from origin import Origin
 
-from llava_gateway.demo.pictures import data_uri, describe, draw, encode
+from llava_gateway.demo.images import data_uri, describe, draw, encode
 
 GRID = ("red", "blue", "green", "orange")
 CHAT = "/v1/chat/completions"

@@ -21,8 +21,8 @@ from asking import MODEL, body, image_part
 from conftest import ROOT, Server, free_port
 
 from llava_gateway.cli.batch import main
-from llava_gateway.cli.remote import MAX_PICTURE_BYTES
-from llava_gateway.demo.pictures import Grid, data_uri, describe, draw, encode, random_grid
+from llava_gateway.client.remote import MAX_PICTURE_BYTES
+from llava_gateway.demo.images import Grid, data_uri, describe, draw, encode, random_grid
 
 FIRST, SECOND = ("red", "blue", "green", "white"), ("yellow", "black", "orange", "purple")
 NOBODY = "http://127.0.0.1:9"

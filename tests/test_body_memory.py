@@ -18,7 +18,7 @@ import pytest
 from conftest import free_port
 from waiting import wait_for
 
-from llava_gateway.demo.pictures import data_uri, draw, encode
+from llava_gateway.demo.images import data_uri, draw, encode
 
 MIB = 1 << 20
 LIMIT = 512

@@ -16,7 +16,7 @@ import pexpect
 import pytest
 from conftest import ROOT, Server, free_port
 
-from llava_gateway.demo.pictures import describe
+from llava_gateway.demo.images import describe
 
 FIRST, SECOND = ROOT / "examples" / "pictures" / "first.png", ROOT / "examples" / "pictures" / "second.jpg"
 FIRST_GRID = ("red", "blue", "green", "white")

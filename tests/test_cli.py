@@ -11,10 +11,11 @@ import pexpect
 import pytest
 
 from llava_gateway import __version__
-from llava_gateway.cli import COMMANDS, flags, main
+from llava_gateway.cli import flags
+from llava_gateway.cli.main import COMMANDS, main
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine import EngineStartError
 from llava_gateway.engine.vllm.launch import engine_arguments
+from llava_gateway.errors import EngineStartError
 from llava_gateway.settings import Settings
 
 
@@ -89,7 +90,7 @@ def test_flags_that_vllm_does_not_take(arguments: list[str], said: str) -> None:
 
 def test_without_an_engine_the_log_says_what_to_install() -> None:
     """The core installs without vLLM."""
-    script = "import sys; sys.modules.update(vllm=None, msgspec=None, torch=None); from llava_gateway.cli import main; main()"
+    script = "import sys; sys.modules.update(vllm=None, msgspec=None, torch=None); from llava_gateway.cli.main import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", script, "serve", "llava-demo", "--port", "58124"], capture_output=True, text=True, timeout=60, check=False
     )
@@ -135,9 +136,9 @@ def test_every_group_of_the_help_begins_with_a_setting() -> None:
 
 
 def test_help_imports_next_to_nothing() -> None:
-    script = "import sys; sys.argv = ['', '--help']; from llava_gateway.cli import main\ntry: main()\nfinally: print(*sys.modules)"
+    script = "import sys; sys.argv = ['', '--help']; from llava_gateway.cli.main import main\ntry: main()\nfinally: print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    assert "llava_gateway.cli" in loaded
+    assert "llava_gateway.cli.main" in loaded
     assert not {"vllm", "torch", "pydantic", "starlette", "httpx", "argparse"} & set(loaded)
 
 

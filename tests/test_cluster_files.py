@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 from test_deploy import egress
 
-from llava_gateway.cluster import ClusterConfig, _deployment_names, build
+from llava_gateway.cluster.app import ClusterConfig, _deployment_names, build
 from llava_gateway.settings import SettingsError
 
 RAY = ROOT / "deploy" / "ray"

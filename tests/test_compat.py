@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from vllm.logprobs import FlatLogprobs, append_logprobs_for_next_position, create_sample_logprobs
 
-from llava_gateway.chat import Sampling, TokenLogprob
 from llava_gateway.engine.vllm import compat
 from llava_gateway.engine.vllm.outputs import token_logprobs
 from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.types import Sampling, TokenLogprob
 
 RELIED_ON = {
     "v1/worker/gpu_model_runner.py": {

@@ -12,7 +12,7 @@ from test_bad_requests import refused
 from transformers import AutoTokenizer
 
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.demo.pictures import data_uri, describe, draw, encode
+from llava_gateway.demo.images import data_uri, describe, draw, encode
 
 GRID = ("red", "blue", "green", "orange")
 PICTURE = data_uri(encode(draw(GRID)))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from openai import OpenAI
 from waiting import wait_for
 
-from llava_gateway.web.request_head import HOST, Refused, check_head
+from llava_gateway.http.request_head import HOST, Refused, check_head
 
 LOOPS = ("asyncio", "uvloop")
 HEALTHY = post({"a": 1}, b"connection: close\r\n")

@@ -26,7 +26,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from llava_gateway.cli.convert import main
 from llava_gateway.convert.detect import advice, original_kind
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.templates import CURIOUS_USER
+from llava_gateway.prompts.templates import CURIOUS_USER
 
 TOWER = "openai/clip-vit-large-patch14-336"
 ADDED_ROWS = ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight")
@@ -260,7 +260,7 @@ def test_memory_is_a_shard_not_the_checkpoint(tmp_path: Path) -> None:
     originals.random_original(tmp_path / "src", layers=12, intermediate=20000)
     originals.sentencepiece_tokenizer(tmp_path / "src")
     script = (
-        "import resource, sys; from llava_gateway.cli.convert import main; import llava_gateway.convert.run\n"
+        "import resource, sys; from llava_gateway.cli.main.convert import main; import llava_gateway.convert.run\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "status = main(sys.argv[1:])\n"
         "sys.exit(status or str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"

@@ -20,8 +20,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llava_gateway.cli.serve import LAST_WORDS
-from llava_gateway.engine.vllm import STOP_TIMEOUT
-from llava_gateway.images.address import embedded, is_allowed
+from llava_gateway.engine.vllm.engine import STOP_TIMEOUT
+from llava_gateway.images.url_policy import embedded, is_allowed
 from llava_gateway.settings import Settings
 
 DEPLOY = ROOT / "deploy"

@@ -13,11 +13,11 @@ from conftest import ROOT, Server
 from field_rows import rows
 from pydantic import BaseModel
 
-from llava_gateway.demo.pictures import describe
-from llava_gateway.doors.openai.openapi import BODIES
-from llava_gateway.doors.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
+from llava_gateway.api.openai.messages import ImageReference
+from llava_gateway.api.openai.openapi import BODIES
+from llava_gateway.api.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
+from llava_gateway.demo.images import describe
 from llava_gateway.settings import Settings, default_of
-from llava_gateway.web.messages import ImageReference
 
 README = (ROOT / "README.md").read_text()
 OPENAI = (ROOT / "docs" / "openai.md").read_text()

@@ -11,9 +11,9 @@ from starlette.routing import BaseRoute
 
 from llava_gateway import create_app
 from llava_gateway.app import DOORS
-from llava_gateway.demo.pictures import data_uri, describe, draw, encode
+from llava_gateway.demo.images import data_uri, describe, draw, encode
+from llava_gateway.prompts.templates import CURIOUS_HUMAN
 from llava_gateway.settings import Settings
-from llava_gateway.templates import CURIOUS_HUMAN
 
 GRID = ("red", "blue", "green", "orange")
 QUESTION = "Describe this image."

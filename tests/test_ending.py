@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from llava_gateway.ending import end
+from llava_gateway.concurrency import end
 
 
 def test_who_is_cancelled_again_still_waits_for_the_end() -> None:

@@ -7,15 +7,14 @@ import pytest
 import uvicorn
 from conftest import free_port
 
-from llava_gateway import metrics
-from llava_gateway.admission import Admission
-from llava_gateway.doors.openai import fail
-from llava_gateway.places import Places
+from llava_gateway.api.openai.router import fail
+from llava_gateway.http.endpoints import JsonEndpoint
+from llava_gateway.http.request_body import Bodies, JsonBody
+from llava_gateway.http.response import Reply
+from llava_gateway.http.uvicorn_protocol import protocol
+from llava_gateway.observability import metrics
+from llava_gateway.serving.admission import Admission, Places
 from llava_gateway.settings import Settings
-from llava_gateway.web.body import Bodies, JsonBody
-from llava_gateway.web.endpoint import JsonEndpoint
-from llava_gateway.web.protocol import protocol
-from llava_gateway.web.reply import Reply
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from llava_gateway.chat import Structure
 from llava_gateway.engine.vllm.outputs import finish_reason
 from llava_gateway.errors import EngineFailed, InvalidRequest, Unavailable
+from llava_gateway.types import Structure
 
 
 def test_the_ends_of_vllm() -> None:

@@ -13,9 +13,9 @@ from attacks import CONNECTIONS, KINDS, Attacks
 from conftest import Server
 from hostile import hostile_origin
 
-from llava_gateway import metrics
-from llava_gateway.demo.pictures import describe
-from llava_gateway.loop_monitor import LoopMonitor
+from llava_gateway.demo.images import describe
+from llava_gateway.observability import metrics
+from llava_gateway.observability.loop_monitor import LoopMonitor
 
 GRID = ("red", "blue", "green", "orange")
 LIMIT = "0.05"

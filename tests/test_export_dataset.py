@@ -13,7 +13,7 @@ from origin import GRID as ORIGIN_GRID
 from PIL import Image
 from voting import keep, run, samples
 
-from llava_gateway.demo.pictures import draw, encode
+from llava_gateway.demo.images import draw, encode
 from llava_gateway.feedback.store import Store, read
 
 GRID = ("red", "blue", "green", "white")

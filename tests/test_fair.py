@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_gateway.call import Call
-from llava_gateway.images.fair import FairSlots, FairThreads
-from llava_gateway.keys.limits import Caller
-from llava_gateway.web.observe import Recorder
+from llava_gateway.auth.rate_limits import Caller
+from llava_gateway.http.middleware.observability import Recorder
+from llava_gateway.images.fair_queue import FairSlots, FairThreads
+from llava_gateway.observability.context import Call
 
 
 def test_a_client_with_many_jobs_does_not_stand_in_front_of_one_with_few() -> None:

@@ -21,7 +21,7 @@ from asking import body, image
 from conftest import START_TIMEOUT, Server, serve, wait_until_ready
 from waiting import wait_for
 
-from llava_gateway.demo.pictures import describe
+from llava_gateway.demo.images import describe
 
 CHAT = "/v1/chat/completions"
 GRID = ("red", "blue", "green", "orange")

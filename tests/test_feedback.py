@@ -18,8 +18,8 @@ from origin import Origin
 from PIL import Image
 from voting import run, samples, vote_on
 
-from llava_gateway.demo.pictures import data_uri, describe, draw, encode
-from llava_gateway.doors.feedback import FeedbackRequest
+from llava_gateway.api.feedback import FeedbackRequest
+from llava_gateway.demo.images import data_uri, describe, draw, encode
 from llava_gateway.feedback.store import Store, read
 
 GRID = ("red", "blue", "green", "white")

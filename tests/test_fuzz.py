@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from llava_gateway.demo.pictures import describe
-from llava_gateway.doors.openai.openapi import BODIES, openapi
+from llava_gateway.api.openai.openapi import BODIES, openapi
+from llava_gateway.demo.images import describe
 
 GRID = ("red", "blue", "green", "orange")
 PICTURE = image(GRID)

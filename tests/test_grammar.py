@@ -9,11 +9,11 @@ from typing import Any
 import psutil
 import pytest
 
-from llava_gateway.chat import Structure
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine.vllm.grammar import GrammarChecker
+from llava_gateway.engine.vllm.structured_outputs import GrammarChecker
 from llava_gateway.errors import InvalidRequest, TooManyRequests
-from llava_gateway.vocabulary import Vocabulary
+from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.types import Structure
 
 VOCABULARY = Vocabulary((CHECKPOINT / "tokenizer.json").read_text())
 BOMB = 'start: s\ns: s s | "a" | " " | /[a-z]/ | "%d"'

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tiny_models import NEXT_GRIDS, ONEVISION_GRIDS, TINY
 
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine import ModelInfo
 from llava_gateway.engine.vllm.launch import describe
-from llava_gateway.images.tokens import ImageTokens
-from llava_gateway.vocabulary import Vocabulary
+from llava_gateway.images.geometry import ImageTokens
+from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.types import ModelInfo
 
 SIDES = (336, 384)
 EDGES = sorted({side * count + more for side in SIDES for count in range(1, 7) for more in (-1, 0, 1)})

@@ -12,7 +12,7 @@ from asking import body, image, image_part
 from PIL import Image
 from test_bad_requests import refused
 
-from llava_gateway.demo.pictures import COLORS, Grid, data_uri, describe, draw, encode
+from llava_gateway.demo.images import COLORS, Grid, data_uri, describe, draw, encode
 
 CHAT = "/v1/chat/completions"
 URL = "messages[0].content[0].image_url.url"

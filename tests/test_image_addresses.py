@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_gateway.errors import InvalidImage
-from llava_gateway.images.address import check_addresses, check_host, is_allowed, parse_url
+from llava_gateway.images.url_policy import check_addresses, check_host, is_allowed, parse_url
 
 PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "239.1.1.1",

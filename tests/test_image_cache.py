@@ -1,7 +1,7 @@
 from PIL import Image
 
-from llava_gateway.engine import PreparedImage
-from llava_gateway.images.cache import ImageCache
+from llava_gateway.images.loader import ImageCache
+from llava_gateway.types import PreparedImage
 
 SIZE = 10 * 10 * 3
 

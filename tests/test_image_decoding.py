@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from transformers import AutoProcessor
 
-from llava_gateway.chat import ImageBase64, ImageSource, ImageUrl, InPlace
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.demo.pictures import data_uri, draw, encode
-from llava_gateway.engine import Vision
+from llava_gateway.demo.images import data_uri, draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import decode
 from llava_gateway.images.decode import Transform, open_image, sniff
 from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.settings import AspectRatio
+from llava_gateway.types import ImageBase64, ImageSource, ImageUrl, InPlace, Vision
 
 pillow_heif.register_heif_opener()  # for writing, in tests
 VISION = Vision(336, lambda width, height: 576, fewest=576, most=576)

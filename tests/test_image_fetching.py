@@ -9,7 +9,7 @@ import nameserver
 import pytest
 from origin import GRID, Origin
 
-from llava_gateway.demo.pictures import draw, encode
+from llava_gateway.demo.images import draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.fetch import USER_AGENT, Fetcher
 from llava_gateway.settings import Settings

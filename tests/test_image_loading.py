@@ -14,13 +14,12 @@ from origin import Origin
 from PIL import Image
 from prometheus_client import REGISTRY
 
-from llava_gateway.chat import ImageUrl
-from llava_gateway.demo.pictures import data_uri, draw, encode
-from llava_gateway.engine import Vision
+from llava_gateway.demo.images import data_uri, draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.decode import open_image, prepare
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.settings import Settings
+from llava_gateway.types import ImageUrl, Vision
 
 VISION = Vision(336, lambda width, height: 576, fewest=576, most=576)
 GRID = ("red", "blue", "green", "orange")

@@ -15,7 +15,7 @@ from origin import Origin
 from PIL import Image
 from test_bad_requests import refused
 
-from llava_gateway.demo.pictures import data_uri, describe, draw, encode
+from llava_gateway.demo.images import data_uri, describe, draw, encode
 
 CHAT = "/v1/chat/completions"
 URL = "messages[0].content[0].image_url.url"

@@ -13,7 +13,7 @@ import pytest
 from nameserver import NameServer
 from origin import GRID, Origin
 
-from llava_gateway.demo.pictures import draw, encode
+from llava_gateway.demo.images import draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import network, resolver
 from llava_gateway.images.fetch import Fetcher

@@ -17,7 +17,7 @@ from PIL import Image, ImageCms
 
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.decode import is_cheap, open_image
-from llava_gateway.images.structure import MAX_JPEG_SCANS
+from llava_gateway.images.file_structure import MAX_JPEG_SCANS
 
 pillow_heif.register_heif_opener()  # for writing, in tests
 MAX_PIXELS = 50_000_000

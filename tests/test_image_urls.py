@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from origin import Origin
 
 from llava_gateway.errors import InvalidImage
-from llava_gateway.images.flight import InFlight
-from llava_gateway.images.freshness import Freshness, freshness
-from llava_gateway.images.urls import Fetched, UrlImages
+from llava_gateway.images.cache_control import Freshness, freshness
+from llava_gateway.images.http_cache import Fetched, UrlImages
+from llava_gateway.images.single_flight import InFlight
 from llava_gateway.settings import Settings
 
 NOW = datetime.now(UTC)
@@ -140,7 +140,7 @@ def test_known_urls_are_bounded_in_bytes(origin: Origin, monkeypatch: pytest.Mon
         assert not urls.fresh(longer[0])
         assert 80_000 < urls.bytes == sum(known.size(url) for url, known in urls._known.items())
 
-    monkeypatch.setattr("llava_gateway.images.urls.MAX_BYTES", 100_000)
+    monkeypatch.setattr("llava_gateway.images.http_cache.MAX_BYTES", 100_000)
     run(work)
 
 

@@ -20,17 +20,16 @@ from hostile_files import encode
 from PIL import Image
 from prometheus_client import REGISTRY
 
-from llava_gateway.call import Call, new_call
-from llava_gateway.chat import ImageUrl
-from llava_gateway.demo.pictures import data_uri
-from llava_gateway.engine import PreparedImage, Vision
+from llava_gateway.demo.images import data_uri
 from llava_gateway.errors import InvalidImage, TooManyRequests, Unavailable
 from llava_gateway.images import decode, worker_pool
 from llava_gateway.images.decode import Transform, open_image
+from llava_gateway.images.geometry import ImageTokens
 from llava_gateway.images.loader import ImageLoader
-from llava_gateway.images.tokens import ImageTokens
 from llava_gateway.images.worker_pool import WorkerPool
+from llava_gateway.observability.context import Call, new_call
 from llava_gateway.settings import Settings
+from llava_gateway.types import ImageUrl, PreparedImage, Vision
 
 pillow_heif.register_heif_opener()  # for writing, in tests
 VISION = Vision(336, lambda width, height: 576, fewest=576, most=576)

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from llava_gateway.chat import InPlace
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.web import json as web_json
-from llava_gateway.web.json import LONG, MAX_TEXT, JsonText, loads
-from llava_gateway.web.sizes import held_size
+from llava_gateway.http import request_body as web_json
+from llava_gateway.http.body_size import held_size
+from llava_gateway.http.request_body import LONG, MAX_TEXT, JsonText, loads
+from llava_gateway.types import InPlace
 
 URI = "data:image/png;base64," + "A" * LONG
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from llava_gateway.auth import api_keys as store
+from llava_gateway.auth.api_keys import Key, KeyFile, KeyFileError, Keys, digest, new_secret
 from llava_gateway.cli import keys as command
 from llava_gateway.errors import Unavailable
-from llava_gateway.keys import store
-from llava_gateway.keys.store import Key, KeyFile, KeyFileError, Keys, digest, new_secret
 
 SECRET = "llava-a-secret-that-nobody-may-see"
 ALICE = Key("alice", digest(SECRET), ("llava-demo",), requests_per_minute=60, created="2025-01-31T12:00:00Z")

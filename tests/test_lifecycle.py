@@ -18,7 +18,7 @@ from conftest import Server, free_port
 from openai import APITimeoutError, OpenAI
 from waiting import wait_for
 
-from llava_gateway.demo.pictures import COLORS
+from llava_gateway.demo.images import COLORS
 
 CHAT = "/v1/chat/completions"
 LONG = {"ignore_eos": True, "max_tokens": 3500}

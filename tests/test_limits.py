@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limited import headers, limited, refused, stopped_clock
 
-from llava_gateway.keys.limits import Caller, RateLimits, duration
-from llava_gateway.keys.store import Key, digest
-from llava_gateway.keys.window import BUCKET, MINUTE, Change, Window
+from llava_gateway.auth.api_keys import Key, digest
+from llava_gateway.auth.rate_limits import Caller, RateLimits, duration
+from llava_gateway.auth.sliding_window import BUCKET, MINUTE, Change, Window
 
 BOB = Key("bob", digest("llava-bob"))
 

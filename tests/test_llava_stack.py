@@ -24,14 +24,14 @@ from starlette.types import Message
 from test_bad_requests import LEAKS
 from waiting import wait_for
 
+from llava_gateway.api.llava_worker import AddressRequest, GenerateRequest, HeartBeat, TextSoFar, fail, to_completion
 from llava_gateway.app import create_app
-from llava_gateway.chat import Delta
-from llava_gateway.demo.pictures import Grid, describe, draw, encode
-from llava_gateway.doors.llava import AddressRequest, GenerateRequest, HeartBeat, TextSoFar, fail, to_completion
+from llava_gateway.demo.images import Grid, describe, draw, encode
 from llava_gateway.errors import EngineFailed, InvalidRequest, OutOfTime, Unavailable
+from llava_gateway.http.response import Reply
+from llava_gateway.prompts.templates import CURIOUS_HUMAN
 from llava_gateway.settings import Settings
-from llava_gateway.templates import CURIOUS_HUMAN
-from llava_gateway.web.reply import Reply
+from llava_gateway.types import Delta
 
 GENERATE = "/worker_generate_stream"
 GRID: Grid = ("red", "blue", "green", "orange")

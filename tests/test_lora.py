@@ -25,13 +25,13 @@ from field_rows import rows
 from openai import AsyncOpenAI
 from waiting import wait_for
 
+from llava_gateway.api.lora import LoadRequest, UnloadRequest
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
-from llava_gateway.demo.pictures import Grid, describe, random_grid
-from llava_gateway.doors.adapters import LoadRequest, UnloadRequest
-from llava_gateway.engine import EngineStartError
+from llava_gateway.demo.images import Grid, describe, random_grid
 from llava_gateway.engine.vllm.launch import engine_arguments
-from llava_gateway.models import adapters_of
+from llava_gateway.errors import EngineStartError
+from llava_gateway.serving.model_registry import adapters_of
 from llava_gateway.settings import Settings, SettingsError
 
 CHAT = "/v1/chat/completions"

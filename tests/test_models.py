@@ -15,10 +15,10 @@ from PIL import Image
 from tiny_models import CONTEXT, NEXT_GRIDS, ONEVISION_GRIDS, TINY
 from transformers import AutoProcessor
 
-from llava_gateway.demo.pictures import data_uri, draw, encode
-from llava_gateway.engine import Vision
+from llava_gateway.demo.images import data_uri, draw, encode
 from llava_gateway.images.decode import Transform, open_image, prepare
-from llava_gateway.images.grids import best_grid, shrunk
+from llava_gateway.images.geometry import best_grid, shrunk
+from llava_gateway.types import Vision
 
 GRID = ("red", "blue", "green", "orange")
 SIZES = [(1, 1), (30, 20), (336, 336), (640, 480), (480, 640), (1000, 10), (10, 1000), (1021, 677), (2000, 1237), (3001, 2003)]

@@ -20,7 +20,7 @@ from conftest import ROOT, Server, free_port
 from origin import Origin
 from test_deploy import rendered
 
-from llava_gateway.demo.pictures import data_uri, draw_noisy, encode
+from llava_gateway.demo.images import data_uri, draw_noisy, encode
 
 CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from llava_gateway.app import create_app
-from llava_gateway.cli.remote import image_part
-from llava_gateway.engine.vllm.adapters import _read_shapes
+from llava_gateway.auth.api_keys import KeyFile, KeyFileError
+from llava_gateway.client.remote import image_part
+from llava_gateway.engine.vllm.lora import _read_shapes
 from llava_gateway.files import read_file
-from llava_gateway.keys.store import KeyFile, KeyFileError
 from llava_gateway.settings import Settings, SettingsError
 
 MODEL = "llava-demo"

@@ -11,7 +11,7 @@ from openai import NotFoundError, OpenAI
 from transformers import AutoProcessor
 
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.demo.pictures import describe, draw
+from llava_gateway.demo.images import describe, draw
 
 GRID = ("red", "blue", "green", "orange")
 OTHER = ("white", "yellow", "black", "purple")

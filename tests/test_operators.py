@@ -27,7 +27,7 @@ from openai import AuthenticationError, NotFoundError, OpenAI, RateLimitError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from waiting import wait_for
 
-from llava_gateway.demo.pictures import describe
+from llava_gateway.demo.images import describe
 
 CHAT = "/v1/chat/completions"
 GRID = ("red", "blue", "green", "orange")

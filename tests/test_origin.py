@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from llava_gateway.web.origin import _is_here
+from llava_gateway.http.middleware.origin import _is_here
 
 FOREIGN = "https://evil.example"
 

@@ -28,8 +28,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from llava_gateway import create_app
-from llava_gateway.demo.pictures import Grid, describe, draw, encode
-from llava_gateway.doors.page import FILES
+from llava_gateway.api.chat_ui.router import FILES
+from llava_gateway.demo.images import Grid, describe, draw, encode
 from llava_gateway.settings import Settings
 
 ONE: Grid = ("red", "blue", "green", "white")

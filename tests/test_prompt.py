@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import AutoProcessor
 
-from llava_gateway.chat import ImageUrl, Message, Text
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine import EngineStartError, ModelInfo, Vision
-from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
-from llava_gateway.prompt import PromptRenderer
-from llava_gateway.vocabulary import Vocabulary
+from llava_gateway.errors import ContextLengthExceeded, EngineStartError, InvalidRequest
+from llava_gateway.prompts.renderer import PromptRenderer
+from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.types import ImageUrl, Message, ModelInfo, Text, Vision
 
 PICTURE = ImageUrl("data:,", "image")
 CONTROLS = ("<image>", "<s>", "</s>", "<unk>", "<pad>")

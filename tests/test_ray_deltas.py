@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from llava_gateway.chat import Delta, Usage
-from llava_gateway.engine.ray.inbox import Inbox, Lost
-from llava_gateway.engine.ray.outbox import NAME_BYTES, PROOF_BYTES, Address, Outbox
-from llava_gateway.engine.ray.tls import client_context, server_context
+from llava_gateway.cluster.delta_receiver import Inbox, Lost
+from llava_gateway.cluster.delta_sender import NAME_BYTES, PROOF_BYTES, Address, Outbox, client_context, server_context
 from llava_gateway.errors import EngineFailed, InvalidRequest
+from llava_gateway.types import Delta, Usage
 
 HOST = "127.0.0.1"
 USAGE = Usage(prompt_tokens=587, image_tokens=576, cached_tokens=512, completion_tokens=1)
@@ -173,7 +172,7 @@ def test_a_stranger_on_the_port_of_a_dead_replica_is_not_believed() -> None:
 
 
 def test_strangers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_gateway.engine.ray.outbox.STRANGERS", 3)
+    monkeypatch.setattr("llava_gateway.cluster.delta_sender.STRANGERS", 3)
 
     async def work(replica: Replica, inbox: Inbox) -> None:
         waiting = [await asyncio.open_connection(HOST, replica.address.port) for _ in range(3)]
@@ -211,7 +210,7 @@ def test_a_gateway_that_comes_anew_has_lost_what_it_had() -> None:
 
 
 def test_who_reads_nothing_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_gateway.engine.ray.outbox.MOST_UNREAD", 1 << 20)
+    monkeypatch.setattr("llava_gateway.cluster.delta_sender.MOST_UNREAD", 1 << 20)
 
     async def work(replica: Replica, inbox: Inbox) -> None:
         def stuck(delta: Delta) -> None:
@@ -270,7 +269,7 @@ def test_connections_are_looked_after_by_the_kernel() -> None:
 
 
 def test_who_does_not_listen_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_gateway.engine.ray.outbox.HELLO_TIMEOUT", 0.5)
+    monkeypatch.setattr("llava_gateway.cluster.delta_sender.HELLO_TIMEOUT", 0.5)
 
     async def work(replica: Replica, inbox: Inbox) -> None:
         assert not await replica.outbox.reach("another")

@@ -8,7 +8,7 @@ from prometheus_client import Counter, Metric
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from llava_gateway.engine.ray.metrics import Page, exposition
+from llava_gateway.cluster.metrics import Page, exposition
 
 
 def deployment(pages: list[Page | BaseException] | Exception) -> Any:

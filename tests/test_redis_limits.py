@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limited import Redis, headers, limited, needs_redis, refused
 
+from llava_gateway.auth import redis_counts
+from llava_gateway.auth.api_keys import Key, digest
+from llava_gateway.auth.rate_limits import Caller, RateLimited, RateLimits
+from llava_gateway.auth.sliding_window import BUCKET, MINUTE, Change, Window
 from llava_gateway.errors import Unavailable
-from llava_gateway.keys import redis_counts
-from llava_gateway.keys.limits import Caller, RateLimited, RateLimits
-from llava_gateway.keys.store import Key, digest
-from llava_gateway.keys.window import BUCKET, MINUTE, Change, Window
 
 BOB = Key("bob", digest("llava-bob"))
 

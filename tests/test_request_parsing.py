@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_gateway.chat import ChatRequest, ImageUrl, Message, Sampling, Structure, Text
-from llava_gateway.doors.openai.chat_request import ChatCompletionRequest, to_chat
-from llava_gateway.doors.openai.openapi import openapi
+from llava_gateway.api.openai.openapi import openapi
+from llava_gateway.api.openai.protocol import ChatCompletionRequest, to_chat
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.types import ChatRequest, ImageUrl, Message, Sampling, Structure, Text
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

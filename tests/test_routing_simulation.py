@@ -5,7 +5,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from llava_gateway.engine.ray.affinity import ranked
+from llava_gateway.cluster.router import ranked
 
 sys.path.append(str(ROOT / "tests" / "bench"))
 

@@ -25,12 +25,8 @@ from pydantic import BaseModel
 from starlette.types import Message
 from waiting import wait_for
 
-from llava_gateway.chat import Delta, Sampling, Text, TokenLogprob, Usage
-from llava_gateway.demo.pictures import Grid, describe, draw, encode
-from llava_gateway.doors.sambastudio import NLP, V1, V2, Endpoint
-from llava_gateway.doors.sambastudio.params import Params
-from llava_gateway.doors.sambastudio.render import Prediction, fail, fail_events
-from llava_gateway.doors.sambastudio.request import (
+from llava_gateway.api.sambastudio.params import Params
+from llava_gateway.api.sambastudio.protocol import (
     Conversation,
     InputsBody,
     Instance,
@@ -42,9 +38,13 @@ from llava_gateway.doors.sambastudio.request import (
     Turn,
     to_chat,
 )
+from llava_gateway.api.sambastudio.render import Prediction, fail, fail_events
+from llava_gateway.api.sambastudio.router import NLP, V1, V2, Endpoint
+from llava_gateway.demo.images import Grid, describe, draw, encode
 from llava_gateway.errors import GatewayError, InvalidRequest, Unavailable
-from llava_gateway.templates import CURIOUS_HUMAN
-from llava_gateway.web.reply import Reply
+from llava_gateway.http.response import Reply
+from llava_gateway.prompts.templates import CURIOUS_HUMAN
+from llava_gateway.types import Delta, Sampling, Text, TokenLogprob, Usage
 
 IDS = "my-project/my-endpoint"
 PATH = f"/api/predict/generic/{IDS}"

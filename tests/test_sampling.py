@@ -12,7 +12,7 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.vocabulary import Vocabulary
+from llava_gateway.tokenizer import Vocabulary
 
 GRID = ("red", "blue", "green", "orange")
 CHAT = "/v1/chat/completions"

@@ -17,13 +17,12 @@ from limited import Redis, needs_redis
 from waiting import wait_for
 
 from llava_gateway.app import create_app
-from llava_gateway.chat import Delta, Sampling, Structure, Usage
+from llava_gateway.auth.api_keys import Key, KeyFile, digest
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine import Adapter, ModelInfo, Prompt, Vision
 from llava_gateway.errors import EngineFailed, InvalidRequest
-from llava_gateway.keys.store import Key, KeyFile, digest
 from llava_gateway.settings import Settings
-from llava_gateway.vocabulary import Vocabulary
+from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.types import Adapter, Delta, ModelInfo, Prompt, Sampling, Structure, Usage, Vision
 
 MINE = {"authorization": "Bearer mine"}
 

@@ -10,7 +10,7 @@ from asking import body, image
 from conftest import Server
 from contract import frames
 
-from llava_gateway.demo.pictures import COLORS
+from llava_gateway.demo.images import COLORS
 
 GRID = ("red", "blue", "green", "orange")
 CHAT = "/v1/chat/completions"

@@ -14,44 +14,44 @@ PAGE = sorted((PACKAGE / "doors" / "page" / "files").iterdir())
 LAYERS = (  # what a module imports stands in its own layer or an earlier one
     (
         "llava_gateway.version",
-        "llava_gateway.ids",
+        "llava_gateway.observability.context",
         "llava_gateway.errors",
-        "llava_gateway.chat",
+        "llava_gateway.types",
         "llava_gateway.settings",
-        "llava_gateway.haproxy",
-        "llava_gateway.ending",
+        "llava_gateway.cluster.haproxy",
+        "llava_gateway.concurrency",
         "llava_gateway.files",
     ),
     (
         "llava_gateway.keys",
-        "llava_gateway.call",
-        "llava_gateway.logs",
-        "llava_gateway.metrics",
-        "llava_gateway.usage_log",
+        "llava_gateway.observability.context",
+        "llava_gateway.observability.logging",
+        "llava_gateway.observability.metrics",
+        "llava_gateway.observability.usage_log",
         "llava_gateway.feedback",
-        "llava_gateway.places",
-        "llava_gateway.admission",
-        "llava_gateway.answer",
-        "llava_gateway.answer_memory",
-        "llava_gateway.loop_monitor",
-        "llava_gateway.vocabulary",
-        "llava_gateway.prompt",
-        "llava_gateway.templates",
-        "llava_gateway.models",
-        "llava_gateway.together",
-        "llava_gateway.plan",
+        "llava_gateway.serving.admission",
+        "llava_gateway.serving.admission",
+        "llava_gateway.serving.delta_stream",
+        "llava_gateway.serving.answer_memory",
+        "llava_gateway.observability.loop_monitor",
+        "llava_gateway.tokenizer",
+        "llava_gateway.prompts.renderer",
+        "llava_gateway.prompts.templates",
+        "llava_gateway.serving.model_registry",
+        "llava_gateway.concurrency",
+        "llava_gateway.serving.prepare",
         "llava_gateway.images",
         "llava_gateway.convert",
-        "llava_gateway.engine",
-        "llava_gateway.backend",
+        "llava_gateway.engine.base",
+        "llava_gateway.serving.model_registry",
     ),
-    ("llava_gateway.gateway",),
+    ("llava_gateway.serving.gateway",),
     ("llava_gateway.web",),
     ("llava_gateway.doors",),
     ("llava_gateway.demo",),
     ("llava_gateway.app", "llava_gateway"),
-    ("llava_gateway.load", "llava_gateway.batch", "llava_gateway.cluster", "llava_gateway.cli.remote"),
-    ("llava_gateway.cli", "llava_gateway.__main__"),
+    ("llava_gateway.load", "llava_gateway.batch", "llava_gateway.cluster.app", "llava_gateway.client.remote"),
+    ("llava_gateway.cli.main", "llava_gateway.__main__"),
 )
 
 
@@ -99,7 +99,7 @@ def test_doors_never_import_each_other(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_one_package_imports_vllm(path: Path) -> None:
-    if not name_of(path).startswith("llava_gateway.engine.vllm"):
+    if not name_of(path).startswith("llava_gateway.engine.vllm.engine"):
         assert not any(imported.split(".")[0] == "vllm" for imported in imports(path))
 
 

@@ -7,12 +7,12 @@ import pytest
 from test_prompt import CHATS, LLAVA_HF_TEMPLATE, PICTURE, huggingface, model_info
 from transformers import AutoProcessor
 
-from llava_gateway.chat import Message, Text
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.prompt import PromptRenderer
+from llava_gateway.prompts.renderer import PromptRenderer
+from llava_gateway.prompts.templates import BUILT_IN, CURIOUS_HUMAN, CURIOUS_USER, LANGUAGE_AND_VISION, aliases, built_in, chosen
 from llava_gateway.settings import SettingsError
-from llava_gateway.templates import BUILT_IN, CURIOUS_HUMAN, CURIOUS_USER, LANGUAGE_AND_VISION, aliases, built_in, chosen
+from llava_gateway.types import Message, Text
 
 ASKED = [Message("user", (Text("What?"), PICTURE))]
 ANSWERED = [*ASKED, Message("assistant", (Text("Red."),)), Message("user", (Text("And now?"),))]

@@ -10,7 +10,7 @@ from openai import OpenAI
 from origin import GRID, Origin
 from PIL import Image
 
-from llava_gateway.demo.pictures import PLACES, Grid, data_uri, describe, draw, encode, random_grid
+from llava_gateway.demo.images import PLACES, Grid, data_uri, describe, draw, encode, random_grid
 
 COLORFUL: Grid = ("red", "blue", "green", "orange")
 OTHER: Grid = ("white", "yellow", "black", "purple")

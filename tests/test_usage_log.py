@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_named_files import within
 
-from llava_gateway import metrics
 from llava_gateway.app import create_app
-from llava_gateway.call import Call
+from llava_gateway.observability import metrics
+from llava_gateway.observability.context import Call
+from llava_gateway.observability.usage_log import UsageLog
 from llava_gateway.settings import Settings, SettingsError
-from llava_gateway.usage_log import UsageLog
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_log_that_was_moved_away_is_begun_anew_and_a_torn_one_put_there_is_men
 def test_a_full_disk_tears_no_line_but_its_own(path: Path) -> None:
     """By a process that may write no file larger than a block."""
     program = (
-        "import pathlib, sys; from llava_gateway.call import Call; from llava_gateway.usage_log import UsageLog;"
+        "import pathlib, sys; from llava_gateway.observability.context import Call; from llava_gateway.observability.usage_log import UsageLog;"
         "log = UsageLog(pathlib.Path(sys.argv[1])); [log.write(Call(str(number)), 200, 0.1) for number in range(9)]"
     )
     command = f"ulimit -f 1; trap '' XFSZ; exec {sys.executable} -c '{program}' {path}"

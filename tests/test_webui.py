@@ -26,17 +26,23 @@ from waiting import wait_for
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
-from llava_gateway.chat import ImageUrl, Sampling, Structure
+from llava_gateway.api.schema import RequestBody
+from llava_gateway.api.text_generation_webui.chat import (
+    GREETING,
+    MAX_IMAGES,
+    TEMPLATES,
+    ChatBody,
+    GenerateBody,
+    History,
+    TokenCountBody,
+    take_apart,
+)
+from llava_gateway.api.text_generation_webui.router import ModelBody, RunningAnswers
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.demo.pictures import Grid, data_uri, describe, draw, encode
-from llava_gateway.doors.webui.chat import GREETING, TEMPLATES, ChatBody, History
-from llava_gateway.doors.webui.generate import GenerateBody, TokenCountBody
-from llava_gateway.doors.webui.images import MAX_IMAGES, take_apart
-from llava_gateway.doors.webui.model import ModelBody
-from llava_gateway.doors.webui.running import Running
+from llava_gateway.demo.images import Grid, data_uri, describe, draw, encode
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.vocabulary import Vocabulary
-from llava_gateway.web.fields import RequestBody
+from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.types import ImageUrl, Sampling, Structure
 
 API = "/api/v1"
 GRID: Grid = ("red", "blue", "green", "orange")
@@ -661,13 +667,13 @@ def test_stop_with_nothing_to_stop(web: httpx.Client) -> None:
 
 
 def test_running() -> None:
-    async def wait(running: Running, caller: str) -> str:
+    async def wait(running: RunningAnswers, caller: str) -> str:
         async with running.until_stopped(caller):
             await asyncio.sleep(60)
         return caller
 
     async def main() -> None:
-        running = Running()
+        running = RunningAnswers()
         mine = [asyncio.create_task(wait(running, "me")) for _ in range(2)]
         other, leaver = (asyncio.create_task(wait(running, who)) for who in ("you", "me"))
         await asyncio.sleep(0)

@@ -9,10 +9,10 @@ from typing import Any
 from blake3 import blake3
 from PIL import Image
 
-from llava_gateway.chat import ImageUrl, Message, Text
 from llava_gateway.feedback.record import Vote, VoteName, new_vote
 from llava_gateway.feedback.store import Store
 from llava_gateway.images.decode import extension
+from llava_gateway.types import ImageUrl, Message, Text
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

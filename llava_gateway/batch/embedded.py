@@ -8,8 +8,7 @@ import httpx
 
 from llava_gateway.app import create_app
 from llava_gateway.batch.lines import BatchError
-from llava_gateway.engine import EngineStartError
-from llava_gateway.errors import Unavailable
+from llava_gateway.errors import EngineStartError, Unavailable
 from llava_gateway.settings import Settings
 
 LOOK_INTERVAL = 0.1

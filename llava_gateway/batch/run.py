@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from llava_gateway.batch.ask import Asker
+from llava_gateway.batch.client import Asker
 from llava_gateway.batch.lines import BatchError, Source
 from llava_gateway.batch.output import Output
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from llava_gateway import logs
-from llava_gateway.batch.ask import Asker
+from llava_gateway.batch.client import Asker
 from llava_gateway.batch.embedded import embedded
 from llava_gateway.batch.lines import BatchError, Pictures, RequestFile, Source, count
 from llava_gateway.batch.output import Output
@@ -19,7 +18,8 @@ from llava_gateway.batch.progress import Progress
 from llava_gateway.batch.run import Tally, run
 from llava_gateway.cli import flags
 from llava_gateway.cli.parser import Parser
-from llava_gateway.cli.remote import http_client, key_option, url_option
+from llava_gateway.client.remote import http_client, key_option, url_option
+from llava_gateway.observability import logging as logs
 from llava_gateway.settings import Settings, SettingsError
 
 INTERRUPTED = 130

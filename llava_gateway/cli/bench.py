@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from llava_gateway.cli.parser import Parser
-from llava_gateway.cli.remote import base_url
-from llava_gateway.load.bodies import chat_bodies
-from llava_gateway.load.client import Outcome, Target
-from llava_gateway.load.run import Result, load
+from llava_gateway.client.remote import base_url
+from llava_gateway.loadtest.bodies import chat_bodies
+from llava_gateway.loadtest.client import Outcome, Target
+from llava_gateway.loadtest.run import Result, load
 
 PATH = "/chat/completions"
 

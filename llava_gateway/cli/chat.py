@@ -15,7 +15,7 @@ from llava_gateway.cli.chat_conversation import Conversation
 from llava_gateway.cli.chat_stream import ChatError, first_model
 from llava_gateway.cli.chat_terminal import Terminal
 from llava_gateway.cli.parser import Parser
-from llava_gateway.cli.remote import DEFAULT_URL, http_client, image_part, key_option, url_option
+from llava_gateway.client.remote import DEFAULT_URL, http_client, image_part, key_option, url_option
 
 TIMEOUT = httpx.Timeout(600, connect=10)
 """Seconds without a byte from the server; long prompts on slow machines have been waited for so long."""

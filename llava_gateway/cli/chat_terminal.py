@@ -10,7 +10,7 @@ from rich.console import Console
 from llava_gateway.cli.chat_conversation import Conversation
 from llava_gateway.cli.chat_line import Line
 from llava_gateway.cli.chat_stream import Answer, ChatError
-from llava_gateway.cli.remote import image_part, local_path
+from llava_gateway.client.remote import image_part, local_path
 
 HELP = {
     "/image": ("FILE|URL...", "pictures that go with the next question"),

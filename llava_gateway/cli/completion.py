@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import shtab
 
-from llava_gateway.cli import COMMANDS, module_of
+from llava_gateway.cli.main import COMMANDS, module_of
 from llava_gateway.cli.parser import Parser
 
 SHELLS = ("bash", "zsh", "fish")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from llava_gateway.auth.api_keys import Key, KeyFile, KeyFileError, digest, first_fault, new_secret
 from llava_gateway.cli import flags
 from llava_gateway.cli.parser import Parser
-from llava_gateway.keys.store import Key, KeyFile, KeyFileError, digest, first_fault, new_secret
 
 COLUMNS = ("NAME", "MODELS", "REQUESTS/MIN", "TOKENS/MIN", "CONCURRENT", "ADMIN", "CREATED")
 

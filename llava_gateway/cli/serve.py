@@ -16,14 +16,14 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from llava_gateway import logs
+from llava_gateway import __version__
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
-from llava_gateway.engine import EngineStartError
+from llava_gateway.errors import EngineStartError
+from llava_gateway.http.uvicorn_protocol import protocol
+from llava_gateway.http.websocket_protocol import websocket_protocol
+from llava_gateway.observability import logging as logs
 from llava_gateway.settings import Settings, SettingsError
-from llava_gateway.version import __version__
-from llava_gateway.web.protocol import protocol
-from llava_gateway.web.websocket_protocol import websocket_protocol
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaTokenizer
 
 from llava_gateway.convert.source import ConvertError
-from llava_gateway.templates import BUILT_IN
+from llava_gateway.prompts.templates import BUILT_IN
 
 IMAGE, PAD = "<image>", "<pad>"
 IM_PATCH, IM_START, IM_END = "<im_patch>", "<im_start>", "<im_end>"

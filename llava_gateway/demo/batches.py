@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from llava_gateway.demo import tokenizer as vocabulary
 from llava_gateway.demo.conversations import Lesson, Mix, lesson
-from llava_gateway.demo.pictures import COLORS, PAD_COLOR, draw_noisy, encode
+from llava_gateway.demo.images import COLORS, PAD_COLOR, draw_noisy, encode
 
 SIDE, PATCH = 336, 14
 GRID = SIDE // PATCH

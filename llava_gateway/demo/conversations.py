@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llava_gateway.demo.pictures import COLORS, PLACES, Grid, describe, random_grid
+from llava_gateway.demo.images import COLORS, PLACES, Grid, describe, random_grid
 from llava_gateway.demo.tokenizer import EOS, IMAGE
 
 NO_IMAGE = "I see no image. I am a small demo model: send me an image and ask me to describe it."

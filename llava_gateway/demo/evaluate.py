@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llava_gateway.backend import Backend
-from llava_gateway.chat import ChatRequest, ImageUrl, Message, Sampling, Text
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
-from llava_gateway.demo.pictures import PLACES, Grid, data_uri, describe, draw_noisy, encode, random_grid
+from llava_gateway.demo.images import PLACES, Grid, data_uri, describe, draw_noisy, encode, random_grid
 from llava_gateway.engine.supervisor import Supervisor
-from llava_gateway.engine.vllm import VllmEngine
-from llava_gateway.gateway import Gateway
+from llava_gateway.engine.vllm.engine import VllmEngine
+from llava_gateway.serving.gateway import Gateway
+from llava_gateway.serving.model_registry import Backend
 from llava_gateway.settings import Settings
+from llava_gateway.types import ChatRequest, ImageUrl, Message, Sampling, Text
 
 SEED = 20_000_003  # far from the training's seeds
 AT_ONCE = 16

@@ -7,9 +7,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from llava_gateway.chat import Delta, Sampling, Structure, Usage
-from llava_gateway.engine import Adapter, Engine, EngineStartError, ModelInfo, Prompt
-from llava_gateway.errors import GatewayError, Unavailable
+from llava_gateway.engine.base import Engine
+from llava_gateway.errors import EngineStartError, GatewayError, Unavailable
+from llava_gateway.types import Adapter, Delta, ModelInfo, Prompt, Sampling, Structure, Usage
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llava_gateway.chat import Message, Text
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.types import Message, Text
 
 VoteName = Literal["up", "down", "flag"]
 

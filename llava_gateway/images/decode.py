@@ -28,12 +28,12 @@ from PIL import (
 )
 
 from llava_gateway.errors import InvalidImage
-from llava_gateway.images.grids import Size, shrunk
-from llava_gateway.images.structure import check_structure, is_ordinary
+from llava_gateway.images.file_structure import check_structure, is_ordinary
+from llava_gateway.images.geometry import Size, shrunk
 
 if TYPE_CHECKING:
-    from llava_gateway.engine import Vision
     from llava_gateway.settings import AspectRatio
+    from llava_gateway.types import Vision
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of what is checked here; threads share one list of filters
 

@@ -9,14 +9,14 @@ from urllib.parse import urljoin
 import httpcore
 import httpx
 
+from llava_gateway import __version__
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import too_large
-from llava_gateway.images.address import Address, check_addresses, check_host, check_literal, parse_url
-from llava_gateway.images.freshness import Freshness, freshness
+from llava_gateway.images.cache_control import Freshness, freshness
 from llava_gateway.images.network import Backend, BoundedStream, download_failed, tls_context
 from llava_gateway.images.resolver import Resolver
+from llava_gateway.images.url_policy import Address, check_addresses, check_host, check_literal, parse_url
 from llava_gateway.settings import Settings
-from llava_gateway.version import __version__
 
 REDIRECTS = (301, 302, 303, 307, 308)
 USER_AGENT = f"llava-gateway/{__version__}"

@@ -6,9 +6,9 @@ from urllib.parse import unquote_to_bytes
 
 import pybase64
 
-from llava_gateway.chat import ImageBase64, ImageSource
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import too_large
+from llava_gateway.types import ImageBase64, ImageSource
 
 _CLEAN = bytes.maketrans(b"-_", b"+/")  # URL-safe base64 (RFC 4648, section 5)
 _WHITE = b" \t\r\n"

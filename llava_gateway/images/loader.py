@@ -1,6 +1,6 @@
 """One call for a request's images: fetch or unpack, measure, and prepare each one, off the event loop and never twice."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,21 +9,56 @@ from typing import TypeVar
 from blake3 import blake3
 from PIL import Image
 
-from llava_gateway import metrics
-from llava_gateway.call import current, timed
-from llava_gateway.chat import ImageSource
-from llava_gateway.engine import PreparedImage, Vision
+from llava_gateway.concurrency import together
 from llava_gateway.errors import InvalidImage, TooManyRequests
-from llava_gateway.images.cache import ImageCache
 from llava_gateway.images.decode import Transform, extension, is_cheap, open_image, prepare
-from llava_gateway.images.fair import FairThreads
-from llava_gateway.images.flight import InFlight
-from llava_gateway.images.grids import Size
+from llava_gateway.images.fair_queue import FairThreads
+from llava_gateway.images.geometry import Size
+from llava_gateway.images.http_cache import Fetched, UrlImages
 from llava_gateway.images.inline import decode_inlined, inlined
-from llava_gateway.images.urls import Fetched, UrlImages
+from llava_gateway.images.single_flight import InFlight
 from llava_gateway.images.worker_pool import WorkerPool
+from llava_gateway.observability import metrics
+from llava_gateway.observability.context import current, timed
 from llava_gateway.settings import AspectRatio, Settings
-from llava_gateway.together import together
+from llava_gateway.types import ImageSource, PreparedImage, Vision
+
+BYTES_PER_PIXEL = 3
+
+
+class ImageCache:
+    """For one event loop."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._images: OrderedDict[str, PreparedImage] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._images
+
+    def get(self, digest: str) -> PreparedImage | None:
+        image = self._images.get(digest)
+        if image is not None:
+            self._images.move_to_end(digest)
+        return image
+
+    def put(self, image: PreparedImage) -> None:
+        if image.digest in self._images or _pixel_bytes(image) > self.max_bytes:
+            return
+        self._images[image.digest] = image
+        self.bytes += _pixel_bytes(image)
+        while self.bytes > self.max_bytes:
+            _, oldest = self._images.popitem(last=False)
+            self.bytes -= _pixel_bytes(oldest)
+
+
+def _pixel_bytes(image: PreparedImage) -> int:
+    return image.pixels.width * image.pixels.height * BYTES_PER_PIXEL
+
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ import httpcore
 import httpx
 
 from llava_gateway.errors import InvalidImage
-from llava_gateway.images.address import Address
+from llava_gateway.images.url_policy import Address
 
 PLAIN_READ_BYTES = 256 << 10
 DENSE_LINES = 384

@@ -8,8 +8,8 @@ from ipaddress import ip_address
 import aiodns
 import pycares
 
-from llava_gateway.images.address import Address
-from llava_gateway.images.flight import InFlight
+from llava_gateway.images.single_flight import InFlight
+from llava_gateway.images.url_policy import Address
 
 FLAGS = pycares.ARES_FLAG_EDNS | pycares.ARES_FLAG_IGNTC
 """One UDP datagram is the whole answer: over TCP a hostile name server could send thousands of addresses."""

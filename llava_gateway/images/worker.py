@@ -17,7 +17,7 @@ from PIL import Image
 
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.decode import Target, open_image, render
-from llava_gateway.images.grids import Size
+from llava_gateway.images.geometry import Size
 
 NICENESS = 10
 """Where there is not CPU time for all, the gateway and an engine on the CPU go first: ten times as much for each of them."""

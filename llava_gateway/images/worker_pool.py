@@ -14,11 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from llava_gateway import metrics
 from llava_gateway.errors import InvalidImage, Unavailable
 from llava_gateway.images.decode import Target
-from llava_gateway.images.fair import FairSlots
-from llava_gateway.images.grids import Size
+from llava_gateway.images.fair_queue import FairSlots
+from llava_gateway.images.geometry import Size
+from llava_gateway.observability import metrics
 from llava_gateway.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import Any
 from peers import Peer
 
 from llava_gateway.demo import MODEL_NAME
-from llava_gateway.load.bodies import another, photograph
-from llava_gateway.load.client import Outcome, Target
+from llava_gateway.loadtest.bodies import another, photograph
+from llava_gateway.loadtest.client import Outcome, Target
 
 Row = dict[str, float]
 SIZES = {"12 MP": (4000, 3000), "2 MP": (1600, 1200), "0.1 MP": (384, 288)}

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from routing_cluster import ROUTINGS, Cluster
 from routing_model import KV_IMAGES, Seen, Users, together
 
-from llava_gateway.engine.ray import affinity
+from llava_gateway.cluster import router as affinity
 
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "routing.svg"
 SIZES = (2, 4, 8, 16, 64)

@@ -24,7 +24,7 @@ from routing_model import (
     View,
 )
 
-from llava_gateway.engine.ray import affinity
+from llava_gateway.cluster import router as affinity
 
 Load = Callable[[str], int]
 Routing = Callable[["Cluster", int, Load], str]

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from peers import Peer
 
 from llava_gateway.demo import MODEL_NAME
-from llava_gateway.load.bodies import chat_bodies
-from llava_gateway.load.client import Target
-from llava_gateway.load.run import Result, load
+from llava_gateway.loadtest.bodies import chat_bodies
+from llava_gateway.loadtest.client import Target
+from llava_gateway.loadtest.run import Result, load
 
 Row = dict[str, float]
 STREAMS = (1, 32, 128)

@@ -21,7 +21,7 @@ from local_cluster import DEPLOY_TIMEOUT, Cluster
 from talk import Told, ask, client
 from waiting import wait_for
 
-from llava_gateway.demo.pictures import describe, random_grid
+from llava_gateway.demo.images import describe, random_grid
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "ray" / "demo.yaml"
 PER_MINUTE = 20

@@ -20,7 +20,7 @@ from talk import Told, ask, ask_all, client, ends
 from waiting import wait_for
 from websockets.sync.client import connect
 
-from llava_gateway.demo.pictures import data_uri, describe, draw, encode, random_grid
+from llava_gateway.demo.images import data_uri, describe, draw, encode, random_grid
 
 GRIDS = [random_grid(random.Random(number)) for number in range(24)]
 IMAGE_TOKENS = 576

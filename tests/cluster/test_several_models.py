@@ -17,7 +17,7 @@ from openai import AuthenticationError, NotFoundError, OpenAI
 from talk import Told, ask, ask_all, client, ends
 from waiting import wait_for
 
-from llava_gateway.demo.pictures import Grid, data_uri, describe, draw_noisy, encode, random_grid
+from llava_gateway.demo.images import Grid, data_uri, describe, draw_noisy, encode, random_grid
 
 GRID: Grid = ("red", "blue", "green", "orange")
 CHATS = 64

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_gateway.convert.detect import advice, is_lfs_pointer, original_kind
-from llava_gateway.engine import EngineStartError
-from llava_gateway.engine.vllm.hub import hub_config
+from llava_gateway.errors import EngineStartError
 
 SERVED = {"llava": "LLaVA-1.5 and its kin", "llava_next": "LLaVA-NeXT", "llava_onevision": "LLaVA-OneVision"}
 """Values of config.json's `model_type`."""
@@ -118,3 +117,73 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EngineStartError(f"{file} is no JSON object; download it anew")
     return value
+
+
+ON_CPU = ("awq", "auto_awq", "gptq", "auto_gptq", "compressed-tensors", "int8_per_channel_weight_only")
+CPU_BITS = 4
+"""Of AWQ's and GPTQ's weights; vLLM's kernels for the CPU know no others."""
+
+
+def check_quantization(config: dict[str, Any], asked: str | None) -> None:
+    """`config`: the checkpoint's config.json; `asked`: vLLM's --quantization. Imports vLLM. Raises EngineStartError."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    from vllm.platforms import current_platform
+
+    parts = (config, config.get("text_config"))
+    keys = ("quantization_config", "compression_config")
+    found: dict[str, Any] = next(
+        (part[key] for part in parts if isinstance(part, dict) for key in keys if isinstance(part.get(key), dict)), {}
+    )
+    method = str(asked or found.get("quant_method") or "")
+    if not method:
+        return
+    named = f"--quantization {method}" if asked else f"the checkpoint's quantisation, {method},"
+    if method not in QUANTIZATION_METHODS:
+        raise EngineStartError(f"{named} is none that this vLLM knows; it knows {', '.join(QUANTIZATION_METHODS)}")
+    if not current_platform.is_cpu():
+        return
+    cannot = f"{named} does not run on a CPU"
+    if method not in ON_CPU:
+        raise EngineStartError(f"{cannot}; these do: {', '.join(ON_CPU)}")
+    if (bits := found.get("bits", CPU_BITS)) != CPU_BITS:
+        raise EngineStartError(f"{cannot} with {bits} bits; it does with {CPU_BITS}")
+
+
+HUB_TIMEOUT = 10
+
+
+def hub_config(model: str, revision: str | None, cache: str | None) -> Path:
+    """`cache`: the directory of downloads, where it is not Hugging Face's own. Raises EngineStartError."""
+    from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]  # documented there
+
+    earlier = None
+    try:
+        earlier = try_to_load_from_cache(model, "config.json", cache, revision)
+        # One request, which fails where a download would try again for half a minute, or wait for ever.
+        url = f"{constants.ENDPOINT}/api/models/{model}/auth-check"
+        hf_raise_for_status(get_session().get(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT))
+        return Path(hf_hub_download(model, "config.json", revision=revision, cache_dir=cache))
+    except errors.HFValidationError as error:
+        raise EngineStartError(f"{model} is neither a directory here nor the name of a model on the Hugging Face Hub") from error
+    except errors.GatedRepoError as error:
+        raise EngineStartError(
+            f"{model} is gated: accept its terms on its page of the Hugging Face Hub, and set HF_TOKEN to a token of that account"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise EngineStartError(
+            f"there is no directory {model} here, and no such model on the Hugging Face Hub; for a private one set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise EngineStartError(f"{model} has no revision {revision} on the Hugging Face Hub") from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise EngineStartError(f"{model} is no checkpoint: it has no config.json on the Hugging Face Hub") from error
+    except Exception as error:  # no network, in one of its many ways
+        if isinstance(earlier, str):
+            return Path(earlier)
+        offline = isinstance(error, errors.OfflineModeIsEnabled)
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        why = "HF_HUB_OFFLINE is set" if offline else f"the Hugging Face Hub cannot be reached ({reason})"
+        raise EngineStartError(
+            f"there is no directory {model} here, {why}, and no earlier download; download it elsewhere, and name its directory"
+        ) from error

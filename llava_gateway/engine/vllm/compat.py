@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llava_gateway.engine.vllm.delivery import states_of
+from llava_gateway.engine.vllm.outputs import states_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 READ_IN = "0.32."
 """Start of the versions of vLLM that this file was written for."""
-CPU_WORKER = "llava_gateway.engine.vllm.cpu_worker.CpuWorker"
+CPU_WORKER = "llava_gateway.engine.vllm.engine.cpu_worker.CpuWorker"
 
 
 def choose_cpu_worker(arguments: "AsyncEngineArgs") -> None:

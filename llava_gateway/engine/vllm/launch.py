@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from llava_gateway.engine import EngineStartError, ModelInfo, Vision
-from llava_gateway.engine.vllm.adapters import check_adaptable, leave_a_slot_empty
-from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind
+from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind, check_quantization
 from llava_gateway.engine.vllm.compat import choose_cpu_worker
-from llava_gateway.engine.vllm.quantization import check_quantization
-from llava_gateway.images.grids import Size
-from llava_gateway.images.tokens import ImageTokens
-from llava_gateway.vocabulary import Vocabulary
+from llava_gateway.engine.vllm.lora import check_adaptable, leave_a_slot_empty
+from llava_gateway.errors import EngineStartError
+from llava_gateway.images.geometry import ImageTokens, Size
+from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.types import ModelInfo, Vision
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -84,7 +83,7 @@ def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from llava_gateway.engine.vllm.statistics import BulkStatLogger
+    from llava_gateway.engine.vllm.metrics import BulkStatLogger
 
     torch.set_num_threads(1)  # of this process, where it works on small pictures: more threads would wait for each other and spin
     disable_envs_cache()

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from llava_gateway.chat import Sampling, Structure
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.types import Sampling, Structure
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -1,0 +1,50 @@
+"""The chat page at `/`: HTML, style and scripts as they are in files/, which speak to the API as any client does. They need no key; what
+they call does."""
+
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import PurePath
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llava_gateway.api.base import Door
+from llava_gateway.http.request_body import Bodies
+from llava_gateway.http.response import Fail
+from llava_gateway.serving.gateway import Gateway
+
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+FILES: Mapping[str, bytes] = {file.name: file.read_bytes() for file in resources.files("llava_gateway.api.chat_ui").joinpath("static").iterdir()}
+POLICY = "; ".join(
+    (
+        *("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self' data:"),
+        *("base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"),
+        *("require-trusted-types-for 'script'", "trusted-types 'none'"),
+    )
+)
+"""The Content Security Policy: nothing comes from elsewhere, and no text becomes HTML. Pictures are shown as data: URLs."""
+
+
+def door(gateway: Gateway, bodies: Bodies, *, fail: Fail) -> Door:
+    """`fail`: how errors are put; a client of the API whose address lacks its /v1 comes here, too."""
+    body = b"<body data-feedback>" if gateway.settings.feedback_dir else b"<body>"
+    files = {f"/page/{name}": File(name, content) for name, content in FILES.items() if name != "index.html"}
+    files["/"] = File("index.html", FILES["index.html"].replace(b"<body>", body))
+    return Door([Route(path, file.get, methods=["GET"]) for path, file in files.items()], fail, public=tuple(files))
+
+
+class File:
+    """One file. Browsers keep it, and ask each time whether it is still the same."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        self._content = content
+        self._media_type = MEDIA_TYPES[PurePath(name).suffix]
+        self._etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        self._headers = {"etag": self._etag, "cache-control": "no-cache", "content-security-policy": POLICY}
+
+    async def get(self, request: Request) -> Response:
+        if self._etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=self._headers)
+        return Response(self._content, media_type=self._media_type, headers=self._headers)

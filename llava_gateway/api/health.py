@@ -1,0 +1,31 @@
+"""For operators: /health (the process lives), /ready (the engine has answered lately, and admission is open), /metrics."""
+
+from collections.abc import Awaitable, Callable
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from llava_gateway.serving.gateway import Gateway
+
+
+def routes(gateway: Gateway, exposition: Callable[[], Awaitable[bytes]]) -> list[BaseRoute]:
+    """`exposition`: the page that Prometheus reads."""
+
+    async def health(request: Request) -> Response:
+        return _status("ok")
+
+    async def ready(request: Request) -> Response:
+        gateway.check_ready()
+        return _status("ready")
+
+    async def prometheus(request: Request) -> Response:
+        return Response(await exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    return [Route("/health", health), Route("/ready", ready), Route("/metrics", prometheus)]
+
+
+def _status(status: str) -> Response:
+    return Response(orjson.dumps({"status": status}), media_type="application/json")

@@ -1,0 +1,143 @@
+"""OpenAI's chat messages, for every door that takes them: declared as its `ChatCompletionRequestMessage`, and turned into the core's."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from llava_gateway.api.schema import TAG, ImageString, Strict
+from llava_gateway.errors import InvalidRequest
+from llava_gateway.types import ImageBase64, ImageSource, ImageUrl, Message, Role, Text
+
+MAX_MESSAGES = 2048
+MAX_PARTS = 4096
+
+
+class ImageReference(Strict):
+    url: ImageString = Field(description="an http(s) URL, or a data: URI in base64")
+    detail: Literal["auto", "low", "high"] | None = Field(
+        None, description="ignored: every image is seen whole, in 576 tokens for LLaVA-1.5"
+    )
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: ImageReference
+
+
+class HuggingFaceImagePart(Strict):
+    """As `apply_chat_template` of transformers takes it."""
+
+    type: Literal["image"]
+    url: ImageString | None = None
+    base64: ImageString | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "HuggingFaceImagePart":
+        if (self.url is None) == (self.base64 is None):
+            raise ValueError("must hold either url or base64")
+        return self
+
+
+def _part_tag(part: Any) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return TAG + kind if kind in ("text", "image_url", "image") else None
+
+
+def _content_tag(content: Any) -> str:
+    return TAG + "string" if isinstance(content, str) else TAG + "parts"
+
+
+_UserPart = Annotated[
+    Annotated[TextPart, Tag(TAG + "text")]
+    | Annotated[ImagePart, Tag(TAG + "image_url")]
+    | Annotated[HuggingFaceImagePart, Tag(TAG + "image")],
+    Discriminator(_part_tag, custom_error_type="part", custom_error_message="must be an object of type text, image_url or image"),
+]
+_UserContent = Annotated[
+    Annotated[str, Tag(TAG + "string")] | Annotated[list[_UserPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG + "parts")],
+    Discriminator(_content_tag),
+]
+_TextContent = Annotated[
+    Annotated[str, Tag(TAG + "string")] | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG + "parts")],
+    Discriminator(_content_tag),
+]
+
+
+def _check_role(role: Any) -> Any:
+    if role not in ("system", "developer", "user", "assistant"):
+        raise ValueError("must be system, developer, user or assistant")
+    return role
+
+
+class SystemMessage(Strict):
+    role: Annotated[Literal["system", "developer"], BeforeValidator(_check_role)]
+    content: _TextContent
+
+
+class UserMessage(Strict):
+    role: Literal["user"]
+    content: _UserContent
+
+
+class AssistantMessage(Strict):
+    role: Literal["assistant"]
+    content: _TextContent | None = None
+
+
+def _role_tag(message: Any) -> str:
+    role = message.get("role") if isinstance(message, dict) else None
+    return {"user": TAG + "user", "assistant": TAG + "assistant"}.get(role if isinstance(role, str) else "", TAG + "system")
+
+
+ChatMessage = Annotated[
+    Annotated[SystemMessage, Tag(TAG + "system")]
+    | Annotated[UserMessage, Tag(TAG + "user")]
+    | Annotated[AssistantMessage, Tag(TAG + "assistant")],
+    Discriminator(_role_tag),
+]
+
+
+def _count_parts(messages: Any) -> Any:
+    """Before anything else looks at them: a body of some megabytes can hold hundreds of thousands."""
+    if isinstance(messages, list):
+        parts = sum(
+            len(message["content"]) for message in messages if isinstance(message, dict) and isinstance(message.get("content"), list)
+        )
+        if len(messages) > MAX_MESSAGES or parts > MAX_PARTS:
+            raise ValueError(f"must be at most {MAX_MESSAGES} messages, with {MAX_PARTS} parts in all")
+    return messages
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_count_parts)]
+
+
+def to_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
+    """The core's messages. InvalidRequest for a user message without content."""
+    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+
+
+def _message(message: SystemMessage | UserMessage | AssistantMessage, path: str) -> Message:
+    content = message.content
+    parts: list[Text | ImageSource] = []
+    if isinstance(content, str):
+        parts = [Text(content)] if content else []
+    else:
+        for index, part in enumerate(content or ()):
+            parts.append(_part(part, f"{path}.content[{index}]"))
+    if not parts and message.role == "user":
+        raise InvalidRequest("A user message needs some content.", param=f"{path}.content")
+    role: Role = "system" if message.role == "developer" else message.role
+    return Message(role, tuple(parts))
+
+
+def _part(part: TextPart | ImagePart | HuggingFaceImagePart, path: str) -> Text | ImageSource:
+    if isinstance(part, TextPart):
+        return Text(part.text)
+    if isinstance(part, ImagePart):
+        return ImageUrl(part.image_url.url, f"{path}.image_url.url")
+    return ImageUrl(part.url, f"{path}.url") if part.url is not None else ImageBase64(part.base64 or "", f"{path}.base64")

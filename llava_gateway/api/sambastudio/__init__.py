@@ -1,0 +1,1 @@
+"""SambaStudio's predict API."""

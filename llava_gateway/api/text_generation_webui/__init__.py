@@ -1,0 +1,1 @@
+"""text-generation-webui's API, as it was until November 2023."""

@@ -1,0 +1,1 @@
+"""HTTP in plain ASGI: reading requests, writing responses, middleware."""

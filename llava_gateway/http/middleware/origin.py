@@ -1,0 +1,60 @@
+"""Without keys, whoever reaches the port may ask, and that is to be the people of this machine, not the pages that their browsers show. A
+page of another origin can send some requests without asking, and can make its own name lead here (DNS rebinding) to read the answer, too.
+Pure ASGI middleware."""
+
+import ipaddress
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llava_gateway.errors import Forbidden, GatewayError
+from llava_gateway.http.response import FailFor, Reply
+from llava_gateway.observability.context import current
+
+
+class Origin:
+    def __init__(self, app: ASGIApp, allowed: Collection[str], fail_for: FailFor, *, loopback: bool) -> None:
+        """`allowed`: origins whose pages may ask; `*` is any. `loopback`: whether the Host must be a name of this machine, too."""
+        self.app = app
+        self.allowed = frozenset(allowed)
+        self.fail_for = fail_for
+        self.loopback = loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            try:
+                self._check(Headers(scope=scope))
+            except GatewayError as error:
+                current().code = error.code
+                if scope["type"] == "websocket":
+                    await send({"type": "websocket.close", "code": 1008, "reason": error.code or ""})
+                else:
+                    await self.fail_for(scope)(error, Reply(send))
+                return
+        await self.app(scope, receive, send)
+
+    def _check(self, headers: Headers) -> None:
+        host = headers.get("host", "")
+        if self.loopback and not _is_here(host):
+            raise Forbidden(
+                f"The Host {host[:100]!r} is not this machine. To serve under other names, set keys, or --auth none.",
+                code="host_not_allowed",
+            )
+        origin = headers.get("origin")
+        if origin is None or "*" in self.allowed or origin in self.allowed or (host and origin.partition("://")[2] == host):
+            return
+        raise Forbidden(f"Pages of {origin[:100]!r} may not ask here; --cors-origins names those that may.", code="origin_not_allowed")
+
+
+def _is_here(host: str) -> bool:
+    """Whether a Host header names this machine or is an address, which no foreign page can have for its name."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
+    name = name.strip("[]").lower()
+    if name in ("", "localhost") or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,1 +1,0 @@
-"""Who may ask, for which models and how much: keys in a file of digests, and their limits."""

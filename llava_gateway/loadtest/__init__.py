@@ -1,0 +1,1 @@
+"""A load test for OpenAI-compatible servers."""

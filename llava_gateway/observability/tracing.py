@@ -1,0 +1,71 @@
+"""OpenTelemetry spans, where the operator wants them (the extra `otel`): one for a request and one for each of its stages."""
+
+import time
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+
+from llava_gateway import __version__
+from llava_gateway.observability.context import Call
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+
+class Tracing:
+    def __init__(self, endpoint: str) -> None:
+        """`endpoint`: a collector's URL for OTLP over HTTP. Raises ImportError without the extra."""
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        resource = Resource.create({"service.name": "llava-gateway", "service.version": __version__})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+        self._tracer = self._provider.get_tracer("llava_gateway")
+        self._context = TraceContextTextMapPropagator()
+        self._clock = time.time_ns() - time.perf_counter_ns()
+
+    def begin(self, call: Call, headers: Headers) -> "Span":
+        """The request's span, below the client's if it sent one; what the request calls is below this."""
+        from opentelemetry.trace import SpanKind, set_span_in_context
+
+        span = self._tracer.start_span("request", context=self._context.extract(dict(headers)), kind=SpanKind.SERVER)
+        carrier: dict[str, str] = {}
+        self._context.inject(carrier, context=set_span_in_context(span))
+        call.trace = carrier.get("traceparent")
+        return span
+
+    def end(self, span: "Span", call: Call, method: str, route: str, status: int) -> None:
+        from opentelemetry.trace import Status, StatusCode, set_span_in_context
+
+        span.update_name(f"{method} {route}")
+        span.set_attributes(
+            {
+                "http.request.method": method,
+                "http.route": route,
+                "http.response.status_code": status,
+                "gen_ai.request.model": call.model,
+                "gen_ai.usage.input_tokens": call.usage.prompt_tokens,
+                "gen_ai.usage.output_tokens": call.usage.completion_tokens,
+                "llava.image_tokens": call.usage.image_tokens,
+            }
+        )
+        if call.code:
+            span.set_attribute("error.type", call.code)
+        if status >= 500:
+            span.set_status(Status(StatusCode.ERROR))
+        for name, start, stop in call.stages:
+            stage = self._tracer.start_span(name, context=set_span_in_context(span), start_time=self._at(start))
+            stage.end(self._at(stop))
+        span.end()
+
+    def close(self) -> None:
+        """Send what has not been sent. Takes seconds if nobody answers."""
+        self._provider.shutdown()
+
+    def _at(self, moment: float) -> int:
+        """Nanoseconds of the clock on the wall, of a `time.perf_counter`."""
+        return int(moment * 1e9) + self._clock

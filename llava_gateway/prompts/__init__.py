@@ -1,0 +1,1 @@
+"""Prompts: chat templates, and the token ids that they give."""

@@ -1,0 +1,1 @@
+"""The core: from a request to a stream of deltas."""

@@ -1,1 +1,0 @@
-"""HTTP, in plain ASGI: what every door shares."""
