@@ -13,41 +13,38 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from llava_gateway.api import feedback
-from llava_gateway.api import health as ops
-from llava_gateway.api import llava_worker as llava
-from llava_gateway.api import lora as adapters
-from llava_gateway.api.base import Failure, MakeDoor, fail_by_path
-from llava_gateway.api.chat_ui import router as page
+from llava_gateway.api import feedback, health, llava_worker, lora
+from llava_gateway.api.base import ApiFactory, ErrorResponse, error_renderer_by_path
+from llava_gateway.api.chat_ui import router as chat_ui
 from llava_gateway.api.openai import router as openai
 from llava_gateway.api.sambastudio import router as sambastudio
-from llava_gateway.api.text_generation_webui import router as webui
+from llava_gateway.api.text_generation_webui import router as text_generation_webui
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 from llava_gateway.engine.base import Engine
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm.engine import VllmEngine
 from llava_gateway.engine.vllm.lora import lora_flags
 from llava_gateway.errors import EngineStartError, GatewayError, MethodNotAllowed, NotFound
-from llava_gateway.http.middleware.stack import Around
-from llava_gateway.http.request_body import Bodies
+from llava_gateway.http.middleware.stack import MiddlewareStack
+from llava_gateway.http.request_body import RequestBodyReader
 from llava_gateway.observability import metrics
 from llava_gateway.observability.loop_monitor import LoopMonitor
 from llava_gateway.serving.gateway import Gateway
-from llava_gateway.serving.model_registry import Backend, adapters_of
+from llava_gateway.serving.model_registry import ServedModel, adapters_of
 from llava_gateway.settings import Settings
-from llava_gateway.types import Adapter
+from llava_gateway.types import LoraAdapter
 
 log = logging.getLogger(__name__)
 
-DOORS: dict[str, MakeDoor] = {
-    "openai": openai.door,
-    "deepinfra": openai.deepinfra,
-    "sambastudio": sambastudio.door,
-    "webui": webui.door,
-    "llava": llava.door,
-    "page": partial(page.door, fail=openai.fail),
+APIS: dict[str, ApiFactory] = {
+    "openai": openai.create_api,
+    "deepinfra": openai.create_deepinfra_api,
+    "sambastudio": sambastudio.create_api,
+    "text_generation_webui": text_generation_webui.create_api,
+    "llava_worker": llava_worker.create_api,
+    "chat_ui": partial(chat_ui.create_api, render_error=openai.render_error),
 }
-"""Dialects and the chat page, by the names that `--doors` knows."""
+"""The APIs by their names in the setting `apis`."""
 
 
 def create_app(
@@ -58,18 +55,24 @@ def create_app(
     on_start_failure: Callable[[EngineStartError], None] | None = None,
     on_engine_death: Callable[[], None] | None = None,
 ) -> Starlette:
-    """The gateway as an ASGI app, to run on any server or to mount in another app (which then has to run its lifespan).
+    """Create the gateway as an ASGI app, to run on any server or to mount in another app, which then has to run its lifespan.
 
-    `engine_flags` are vLLM's, as on its command line. The model loads in the background once the lifespan starts: until then /ready and
-    requests answer 503. `on_start_failure` is told if it does not load; `on_engine_death` is called instead of starting the engine anew.
-    `engine` makes another engine than vLLM. The gateway is the app's `state.gateway`. Raises SettingsError.
+    The model loads in the background once the lifespan has started. Until then `/ready` and requests answer 503. The `Gateway` is the app's
+    `state.gateway`.
+
+    `settings`: default: from the environment and `llava-gateway.toml`. `engine_flags`: vLLM's own flags, as on its command line.
+    `engine`: creates another engine than vLLM, such as a fake one in tests. `on_start_failure`: is called if the model does not load.
+    `on_engine_death`: is called when the engine dies, instead of a restart. Raises SettingsError.
+
+        app = create_app(Settings(model="llava-demo"))
+        uvicorn.run(app, port=8000)
     """
     settings = settings or Settings()
     launch = launch_of(settings, engine_flags)
     make = engine or (lambda: VllmEngine(launch.model, launch.flags))
     supervisor = Supervisor(make, settings.engine_timeout, on_engine_death, launch.adapters)
-    gateway = Gateway(settings, [Backend(launch.name, supervisor, settings.template, settings.model_alias)])
-    return make_app(gateway, on_start_failure)
+    gateway = Gateway(settings, [ServedModel(launch.name, supervisor, settings.template, settings.model_alias)])
+    return build_app(gateway, on_start_failure)
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,16 @@ class Launch:
     """What an engine is started with."""
 
     name: str
-    """What clients call the model."""
+    """The name that clients use."""
     model: str
+    """A directory or a Hugging Face id."""
     flags: tuple[str, ...]
-    """vLLM's own."""
-    adapters: tuple[Adapter, ...]
+    """vLLM's own flags."""
+    adapters: tuple[LoraAdapter, ...]
 
 
 def launch_of(settings: Settings, engine_flags: Sequence[str]) -> Launch:
-    """Raises SettingsError."""
+    """Return what the engine for these settings is started with. Raises SettingsError."""
     model = settings.model or _default_model()
     name = settings.served_model_name or (Path(model).resolve().name if Path(model).is_dir() else model)
     flags = (*engine_flags, "--served-model-name", name)
@@ -97,21 +101,25 @@ def launch_of(settings: Settings, engine_flags: Sequence[str]) -> Launch:
     return Launch(name, model, flags, adapters)
 
 
-def make_app(
+def build_app(
     gateway: Gateway,
     on_start_failure: Callable[[EngineStartError], None] | None = None,
     exposition: Callable[[], Awaitable[bytes]] = metrics.exposition,
 ) -> Starlette:
-    """All that is spoken to this gateway's clients. `exposition`: the page that Prometheus reads. Raises SettingsError."""
+    """Build the ASGI app of a gateway: its APIs and their middleware.
+
+    `on_start_failure`: as in `create_app`. `exposition`: returns the page that Prometheus reads. Raises SettingsError.
+    """
     settings = gateway.settings
-    bodies = Bodies(settings)
-    doors = [DOORS[name](gateway, bodies) for name in DOORS if name in settings.doors]
+    body_reader = RequestBodyReader(settings)
+    apis = [APIS[name](gateway, body_reader) for name in APIS if name in settings.apis]
     if settings.feedback_dir:
-        doors.append(feedback.door(gateway, bodies, openai.fail))
+        apis.append(feedback.create_api(gateway, body_reader, openai.render_error))
     if settings.lora_dir:
-        doors.append(adapters.door(gateway, bodies, openai.fail))
-    fail_for = fail_by_path(doors, openai.fail)
-    around = Around(settings, doors, fail_for)
+        apis.append(lora.create_api(gateway, body_reader, openai.render_error))
+    find_error_renderer = error_renderer_by_path(apis, openai.render_error)
+    exempt_paths = (*health.PROBES, *(path for api in apis for path in api.public))
+    stack = MiddlewareStack(settings, exempt_paths, find_error_renderer)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -124,21 +132,21 @@ def make_app(
             monitor.stop()
             starting.cancel()
             await gateway.stop()
-            await around.close()
+            await stack.close()
 
-    async def on_error(request: Request, error: Exception) -> Failure:
+    async def on_error(request: Request, error: Exception) -> ErrorResponse:
         headers = error.headers if isinstance(error, HTTPException) else None
-        return Failure(_refusal(request, error), fail_for(request.scope), headers or {})
+        return ErrorResponse(_gateway_error(request, error), find_error_renderer(request.scope), headers or {})
 
     app = Starlette(
-        routes=[*(route for door in doors for route in door.routes), *ops.routes(gateway, exposition)],
-        middleware=around.middleware,
+        routes=[*(route for api in apis for route in api.routes), *health.routes(gateway, exposition)],
+        middleware=stack.middleware,
         exception_handlers={GatewayError: on_error, HTTPException: on_error},  # type: ignore[dict-item]  # any ASGI app is a response
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.gateway = gateway
-    app.state.bodies = bodies
+    app.state.body_reader = body_reader
     return app
 
 
@@ -156,7 +164,7 @@ async def _start(gateway: Gateway, on_failure: Callable[[EngineStartError], None
 
 
 def _default_model() -> str:
-    """What is served when no model is named: the real LLaVA where an NVIDIA GPU is, the demo elsewhere."""
+    """Return the model for settings that name none: LLaVA-1.5 with an NVIDIA GPU, otherwise the demo model."""
     try:
         found = subprocess.run(("nvidia-smi", "-L"), capture_output=True, timeout=10, check=False).returncode == 0  # noqa: S607
     except (OSError, subprocess.TimeoutExpired):
@@ -164,8 +172,8 @@ def _default_model() -> str:
     return "llava-hf/llava-1.5-7b-hf" if found else "llava-demo"
 
 
-def _refusal(request: Request, error: Exception) -> GatewayError:
-    """Starlette's own refusals as ours."""
+def _gateway_error(request: Request, error: Exception) -> GatewayError:
+    """Return Starlette's HTTPException as a GatewayError."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowed(f"{request.method} is not allowed here.", code="method_not_allowed")
     return error if isinstance(error, GatewayError) else NotFound(f"There is no {request.scope['path']} here.", code="not_found")

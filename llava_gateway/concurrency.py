@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 
-async def end(task: asyncio.Task[Any]) -> None:
+async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
     """Cancel it, and return when it has done what it does then; what a request has used is known only afterwards. Who waits here and is
     cancelled once more, as servers do with requests whose clients have left, is so afterwards."""
     task.cancel()
@@ -23,7 +23,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 
-async def together(work: Callable[[A], Awaitable[T]], items: Iterable[A], limit: int | None = None) -> list[T]:
+async def gather_limited(work: Callable[[A], Awaitable[T]], items: Iterable[A], limit: int | None = None) -> list[T]:
     """The results, in order; at most `limit` are worked on at once. If one fails, its error; the others are then cancelled, and have
     ended. Each begins in a turn of the event loop of its own, so that a hundred of them do not hold it."""
     places = asyncio.Semaphore(limit) if limit else None

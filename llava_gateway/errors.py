@@ -104,13 +104,13 @@ class Unavailable(GatewayError):
     type = "overloaded"
 
 
-class OutOfTime(GatewayError):
+class RequestTimeout(GatewayError):
     status = 504
     type = "server_error"
     code = "request_timeout"
 
 
-class OutOfStorage(GatewayError):
+class InsufficientStorage(GatewayError):
     status = 507
     type = "server_error"
 

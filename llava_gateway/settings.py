@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 Network = IPv4Network | IPv6Network
 AspectRatio = Literal["crop", "pad", "resize"]
-DoorName = Literal["openai", "deepinfra", "sambastudio", "webui", "llava", "page"]
+ApiName = Literal["openai", "deepinfra", "sambastudio", "text_generation_webui", "llava_worker", "chat_ui"]
 
 
 def _split(value: object) -> object:
@@ -62,8 +62,8 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
-    doors: Annotated[tuple[DoorName, ...], NoDecode, BeforeValidator(_split)] = Field(
-        get_args(DoorName), description="what is spoken: dialects, and `page`, the chat page; comma separated"
+    apis: Annotated[tuple[ApiName, ...], NoDecode, BeforeValidator(_split)] = Field(
+        get_args(ApiName), description="what is spoken: dialects, and `page`, the chat page; comma separated"
     )
     more_ports: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="ports to listen on besides, comma separated: clients of other servers expect theirs, such as 5000 and 5005"

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from tokenizers import Encoding, Tokenizer
+import tokenizers
 
 from llava_gateway.errors import InvalidRequest
 
@@ -20,12 +20,12 @@ BYTE_LEVEL = _byte_level_alphabet()
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's way to spell a byte that its vocabulary has no character for
 
 
-class Vocabulary:
+class Tokenizer:
     """Wraps a Hugging Face fast tokenizer."""
 
     def __init__(self, tokenizer: str) -> None:
         """`tokenizer` is the JSON of a `tokenizer.json`."""
-        self._tokenizer = Tokenizer.from_str(tokenizer)
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer)
         self._byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer)["decoder"])
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
@@ -38,15 +38,15 @@ class Vocabulary:
         """In characters."""
         self._bytes: dict[int, bytes] = {}
 
-    def __reduce__(self) -> tuple[type["Vocabulary"], tuple[str]]:
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
         """Pickled as its JSON: a model's description goes from the engine's process to the gateway's."""
-        return Vocabulary, (self.to_json(),)
+        return Tokenizer, (self.to_json(),)
 
     def to_json(self) -> str:
         """As in `tokenizer.json`."""
         return self._tokenizer.to_str()
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
+    def encode(self, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
         """`text` as token ids, with each token's place in it. Control tokens are recognised where the text spells them."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 

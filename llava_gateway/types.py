@@ -12,11 +12,11 @@ from blake3 import blake3
 from PIL import Image
 
 from llava_gateway.settings import AspectRatio
-from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
-StructureKind = Literal["json", "json_object", "regex", "choice", "grammar"]
+StructuredOutputKind = Literal["json", "json_object", "regex", "choice", "grammar"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class InPlace:
+class BodySlice:
     """A long string of base64, or a `data:` URI, left where it stands in the request's body."""
 
     ascii: memoryview
@@ -35,7 +35,7 @@ class InPlace:
 class ImageUrl:
     """An image as the client gave it: a `data:` URI or an http(s) URL, not yet checked."""
 
-    url: str | InPlace
+    url: str | BodySlice
     param: str
     """Where it stands in the client's request, for error messages."""
 
@@ -44,7 +44,7 @@ class ImageUrl:
 class ImageBase64:
     """An image's file in base64, not yet checked. (A `data:` URI is forgiven.)"""
 
-    base64: str | InPlace
+    base64: str | BodySlice
     param: str
 
 
@@ -58,10 +58,10 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Structure:
+class StructuredOutput:
     """A form that the answer must have. The engine draws no token that would break it."""
 
-    kind: StructureKind
+    kind: StructuredOutputKind
     spec: str | tuple[str, ...] = ""
     """json: a JSON Schema, as JSON; choice: the answers to choose from; grammar: EBNF or Lark."""
     param: str = "structured_outputs"
@@ -69,11 +69,13 @@ class Structure:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingParams:
     """How the answer is drawn. The door has checked every type and range; what depends on the model is checked by the gateway."""
 
     max_tokens: int | None = None
     """None: the server's default, or what is left of the context if that is less."""
+    lower_max_tokens_to_fit: bool = False
+    """Whether `max_tokens` is lowered to the tokens that the prompt leaves of the context. False: the request is refused then."""
     min_tokens: int = 0
     n: int = 1
     temperature: float = 1.0
@@ -96,7 +98,7 @@ class Sampling:
     """Go on to `max_tokens` whatever the model says, for load tests."""
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
-    structure: Structure | None = None
+    structured_output: StructuredOutput | None = None
     logprobs: int | None = None
     """How many alternatives to name beside each token drawn; None: no log probabilities at all."""
 
@@ -113,7 +115,7 @@ class ChatRequest:
     """Go on with the last message, the assistant's, instead of beginning a new one."""
     image_aspect_ratio: AspectRatio | None = None
     """How its images become square; None: as the server does it."""
-    sampling: Sampling = Sampling()
+    sampling: SamplingParams = SamplingParams()
     stream: bool = False
     """Whether deltas are wanted as they come, or each choice whole."""
 
@@ -140,7 +142,7 @@ class CompletionRequest:
     image_aspect_ratio: AspectRatio | None = None
     add_special_tokens: bool = True
     """Whether a text begins with the model's `<s>` even if it does not spell it."""
-    sampling: Sampling = Sampling()
+    sampling: SamplingParams = SamplingParams()
     stream: bool = False
 
     @property
@@ -197,16 +199,16 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Vision:
+class VisionConfig:
     """How a model sees pictures: as one square, or in their own shape, laid out on a grid of such squares, beside one of the whole."""
 
     side: int
     """Pixels of the square that the vision tower sees: 336 for LLaVA-1.5."""
     tokens: Callable[[int, int], int]
     """How many tokens of the context a picture takes that the engine is given with this width and height."""
-    fewest: int
+    min_image_tokens: int
     """That no picture is below: 576 for LLaVA-1.5, whose pictures all take as many."""
-    most: int
+    max_image_tokens: int
     """That a picture may come to."""
     grids: tuple[tuple[int, int], ...] = ()
     """Width and height of each grid that a picture may be laid out on, in pixels; none if it becomes one square."""
@@ -225,14 +227,14 @@ class Vision:
 class ModelInfo:
     """What an engine knows of its model once it has loaded it."""
 
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
     chat_template: str
     """Jinja source; empty if the model brings none."""
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token`, ... as templates name them."""
     image_token: str
     """What the chat template writes where an image goes."""
-    vision: Vision
+    vision: VisionConfig
     context_length: int
     """Tokens of prompt and answer together."""
 
@@ -252,7 +254,7 @@ class PreparedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class LoraAdapter:
     """A LoRA: small changes to the model, for the prompts that come with it."""
 
     name: str
@@ -268,5 +270,5 @@ class Prompt:
     token_ids: list[int]
     """One image token per image; the engine expands each."""
     images: tuple[PreparedImage, ...]
-    adapter: Adapter | None = None
+    adapter: LoraAdapter | None = None
     """One that is loaded, or the model as it is."""

@@ -16,15 +16,15 @@ from starlette.applications import Starlette
 from starlette.routing import Route, WebSocketRoute
 from waiting import wait_for
 
-from llava_gateway.api.openai.router import fail
+from llava_gateway.api.openai.router import render_error
 from llava_gateway.errors import GatewayError
-from llava_gateway.http.endpoints import JsonEndpoint, JsonSocket, WebSocketWriter
-from llava_gateway.http.middleware.observability import Observe, Recorder
-from llava_gateway.http.request_body import Bodies
-from llava_gateway.http.response import Reply
+from llava_gateway.http.endpoints import JsonEndpoint, JsonWebSocketEndpoint, WebSocketWriter
+from llava_gateway.http.middleware.observability import ObservabilityMiddleware, Recorder
+from llava_gateway.http.request_body import RequestBodyReader
+from llava_gateway.http.response import ResponseWriter
 from llava_gateway.http.uvicorn_protocol import protocol
 from llava_gateway.http.websocket_protocol import websocket_protocol
-from llava_gateway.serving.admission import Admission, Places
+from llava_gateway.serving.admission import Admission, RequestQueue
 from llava_gateway.settings import Settings
 
 KEY = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
@@ -35,7 +35,7 @@ UPGRADE = b"Connection: upgrade\r\nUpgrade: websocket\r\n" + KEY
 class Gateway:
     port: int
     server: uvicorn.Server
-    bodies: Bodies
+    bodies: RequestBodyReader
     running: list[str] = field(default_factory=list)
     """Work that is being done."""
     cancelled: list[str] = field(default_factory=list)
@@ -122,7 +122,7 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
     """POST /work waits for `go` and then answers with its body, or streams it: `{"stream": true}`. `{"fill": N}` becomes so many letters. A
     message to /socket is answered with its length, and as many letters; `{"early": true}` with itself, before the work."""
     given = Settings(**{"head_timeout": 1, "body_timeout": 1, "send_timeout": 2, "keep_alive": 15} | settings)
-    bodies = Bodies(given)
+    bodies = RequestBodyReader(given)
     running: Gateway
 
     async def work() -> None:
@@ -136,7 +136,7 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
         finally:
             running.running.pop()
 
-    async def handle(body: Any, reply: Reply) -> None:
+    async def handle(body: Any, reply: ResponseWriter) -> None:
         value = parsed(body)
         value |= {"fill": "x" * value["fill"]} if "fill" in value else {}
         if not value.get("stream"):
@@ -160,12 +160,12 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
     async def fail_message(error: GatewayError, answer: WebSocketWriter) -> None:
         await answer({"error": error.message})
 
-    admission = Admission(given, [Places(given)])
+    admission = Admission(given, [RequestQueue(given)])
     routes = [
-        Route("/work", JsonEndpoint(handle, fail, admission, bodies), methods=["POST"]),
-        WebSocketRoute("/socket", JsonSocket(handle_message, fail_message, admission, bodies)),
+        Route("/work", JsonEndpoint(handle, render_error, admission, bodies), methods=["POST"]),
+        WebSocketRoute("/socket", JsonWebSocketEndpoint(handle_message, fail_message, admission, bodies)),
     ]
-    app = Observe(Starlette(routes=routes), lambda _: fail, Recorder(None, None))
+    app = ObservabilityMiddleware(Starlette(routes=routes), lambda _: render_error, Recorder(None, None))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

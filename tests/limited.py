@@ -15,7 +15,7 @@ from conftest import free_port
 
 from llava_gateway.auth import rate_counts as counts
 from llava_gateway.auth.api_keys import Key, digest
-from llava_gateway.auth.rate_limits import Caller, RateLimited
+from llava_gateway.auth.rate_limits import KeyLease, RateLimited
 
 
 def limited(**limits: int) -> Key:
@@ -38,8 +38,8 @@ async def refused(work: Awaitable[object]) -> RateLimited:
     return refusal.value
 
 
-def headers(holder: Caller | RateLimited) -> dict[str, str]:
-    pairs = holder.headers() if isinstance(holder, Caller) else holder.headers
+def headers(holder: KeyLease | RateLimited) -> dict[str, str]:
+    pairs = holder.headers() if isinstance(holder, KeyLease) else holder.headers
     return {name.decode().removeprefix("x-ratelimit-"): value.decode() for name, value in pairs}
 
 

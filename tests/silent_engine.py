@@ -10,8 +10,8 @@ from llava_gateway.app import create_app
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.http.uvicorn_protocol import protocol
 from llava_gateway.settings import Settings
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import Adapter, Delta, ModelInfo, Prompt, Sampling, Structure, Usage, Vision
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage, VisionConfig
 
 
 class SilentEngine:
@@ -22,24 +22,26 @@ class SilentEngine:
 
     async def start(self) -> ModelInfo:
         return ModelInfo(
-            vocabulary=Vocabulary((CHECKPOINT / "tokenizer.json").read_text()),
+            tokenizer=Tokenizer((CHECKPOINT / "tokenizer.json").read_text()),
             chat_template=(CHECKPOINT / "chat_template.jinja").read_text(),
             special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
             image_token="<image>",
-            vision=Vision(336, lambda width, height: 1, fewest=1, most=1),
+            vision=VisionConfig(336, lambda width, height: 1, min_image_tokens=1, max_image_tokens=1),
             context_length=1 << 16,
         )
 
-    async def check_structure(self, structure: Structure) -> None:
+    async def check_structure(self, structure: StructuredOutput) -> None:
         pass
 
-    async def load_adapter(self, adapter: Adapter) -> None:
+    async def load_adapter(self, adapter: LoraAdapter) -> None:
         pass
 
-    async def unload_adapter(self, adapter: Adapter) -> None:
+    async def unload_adapter(self, adapter: LoraAdapter) -> None:
         pass
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
         await asyncio.Future()
 
     async def check(self, timeout: float) -> None:

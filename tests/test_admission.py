@@ -3,21 +3,21 @@ from typing import Any
 
 import pytest
 
-from llava_gateway.errors import OutOfTime, TooManyRequests, Unavailable
-from llava_gateway.serving.admission import Admission, Places
+from llava_gateway.errors import RequestTimeout, TooManyRequests, Unavailable
+from llava_gateway.serving.admission import Admission, RequestQueue
 from llava_gateway.settings import Settings
 
 
-def places_of(max_running: int, max_queued: int, **settings: Any) -> Places:
-    return Places(Settings(max_running=max_running, max_queued=max_queued, **settings))
+def places_of(max_running: int, max_queued: int, **settings: Any) -> RequestQueue:
+    return RequestQueue(Settings(max_running=max_running, max_queued=max_queued, **settings))
 
 
-def admission_of(max_running: int, max_queued: int, *places: Places, **settings: Any) -> Admission:
+def admission_of(max_running: int, max_queued: int, *places: RequestQueue, **settings: Any) -> Admission:
     given = Settings(max_running=max_running, max_queued=max_queued, **settings)
-    return Admission(given, places or (Places(given),))
+    return Admission(given, places or (RequestQueue(given),))
 
 
-async def hold(places: Places, entered: list[int], number: int, leave: asyncio.Event) -> None:
+async def hold(places: RequestQueue, entered: list[int], number: int, leave: asyncio.Event) -> None:
     async with places.slot(1):
         entered.append(number)
         await leave.wait()
@@ -133,8 +133,8 @@ def test_nobody_gets_in_beyond_all_places_or_once_it_is_closed() -> None:
         async with admission.enter(), admission.enter():
             with pytest.raises(TooManyRequests):
                 await enter(admission)
-            assert admission.inside == 2
-        assert admission.inside == 0
+            assert admission.in_flight == 2
+        assert admission.in_flight == 0
         admission.close(Unavailable("closing", code="shutting_down"))
         with pytest.raises(Unavailable):
             await enter(admission)
@@ -164,7 +164,7 @@ async def enter(admission: Admission, seconds: float = 0) -> None:
 def test_whoever_is_inside_for_too_long_or_is_cut_off_is_told() -> None:
     async def scenario() -> None:
         admission = admission_of(5, 5, request_timeout=0.05)
-        with pytest.raises(OutOfTime):
+        with pytest.raises(RequestTimeout):
             await enter(admission, 5)
         with pytest.raises(TimeoutError):  # another's, which is not the request's
             async with admission.enter():
@@ -172,9 +172,9 @@ def test_whoever_is_inside_for_too_long_or_is_cut_off_is_told() -> None:
         patient = admission_of(5, 5)
         inside = asyncio.create_task(enter(patient, 5))
         await asyncio.sleep(0)
-        patient.cut(Unavailable("cut", code="shutting_down"))
+        patient.abort_all(Unavailable("cut", code="shutting_down"))
         with pytest.raises(Unavailable, match="cut"):
             await inside
-        assert (admission.inside, patient.inside) == (0, 0)
+        assert (admission.in_flight, patient.inside) == (0, 0)
 
     asyncio.run(scenario())

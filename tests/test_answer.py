@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from llava_gateway.api.openai.streaming import completion, text_choices, text_completion
 from llava_gateway.errors import EngineFailed, Unavailable
-from llava_gateway.serving.delta_stream import MAX_LOGPROBS, Answer
-from llava_gateway.types import ChatRequest, CompletionRequest, Delta, Sampling, TokenLogprob, Usage
+from llava_gateway.serving.delta_stream import MAX_LOGPROBS, DeltaStream
+from llava_gateway.types import ChatRequest, CompletionRequest, Delta, SamplingParams, TokenLogprob, Usage
 
 PROMPT = CompletionRequest(model="m", prompt="p", stream=True)
 
 
-def answer_of(engine: Callable[[Answer], AsyncIterator[None]], request: CompletionRequest | ChatRequest = PROMPT) -> Answer:
+def answer_of(engine: Callable[[DeltaStream], AsyncIterator[None]], request: CompletionRequest | ChatRequest = PROMPT) -> DeltaStream:
     """An answer that the engine, a generator which is gone through to its end, gives deltas to. Needs a running loop."""
-    answer = Answer("p", request, Usage())
+    answer = DeltaStream("p", request, Usage())
 
     async def work() -> None:
         async for _ in engine(answer):
@@ -30,12 +30,12 @@ def answer_of(engine: Callable[[Answer], AsyncIterator[None]], request: Completi
     return answer
 
 
-def give(texts: str, *, pauses: set[int] = frozenset(), fails: bool = False) -> Callable[[Answer], AsyncIterator[None]]:  # type: ignore[assignment]
+def give(texts: str, *, pauses: set[int] = frozenset(), fails: bool = False) -> Callable[[DeltaStream], AsyncIterator[None]]:  # type: ignore[assignment]
     """An engine that gives one character at a time, and lets others run after those in `pauses`."""
 
-    async def engine(answer: Answer) -> AsyncIterator[None]:
+    async def engine(answer: DeltaStream) -> AsyncIterator[None]:
         for place, text in enumerate(texts):
-            answer.give(Delta(0, text, 1, "stop" if place + 1 == len(texts) and not fails else None))
+            answer.push(Delta(0, text, 1, "stop" if place + 1 == len(texts) and not fails else None))
             if place in pauses:
                 await asyncio.sleep(0)
         if fails:
@@ -65,7 +65,7 @@ def test_every_delta_comes_once_and_in_order(text: str, pauses: set[int], refuse
             return True
 
         answer = answer_of(give(text, pauses=pauses))
-        await answer.begin(None)
+        await answer.wait_first_delta(None)
         async for delta in answer.deltas(take):
             got.append(delta)
             for _ in range(naps[len(got) % len(naps)]):
@@ -85,7 +85,7 @@ def test_a_reader_that_takes_is_not_woken_for_each() -> None:
             return True
 
         answer = answer_of(give("x" * 100, pauses=set(range(100))))
-        await answer.begin(None)
+        await answer.wait_first_delta(None)
         woken = len([delta async for delta in answer.deltas(take)])
         return "".join(taken), woken
 
@@ -98,7 +98,7 @@ def test_a_failure_comes_after_what_was_given() -> None:
     async def read() -> None:
         got = ""
         answer = answer_of(give("abc", fails=True))
-        await answer.begin(None)
+        await answer.wait_first_delta(None)
         deltas = aiter(answer)
         while len(got) < 3:
             got += (await anext(deltas)).text
@@ -112,22 +112,22 @@ def test_a_failure_comes_after_what_was_given() -> None:
 def test_a_failure_before_the_first_delta_is_raised_at_once() -> None:
     async def read() -> None:
         with pytest.raises(Unavailable):
-            await answer_of(give("", fails=True)).begin(None)
+            await answer_of(give("", fails=True)).wait_first_delta(None)
         with pytest.raises(EngineFailed):
-            await answer_of(give("")).begin(None)
+            await answer_of(give("")).wait_first_delta(None)
 
     asyncio.run(read())
 
 
 def test_a_silent_engine_is_not_waited_for() -> None:
-    async def silent(answer: Answer) -> AsyncIterator[None]:
+    async def silent(answer: DeltaStream) -> AsyncIterator[None]:
         await asyncio.sleep(0.1)
-        answer.give(Delta(0, "late", 1, "stop"))
+        answer.push(Delta(0, "late", 1, "stop"))
         yield
 
     async def read() -> str:
         answer = answer_of(silent)
-        await answer.begin(0.01)
+        await answer.wait_first_delta(0.01)
         return "".join([delta.text async for delta in answer])
 
     assert asyncio.run(read()) == "late"
@@ -135,7 +135,7 @@ def test_a_silent_engine_is_not_waited_for() -> None:
 
 def test_greedy_choices_are_one_several_times() -> None:
     async def read() -> tuple[dict[int, str], int]:
-        request = ChatRequest(model="m", messages=(), sampling=Sampling(n=3, temperature=0))
+        request = ChatRequest(model="m", messages=(), sampling=SamplingParams(n=3, temperature=0))
         answer = answer_of(give(" abc", pauses={0, 2}), request)
         texts = dict.fromkeys(range(3), "")
         async for delta in answer:
@@ -153,22 +153,22 @@ PIECES = st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["a", "é", "\N{L
 """Of two choices: the next text, and whether the engine lets others run after it."""
 
 
-def whole(pieces: list[tuple[int, str, bool]], render: Callable[[Answer], Awaitable[Any]]) -> Any:
+def whole(pieces: list[tuple[int, str, bool]], render: Callable[[DeltaStream], Awaitable[Any]]) -> Any:
     """The choices that `render` makes of an answer of these pieces."""
 
-    async def engine(answer: Answer) -> AsyncIterator[None]:
+    async def engine(answer: DeltaStream) -> AsyncIterator[None]:
         for index, text, pause in pieces:
             entries = tuple(TokenLogprob(byte.to_bytes(), -0.5, ((byte.to_bytes(), -0.5), (b"b", -2.0))) for byte in text.encode())
-            answer.give(Delta(index, text, len(entries), logprobs=entries))
+            answer.push(Delta(index, text, len(entries), logprobs=entries))
             if pause:
                 await asyncio.sleep(0)
         for index in range(2):
-            answer.give(Delta(index, "", 0, "stop"))
+            answer.push(Delta(index, "", 0, "stop"))
         yield
 
     async def read() -> Any:
         answer = answer_of(engine, CompletionRequest(model="m", prompt="p"))
-        await answer.begin(None)
+        await answer.wait_first_delta(None)
         return await render(answer)
 
     return asyncio.run(read())
@@ -178,10 +178,10 @@ def whole(pieces: list[tuple[int, str, bool]], render: Callable[[Answer], Awaita
 def test_a_whole_answer_is_the_same_in_many_pieces_as_in_one(pieces: list[tuple[int, str, bool]]) -> None:
     joined = [(index, "".join(text for other, text, _ in pieces if other == index), False) for index in range(2)]
 
-    async def chat(answer: Answer) -> Any:
+    async def chat(answer: DeltaStream) -> Any:
         return orjson.loads(b"".join(await completion(answer, "m", logprobs=True)))["choices"]
 
-    async def text(answer: Answer) -> Any:
+    async def text(answer: DeltaStream) -> Any:
         choices = text_completion(await text_choices(answer, logprobs=True), answer.usage, "m")
         return orjson.loads(b"".join(choices))["choices"]
 
@@ -196,20 +196,20 @@ def test_log_probabilities_of_a_whole_answer_are_no_objects_for_the_garbage_coll
     """Hundreds of thousands of them: each full collection held the event loop for a tenth of a second."""
     counts: list[int] = []
 
-    async def engine(answer: Answer) -> AsyncIterator[None]:
+    async def engine(answer: DeltaStream) -> AsyncIterator[None]:
         for number in range(2000):
             if number in (500, 1999):
                 await asyncio.sleep(0)
                 gc.collect()
                 counts.append(len(gc.get_objects()))
             top = tuple((b"%d" % rank, -0.5) for rank in range(20))
-            answer.give(Delta(0, "a", 1, logprobs=(TokenLogprob(b"a", -0.5, top),)))
-        answer.give(Delta(0, "", 0, "stop"))
+            answer.push(Delta(0, "a", 1, logprobs=(TokenLogprob(b"a", -0.5, top),)))
+        answer.push(Delta(0, "", 0, "stop"))
         yield
 
     async def read() -> None:
         answer = answer_of(engine, CompletionRequest(model="m", prompt="p"))
-        await answer.begin(None)
+        await answer.wait_first_delta(None)
         await completion(answer, "m", logprobs=True)
 
     asyncio.run(read())
@@ -220,13 +220,13 @@ def test_log_probabilities_held_for_a_slow_reader_come_in_parts() -> None:
     """One delta with thousands of them would hold the event loop while it is rendered."""
 
     async def read() -> list[Delta]:
-        async def engine(answer: Answer) -> AsyncIterator[None]:
-            answer.give(Delta(0, "a" * 1000, 1000, logprobs=logprobs(1000)))
-            answer.give(Delta(0, "b", 1, "stop", logprobs=logprobs(1)))
+        async def engine(answer: DeltaStream) -> AsyncIterator[None]:
+            answer.push(Delta(0, "a" * 1000, 1000, logprobs=logprobs(1000)))
+            answer.push(Delta(0, "b", 1, "stop", logprobs=logprobs(1)))
             yield
 
         answer = answer_of(engine)
-        await answer.begin(None)
+        await answer.wait_first_delta(None)
         return [delta async for delta in answer]
 
     parts = asyncio.run(read())

@@ -21,7 +21,7 @@ from asking import MODEL, body, image_part
 from conftest import ROOT, Server, free_port
 
 from llava_gateway.cli.batch import main
-from llava_gateway.client.remote import MAX_PICTURE_BYTES
+from llava_gateway.client.remote import MAX_IMAGE_BYTES
 from llava_gateway.demo.images import Grid, data_uri, describe, draw, encode, random_grid
 
 FIRST, SECOND = ("red", "blue", "green", "white"), ("yellow", "black", "orange", "purple")
@@ -346,7 +346,7 @@ def test_nothing_but_pictures_is_sent(tmp_path: Path) -> None:
         "bm": b"BM" + secret * 9,
         "svg.svg": b"<svg>" + secret + b"</svg>",
         "empty": b"",
-        "large": good + bytes(MAX_PICTURE_BYTES),
+        "large": good + bytes(MAX_IMAGE_BYTES),
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)

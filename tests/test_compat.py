@@ -13,7 +13,7 @@ from llava_gateway.engine.vllm import compat
 from llava_gateway.engine.vllm.outputs import token_logprobs
 from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import Sampling, TokenLogprob
+from llava_gateway.types import SamplingParams, TokenLogprob
 
 RELIED_ON = {
     "v1/worker/gpu_model_runner.py": {
@@ -112,11 +112,11 @@ def test_seeds_work_with_our_worker_or_none_of_cpus(monkeypatch: pytest.MonkeyPa
 
 def test_a_seed_that_could_end_the_engine_is_refused() -> None:
     with pytest.raises(InvalidRequest) as refused:
-        sampling_params(Sampling(max_tokens=1, seed=7), stream=False, seeds_work=False)
+        sampling_params(SamplingParams(max_tokens=1, seed=7), stream=False, seeds_work=False)
     assert refused.value.param == "seed"
-    for harmless in (Sampling(max_tokens=1), Sampling(max_tokens=1, seed=7, temperature=0)):
+    for harmless in (SamplingParams(max_tokens=1), SamplingParams(max_tokens=1, seed=7, temperature=0)):
         assert sampling_params(harmless, stream=False, seeds_work=False).max_tokens == 1
-    assert sampling_params(Sampling(max_tokens=1, seed=7), stream=False, seeds_work=True).seed == 7
+    assert sampling_params(SamplingParams(max_tokens=1, seed=7), stream=False, seeds_work=True).seed == 7
 
 
 def test_log_probabilities_are_not_spelt_by_vllm() -> None:
@@ -132,16 +132,16 @@ def test_log_probabilities_are_not_spelt_by_vllm() -> None:
 @pytest.mark.parametrize(("wanted", "top"), [(0, ()), (2, ((b"red", -1.0), (b"blue", -9999.0)))])
 def test_log_probabilities_in_vllms_own_container(wanted: int, top: tuple[tuple[bytes, float], ...]) -> None:
     """The token drawn is the third in rank. A list of objects for each log probability would keep the garbage collector busy."""
-    params = sampling_params(Sampling(max_tokens=1, logprobs=wanted), stream=True, seeds_work=True)
+    params = sampling_params(SamplingParams(max_tokens=1, logprobs=wanted), stream=True, seeds_work=True)
     container = create_sample_logprobs(params.flat_logprobs)
     assert isinstance(container, FlatLogprobs)
     for drawn in (7, 9):
         append_logprobs_for_next_position(container, [drawn, 1, 2], [-3.0, -1.0, float("-inf")], [None] * 3, 3, wanted)
-    vocabulary: Any = SimpleNamespace(token_bytes={1: b"red", 2: b"blue", 7: b"seven", 9: b"nine"}.__getitem__)
+    tokenizer: Any = SimpleNamespace(token_bytes={1: b"red", 2: b"blue", 7: b"seven", 9: b"nine"}.__getitem__)
 
     def found(reason: str | None) -> tuple[TokenLogprob, ...]:
         choice: Any = SimpleNamespace(token_ids=[7, 9], logprobs=container[-2:], finish_reason=reason, stop_reason=None)
-        return token_logprobs(choice, Sampling(logprobs=wanted), vocabulary)
+        return token_logprobs(choice, SamplingParams(logprobs=wanted), tokenizer)
 
     assert found(None) == (TokenLogprob(b"seven", -3.0, top), TokenLogprob(b"nine", -3.0, top))
     assert found("stop") == (TokenLogprob(b"seven", -3.0, top),)

@@ -10,7 +10,7 @@ from conftest import Server
 from starlette.routing import BaseRoute
 
 from llava_gateway import create_app
-from llava_gateway.app import DOORS
+from llava_gateway.app import APIS
 from llava_gateway.demo.images import data_uri, describe, draw, encode
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
 from llava_gateway.settings import Settings
@@ -87,11 +87,11 @@ def paths(routes: list[BaseRoute]) -> set[str]:
     return {getattr(route, "path", "") for route in routes}
 
 
-@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("name", APIS)
 def test_a_door_can_be_shut(name: str) -> None:
     everything = create_app(Settings(model=MODEL))
-    shut = create_app(Settings(model=MODEL, doors=tuple(door for door in DOORS if door != name)))
-    alone = create_app(Settings(model=MODEL, doors=(name,)))
+    shut = create_app(Settings(model=MODEL, apis=tuple(door for door in APIS if door != name)))
+    alone = create_app(Settings(model=MODEL, apis=(name,)))
     operators = {"/health", "/ready", "/metrics"}
     assert paths(shut.routes) | paths(alone.routes) == paths(everything.routes)
     assert paths(shut.routes) & paths(alone.routes) == operators

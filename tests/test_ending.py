@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from llava_gateway.concurrency import end
+from llava_gateway.concurrency import cancel_and_wait
 
 
 def test_who_is_cancelled_again_still_waits_for_the_end() -> None:
@@ -18,7 +18,7 @@ def test_who_is_cancelled_again_still_waits_for_the_end() -> None:
 
         async def serve() -> None:
             try:
-                await end(task)
+                await cancel_and_wait(task)
             finally:
                 said.append("served")
 
@@ -39,7 +39,7 @@ def test_what_has_ended_already_is_no_matter() -> None:
     async def scenario() -> None:
         task = asyncio.create_task(asyncio.sleep(0, "done"))
         await task
-        await end(task)
+        await cancel_and_wait(task)
         assert task.result() == "done"
 
     asyncio.run(scenario())

@@ -7,13 +7,13 @@ import pytest
 import uvicorn
 from conftest import free_port
 
-from llava_gateway.api.openai.router import fail
+from llava_gateway.api.openai.router import render_error
 from llava_gateway.http.endpoints import JsonEndpoint
-from llava_gateway.http.request_body import Bodies, JsonBody
-from llava_gateway.http.response import Reply
+from llava_gateway.http.request_body import JsonBody, RequestBodyReader
+from llava_gateway.http.response import ResponseWriter
 from llava_gateway.http.uvicorn_protocol import protocol
 from llava_gateway.observability import metrics
-from llava_gateway.serving.admission import Admission, Places
+from llava_gateway.serving.admission import Admission, RequestQueue
 from llava_gateway.settings import Settings
 
 
@@ -23,7 +23,7 @@ def test_what_is_left_to_do_is_done_although_the_answer_is_whole(stream: bool) -
     done: list[str] = []
     over = asyncio.Event()
 
-    async def handle(body: JsonBody, reply: Reply) -> None:
+    async def handle(body: JsonBody, reply: ResponseWriter) -> None:
         try:
             if stream:
                 async with reply.events(15):
@@ -40,7 +40,7 @@ def test_what_is_left_to_do_is_done_although_the_answer_is_whole(stream: bool) -
 
     async def ask() -> int:
         settings = Settings()
-        app = JsonEndpoint(handle, fail, Admission(settings, [Places(settings)]), Bodies(settings))
+        app = JsonEndpoint(handle, render_error, Admission(settings, [RequestQueue(settings)]), RequestBodyReader(settings))
         port = free_port()
         server = uvicorn.Server(uvicorn.Config(app, port=port, http=protocol(settings), lifespan="off", log_level="error"))
         serving = asyncio.create_task(server.serve())

@@ -4,13 +4,13 @@ import pytest
 
 from llava_gateway.engine.vllm.outputs import finish_reason
 from llava_gateway.errors import EngineFailed, InvalidRequest, Unavailable
-from llava_gateway.types import Structure
+from llava_gateway.types import StructuredOutput
 
 
 def test_the_ends_of_vllm() -> None:
     from vllm.v1.engine import FINISH_REASON_STRINGS
 
-    form = Structure("regex", "a")
+    form = StructuredOutput("regex", "a")
     assert finish_reason(None, None) is None
     assert finish_reason("stop", form) == "stop"
     assert finish_reason("length", None) == "length"

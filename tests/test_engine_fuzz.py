@@ -66,9 +66,9 @@ def test_a_seeded_answer_is_the_same_after_preemption(small: Server) -> None:
     fields = {"prompt": "hello world", "seed": 0, "temperature": 2, "max_tokens": 400, "ignore_eos": True, "skip_special_tokens": False}
     alone = {index: texts(*ask(small, (COMPLETIONS, fields | {"seed": index})))[0] for index in (0, 7, 15)}
     before = metric(small, "vllm:num_preemptions_total")
-    together = texts(*ask(small, (COMPLETIONS, fields | {"n": 16})))
+    gather_limited = texts(*ask(small, (COMPLETIONS, fields | {"n": 16})))
     assert metric(small, "vllm:num_preemptions_total") > before
-    assert {index: together[index] for index in alone} == alone
+    assert {index: gather_limited[index] for index in alone} == alone
 
 
 def test_a_seeded_answer_is_the_same_when_its_prompt_is_read_in_parts(small: Server) -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_gateway.auth.rate_limits import Caller
+from llava_gateway.auth.rate_limits import KeyLease
 from llava_gateway.http.middleware.observability import Recorder
 from llava_gateway.images.fair_queue import FairSlots, FairThreads
-from llava_gateway.observability.context import Call
+from llava_gateway.observability.context import RequestContext
 
 
 def test_a_client_with_many_jobs_does_not_stand_in_front_of_one_with_few() -> None:
@@ -138,8 +138,8 @@ class _Key:
 def test_a_client_is_its_key_or_else_its_network(address: str, client: str) -> None:
     scope = {"type": "http", "method": "GET", "headers": [], "client": (address, 5) if address else None}
     with Recorder(None, None).record(scope) as record:
-        assert record.call.client == client
-        record.call.caller = Caller.__new__(Caller)
-        record.call.caller.key = _Key()  # type: ignore[assignment]
-        assert record.call.client == "alice"
-    assert Call().client == ""
+        assert record.context.client == client
+        record.context.caller = KeyLease.__new__(KeyLease)
+        record.context.caller.key = _Key()  # type: ignore[assignment]
+        assert record.context.client == "alice"
+    assert RequestContext().client == ""

@@ -12,15 +12,15 @@ import pytest
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.structured_outputs import GrammarChecker
 from llava_gateway.errors import InvalidRequest, TooManyRequests
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import Structure
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import StructuredOutput
 
-VOCABULARY = Vocabulary((CHECKPOINT / "tokenizer.json").read_text())
+VOCABULARY = Tokenizer((CHECKPOINT / "tokenizer.json").read_text())
 BOMB = 'start: s\ns: s s | "a" | " " | /[a-z]/ | "%d"'
 
 
-def form(number: int) -> Structure:
-    return Structure("regex", f"[a-z]{{{number}}}", "structured_outputs.regex")
+def form(number: int) -> StructuredOutput:
+    return StructuredOutput("regex", f"[a-z]{{{number}}}", "structured_outputs.regex")
 
 
 def workers() -> list[psutil.Process]:
@@ -47,10 +47,10 @@ def test_good_and_bad_forms() -> None:
         await checker.check(form(1))
         for _ in range(2):  # the second time by heart
             with pytest.raises(InvalidRequest, match="look-around") as refused:
-                await checker.check(Structure("regex", "(?=a)b", "here"))
+                await checker.check(StructuredOutput("regex", "(?=a)b", "here"))
             assert refused.value.param == "here"
         with pytest.raises(InvalidRequest, match="ambiguous"):
-            await checker.check(Structure("grammar", BOMB % 1))
+            await checker.check(StructuredOutput("grammar", BOMB % 1))
         await checker.check(form(2))
 
     run(work)
@@ -86,7 +86,7 @@ def test_a_worker_that_was_ended_from_outside_is_replaced() -> None:
 
 def test_many_bombs_at_once_are_bounded() -> None:
     async def work(checker: GrammarChecker) -> None:
-        bombs: list[Coroutine[Any, Any, None]] = [checker.check(Structure("grammar", BOMB % number)) for number in range(40)]
+        bombs: list[Coroutine[Any, Any, None]] = [checker.check(StructuredOutput("grammar", BOMB % number)) for number in range(40)]
         ends = await asyncio.gather(*bombs, return_exceptions=True)
         assert {type(end) for end in ends} == {InvalidRequest, TooManyRequests}
         assert sum(isinstance(end, TooManyRequests) for end in ends) == 8
@@ -101,7 +101,7 @@ def test_forms_that_are_remembered_take_little_memory() -> None:
     async def work(checker: GrammarChecker) -> None:
         async def refused(number: int) -> None:
             with pytest.raises(InvalidRequest):
-                await checker.check(Structure("regex", f"({number}" + "\N{LLAMA}" * 60_000, "here"))
+                await checker.check(StructuredOutput("regex", f"({number}" + "\N{LLAMA}" * 60_000, "here"))
 
         await refused(0)
         tracemalloc.start()

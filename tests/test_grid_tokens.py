@@ -16,7 +16,7 @@ from tiny_models import NEXT_GRIDS, ONEVISION_GRIDS, TINY
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.launch import describe
 from llava_gateway.images.geometry import ImageTokens
-from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ModelInfo
 
 SIDES = (336, 384)
@@ -88,12 +88,12 @@ def test_the_models_are_as_large_as_the_real_ones(models: dict[str, Described], 
 def test_a_picture_on_a_grid_takes_what_vllm_counts(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
     tokens = models[name].tokens(*size)
     assert tokens == models[name].vllm(*size)
-    assert models[name].model.vision.fewest <= tokens <= models[name].model.vision.most
+    assert models[name].model.vision.min_image_tokens <= tokens <= models[name].model.vision.max_image_tokens
 
 
 @pytest.mark.parametrize(("name", "size"), [("next", (672, 672)), ("onevision", (1152, 1407)), ("demo", (1, 1)), ("siglip", (1, 1))])
 def test_the_most_that_a_picture_takes(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
-    assert models[name].vllm(*size) == models[name].model.vision.most
+    assert models[name].vllm(*size) == models[name].model.vision.max_image_tokens
 
 
 @pytest.mark.parametrize("name", ["next", "onevision"])
@@ -119,17 +119,17 @@ def test_one_square_takes_the_same_whatever_the_picture(models: dict[str, Descri
 def test_a_description_is_the_same_once_it_is_unpickled(models: dict[str, Described], name: str) -> None:
     model = models[name].model
     again = pickle.loads(pickle.dumps(model))
-    vocabulary = Vocabulary(model.vocabulary.to_json())
-    assert dataclasses.replace(again, vocabulary=vocabulary) == dataclasses.replace(model, vocabulary=vocabulary)
+    tokenizer = Tokenizer(model.tokenizer.to_json())
+    assert dataclasses.replace(again, tokenizer=tokenizer) == dataclasses.replace(model, tokenizer=tokenizer)
     for size in ((1, 1), (640, 480), (10, 1000), (3001, 2003)):
         assert again.vision.tokens(*size) == models[name].vllm(*size)
-    assert again.vocabulary.to_json() == model.vocabulary.to_json()
-    assert again.vocabulary.control_tokens == model.vocabulary.control_tokens
-    ids = model.vocabulary.encode(TEXT, add_special_tokens=True).ids
-    assert again.vocabulary.encode(TEXT, add_special_tokens=True).ids == ids
-    assert again.vocabulary.decode(ids) == model.vocabulary.decode(ids)
-    assert list(map(again.vocabulary.token_bytes, range(again.vocabulary.size))) == [
-        model.vocabulary.token_bytes(token_id) for token_id in range(model.vocabulary.size)
+    assert again.tokenizer.to_json() == model.tokenizer.to_json()
+    assert again.tokenizer.control_tokens == model.tokenizer.control_tokens
+    ids = model.tokenizer.encode(TEXT, add_special_tokens=True).ids
+    assert again.tokenizer.encode(TEXT, add_special_tokens=True).ids == ids
+    assert again.tokenizer.decode(ids) == model.tokenizer.decode(ids)
+    assert list(map(again.tokenizer.token_bytes, range(again.tokenizer.size))) == [
+        model.tokenizer.token_bytes(token_id) for token_id in range(model.tokenizer.size)
     ]
 
 

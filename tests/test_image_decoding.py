@@ -18,10 +18,10 @@ from llava_gateway.images import decode
 from llava_gateway.images.decode import Transform, open_image, sniff
 from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.settings import AspectRatio
-from llava_gateway.types import ImageBase64, ImageSource, ImageUrl, InPlace, Vision
+from llava_gateway.types import BodySlice, ImageBase64, ImageSource, ImageUrl, VisionConfig
 
 pillow_heif.register_heif_opener()  # for writing, in tests
-VISION = Vision(336, lambda width, height: 576, fewest=576, most=576)
+VISION = VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576)
 CROP, PAD, RESIZE = (Transform(VISION, way) for way in get_args(AspectRatio))
 GRID = ("red", "blue", "green", "orange")
 RED, BLUE, GREEN, ORANGE = (220, 25, 25), (25, 50, 220), (20, 150, 40), (250, 140, 15)
@@ -249,7 +249,7 @@ def test_base64_carries_any_bytes(data: bytes) -> None:
     assert unpacked(ImageUrl(uri, "")) == unpacked(ImageUrl(sloppy, "")) == data
     bare = uri.partition(",")[2]
     assert unpacked(ImageBase64(bare, "")) == unpacked(ImageBase64(uri, "")) == data
-    assert unpacked(ImageBase64(InPlace(memoryview(bare.encode())), "")) == data
+    assert unpacked(ImageBase64(BodySlice(memoryview(bare.encode())), "")) == data
 
 
 @given(st.text(max_size=60))

@@ -19,9 +19,9 @@ from llava_gateway.errors import InvalidImage
 from llava_gateway.images.decode import open_image, prepare
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.settings import Settings
-from llava_gateway.types import ImageUrl, Vision
+from llava_gateway.types import ImageUrl, VisionConfig
 
-VISION = Vision(336, lambda width, height: 576, fewest=576, most=576)
+VISION = VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576)
 GRID = ("red", "blue", "green", "orange")
 
 

@@ -17,7 +17,7 @@ from llava_gateway.demo.images import draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import network, resolver
 from llava_gateway.images.fetch import Fetcher
-from llava_gateway.images.network import Backend
+from llava_gateway.images.network import NetworkBackend
 from llava_gateway.images.resolver import Resolver
 from llava_gateway.settings import Settings
 
@@ -216,7 +216,7 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next() -> None:
             return httpcore.AsyncMockStream([])
 
     async def main() -> None:
-        backend = Backend([ip_address(f"10.0.0.{number}") for number in (1, 2, 3)], asyncio.Lock())
+        backend = NetworkBackend([ip_address(f"10.0.0.{number}") for number in (1, 2, 3)], asyncio.Lock())
         backend._dialer = Dialer()
         await backend.connect_tcp("several.example", 80, 8)
 
@@ -234,7 +234,7 @@ def test_no_more_than_a_few_addresses_are_dialled() -> None:
             raise httpcore.ConnectError
 
     async def main() -> None:
-        backend = Backend([ip_address(number) for number in range(100)], asyncio.Lock())
+        backend = NetworkBackend([ip_address(number) for number in range(100)], asyncio.Lock())
         backend._dialer = dialer = Dialer()
         with pytest.raises(httpcore.ConnectError):
             await backend.connect_tcp("many.example", 80, 8)

@@ -16,7 +16,7 @@ from origin import Origin
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.cache_control import Freshness, freshness
 from llava_gateway.images.http_cache import Fetched, UrlImages
-from llava_gateway.images.single_flight import InFlight
+from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.settings import Settings
 
 NOW = datetime.now(UTC)
@@ -164,7 +164,7 @@ def test_an_error_is_everyones(origin: Origin) -> None:
 
 def test_work_goes_on_as_long_as_anyone_waits() -> None:
     async def main() -> None:
-        flight: InFlight[int] = InFlight()
+        flight: SingleFlight[int] = SingleFlight()
         runs = ends = 0
 
         async def work() -> int:

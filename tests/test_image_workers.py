@@ -27,14 +27,14 @@ from llava_gateway.images.decode import Transform, open_image
 from llava_gateway.images.geometry import ImageTokens
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.images.worker_pool import WorkerPool
-from llava_gateway.observability.context import Call, new_call
+from llava_gateway.observability.context import RequestContext, request_context
 from llava_gateway.settings import Settings
-from llava_gateway.types import ImageUrl, PreparedImage, Vision
+from llava_gateway.types import ImageUrl, PreparedImage, VisionConfig
 
 pillow_heif.register_heif_opener()  # for writing, in tests
-VISION = Vision(336, lambda width, height: 576, fewest=576, most=576)
+VISION = VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576)
 GRIDS = ((672, 336), (336, 672), (672, 672))
-NEXT = Vision(336, ImageTokens(576, 336, 24, GRIDS), fewest=576, most=2928, grids=GRIDS)
+NEXT = VisionConfig(336, ImageTokens(576, 336, 24, GRIDS), min_image_tokens=576, max_image_tokens=2928, grids=GRIDS)
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)).resize((800, 600), Image.Resampling.BICUBIC)
 BOUND = 60
 """Seconds that nothing here takes, even on a busy machine."""
@@ -53,7 +53,7 @@ def run(work: Callable[[ImageLoader], Awaitable[None]], **settings: Any) -> None
 
 def load(loader: ImageLoader, data: bytes, client: str = "192.0.2.1") -> asyncio.Task[tuple[PreparedImage, ...]]:
     """As a request of a client does it."""
-    with new_call(Call(address=client)):
+    with request_context(RequestContext(address=client)):
         return asyncio.create_task(loader.load([ImageUrl(data_uri(data), "image")], VISION))
 
 
@@ -361,7 +361,7 @@ from llava_gateway.settings import Settings
 
 async def main():
     loader = ImageLoader(Settings())
-    await loader.load([ImageUrl(sys.stdin.readline().strip(), "")], Vision(336, lambda *_: 576, fewest=576, most=576))
+    await loader.load([ImageUrl(sys.stdin.readline().strip(), "")], Vision(336, lambda *_: 576, fewest=576, max_image_tokens=576))
     print("ready", flush=True)
     await asyncio.sleep(600)
 

@@ -14,14 +14,14 @@ from llava_gateway.errors import InvalidRequest
 from llava_gateway.http import request_body as web_json
 from llava_gateway.http.body_size import held_size
 from llava_gateway.http.request_body import LONG, MAX_TEXT, JsonText, loads
-from llava_gateway.types import InPlace
+from llava_gateway.types import BodySlice
 
 URI = "data:image/png;base64," + "A" * LONG
 
 
 def plain(value: Any) -> Any:
     """What is in place, as the strings that they stand for."""
-    if isinstance(value, InPlace):
+    if isinstance(value, BodySlice):
         return bytes(value.ascii).decode()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
@@ -31,11 +31,11 @@ def plain(value: Any) -> Any:
 def test_long_pictures_stay_in_the_body() -> None:
     body = orjson.dumps({"a": [URI, {"b": "B" * LONG}], "c": "data:short", "d": "long text " * LONG, "A" * LONG: 1})
     value = loads(body)
-    assert isinstance(value["a"][0], InPlace)
-    assert isinstance(value["a"][1]["b"], InPlace)
+    assert isinstance(value["a"][0], BodySlice)
+    assert isinstance(value["a"][1]["b"], BodySlice)
     assert value["a"][0].ascii.obj is body
     assert plain(value) == orjson.loads(body)
-    assert isinstance(loads(orjson.dumps(URI)), InPlace)
+    assert isinstance(loads(orjson.dumps(URI)), BodySlice)
 
 
 PIECES = st.sampled_from(

@@ -170,8 +170,8 @@ def test_names_and_secrets_are_taken_once(file: KeyFile) -> None:
     assert file.read() == [ALICE]
 
 
-def add_some(path: Path, worker: int, together: "multiprocessing.synchronize.Barrier") -> None:
-    together.wait(30)
+def add_some(path: Path, worker: int, gather_limited: "multiprocessing.synchronize.Barrier") -> None:
+    gather_limited.wait(30)
     for number in range(12):
         KeyFile(path).add(Key(f"{worker}-{number}", digest(f"{worker}-{number}")))
         if number % 3 == 0:
@@ -180,11 +180,11 @@ def add_some(path: Path, worker: int, together: "multiprocessing.synchronize.Bar
 
 def test_processes_that_write_at_once_lose_nothing_and_a_reader_sees_whole_files(file: KeyFile, path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    together = context.Barrier(5)
-    workers = [context.Process(target=add_some, args=(path, worker, together)) for worker in range(4)]
+    gather_limited = context.Barrier(5)
+    workers = [context.Process(target=add_some, args=(path, worker, gather_limited)) for worker in range(4)]
     for worker in workers:
         worker.start()
-    together.wait(30)
+    gather_limited.wait(30)
     reads = 0
     while any(worker.is_alive() for worker in workers):
         assert file.read()[0] == ALICE

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from limited import headers, limited, refused, stopped_clock
 
 from llava_gateway.auth.api_keys import Key, digest
-from llava_gateway.auth.rate_limits import Caller, RateLimits, duration
+from llava_gateway.auth.rate_limits import KeyLease, RateLimits, duration
 from llava_gateway.auth.sliding_window import BUCKET, MINUTE, Change, Window
 
 BOB = Key("bob", digest("llava-bob"))
@@ -165,7 +165,7 @@ def test_requests_that_come_at_once_share_the_limit(clock: SimpleNamespace) -> N
 
     async def scenario() -> None:
         rates, key, waits = RateLimits(), limited(tokens_per_minute=1000), list[int | None]()
-        inside = list[Caller]()
+        inside = list[KeyLease]()
 
         async def ask() -> None:
             caller = await rates.admit(key)
@@ -180,7 +180,7 @@ def test_requests_that_come_at_once_share_the_limit(clock: SimpleNamespace) -> N
         assert len(inside) == 2
         assert waits == [60] * 38
         for caller in inside:
-            await caller.book(500)
+            await caller.record_usage(500)
         await ask()
         assert len(inside) == 2
         clock.now += 60
@@ -196,10 +196,10 @@ def test_what_is_not_used_is_given_back() -> None:
         rates, key = RateLimits(), limited(tokens_per_minute=1000)
         caller = await rates.admit(key)
         await caller.reserve(30, 930, answers=3)
-        await caller.book(100)
-        await caller.book(50)
+        await caller.record_usage(100)
+        await caller.record_usage(50)
         assert headers(caller)["remaining-tokens"] == "70"  # the third may still use all of it
-        await caller.book(50)
+        await caller.record_usage(50)
         assert headers(caller)["remaining-tokens"] == "800"
         await caller.leave()
         refused_later = await rates.admit(key)
@@ -218,7 +218,7 @@ def test_a_request_gets_what_is_left_and_pays_for_the_rest_later(clock: SimpleNa
         caller = await rates.admit(key)
         await caller.reserve(10, 400, answers=1)
         assert headers(caller)["remaining-tokens"] == "0"
-        await caller.book(350)  # 100 now, 100 in each of the next two minutes, then 50
+        await caller.record_usage(350)  # 100 now, 100 in each of the next two minutes, then 50
         assert headers(caller)["reset-tokens"] == "4m0s"
         refusal = await refused((await rates.admit(key)).reserve(51, 51, answers=1))
         assert refusal.retry_after == 240
@@ -228,7 +228,7 @@ def test_a_request_gets_what_is_left_and_pays_for_the_rest_later(clock: SimpleNa
         clock.now += 0.1
         half = await rates.admit(key)
         await half.reserve(1, 400, answers=1)
-        await half.book(50)
+        await half.record_usage(50)
         await refused((await rates.admit(key)).reserve(1, 1, answers=1))
 
     asyncio.run(scenario())
@@ -250,7 +250,7 @@ def test_a_prompt_that_grows_is_reserved_as_it_is() -> None:
         assert refusal.message == "The key carol may use 1000 tokens per minute, and this prompt has 501."
         await other.leave()
         assert (await refused(caller.reserve(900, 900))).retry_after is None
-        await caller.book(350)
+        await caller.record_usage(350)
         assert headers(caller)["remaining-tokens"] == "650"
 
     asyncio.run(scenario())
@@ -287,7 +287,7 @@ def test_a_key_without_limits_costs_nothing(key: Key) -> None:
         rates = RateLimits("redis://127.0.0.1:1")  # where nobody listens
         caller = await rates.admit(key)
         await caller.reserve(10**9, 10**9, answers=1)
-        await caller.book(10**9)
+        await caller.record_usage(10**9)
         assert caller.headers() == []
         await caller.leave()
         await rates.close()

@@ -24,11 +24,11 @@ from starlette.types import Message
 from test_bad_requests import LEAKS
 from waiting import wait_for
 
-from llava_gateway.api.llava_worker import AddressRequest, GenerateRequest, HeartBeat, TextSoFar, fail, to_completion
+from llava_gateway.api.llava_worker import AddressRequest, GenerateRequest, HeartBeat, TextSoFar, render_error, to_completion
 from llava_gateway.app import create_app
 from llava_gateway.demo.images import Grid, describe, draw, encode
-from llava_gateway.errors import EngineFailed, InvalidRequest, OutOfTime, Unavailable
-from llava_gateway.http.response import Reply
+from llava_gateway.errors import EngineFailed, InvalidRequest, RequestTimeout, Unavailable
+from llava_gateway.http.response import ResponseWriter
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
 from llava_gateway.settings import Settings
 from llava_gateway.types import Delta
@@ -518,7 +518,9 @@ def test_a_model_that_still_loads_is_a_worker_out_of_reach() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "error_code"), [(EngineFailed("It failed."), 1), (OutOfTime("It took too long."), 1), (Unavailable("It stops."), 3)], ids=str
+    ("error", "error_code"),
+    [(EngineFailed("It failed."), 1), (RequestTimeout("It took too long."), 1), (Unavailable("It stops."), 3)],
+    ids=str,
 )
 def test_an_error_after_the_stream_has_begun_is_its_last_chunk(error: Any, error_code: int) -> None:
     sent: list[Message] = []
@@ -526,7 +528,7 @@ def test_an_error_after_the_stream_has_begun_is_its_last_chunk(error: Any, error
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(fail(error, Reply(send, started=True)))
+    asyncio.run(render_error(error, ResponseWriter(send, started=True)))
     assert [message["type"] for message in sent] == ["http.response.body"] * 2
     assert [message.get("more_body", False) for message in sent] == [True, False]
     (chunk,) = chunks(message["body"] for message in sent)
@@ -548,6 +550,6 @@ def test_docs_name_no_field_that_is_gone() -> None:
 
 
 def test_docs_name_every_path() -> None:
-    app = create_app(Settings(model=MODEL, doors=("llava",)), engine=lambda: pytest.fail("nobody starts the engine"))
+    app = create_app(Settings(model=MODEL, apis=("llava_worker",)), engine=lambda: pytest.fail("nobody starts the engine"))
     paths = {route.path for route in app.routes} - {"/health", "/ready", "/metrics"}  # type: ignore[attr-defined]
     assert {path for path in paths if f"`POST {path}`" not in DOCS} == set()

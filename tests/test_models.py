@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 from llava_gateway.demo.images import data_uri, draw, encode
 from llava_gateway.images.decode import Transform, open_image, prepare
 from llava_gateway.images.geometry import best_grid, shrunk
-from llava_gateway.types import Vision
+from llava_gateway.types import VisionConfig
 
 GRID = ("red", "blue", "green", "orange")
 SIZES = [(1, 1), (30, 20), (336, 336), (640, 480), (480, 640), (1000, 10), (10, 1000), (1021, 677), (2000, 1237), (3001, 2003)]
@@ -106,7 +106,7 @@ def test_a_chat_that_turns_out_too_long_is_refused_with_its_sum(served: Served) 
 def test_what_cannot_fit_is_refused_before_a_picture_is_fetched(served: Served) -> None:
     nowhere = "http://192.0.2.1/picture.png"
     error = served.post("/v1/chat/completions", *[nowhere] * 40).json()["error"]
-    fewest = {"bakllava": 577, "siglip": 729, "next": 576, "onevision": 729}[served.name]
+    min_image_tokens = {"bakllava": 577, "siglip": 729, "next": 576, "onevision": 729}[served.name]
     least = "at least " if served.name in ("next", "onevision") else ""
     assert error["code"] == "context_length_exceeded"
     assert f"40 images take {least}{40 * fewest} tokens" in error["message"]
@@ -144,11 +144,11 @@ def smooth(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.stack([across, down, 255 - (across + down) / 2], -1).astype(np.uint8))
 
 
-def vision(name: str) -> Vision:
+def vision(name: str) -> VisionConfig:
     """As the engine describes it; a picture's tokens are here the rows and columns that it covers on its grid."""
     pinpoints = {"next": NEXT_GRIDS, "onevision": ONEVISION_GRIDS}.get(name, [])
     grids = tuple((width, height) for height, width in pinpoints)
-    return Vision(384 if name in ("siglip", "onevision") else 336, lambda w, h: covered((w, h), grids), 576, 2928, grids)
+    return VisionConfig(384 if name in ("siglip", "onevision") else 336, lambda w, h: covered((w, h), grids), 576, 2928, grids)
 
 
 def covered(size: tuple[int, int], grids: tuple[tuple[int, int], ...]) -> int:

@@ -12,8 +12,8 @@ from transformers import AutoProcessor
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import ContextLengthExceeded, EngineStartError, InvalidRequest
 from llava_gateway.prompts.renderer import PromptRenderer
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import ImageUrl, Message, ModelInfo, Text, Vision
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import ImageUrl, Message, ModelInfo, Text, VisionConfig
 
 PICTURE = ImageUrl("data:,", "image")
 CONTROLS = ("<image>", "<s>", "</s>", "<unk>", "<pad>")
@@ -41,11 +41,11 @@ def processor() -> Any:
 
 def model_info(processor: Any, template: str | None = None) -> ModelInfo:
     return ModelInfo(
-        vocabulary=Vocabulary(processor.tokenizer.backend_tokenizer.to_str()),
+        tokenizer=Tokenizer(processor.tokenizer.backend_tokenizer.to_str()),
         chat_template=template or processor.chat_template,
         special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
         image_token="<image>",
-        vision=Vision(336, lambda width, height: 576, fewest=576, most=576),
+        vision=VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576),
         context_length=4096,
     )
 
@@ -79,7 +79,7 @@ def test_the_form_of_llava(renderer: PromptRenderer) -> None:
 
 
 def special_ids(renderer: PromptRenderer, ids: list[int]) -> list[str]:
-    return [token for token in map(renderer._vocabulary.token, ids) if token in CONTROLS]
+    return [token for token in map(renderer._tokenizer.token, ids) if token in CONTROLS]
 
 
 def byte_fallback_tokenizer() -> Tokenizer:
@@ -110,7 +110,7 @@ def test_text_never_becomes_a_control_token(renderer: PromptRenderer, pieces: li
 def test_control_tokens_in_text_read_as_they_are_spelt(renderer: PromptRenderer, text: str) -> None:
     prompt = renderer.chat([Message("user", (Text(text),))])
     assert prompt.text == f"USER: {text} ASSISTANT:"
-    assert renderer._vocabulary.decode(prompt.token_ids) == f"<s>USER: {text} ASSISTANT:"
+    assert renderer._tokenizer.decode(prompt.token_ids) == f"<s>USER: {text} ASSISTANT:"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_megabytes_of_text_are_refused_at_once(renderer: PromptRenderer) -> None
 
 def test_a_byte_fallback_tokenizer(processor: Any) -> None:
     tokenizer = byte_fallback_tokenizer()
-    renderer = PromptRenderer(dataclasses.replace(model_info(processor), vocabulary=Vocabulary(tokenizer.to_str())))
+    renderer = PromptRenderer(dataclasses.replace(model_info(processor), tokenizer=Tokenizer(tokenizer.to_str())))
     prompt = renderer.chat([Message("user", (PICTURE, Text("hi <image></s>")))])
     assert prompt.token_ids.count(tokenizer.token_to_id("<image>")) == 1
     read = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)  # with a space after <image>, as such tokenizers have it

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_gateway.cluster.delta_receiver import Inbox, Lost
-from llava_gateway.cluster.delta_sender import NAME_BYTES, PROOF_BYTES, Address, Outbox, client_context, server_context
+from llava_gateway.cluster.delta_receiver import DeltaReceiver, ReplicaLost
+from llava_gateway.cluster.delta_sender import NAME_BYTES, PROOF_BYTES, Address, DeltaSender, client_context, server_context
 from llava_gateway.errors import EngineFailed, InvalidRequest
 from llava_gateway.types import Delta, Usage
 
@@ -24,7 +24,7 @@ USAGE = Usage(prompt_tokens=587, image_tokens=576, cached_tokens=512, completion
 class Replica:
     def __init__(self) -> None:
         self.gone: list[str] = []
-        self.outbox = Outbox(self.gone.append)
+        self.outbox = DeltaSender(self.gone.append)
 
     async def start(self) -> Address:
         self.address = await self.outbox.start(HOST, server_context())
@@ -34,9 +34,9 @@ class Replica:
         self.outbox.put(gateway, number, Delta(0, text, 1), USAGE)
 
 
-def run(work: Callable[[Replica, Inbox], Awaitable[None]]) -> None:
+def run(work: Callable[[Replica, DeltaReceiver], Awaitable[None]]) -> None:
     async def main() -> None:
-        replica, inbox = Replica(), Inbox(client_context())
+        replica, inbox = Replica(), DeltaReceiver(client_context())
         inbox.listen({"a": await replica.start()})
         assert await replica.outbox.reach(inbox.name)
         async with asyncio.timeout(20):
@@ -52,7 +52,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def test_each_request_gets_its_own_in_order() -> None:
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         said: dict[int, list[str]] = {}
         answers = []
         for _ in range(3):
@@ -76,7 +76,7 @@ def test_each_request_gets_its_own_in_order() -> None:
 
 
 def test_an_error_is_whole() -> None:
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         number, answer = inbox.expect(Usage(), print)
         replica.outbox.put(inbox.name, number, None, USAGE, InvalidRequest("no such token", param="logit_bias.7", code="x"))
         with pytest.raises(InvalidRequest) as raised:
@@ -88,7 +88,7 @@ def test_an_error_is_whole() -> None:
 
 
 def test_of_what_is_forgotten_nothing_comes() -> None:
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         texts: list[str] = []
         left, _ = inbox.expect(Usage(), lambda delta: texts.append(delta.text))
         stays, answer = inbox.expect(Usage(), lambda delta: texts.append(delta.text))
@@ -102,7 +102,7 @@ def test_of_what_is_forgotten_nothing_comes() -> None:
 
 
 def test_a_lost_replica_is_missed_by_those_it_answered() -> None:
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         other = Replica()
         inbox.listen({"b": await other.start()})
         assert await other.outbox.reach(inbox.name)
@@ -111,7 +111,7 @@ def test_a_lost_replica_is_missed_by_those_it_answered() -> None:
         other.say(inbox.name, second, "you are")
         await until(lambda: of_a.begun and of_b.begun)
         replica.outbox._gateways[inbox.name].writer.close()  # as its process does when it dies
-        with pytest.raises(Lost):
+        with pytest.raises(ReplicaLost):
             await of_a.end
         other.outbox.put(inbox.name, second, None, USAGE, True)
         await of_b.end
@@ -122,7 +122,7 @@ def test_a_lost_replica_is_missed_by_those_it_answered() -> None:
 
 
 def test_a_replica_knows_when_a_gateway_has_gone() -> None:
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         for task in inbox._listening.values():
             task.cancel()
         await until(lambda: replica.gone)
@@ -135,7 +135,7 @@ def test_a_replica_knows_when_a_gateway_has_gone() -> None:
 
 @pytest.mark.parametrize("hello", [b"0" * 128, b"", b"\xff" * 200], ids=["wrong", "none", "long"])
 def test_a_stranger_hears_nothing(hello: bytes) -> None:
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         reader, writer = await asyncio.open_connection(HOST, replica.address.port)
         writer.write(hello)
         if not hello:
@@ -157,7 +157,7 @@ def test_a_stranger_on_the_port_of_a_dead_replica_is_not_believed() -> None:
 
     heard: list[bytes] = []
 
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         texts: list[str] = []
         _, answer = inbox.expect(Usage(), lambda delta: texts.append(delta.text))
         async with await asyncio.start_server(pretend, HOST, 0) as server:
@@ -171,10 +171,10 @@ def test_a_stranger_on_the_port_of_a_dead_replica_is_not_believed() -> None:
     run(work)
 
 
-def test_strangers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_gateway.cluster.delta_sender.STRANGERS", 3)
+def test_unauthenticated_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_gateway.cluster.delta_sender.MAX_UNAUTHENTICATED", 3)
 
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         waiting = [await asyncio.open_connection(HOST, replica.address.port) for _ in range(3)]
         for reader, _ in waiting:
             await reader.readexactly(NAME_BYTES)
@@ -182,8 +182,8 @@ def test_strangers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await reader.read() == b""
         for _, writer in waiting:
             writer.close()
-        await until(lambda: replica.outbox._strangers == 0)
-        again = Inbox(None)
+        await until(lambda: replica.outbox._unauthenticated == 0)
+        again = DeltaReceiver(None)
         again.listen({"a": replica.address})
         assert await replica.outbox.reach(again.name)
 
@@ -193,8 +193,8 @@ def test_strangers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gateway_that_comes_anew_has_lost_what_it_had() -> None:
     """As after a break of the network that the replica has not seen."""
 
-    async def work(replica: Replica, inbox: Inbox) -> None:
-        again = Inbox(None)
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
+        again = DeltaReceiver(None)
         again.name = inbox.name
         again.listen({"a": replica.address})
         await until(lambda: replica.gone)
@@ -212,7 +212,7 @@ def test_a_gateway_that_comes_anew_has_lost_what_it_had() -> None:
 def test_who_reads_nothing_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_gateway.cluster.delta_sender.MOST_UNREAD", 1 << 20)
 
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         def stuck(delta: Delta) -> None:
             time.sleep(0.001)
 
@@ -228,7 +228,7 @@ def test_who_reads_nothing_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_takers_add_to_the_usage_stays() -> None:
     """n greedy choices are one, whose deltas are taken n times."""
 
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         usage = Usage()
 
         def take(delta: Delta) -> None:
@@ -244,7 +244,7 @@ def test_what_takers_add_to_the_usage_stays() -> None:
 
 
 def test_a_taker_that_fails_fails_alone() -> None:
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         def fail(delta: Delta) -> None:
             raise ValueError(delta.text)
 
@@ -259,7 +259,7 @@ def test_a_taker_that_fails_fails_alone() -> None:
 
 
 def test_connections_are_looked_after_by_the_kernel() -> None:
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         connection = replica.outbox._gateways[inbox.name].writer.get_extra_info("socket")
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert 0 < connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
@@ -271,9 +271,9 @@ def test_connections_are_looked_after_by_the_kernel() -> None:
 def test_who_does_not_listen_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_gateway.cluster.delta_sender.HELLO_TIMEOUT", 0.5)
 
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         assert not await replica.outbox.reach("another")
-        waiting = asyncio.create_task(replica.outbox.reach(Inbox(None).name))
+        waiting = asyncio.create_task(replica.outbox.reach(DeltaReceiver(None).name))
         assert not await waiting
 
     run(work)
@@ -290,7 +290,7 @@ def test_encrypted_where_ray_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_TLS_SERVER_KEY", str(key))
     monkeypatch.setenv("RAY_TLS_CA_CERT", str(certificate))
 
-    async def work(replica: Replica, inbox: Inbox) -> None:
+    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
         number, answer = inbox.expect(Usage(), print)
         reader, writer = await asyncio.open_connection(HOST, replica.address.port)
         writer.write(b"0" * 128)

@@ -16,7 +16,7 @@ from limited import Redis, headers, limited, needs_redis, refused
 
 from llava_gateway.auth import redis_counts
 from llava_gateway.auth.api_keys import Key, digest
-from llava_gateway.auth.rate_limits import Caller, RateLimited, RateLimits
+from llava_gateway.auth.rate_limits import KeyLease, RateLimited, RateLimits
 from llava_gateway.auth.sliding_window import BUCKET, MINUTE, Change, Window
 from llava_gateway.errors import Unavailable
 
@@ -75,20 +75,20 @@ def test_gateways_that_share_a_redis_share_its_counts(redis: Redis) -> None:
         one, other, memory = RateLimits(redis.url), RateLimits(redis.url), RateLimits()
         key = limited(requests_per_minute=120, tokens_per_minute=1000)
         admitted = await asyncio.gather(*((one, other)[number % 2].admit(key) for number in range(200)), return_exceptions=True)
-        inside = [caller for caller in admitted if isinstance(caller, Caller)]
+        inside = [caller for caller in admitted if isinstance(caller, KeyLease)]
         assert len(inside) == 120
-        assert all(isinstance(caller, (Caller, RateLimited)) for caller in admitted)
+        assert all(isinstance(caller, (KeyLease, RateLimited)) for caller in admitted)
         refusal = await refused(other.admit(key))
         assert 55 <= (refusal.retry_after or 0) <= 60
         assert headers(refusal)["remaining-requests"] == "0"
         reserved = await asyncio.gather(*(caller.reserve(7, 100, answers=1) for caller in inside[:40]), return_exceptions=True)
         let_in = [caller for caller, outcome in zip(inside, reserved, strict=False) if outcome is None]
         assert len(let_in) == 10
-        await asyncio.gather(*(caller.book(70) for caller in let_in))
+        await asyncio.gather(*(caller.record_usage(70) for caller in let_in))
         await inside[50].reserve(200, 900, answers=1)
         assert headers(inside[50])["remaining-tokens"] == "0"
         await refused(inside[51].reserve(1, 1, answers=1))
-        await inside[50].book(5000)
+        await inside[50].record_usage(5000)
         refusal = await refused(inside[51].reserve(300, 300, answers=1))
         assert 4 * 60 < (refusal.retry_after or 0) <= 5 * 60
         await memory.admit(key)
@@ -188,7 +188,7 @@ def test_what_a_request_has_used_is_booked_although_redis_was_gone_for_a_moment(
         caller = await rates.admit(key)
         await caller.reserve(10, 10, answers=1)
         redis.__exit__()
-        await caller.book(600)
+        await caller.record_usage(600)
         redis.__enter__()
         await rates.close()  # waits for what is still to be settled
         rates = RateLimits(redis.url)
@@ -203,7 +203,7 @@ def test_a_client_that_leaves_while_its_request_is_settled_loses_nothing(redis: 
         rates, key = RateLimits(redis.url), limited(tokens_per_minute=1000)
         caller = await rates.admit(key)
         await caller.reserve(10, 1000, answers=1)
-        leaving = asyncio.create_task(caller.book(100))
+        leaving = asyncio.create_task(caller.record_usage(100))
         await asyncio.sleep(0)
         assert not leaving.done()
         leaving.cancel()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llava_gateway.api.openai.openapi import openapi
 from llava_gateway.api.openai.protocol import ChatCompletionRequest, to_chat
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import ChatRequest, ImageUrl, Message, Sampling, Structure, Text
+from llava_gateway.types import ChatRequest, ImageUrl, Message, SamplingParams, StructuredOutput, Text
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -50,16 +50,16 @@ def test_every_field() -> None:
         bad_words=["a"], allowed_token_ids=[2], logprobs=True, top_logprobs=4, structured_outputs={"choice": ["a", "b"]},
     )  # fmt: skip
     assert asked.stream
-    assert asked.sampling == Sampling(
+    assert asked.sampling == SamplingParams(
         max_tokens=6, temperature=0.0, top_p=0.5, n=2, stop=("x",), seed=-1, presence_penalty=-2.0,
         frequency_penalty=2.0, logit_bias={7: -100.0}, top_k=0, min_p=0.5, repetition_penalty=2.0, stop_token_ids=(1,),
         skip_special_tokens=False, spaces_between_special_tokens=False, include_stop_str_in_output=True,
-        bad_words=("a",), allowed_token_ids=(2,), logprobs=4, structure=Structure("choice", ("a", "b"), "structured_outputs.choice"),
+        bad_words=("a",), allowed_token_ids=(2,), logprobs=4, structured_output=StructuredOutput("choice", ("a", "b"), "structured_outputs.choice"),
     )  # fmt: skip
 
 
 def test_length_fields() -> None:
-    assert chat(min_tokens=3, ignore_eos=True).sampling == Sampling(min_tokens=3, ignore_eos=True)
+    assert chat(min_tokens=3, ignore_eos=True).sampling == SamplingParams(min_tokens=3, ignore_eos=True)
 
 
 def test_nulls_are_defaults() -> None:

@@ -38,13 +38,13 @@ from llava_gateway.api.sambastudio.protocol import (
     Turn,
     to_chat,
 )
-from llava_gateway.api.sambastudio.render import Prediction, fail, fail_events
+from llava_gateway.api.sambastudio.render import Prediction, render_error, render_error_event
 from llava_gateway.api.sambastudio.router import NLP, V1, V2, Endpoint
 from llava_gateway.demo.images import Grid, describe, draw, encode
 from llava_gateway.errors import GatewayError, InvalidRequest, Unavailable
-from llava_gateway.http.response import Reply
+from llava_gateway.http.response import ResponseWriter
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
-from llava_gateway.types import Delta, Sampling, Text, TokenLogprob, Usage
+from llava_gateway.types import Delta, SamplingParams, Text, TokenLogprob, Usage
 
 IDS = "my-project/my-endpoint"
 PATH = f"/api/predict/generic/{IDS}"
@@ -564,25 +564,25 @@ def sent(error: GatewayError, started: bool, render: Any) -> list[Message]:
     async def send(message: Message) -> None:
         messages.append(message)
 
-    asyncio.run(render(error, Reply(send, started=started)))
+    asyncio.run(render(error, ResponseWriter(send, started=started)))
     return messages
 
 
 def test_errors_of_streams_that_have_begun() -> None:
     error = Unavailable("The engine has died.", code="engine_dead", retry_after=10)
-    piece, end = sent(error, True, fail)
+    piece, end = sent(error, True, render_error)
     said = {"status_code": 503, "error": {"code": "engine_dead", "message": "The engine has died.", "details": ""}}
     assert piece["body"].endswith(b"}\n")
     assert json.loads(piece["body"]) == said
     assert not end.get("more_body")
-    piece, _ = sent(error, True, fail_events)
+    piece, _ = sent(error, True, render_error_event)
     name, data = piece["body"].removesuffix(b"\n\n").split(b"\n")
     assert name == b"event: error_event"
     assert json.loads(data.removeprefix(b"data: ")) == said
 
 
 def test_errors_say_when_to_come_back() -> None:
-    for render in (fail, fail_events):
+    for render in (render_error, render_error_event):
         start, body = sent(Unavailable("The model is loading.", retry_after=5), False, render)
         assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"5")
         assert json.loads(body["body"]) == {"detail": "The model is loading."}
@@ -594,7 +594,7 @@ def test_half_characters_and_tokens_that_are_spelt_alike() -> None:
         TokenLogprob(b"\xa9", -0.2, ((b"\xa9", -0.2),)),
         TokenLogprob(b"!", -0.3, ((b"!", -0.3),)),
     )
-    plan: Any = SimpleNamespace(sampling=Sampling(logprobs=3))
+    plan: Any = SimpleNamespace(sampling=SamplingParams(logprobs=3))
     answer: Any = SimpleNamespace(prompt="", usage=Usage(prompt_tokens=5, completion_tokens=4))
     prediction = Prediction(plan, answer)
     prediction.add(Delta(0, "é!", 3, "stop", None, places))

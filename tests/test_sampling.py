@@ -12,12 +12,12 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.tokenizer import Vocabulary
+from llava_gateway.tokenizer import Tokenizer
 
 GRID = ("red", "blue", "green", "orange")
 CHAT = "/v1/chat/completions"
 GREETING = "I see no image. I am a small demo model: send me an image and ask me to describe it."
-VOCABULARY = Vocabulary((CHECKPOINT / "tokenizer.json").read_text())
+VOCABULARY = Tokenizer((CHECKPOINT / "tokenizer.json").read_text())
 
 
 def ids(text: str) -> list[int]:

@@ -21,8 +21,8 @@ from llava_gateway.auth.api_keys import Key, KeyFile, digest
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import EngineFailed, InvalidRequest
 from llava_gateway.settings import Settings
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import Adapter, Delta, ModelInfo, Prompt, Sampling, Structure, Usage, Vision
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage, VisionConfig
 
 MINE = {"authorization": "Bearer mine"}
 
@@ -42,22 +42,24 @@ class Speaker:
 
     async def start(self) -> ModelInfo:
         return ModelInfo(
-            vocabulary=Vocabulary((CHECKPOINT / "tokenizer.json").read_text()),
+            tokenizer=Tokenizer((CHECKPOINT / "tokenizer.json").read_text()),
             chat_template="{% for message in messages %}{% for part in message.content %}{{ part['text'] }}{% endfor %}{% endfor %}",
             special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
             image_token="<image>",
-            vision=Vision(336, lambda width, height: 576, fewest=576, most=576),
+            vision=VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576),
             context_length=8192,
         )
 
-    async def check_structure(self, structure: Structure) -> None:
+    async def check_structure(self, structure: StructuredOutput) -> None:
         raise InvalidRequest("No such structure.", param="structured_outputs")
 
-    async def load_adapter(self, adapter: Adapter) -> None: ...
+    async def load_adapter(self, adapter: LoraAdapter) -> None: ...
 
-    async def unload_adapter(self, adapter: Adapter) -> None: ...
+    async def unload_adapter(self, adapter: LoraAdapter) -> None: ...
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
         self.asked += 1
         if self.fails:
             raise self.fails

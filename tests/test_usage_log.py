@@ -13,7 +13,7 @@ from test_named_files import within
 
 from llava_gateway.app import create_app
 from llava_gateway.observability import metrics
-from llava_gateway.observability.context import Call
+from llava_gateway.observability.context import RequestContext
 from llava_gateway.observability.usage_log import UsageLog
 from llava_gateway.settings import Settings, SettingsError
 
@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 def write(path: Path, *names: str) -> None:
     log = UsageLog(path)
     for name in names:
-        log.write(Call(name), 200, 0.1)
+        log.write(RequestContext(name), 200, 0.1)
 
 
 def names(path: Path) -> list[str]:
@@ -80,7 +80,7 @@ def test_nothing_is_cut_off_while_another_gateway_writes(path: Path) -> None:
     write(path, "next")
     first, second = path.read_bytes().splitlines()
     assert (first, json.loads(second)["id"]) == (torn, "next")
-    other.write(Call("other"), 200, 0.1)
+    other.write(RequestContext("other"), 200, 0.1)
     del other
     path.write_bytes(b"")
     write(path, "after")
@@ -89,10 +89,10 @@ def test_nothing_is_cut_off_while_another_gateway_writes(path: Path) -> None:
 
 def test_a_log_that_was_moved_away_is_begun_anew_and_a_torn_one_put_there_is_mended(path: Path) -> None:
     log = UsageLog(path)
-    log.write(Call("before"), 200, 0.1)
+    log.write(RequestContext("before"), 200, 0.1)
     path.rename(path.with_suffix(".1"))
     path.write_bytes(b'{"time":"2026-')
-    log.write(Call("after"), 200, 0.1)
+    log.write(RequestContext("after"), 200, 0.1)
     assert names(path.with_suffix(".1")) == ["before"]
     assert names(path) == ["after"]
 

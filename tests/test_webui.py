@@ -41,8 +41,8 @@ from llava_gateway.api.text_generation_webui.router import ModelBody, RunningAns
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.images import Grid, data_uri, describe, draw, encode
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import ImageUrl, Sampling, Structure
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import ImageUrl, SamplingParams, StructuredOutput
 
 API = "/api/v1"
 GRID: Grid = ("red", "blue", "green", "orange")
@@ -254,12 +254,12 @@ def test_the_model(web: httpx.Client) -> None:
 
 
 def test_fields_become_the_cores() -> None:
-    vocabulary = Vocabulary((CHECKPOINT / "tokenizer.json").read_text())
+    tokenizer = Tokenizer((CHECKPOINT / "tokenizer.json").read_text())
 
-    def sampling(**fields: Any) -> Sampling:
-        return GenerateBody.parse({"prompt": ""} | fields).sampling(vocabulary)
+    def sampling(**fields: Any) -> SamplingParams:
+        return GenerateBody.parse({"prompt": ""} | fields).sampling(tokenizer)
 
-    default = Sampling(max_tokens=200, temperature=0.5, repetition_penalty=1.1)
+    default = SamplingParams(max_tokens=200, temperature=0.5, repetition_penalty=1.1)
     assert sampling() == default
     assert sampling(**dict.fromkeys(GenerateBody.model_fields.keys() - {"prompt"})) == default  # null is as good as nothing
     documented = {"seed": -1, "top_p": 1, "min_p": 0, "top_k": 0, "typical_p": 1.0, "tfs": 1, "custom_token_bans": ""}
@@ -267,7 +267,7 @@ def test_fields_become_the_cores() -> None:
     given = {"min_length": 2, "top_p": 0.5, "min_p": 0.1, "top_k": 7, "presence_penalty": 1, "frequency_penalty": -1, "seed": 5}
     assert sampling(
         **given, max_length=9, rep_pen=1.5, stopping_strings=["a", "b"], custom_token_bans=" 1, 2 ", skip_special_tokens=False
-    ) == Sampling(
+    ) == SamplingParams(
         max_tokens=9,
         min_tokens=2,
         temperature=0.5,
@@ -288,7 +288,7 @@ def test_fields_become_the_cores() -> None:
     assert sampling(do_sample=False, temperature=2).temperature == 0
     assert sampling(temperature=0).temperature == 0
     assert sampling(ban_eos_token=True).ignore_eos
-    assert sampling(grammar_string="g").structure == Structure("grammar", "g", "grammar_string")
+    assert sampling(grammar_string="g").structured_output == StructuredOutput("grammar", "g", "grammar_string")
 
 
 def test_the_engine_does_as_told(web: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""A dialect, as the app sees it: where it answers, and how it says no."""
+"""What the app knows of an API: its routes, and how it renders an error."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,44 +7,47 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from llava_gateway.errors import GatewayError
-from llava_gateway.http.request_body import Bodies
-from llava_gateway.http.response import Fail, FailFor, Reply
-from llava_gateway.observability.context import current
+from llava_gateway.http.request_body import RequestBodyReader
+from llava_gateway.http.response import ErrorRenderer, FindErrorRenderer, ResponseWriter
+from llava_gateway.observability.context import current_context
 from llava_gateway.serving.gateway import Gateway
 
 
 @dataclass(frozen=True)
-class Door:
+class Api:
+    """One API that clients speak."""
+
     routes: list[BaseRoute]
-    fail: Fail
+    render_error: ErrorRenderer
     public: Sequence[str] = ()
-    """Paths that need no key."""
+    """Paths that need no API key."""
 
 
-MakeDoor = Callable[[Gateway, Bodies], Door]
+ApiFactory = Callable[[Gateway, RequestBodyReader], Api]
+"""Creates an API in front of a gateway."""
 
 
-def fail_by_path(doors: Sequence[Door], otherwise: Fail) -> FailFor:
-    """Errors in the words of the door that has the request's path, whatever its method."""
+def error_renderer_by_path(apis: Sequence[Api], otherwise: ErrorRenderer) -> FindErrorRenderer:
+    """Return a function that finds the error renderer of the API that has a request's path, whatever the method is."""
 
-    def fail_for(scope: Scope) -> Fail:
-        for door in doors:
-            if any(route.matches(scope)[0] != Match.NONE for route in door.routes):
-                return door.fail
+    def find_error_renderer(scope: Scope) -> ErrorRenderer:
+        for api in apis:
+            if any(route.matches(scope)[0] != Match.NONE for route in api.routes):
+                return api.render_error
         return otherwise
 
-    return fail_for
+    return find_error_renderer
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A response that is an error."""
+class ErrorResponse:
+    """An ASGI app that answers every request with an error."""
 
     error: GatewayError
-    fail: Fail
+    render_error: ErrorRenderer
     headers: Mapping[str, str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        current().code = self.error.code or self.error.type
+        current_context().code = self.error.code or self.error.type
         headers = ((name.encode(), value.encode()) for name, value in self.headers.items())
-        await self.fail(self.error, Reply(send, headers=headers))
+        await self.render_error(self.error, ResponseWriter(send, headers=headers))

@@ -8,16 +8,16 @@ from pathlib import Path
 from pydantic import Field
 from starlette.routing import Route
 
-from llava_gateway.api.base import Door
+from llava_gateway.api.base import Api
 from llava_gateway.api.openai.messages import Messages, to_messages
 from llava_gateway.api.schema import RequestBody
-from llava_gateway.errors import OutOfStorage
+from llava_gateway.errors import InsufficientStorage
 from llava_gateway.feedback.record import VoteName, check_turns, new_vote
 from llava_gateway.feedback.store import Full, Store
 from llava_gateway.http.endpoints import JsonEndpoint
-from llava_gateway.http.request_body import Bodies, JsonBody
-from llava_gateway.http.response import Fail, Reply
-from llava_gateway.observability.context import current
+from llava_gateway.http.request_body import JsonBody, RequestBodyReader
+from llava_gateway.http.response import ErrorRenderer, ResponseWriter
+from llava_gateway.observability.context import current_context
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.settings import SettingsError
 from llava_gateway.types import Text
@@ -33,14 +33,17 @@ class FeedbackRequest(RequestBody):
     messages: Messages = Field(description="the chat as /v1/chat/completions takes it; the last message is the answer, the assistant's")
 
 
-def door(gateway: Gateway, bodies: Bodies, fail: Fail) -> Door:
+def create_api(gateway: Gateway, body_reader: RequestBodyReader, render_error: ErrorRenderer) -> Api:
     """`fail`: how errors are put. Raises SettingsError if the directory cannot be written to."""
     settings = gateway.settings
     try:
         store = Store(Path(settings.feedback_dir), settings.feedback_max_mb << 20)
     except OSError as error:
         raise SettingsError(f"feedback_dir {settings.feedback_dir} cannot be written to: {error.strerror}") from error
-    return Door([Route("/feedback", JsonEndpoint(Feedback(gateway, store).vote, fail, gateway.admission, bodies), methods=["POST"])], fail)
+    return Api(
+        [Route("/feedback", JsonEndpoint(Feedback(gateway, store).vote, render_error, gateway.admission, body_reader), methods=["POST"])],
+        render_error,
+    )
 
 
 class Feedback:
@@ -49,21 +52,21 @@ class Feedback:
         self._store = store
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="feedback")
 
-    async def vote(self, body: JsonBody, reply: Reply) -> None:
+    async def vote(self, body: JsonBody, response: ResponseWriter) -> None:
         request = FeedbackRequest.read(body)
         self._gateway.model(request.model)
         messages = to_messages(request.messages)
         check_turns(messages)
         images = [part for message in messages for part in message.content if not isinstance(part, Text)]
         files = await self._gateway.image_files(request.model, images)
-        caller = current().caller
-        vote = new_vote(request.model, request.vote, caller.key.name if caller else None, messages, [file.name for file in files])
+        key_name = current_context().key_name or None
+        vote = new_vote(request.model, request.vote, key_name, messages, [file.name for file in files])
         try:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._writer, self._store.add, vote, {file.name: file.data for file in files})
         except Full:
-            raise OutOfStorage("The server keeps no more votes: what it may hold is full.", code="feedback_full") from None
+            raise InsufficientStorage("The server keeps no more votes: what it may hold is full.", code="feedback_full") from None
         except OSError as error:
             log.error("A vote cannot be kept: %s", error.strerror)
-            raise OutOfStorage("The server could not keep the vote; its log says why.", code="feedback_failed") from error
-        await reply.json(200, {"id": vote.id})
+            raise InsufficientStorage("The server could not keep the vote; its log says why.", code="feedback_failed") from error
+        await response.json(200, {"id": vote.id})

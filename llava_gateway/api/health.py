@@ -1,4 +1,4 @@
-"""For operators: /health (the process lives), /ready (the engine has answered lately, and admission is open), /metrics."""
+"""For operators: /health (the process runs), /ready (the engine has answered recently and admission is open), /metrics."""
 
 from collections.abc import Awaitable, Callable
 
@@ -10,9 +10,12 @@ from starlette.routing import BaseRoute, Route
 
 from llava_gateway.serving.gateway import Gateway
 
+PROBES = ("/health", "/ready")
+"""Paths that an orchestrator calls. They need no API key."""
+
 
 def routes(gateway: Gateway, exposition: Callable[[], Awaitable[bytes]]) -> list[BaseRoute]:
-    """`exposition`: the page that Prometheus reads."""
+    """Return the routes. `exposition`: returns the page that Prometheus reads."""
 
     async def health(request: Request) -> Response:
         return _status("ok")

@@ -16,15 +16,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from llava_gateway.api.base import Door
+from llava_gateway.api.base import Api
 from llava_gateway.api.schema import TAG, ImageString, Refused, RequestBody
 from llava_gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable
 from llava_gateway.http.endpoints import JsonEndpoint
-from llava_gateway.http.request_body import Bodies, JsonBody
-from llava_gateway.http.response import Reply, retry_after
+from llava_gateway.http.request_body import JsonBody, RequestBodyReader
+from llava_gateway.http.response import ResponseWriter, retry_after
 from llava_gateway.serving.gateway import Gateway
-from llava_gateway.serving.prepare import Plan
-from llava_gateway.types import CompletionRequest, Delta, ImageBase64, Sampling
+from llava_gateway.types import CompletionRequest, Delta, ImageBase64, SamplingParams
 
 MEDIA_TYPE = b"application/octet-stream"
 NUL = b"\0"
@@ -89,44 +88,35 @@ class HeartBeat(RequestBody):
     ignored: ClassVar = {"queue_length": "this server knows its own"}
 
 
-def door(gateway: Gateway, bodies: Bodies) -> Door:
-    stack = LlavaStack(gateway)
-    generate = JsonEndpoint(stack.worker_generate_stream, fail, gateway.admission, bodies)
-    return Door(
+def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
+    stack = LlavaWorker(gateway)
+    generate = JsonEndpoint(stack.worker_generate_stream, render_error, gateway.admission, body_reader)
+    return Api(
         [
             Route("/worker_generate_stream", generate, methods=["POST"]),
             Route("/worker_get_status", stack.worker_get_status, methods=["POST"]),
             Route("/refresh_all_workers", stack.refresh_all_workers, methods=["POST"]),
             Route("/list_models", stack.list_models, methods=["POST"]),
             Route("/register_worker", stack.register_worker, methods=["POST"]),
-            Route("/get_worker_address", _Addressed(stack.get_worker_address, gateway, bodies), methods=["POST"]),
-            Route("/receive_heart_beat", _Addressed(stack.receive_heart_beat, gateway, bodies), methods=["POST"]),
+            Route("/get_worker_address", _Addressed(stack.get_worker_address, gateway, body_reader), methods=["POST"]),
+            Route("/receive_heart_beat", _Addressed(stack.receive_heart_beat, gateway, body_reader), methods=["POST"]),
         ],
-        fail,
+        render_error,
     )
 
 
-class LlavaStack:
+class LlavaWorker:
     """What controller and worker are asked. Clients call the paths that take a `Request` here without any body."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.keep_alive = gateway.settings.keep_alive
 
-    async def worker_generate_stream(self, body: JsonBody, reply: Reply) -> None:
+    async def worker_generate_stream(self, body: JsonBody, response: ResponseWriter) -> None:
         asked = GenerateRequest.read(body)
-        plan = await self._plan(asked)
-        async with self.gateway.answer(plan) as answer, reply.stream(MEDIA_TYPE, self.keep_alive, silence=NUL):
-            await reply.deltas(answer, TextSoFar(asked.prompt).push)
-
-    async def _plan(self, asked: GenerateRequest) -> Plan:
-        """An answer of the length that was asked for, or of what the prompt leaves of the context: clients ask for the same length however
-        long their chat has become."""
         request = to_completion(asked, self.gateway.model_name)
-        (plan,) = await self.gateway.plan(request)
-        room = self.gateway.model(request.model).context_length - plan.tokens
-        sampling = dataclasses.replace(plan.sampling, max_tokens=min(asked.max_new_tokens or MAX_NEW_TOKENS, room))
-        return dataclasses.replace(plan, sampling=sampling)
+        async with self.gateway.open(request) as deltas, response.stream(MEDIA_TYPE, self.keep_alive, silence=NUL):
+            await response.deltas(deltas, TextSoFar(asked.prompt).push)
 
     async def worker_get_status(self, request: Request) -> Response:
         """Unavailable while the model loads: another controller then does not take this server for one of its workers."""
@@ -148,38 +138,39 @@ class LlavaStack:
             "this server there as one of them."
         )
 
-    async def get_worker_address(self, address: str, body: JsonBody, reply: Reply) -> None:
+    async def get_worker_address(self, address: str, body: JsonBody, response: ResponseWriter) -> None:
         asked = AddressRequest.read(body)
-        await reply.json(200, {"address": address if asked.model in self.gateway.models.names() else ""})
+        await response.json(200, {"address": address if asked.model in self.gateway.models.names() else ""})
 
-    async def receive_heart_beat(self, address: str, body: JsonBody, reply: Reply) -> None:
-        await reply.json(200, {"exist": HeartBeat.read(body).worker_name.rstrip("/") == address})
+    async def receive_heart_beat(self, address: str, body: JsonBody, response: ResponseWriter) -> None:
+        await response.json(200, {"exist": HeartBeat.read(body).worker_name.rstrip("/") == address})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Addressed:
     """A JSON endpoint, as an ASGI app, whose handler is told the address that the client reached this server by."""
 
-    handle: Callable[[str, JsonBody, Reply], Coroutine[Any, Any, None]]
+    handle: Callable[[str, JsonBody, ResponseWriter], Coroutine[Any, Any, None]]
     gateway: Gateway
-    bodies: Bodies
+    body_reader: RequestBodyReader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         address = str(Request(scope).base_url).rstrip("/")
-        endpoint = JsonEndpoint(partial(self.handle, address), fail, self.gateway.admission, self.bodies)
+        endpoint = JsonEndpoint(partial(self.handle, address), render_error, self.gateway.admission, self.body_reader)
         await endpoint(scope, receive, send)
 
 
 def to_completion(asked: GenerateRequest, default_model: str) -> CompletionRequest:
-    """The core's request, for an answer of one token; how many more fit is known once the prompt's are counted."""
+    """Return the core's request. Clients ask for the same answer length however long their chat is, so it is lowered to fit the context."""
     temperature = 1.0 if asked.temperature is None else asked.temperature
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
     return CompletionRequest(
         model=default_model if asked.model is None else asked.model,
         prompt=asked.prompt,
         images=tuple(ImageBase64(image, f"images[{index}]") for index, image in enumerate(asked.images or ())),
-        sampling=Sampling(
-            max_tokens=1,
+        sampling=SamplingParams(
+            max_tokens=asked.max_new_tokens or MAX_NEW_TOKENS,
+            lower_max_tokens_to_fit=True,
             temperature=0.0 if temperature <= GREEDY or asked.top_p == 0 else temperature,
             top_p=asked.top_p or 1.0,
             top_k=max(TOP_K if asked.top_k is None else asked.top_k, 0),
@@ -207,17 +198,17 @@ class TextSoFar:
         return b'{"text":"%b","error_code":0}\0' % self._escaped
 
 
-async def fail(error: GatewayError, reply: Reply) -> None:
+async def render_error(error: GatewayError, response: ResponseWriter) -> None:
     """An error as a response of one chunk, or as the stream's last chunk if the status line has left."""
-    chunk = render_error(error)
-    if reply.started:
-        await reply.frames(chunk)
-        await reply.end()
+    chunk = error_body(error)
+    if response.started:
+        await response.frames(chunk)
+        await response.end()
         return
-    await reply.body(error.status, chunk, MEDIA_TYPE, retry_after(error))
+    await response.body(error.status, chunk, MEDIA_TYPE, retry_after(error))
 
 
-def render_error(error: GatewayError) -> bytes:
+def error_body(error: GatewayError) -> bytes:
     """A chunk that is an error. The dialect has no place for the name of a field but the text."""
     named = error.param is None or error.param in error.message
     text = error.message if named else f"{error.param}: {error.message}"

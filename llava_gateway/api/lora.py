@@ -8,13 +8,13 @@ from typing import ClassVar
 from pydantic import Field
 from starlette.routing import Route
 
-from llava_gateway.api.base import Door
+from llava_gateway.api.base import Api
 from llava_gateway.api.schema import Refused, RequestBody
+from llava_gateway.auth.rate_limits import current_lease
 from llava_gateway.errors import Forbidden, InvalidRequest
 from llava_gateway.http.endpoints import JsonEndpoint
-from llava_gateway.http.request_body import Bodies, JsonBody
-from llava_gateway.http.response import Fail, Reply
-from llava_gateway.observability.context import current
+from llava_gateway.http.request_body import JsonBody, RequestBodyReader
+from llava_gateway.http.response import ErrorRenderer, ResponseWriter
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.settings import SettingsError
 
@@ -35,39 +35,42 @@ class UnloadRequest(RequestBody):
     lora_name: str = Field(description="the name that clients ask for")
 
 
-def door(gateway: Gateway, bodies: Bodies, fail: Fail) -> Door:
+def create_api(gateway: Gateway, body_reader: RequestBodyReader, render_error: ErrorRenderer) -> Api:
     """`fail`: how errors are put. Raises SettingsError if there is no such directory."""
     folder = Path(gateway.settings.lora_dir)
     if not folder.is_dir():
         raise SettingsError(f"lora_dir {folder} is not a directory")
-    handlers = Adapters(gateway, folder.resolve())
+    handlers = LoraHandlers(gateway, folder.resolve())
     paths = {"/v1/load_lora_adapter": handlers.load, "/v1/unload_lora_adapter": handlers.unload}
-    return Door([Route(path, JsonEndpoint(paths[path], fail, gateway.admission, bodies), methods=["POST"]) for path in paths], fail)
+    return Api(
+        [Route(path, JsonEndpoint(paths[path], render_error, gateway.admission, body_reader), methods=["POST"]) for path in paths],
+        render_error,
+    )
 
 
-class Adapters:
+class LoraHandlers:
     def __init__(self, gateway: Gateway, folder: Path) -> None:
         self._gateway = gateway
         self._folder = folder
 
-    async def load(self, body: JsonBody, reply: Reply) -> None:
+    async def load(self, body: JsonBody, response: ResponseWriter) -> None:
         self._check_admin()
         asked = LoadRequest.read(body)
         path = await asyncio.to_thread(self._find, asked.lora_path)
         loading = self._gateway.models.load(asked.lora_name, path, in_place=bool(asked.load_inplace))
         await asyncio.shield(loading)  # half loaded, it would be in the engine and have no name
-        await _say(reply, f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
+        await _say(response, f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
-    async def unload(self, body: JsonBody, reply: Reply) -> None:
+    async def unload(self, body: JsonBody, response: ResponseWriter) -> None:
         self._check_admin()
         asked = UnloadRequest.read(body)
         await self._gateway.models.unload(asked.lora_name)
-        await _say(reply, f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
+        await _say(response, f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
 
     def _check_admin(self) -> None:
         """Raises Forbidden."""
-        caller = current().caller
-        if not (caller.key.admin if caller else self._gateway.settings.auth == "auto"):
+        lease = current_lease()
+        if not (lease.key.admin if lease else self._gateway.settings.auth == "auto"):
             raise Forbidden("This needs an admin key, as `llava-gateway keys new NAME --admin` makes it.", code="admin_key_required")
 
     def _find(self, given: str) -> Path:
@@ -82,5 +85,5 @@ class Adapters:
         raise InvalidRequest("lora_path is not found, or not an adapter in the server's --lora-dir.", param="lora_path")
 
 
-async def _say(reply: Reply, text: str) -> None:
-    await reply.body(200, text.encode(), b"text/plain; charset=utf-8")
+async def _say(response: ResponseWriter, text: str) -> None:
+    await response.body(200, text.encode(), b"text/plain; charset=utf-8")

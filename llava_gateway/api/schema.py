@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http.request_body import MAX_TEXT, JsonBody
-from llava_gateway.types import InPlace
+from llava_gateway.types import BodySlice
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +21,13 @@ TAG = "\ufdd0"
 _named: set[str] = set()
 
 
-def _image(value: Any) -> str | InPlace:
-    if isinstance(value, InPlace) or (isinstance(value, str) and value):
+def _image(value: Any) -> str | BodySlice:
+    if isinstance(value, BodySlice) or (isinstance(value, str) and value):
         return value
     raise ValueError("must be an image, in a string")
 
 
-ImageString = Annotated[str | InPlace, PlainValidator(_image), WithJsonSchema({"type": "string", "minLength": 1})]
+ImageString = Annotated[str | BodySlice, PlainValidator(_image), WithJsonSchema({"type": "string", "minLength": 1})]
 """An image's URL, or its base64."""
 
 
@@ -92,7 +92,7 @@ class RequestBody(Strict):
 def _explain(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
-    if error["type"] == "string_type" and isinstance(error["input"], InPlace):
+    if error["type"] == "string_type" and isinstance(error["input"], BodySlice):
         return f"must be text, and is {len(error['input'].ascii)} characters of base64"
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return "must be an object"

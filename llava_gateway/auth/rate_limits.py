@@ -8,7 +8,9 @@ follow until all of it has had some.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +33,7 @@ class RateLimited(TooManyRequests):
     def __init__(self, message: str, retry_after: int | None, headers: Headers) -> None:
         super().__init__(message, retry_after=retry_after)
         self.headers = headers
-        """As `Caller.headers`. None of a refusal for requests at once."""
+        """As `KeyLease.headers`. None of a refusal for requests at once."""
 
 
 class RateLimits:
@@ -40,28 +42,39 @@ class RateLimits:
     def __init__(self, storage: str = "memory") -> None:
         """`memory` (or nothing) or a redis:// or rediss:// URL; ValueError if it is neither, or if Redis' client is not installed."""
         self._counts: Counts = MemoryCounts() if storage in ("", "memory") else RedisCounts(storage)
-        self._inside: Counter[str] = Counter()
+        self._in_flight: Counter[str] = Counter()
 
-    async def admit(self, key: Key) -> "Caller":
+    async def admit(self, key: Key) -> "KeyLease":
         """Counts a request; whoever gets a Caller has to `leave` it. Raises RateLimited, or Unavailable if the storage is."""
-        if key.concurrent is not None and self._inside[key.digest] >= key.concurrent:
+        if key.concurrent is not None and self._in_flight[key.digest] >= key.concurrent:
             raise RateLimited(f"The key {key.name} may have {_number(key.concurrent, 'request')} running at once.", 1, [])
-        self._inside[key.digest] += 1
-        caller = Caller(key, self._counts, self._leave)
+        self._in_flight[key.digest] += 1
+        lease = KeyLease(key, self._counts, self._leave)
         try:
-            await caller.count()
+            await lease.count()
         except BaseException:
-            await caller.leave()
+            await lease.leave()
             raise
-        return caller
+        return lease
+
+    @asynccontextmanager
+    async def lease(self, key: Key) -> AsyncIterator["KeyLease"]:
+        """Count a request of the key. Within the block its lease is the current one. Raises as `admit`."""
+        lease = await self.admit(key)
+        token = _current.set(lease)
+        try:
+            yield lease
+        finally:
+            _current.reset(token)
+            await lease.leave()
 
     async def close(self) -> None:
         await self._counts.close()
 
     def _leave(self, key: Key) -> None:
-        self._inside[key.digest] -= 1
-        if not self._inside[key.digest]:
-            del self._inside[key.digest]
+        self._in_flight[key.digest] -= 1
+        if not self._in_flight[key.digest]:
+            del self._in_flight[key.digest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +84,22 @@ class Reservation:
     """Of the window, where it counts."""
 
 
-class Caller:
-    """One request of a key, from its admission until it leaves."""
+_current: ContextVar["KeyLease | None"] = ContextVar("key_lease", default=None)
+
+
+def current_lease() -> "KeyLease | None":
+    """Return the lease of the request that this code works for. None if the server asks for no key."""
+    return _current.get()
+
+
+class KeyLease:
+    """One request of a key, from its admission until it ends."""
 
     def __init__(self, key: Key, counts: Counts, on_leave: Callable[[Key], None]) -> None:
         self.key = key
         self._counts = counts
         self._on_leave = on_leave
-        self._inside = True
+        self._in_flight = True
         given: dict[What, int | None] = {"requests": key.requests_per_minute, "tokens": key.tokens_per_minute}
         self._per_minute = {what: limit for what, limit in given.items() if limit is not None}
         self._seen: dict[What, Outcome] = {}
@@ -100,8 +121,8 @@ class Caller:
 
     async def leave(self) -> None:
         """Free the place among those at once, and settle what is still reserved. Again: nothing."""
-        if self._inside:
-            self._inside = False
+        if self._in_flight:
+            self._in_flight = False
             self._on_leave(self.key)
         await self._settle()
 
@@ -132,7 +153,7 @@ class Caller:
             raise self._refusal(f"{may}, and this prompt has {self._prompts}.", seen)
         self._reservations.append(Reservation(seen.granted, seen.bucket))
 
-    async def book(self, tokens: int) -> None:
+    async def record_usage(self, tokens: int) -> None:
         """What an answer and its prompt have used. After the last of the answers nothing is reserved any more."""
         self._answers -= 1
         self._used += tokens

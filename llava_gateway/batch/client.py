@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import orjson
 
-from llava_gateway.batch.lines import Line, PictureError, with_pictures
+from llava_gateway.batch.lines import ImageFileError, Line, with_local_images
 
 BUSY = (429, 502, 503)
 """Statuses of a server that may answer the same request later."""
@@ -36,7 +36,7 @@ class Asker:
         try:
             content = await asyncio.to_thread(self._content, line)
             response = await self._post(client, line.url.removeprefix("/v1/"), content)
-        except PictureError as error:
+        except ImageFileError as error:
             return _entry(line, None, "picture_unreadable", str(error))
         except httpx.RequestError as error:
             return _entry(line, None, "no_answer", _reason(error))
@@ -53,7 +53,7 @@ class Asker:
 
     def _content(self, line: Line) -> bytes:
         """The request's body. Reads files, so it is not for the event loop. Raises PictureError."""
-        return orjson.dumps(with_pictures({"model": self.model, **line.body}, self.folder))
+        return orjson.dumps(with_local_images({"model": self.model, **line.body}, self.folder))
 
     async def _post(self, client: httpx.AsyncClient, path: str, content: bytes) -> httpx.Response:
         """Raises httpx.RequestError."""

@@ -12,7 +12,7 @@ from llava_gateway.errors import EngineStartError, Unavailable
 from llava_gateway.settings import Settings
 
 LOOK_INTERVAL = 0.1
-WITHOUT_CLIENTS = {"doors": ("openai",), "api_keys": (), "keys_file": "", "auth": "auto", "cors_origins": ()}
+WITHOUT_CLIENTS = {"apis": ("openai",), "api_keys": (), "keys_file": "", "auth": "auto", "cors_origins": ()}
 """Settings for others than the one who runs it."""
 
 

@@ -13,7 +13,7 @@ import orjson
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llava_gateway.client.remote import MAX_PICTURE_BYTES, local_path
+from llava_gateway.client.remote import MAX_IMAGE_BYTES, local_path
 from llava_gateway.files import read_file
 from llava_gateway.images.decode import sniff
 
@@ -96,7 +96,7 @@ class RequestFile:
         raise BatchError(f"{self.name}, line {number}: {fault}")
 
 
-class Pictures:
+class ImageFiles:
     """The same question about each picture, whose path is the custom_id."""
 
     def __init__(self, patterns: Sequence[str], prompt: str, fields: Mapping[str, Any]) -> None:
@@ -150,11 +150,11 @@ BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 """Lengths of a BMP's second header. The format's own mark is `BM` alone, with which a text may begin, too."""
 
 
-class PictureError(Exception):
+class ImageFileError(Exception):
     """A file that cannot be read, or is no picture; the message names it as the request does."""
 
 
-def with_pictures(body: dict[str, Any], folder: Path) -> dict[str, Any]:
+def with_local_images(body: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The body, in which each image URL that is a path or a file:// URL has become a data URI. Paths start from `folder`. What is not in
     OpenAI's shape is left for the server to refuse. Raises PictureError."""
     for message in _dicts(body.get("messages")):
@@ -179,16 +179,16 @@ def _sent(source: str, folder: Path) -> str:
     try:
         url = urlsplit(source) if scheme == "file" else None
         if url and url.netloc not in ("", "localhost"):
-            raise PictureError(f"{source[:200]}: a file:// URL has three slashes and a whole path, as file:///photos/cat.jpg")
+            raise ImageFileError(f"{source[:200]}: a file:// URL has three slashes and a whole path, as file:///photos/cat.jpg")
         path = folder / local_path(unquote(url.path) if url else source)
-        data = read_file(path, MAX_PICTURE_BYTES)
+        data = read_file(path, MAX_IMAGE_BYTES)
     except OSError as error:
-        raise PictureError(f"{source[:200]}: {error.strerror}") from error
+        raise ImageFileError(f"{source[:200]}: {error.strerror}") from error
     except ValueError as error:  # a zero byte in the path
-        raise PictureError(f"{source[:200]}: {error}") from error
-    if (picture_format := _image_format(data)) is None:
-        raise PictureError(f"{source[:200]}: This is no picture of a known format, and nothing else is sent")
-    return f"data:image/{picture_format.lower()};base64,{base64.b64encode(data).decode()}"
+        raise ImageFileError(f"{source[:200]}: {error}") from error
+    if (image_format := _image_format(data)) is None:
+        raise ImageFileError(f"{source[:200]}: This is no picture of a known format, and nothing else is sent")
+    return f"data:image/{image_format.lower()};base64,{base64.b64encode(data).decode()}"
 
 
 def _image_format(data: bytes) -> str | None:

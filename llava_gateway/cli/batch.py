@@ -12,7 +12,7 @@ import httpx
 
 from llava_gateway.batch.client import Asker
 from llava_gateway.batch.embedded import embedded
-from llava_gateway.batch.lines import BatchError, Pictures, RequestFile, Source, count
+from llava_gateway.batch.lines import BatchError, ImageFiles, RequestFile, Source, count
 from llava_gateway.batch.output import Output
 from llava_gateway.batch.progress import Progress
 from llava_gateway.batch.run import Tally, run
@@ -67,7 +67,7 @@ def _source(parser: Parser, given: argparse.Namespace, names: Sequence[str]) -> 
     if len(names) != 1 or not given.prompt:
         parser.error("--images goes with OUT, before all flags, and with --prompt")
     fields = {"model": given.model if given.base_url else None, "max_tokens": given.max_tokens, "temperature": given.temperature}
-    return Pictures(given.images, given.prompt, {name: value for name, value in fields.items() if value is not None})
+    return ImageFiles(given.images, given.prompt, {name: value for name, value in fields.items() if value is not None})
 
 
 def _engine(parser: Parser, given: argparse.Namespace, engine_flags: Sequence[str]) -> Engine | None:

@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             http=self._protocol,
-            ws=websocket_protocol(settings, app.state.bodies),
+            ws=websocket_protocol(settings, app.state.body_reader),
             ws_max_size=settings.max_body_mb << 20,
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=LAST_WORDS,

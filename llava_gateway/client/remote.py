@@ -13,7 +13,7 @@ import httpx
 
 from llava_gateway.files import read_file
 
-MAX_PICTURE_BYTES = 64 << 20
+MAX_IMAGE_BYTES = 64 << 20
 """Of a file that is sent; servers take less."""
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
@@ -56,7 +56,7 @@ def image_part(source: str) -> dict[str, Any]:
     else:
         path = local_path(source)
         media_type = mimetypes.guess_type(path.name)[0] or "image/jpeg"  # which this gateway does not believe, but others do
-        url = f"data:{media_type};base64,{base64.b64encode(read_file(path, MAX_PICTURE_BYTES)).decode()}"
+        url = f"data:{media_type};base64,{base64.b64encode(read_file(path, MAX_IMAGE_BYTES)).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
 
 

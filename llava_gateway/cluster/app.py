@@ -16,19 +16,19 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
-from llava_gateway.app import Launch, launch_of, make_app
-from llava_gateway.cluster.delta_receiver import Inbox
+from llava_gateway.app import Launch, build_app, launch_of
+from llava_gateway.cluster.delta_receiver import DeltaReceiver
 from llava_gateway.cluster.delta_sender import client_context
 from llava_gateway.cluster.engine import RayEngine
 from llava_gateway.cluster.metrics import Page, exposition, page
 from llava_gateway.cluster.replica import Replica
-from llava_gateway.cluster.replica_registry import known
+from llava_gateway.cluster.replica_registry import replicas_of
 from llava_gateway.cluster.router import ImageAffinityRouter
 from llava_gateway.engine.base import Engine
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.observability import logging as logs
 from llava_gateway.serving.gateway import Gateway
-from llava_gateway.serving.model_registry import Backend, Models
+from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
 from llava_gateway.settings import Settings, SettingsError
 
 QUIET = {"enable_access_log": False}
@@ -82,7 +82,7 @@ def build(config: ClusterConfig) -> serve.Application:
         engine = serve.deployment(Replica).options(**options)
         engines.append(engine.bind(launch.model, launch.flags, launch.adapters, settings))
         launches.append(launch)
-    Models(_backends(config, launches, itertools.repeat(_no_engine)))  # for their names
+    ModelRegistry(_served_models(config, launches, itertools.repeat(_no_engine)))  # for their names
     places = (settings.max_running + settings.max_queued) * len(launches) + 8  # the gateway's own limits are to be met first, which say 429
     options = {"name": INGRESS, "max_ongoing_requests": places} | patience | config.ingress
     return serve.deployment(Ingress).options(**options).bind(config, launches, engines)
@@ -95,11 +95,11 @@ class Ingress:
     def __init__(self, config: ClusterConfig, launches: list[Launch], engines: list[DeploymentHandle[Any]]) -> None:
         settings = _settings(config)
         logs.set_up(settings, sys.__stderr__)  # what Ray Serve has for sys.stderr keeps lines back
-        inbox = Inbox(client_context())
-        makers = [partial(_engine, handle, inbox, launch) for handle, launch in zip(engines, launches, strict=True)]
-        backends = _backends(config, launches, makers)
+        delta_receiver = DeltaReceiver(client_context())
+        makers = [partial(_engine, handle, delta_receiver, launch) for handle, launch in zip(engines, launches, strict=True)]
+        served_models = _served_models(config, launches, makers)
         self._deployments = [*engines, serve.get_deployment_handle(serve.get_replica_context().deployment)]
-        self._app = make_app(Gateway(settings, backends), exposition=self._exposition)
+        self._app = build_app(Gateway(settings, served_models), exposition=self._exposition)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._app
@@ -112,18 +112,18 @@ class Ingress:
         return await exposition(self._deployments)
 
 
-def _engine(handle: DeploymentHandle[Any], inbox: Inbox, launch: Launch) -> Engine:
-    return RayEngine(handle, inbox, lambda: known(handle.deployment_name), launch.adapters)
+def _engine(handle: DeploymentHandle[Any], delta_receiver: DeltaReceiver, launch: Launch) -> Engine:
+    return RayEngine(handle, delta_receiver, lambda: replicas_of(handle.deployment_name), launch.adapters)
 
 
-def _backends(config: ClusterConfig, launches: Sequence[Launch], makers: Iterable[Callable[[], Engine]]) -> list[Backend]:
+def _served_models(config: ClusterConfig, launches: Sequence[Launch], makers: Iterable[Callable[[], Engine]]) -> list[ServedModel]:
     """Raises SettingsError."""
-    backends = []
+    served_models = []
     for model, launch, make in zip(config.models, launches, makers, strict=False):
         settings = _settings(config, model)
         supervisor = Supervisor(make, settings.engine_timeout, adapters=launch.adapters)
-        backends.append(Backend(launch.name, supervisor, settings.template, settings.model_alias))
-    return backends
+        served_models.append(ServedModel(launch.name, supervisor, settings.template, settings.model_alias))
+    return served_models
 
 
 def _no_engine() -> Engine:

@@ -16,7 +16,7 @@ from llava_gateway.types import Delta, Usage
 log = logging.getLogger(__name__)
 
 
-class Lost(Unavailable):
+class ReplicaLost(Unavailable):
     """The replica that had this request is no more, or cannot be heard."""
 
     code = "engine_dead"
@@ -28,7 +28,7 @@ class Lost(Unavailable):
 class Expected:
     """A request's answer as it comes in."""
 
-    def __init__(self, usage: Usage, take: Callable[[Delta], None]) -> None:
+    def __init__(self, usage: Usage, on_delta: Callable[[Delta], None]) -> None:
         self.begun = False
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Raises GatewayError if the answer ends with one."""
@@ -36,7 +36,7 @@ class Expected:
         """That answers, once it has said something."""
         self._usage = usage
         self._completion_tokens = 0
-        self._take = take
+        self._on_delta = on_delta
 
     @property
     def is_whole(self) -> bool:
@@ -51,7 +51,7 @@ class Expected:
         if delta is not None:
             self.begun = True
             try:
-                self._take(delta)
+                self._on_delta(delta)
             except Exception:  # is this request's own misfortune
                 log.exception("a delta could not be taken")
                 end = EngineFailed("The engine's answer could not be passed on.")
@@ -63,10 +63,10 @@ class Expected:
 
     def lose(self) -> None:
         if not self.end.done():
-            self.end.set_exception(Lost())
+            self.end.set_exception(ReplicaLost())
 
 
-class Inbox:
+class DeltaReceiver:
     """Used from one event loop."""
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
@@ -83,10 +83,10 @@ class Inbox:
         for replica in replicas.keys() - self._listening.keys():
             self._listening[replica] = asyncio.create_task(self._listen(replica, replicas[replica]))
 
-    def expect(self, usage: Usage, take: Callable[[Delta], None]) -> tuple[int, Expected]:
+    def expect(self, usage: Usage, on_delta: Callable[[Delta], None]) -> tuple[int, Expected]:
         """The number that the request goes by, and its answer, until it is forgotten."""
         number = next(self._numbers)
-        self._expected[number] = expected = Expected(usage, take)
+        self._expected[number] = expected = Expected(usage, on_delta)
         return number, expected
 
     def forget(self, number: int) -> None:

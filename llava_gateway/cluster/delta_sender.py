@@ -16,7 +16,7 @@ from llava_gateway.errors import GatewayError
 from llava_gateway.types import Delta, Usage
 
 HELLO_TIMEOUT = 5
-STRANGERS = 1024
+MAX_UNAUTHENTICATED = 1024
 """Connections that have not said who they are; more are closed at once."""
 MOST_UNREAD = 64 << 20
 """Bytes that a gateway may have left unread; then it is taken for gone."""
@@ -67,14 +67,14 @@ class _Gateway:
     waiting: list[Entry] = field(default_factory=list)
 
 
-class Outbox:
+class DeltaSender:
     """Used from one event loop."""
 
     def __init__(self, on_gone: Callable[[str], None]) -> None:
         """`on_gone`: told the name of a gateway that reads no longer."""
         self._on_gone = on_gone
         self._token = secrets.token_hex(NAME_BYTES // 2)
-        self._strangers = 0
+        self._unauthenticated = 0
         self._gateways: dict[str, _Gateway] = {}
         self._arrival = asyncio.Condition()
         self._flushing = False
@@ -125,9 +125,9 @@ class Outbox:
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         """The name of the gateway, once it has proved to be one; empty if it has not."""
-        if self._strangers >= STRANGERS:
+        if self._unauthenticated >= MAX_UNAUTHENTICATED:
             return ""
-        self._strangers += 1
+        self._unauthenticated += 1
         try:
             async with asyncio.timeout(HELLO_TIMEOUT):
                 challenge = secrets.token_hex(NAME_BYTES // 2)
@@ -136,7 +136,7 @@ class Outbox:
                 question = (await reader.readexactly(NAME_BYTES)).decode("latin-1")
                 given = await reader.readexactly(PROOF_BYTES)
         finally:
-            self._strangers -= 1
+            self._unauthenticated -= 1
         if not hmac.compare_digest(given, proof(self._token, "gateway", challenge, name, question)):
             return ""
         writer.write(proof(self._token, "replica", challenge, name, question))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llava_gateway.cluster.delta_receiver import Expected, Inbox, Lost
+from llava_gateway.cluster.delta_receiver import DeltaReceiver, Expected, ReplicaLost
 from llava_gateway.cluster.delta_sender import Address
 from llava_gateway.errors import EngineFailed, GatewayError, InvalidRequest, TooManyRequests
-from llava_gateway.observability.context import current
-from llava_gateway.types import Adapter, Delta, ModelInfo, Prompt, Sampling, Structure, Usage
+from llava_gateway.observability.context import current_context
+from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -37,13 +37,13 @@ class RayEngine:
     def __init__(
         self,
         handle: "DeploymentHandle[Any]",
-        inbox: Inbox,
+        delta_receiver: DeltaReceiver,
         replicas: Callable[[], Mapping[str, Address]],
-        adapters: tuple[Adapter, ...] = (),
+        adapters: tuple[LoraAdapter, ...] = (),
     ) -> None:
         """`replicas`: those that take requests, as far as is known here. `adapters`: what every replica loads when it starts."""
         self._handle = handle
-        self._inbox = inbox
+        self._delta_receiver = delta_receiver
         self._replicas = replicas
         self._adapters = adapters
         self._started = False
@@ -64,11 +64,11 @@ class RayEngine:
                 self._started = True
                 return model
 
-    async def check_structure(self, structure: Structure) -> None:
+    async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                error: GatewayError | None = await _result(self._handle.check_structure.remote(structure))
-            except Lost:
+                error: GatewayError | None = await _result(self._handle.check_structured_output.remote(structured_output))
+            except ReplicaLost:
                 if attempt == ATTEMPTS:
                     raise
             else:
@@ -76,33 +76,35 @@ class RayEngine:
         if error:
             raise error
 
-    async def load_adapter(self, adapter: Adapter) -> None:
+    async def load_adapter(self, adapter: LoraAdapter) -> None:
         """Every replica loads its adapters when it starts; those of a running cluster do not change."""
         if adapter not in self._adapters:
             raise InvalidRequest("The adapters of a cluster stand in its configuration.", param="lora_name")
 
-    async def unload_adapter(self, adapter: Adapter) -> None:
+    async def unload_adapter(self, adapter: LoraAdapter) -> None:
         """What `load_adapter` has taken, stays."""
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
         """As the protocol has it; a request whose replica dies before the first delta is given to another one."""
         for attempt in range(1, ATTEMPTS + 1):
-            number, answer = self._inbox.expect(usage, take)
+            number, answer = self._delta_receiver.expect(usage, on_delta)
             try:
                 await self._ask(number, answer, prompt, sampling, stream)
-            except Lost:
+            except ReplicaLost:
                 if answer.begun or attempt == ATTEMPTS:
                     raise
                 log.warning("a replica was lost before it answered; another one is asked")
             else:
                 return
             finally:
-                self._inbox.forget(number)
+                self._delta_receiver.forget(number)
 
-    async def _ask(self, number: int, answer: Expected, prompt: Prompt, sampling: Sampling, stream: bool) -> None:
+    async def _ask(self, number: int, answer: Expected, prompt: Prompt, sampling: SamplingParams, stream: bool) -> None:
         self._listen()
         affinity = prompt.images[0].digest if prompt.images else ""
-        trace, gateway = current().trace, self._inbox.name
+        trace, gateway = current_context().trace, self._delta_receiver.name
         response = self._handle.generate.remote(
             prompt, sampling, stream=stream, trace=trace, affinity=affinity, gateway=gateway, number=number
         )
@@ -112,12 +114,12 @@ class RayEngine:
             await self._first_of(asking, answer)
             if not answer.end.done():
                 if not await asking:
-                    raise Lost
+                    raise ReplicaLost
                 async with asyncio.timeout(ON_ITS_WAY):
                     await asyncio.shield(answer.end)
             answer.end.result()
         except TimeoutError:
-            raise Lost from None
+            raise ReplicaLost from None
         finally:
             if not answer.is_whole:
                 response.cancel()
@@ -134,13 +136,13 @@ class RayEngine:
     def _listen(self) -> None:
         """To all replicas that take requests. Raises Lost if there is none."""
         replicas = self._replicas()
-        self._inbox.listen(replicas)
+        self._delta_receiver.listen(replicas)
         if not replicas:
-            raise Lost("No replica of this model is running.")
+            raise ReplicaLost("No replica of this model is running.")
 
     async def check(self, timeout: float) -> None:
         if not self._replicas():
-            raise Lost("No replica of this model is running.")
+            raise ReplicaLost("No replica of this model is running.")
 
     async def stop(self) -> None:
         """The replicas are Ray Serve's, and other gateways'."""
@@ -171,4 +173,4 @@ def _failures() -> Iterator[None]:
     except RayTaskError as error:
         raise EngineFailed("The engine could not process this request.") from error
     except (RayError, RayServeException) as error:
-        raise Lost from error
+        raise ReplicaLost from error

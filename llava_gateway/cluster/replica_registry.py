@@ -7,10 +7,10 @@ from llava_gateway.cluster.delta_sender import Address
 _replicas: dict[str, Mapping[str, Address]] = {}
 
 
-def note(deployment: str, replicas: Mapping[str, Address]) -> None:
+def record_replicas(deployment: str, replicas: Mapping[str, Address]) -> None:
     _replicas[deployment] = replicas
 
 
-def known(deployment: str) -> Mapping[str, Address]:
+def replicas_of(deployment: str) -> Mapping[str, Address]:
     """The replicas of this deployment that take requests, by name, and where their deltas come from."""
     return _replicas.get(deployment, {})

@@ -7,7 +7,7 @@ from blake3 import blake3
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from llava_gateway.cluster.delta_sender import address_of
-from llava_gateway.cluster.replica_registry import note
+from llava_gateway.cluster.replica_registry import record_replicas
 
 FACTOR = 1.25
 SPARE = 4
@@ -24,8 +24,8 @@ def within_bounds(replicas: Sequence[str], load: Callable[[str], int | None]) ->
     """Those that have not too much to do, in the order given: never none of them (consistent hashing with bounded loads, Mirrokni et al.
     2018). `load`: requests that a replica has; None if that is not known, which is taken for the average."""
     loads = [load(replica) for replica in replicas]
-    known = [each for each in loads if each is not None]
-    bound = FACTOR * sum(known) / len(known) + SPARE if known else 0.0
+    replicas_of = [each for each in loads if each is not None]
+    bound = FACTOR * sum(replicas_of) / len(replicas_of) + SPARE if replicas_of else 0.0
     return [replica for replica, its in zip(replicas, loads, strict=True) if its is None or its <= bound]
 
 
@@ -52,16 +52,16 @@ class ImageAffinityRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
-        self._note()
+        self._record()
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)
-        self._note()
+        self._record()
 
-    def _note(self) -> None:
+    def _record(self) -> None:
         replicas = self.curr_replicas.values()
         addresses = {replica.replica_id.unique_id: address_of(replica.replica_metadata) for replica in replicas}
-        note(self._deployment_id.name, {name: address for name, address in addresses.items() if address})
+        record_replicas(self._deployment_id.name, {name: address for name, address in addresses.items() if address})
 
     def _less_loaded_first(self, replicas: list[RunningReplica]) -> list[RunningReplica]:
         """As they come if the load of one is not known: Ray Serve, asked for the better of both, would never try that one."""

@@ -30,7 +30,7 @@ class Tower:
     """Of each channel, red first, on a scale from 0 to 1."""
 
 
-def tower(name: str, inside: Mapping[str, Lazy], files: Files) -> Tower:
+def tower(name: str, in_flight: Mapping[str, Lazy], files: Files) -> Tower:
     """`inside`: the tower's weights if the checkpoint holds them; only the configuration of `name` is wanted then. Raises ConvertError."""
     if not name:
         raise ConvertError(f"config.json names no mm_vision_tower; give {FLAG}, such as openai/clip-vit-large-patch14-336")
@@ -42,8 +42,8 @@ def tower(name: str, inside: Mapping[str, Lazy], files: Files) -> Tower:
     except (StrictDataclassError, OSError, TypeError, ValueError) as error:
         raise ConvertError(f"{directory}: config.json makes no CLIP: {' '.join(str(error).split())}") from error
     mean_std = _mean_std(directory / "preprocessor_config.json")
-    if inside:
-        return Tower(config, inside, [], *mean_std)
+    if in_flight:
+        return Tower(config, in_flight, [], *mean_std)
     paths = weight_files(directory)
     return Tower(config, dict(clip_vision(tensors(paths, files))), paths, *mean_std)
 

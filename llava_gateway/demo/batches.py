@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from llava_gateway.demo import tokenizer as vocabulary
+from llava_gateway.demo import tokenizer as special_tokens
 from llava_gateway.demo.conversations import Lesson, Mix, lesson
 from llava_gateway.demo.images import COLORS, PAD_COLOR, draw_noisy, encode
 
@@ -58,7 +58,7 @@ class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
 
     def __init__(self, tokenizer: Tokenizer, stage: Stage, seed: int) -> None:
         self.tokenizer, self.stage, self.seed = tokenizer, stage, seed
-        self.image_id = tokenizer.token_to_id(vocabulary.IMAGE)
+        self.image_id = tokenizer.token_to_id(special_tokens.IMAGE)
         self.weights = {tokenizer.encode(f" {name}", add_special_tokens=False).ids[0]: DESCRIBED for name in COLORS}
         self.weights |= {tokenizer.encode(f" {name.capitalize()}", add_special_tokens=False).ids[0]: ASKED for name in COLORS}
 

@@ -16,9 +16,9 @@ from llava_gateway.demo.images import PLACES, Grid, data_uri, describe, draw_noi
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm.engine import VllmEngine
 from llava_gateway.serving.gateway import Gateway
-from llava_gateway.serving.model_registry import Backend
+from llava_gateway.serving.model_registry import ServedModel
 from llava_gateway.settings import Settings
-from llava_gateway.types import ChatRequest, ImageUrl, Message, Sampling, Text
+from llava_gateway.types import ChatRequest, ImageUrl, Message, SamplingParams, Text
 
 SEED = 20_000_003  # far from the training's seeds
 AT_ONCE = 16
@@ -53,13 +53,13 @@ BOUNDS = {"describe one": 0.98, "ask one place": 0.98, "describe two": 0.95, "de
 def ask(question: Question, rng: random.Random) -> ChatRequest:
     uris = [data_uri(encode(draw_noisy(grid, rng), rng.choice(("PNG", "JPEG")))) for grid in question.grids]
     content: tuple[Text | ImageUrl, ...] = (*(ImageUrl(uri, "image") for uri in uris), Text(question.text))
-    return ChatRequest(model=MODEL_NAME, messages=(Message("user", content),), sampling=Sampling(max_tokens=200, temperature=0))
+    return ChatRequest(model=MODEL_NAME, messages=(Message("user", content),), sampling=SamplingParams(max_tokens=200, temperature=0))
 
 
 async def measure() -> bool:
     settings = Settings()
     engine = Supervisor(lambda: VllmEngine(str(CHECKPOINT), ENGINE_FLAGS), settings.engine_timeout)
-    gateway = Gateway(settings, [Backend(MODEL_NAME, engine)])
+    gateway = Gateway(settings, [ServedModel(MODEL_NAME, engine)])
     await gateway.start()
     places = asyncio.Semaphore(AT_ONCE)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from llava_gateway.demo import tokenizer as vocabulary
+from llava_gateway.demo import tokenizer as special_tokens
 from llava_gateway.demo.batches import ASKED, DESCRIBED, GRID, IGNORE, PATCH, PATCHES, SIDE, Batch, Lessons, Stage
 from llava_gateway.demo.checkpoint_files import save
 from llava_gateway.demo.conversations import Mix, corpus
@@ -39,10 +39,10 @@ def config(tokenizer: Tokenizer) -> LlavaConfig:
         text_config=LlamaConfig(
             vocab_size=tokenizer.get_vocab_size(), hidden_size=128, intermediate_size=320, num_hidden_layers=3,
             num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=CONTEXT,
-            bos_token_id=tokenizer.token_to_id(vocabulary.BOS), eos_token_id=tokenizer.token_to_id(vocabulary.EOS),
-            pad_token_id=tokenizer.token_to_id(vocabulary.PAD),
+            bos_token_id=tokenizer.token_to_id(special_tokens.BOS), eos_token_id=tokenizer.token_to_id(special_tokens.EOS),
+            pad_token_id=tokenizer.token_to_id(special_tokens.PAD),
         ),
-        image_token_index=tokenizer.token_to_id(vocabulary.IMAGE), image_seq_length=PATCHES, vision_feature_layer=-2,
+        image_token_index=tokenizer.token_to_id(special_tokens.IMAGE), image_seq_length=PATCHES, vision_feature_layer=-2,
         vision_feature_select_strategy="default", tie_word_embeddings=False, dtype="float32",
     )  # fmt: skip
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("directory", nargs="?", type=Path, default=Path(__file__).parent / "checkpoint")
     directory = parser.parse_args().directory
     torch.manual_seed(0)
-    tokenizer = vocabulary.build(corpus(random.Random(0)))
+    tokenizer = special_tokens.build(corpus(random.Random(0)))
     model = LlavaForConditionalGeneration(config(tokenizer))
     know_rows_and_columns(model)
     print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters", flush=True)

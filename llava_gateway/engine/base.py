@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from llava_gateway.types import Adapter, Delta, ModelInfo, Prompt, Sampling, Structure, Usage
+from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage
 
 
 class Engine(Protocol):
@@ -19,17 +19,19 @@ class Engine(Protocol):
     async def start(self) -> ModelInfo:
         """Load the model. Raises EngineStartError."""
 
-    async def check_structure(self, structure: Structure) -> None:
+    async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         """Whether answers can be held to this form. Raises InvalidRequest; TooManyRequests or Unavailable if there is no telling now."""
 
-    async def load_adapter(self, adapter: Adapter) -> None:
+    async def load_adapter(self, adapter: LoraAdapter) -> None:
         """From now on prompts may come with it. Raises InvalidRequest for one that this model cannot take, and lives on without it;
         EngineFailed or Unavailable."""
 
-    async def unload_adapter(self, adapter: Adapter) -> None:
+    async def unload_adapter(self, adapter: LoraAdapter) -> None:
         """Forget it; no prompt that is being answered has it. Raises EngineFailed or Unavailable."""
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
         """Answer: gives deltas to `take` as they come, or each choice in as few as suit the engine if not `stream`, and returns when it has
         given all. `take` is called from the event loop and does not block. Writes what it read and wrote into `usage`.
 

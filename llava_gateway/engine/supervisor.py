@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 from llava_gateway.engine.base import Engine
 from llava_gateway.errors import EngineStartError, GatewayError, Unavailable
-from llava_gateway.types import Adapter, Delta, ModelInfo, Prompt, Sampling, Structure, Usage
+from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage
 
 log = logging.getLogger(__name__)
 
 PROBE_INTERVAL = 1.0
 """Seconds between two probes."""
-LATELY = 5.0
+RESPONSIVE = 5.0
 """An answer no older than so many seconds says that the engine is well."""
 RETRY_AFTER = 10
 MAX_BACKOFF = 60.0
@@ -28,7 +28,7 @@ class Supervisor:
     """One engine at a time. Used from one event loop."""
 
     def __init__(
-        self, make: Callable[[], Engine], timeout: float, on_death: Callable[[], None] | None = None, adapters: Sequence[Adapter] = ()
+        self, make: Callable[[], Engine], timeout: float, on_death: Callable[[], None] | None = None, adapters: Sequence[LoraAdapter] = ()
     ) -> None:
         """`timeout`: seconds without an answer after which the engine counts as dead. `on_death`: called instead of a restart.
         `adapters`: loaded at the start."""
@@ -77,24 +77,35 @@ class Supervisor:
             stage = self._engine.stage if self._engine else "starting"
             raise Unavailable(f"The model is loading, for {seconds:.0f} s now: {stage}.", code="model_loading", retry_after=3)
 
-    def check_lately(self) -> None:
+    def check_responsive(self) -> None:
         """Whether the engine has answered within the last seconds. Raises Unavailable."""
         self.check()
-        if (silent := time.monotonic() - self._answered) > LATELY:
+        if (silent := time.monotonic() - self._answered) > RESPONSIVE:
             raise Unavailable(f"The engine has not answered for {silent:.0f} s.", code="engine_silent", retry_after=RETRY_AFTER)
 
-    async def check_structure(self, structure: Structure) -> None:
-        await self._alive().check_structure(structure)
+    @property
+    def is_responsive(self) -> bool:
+        """Whether the engine has answered within the last seconds."""
+        try:
+            self.check_responsive()
+        except Unavailable:
+            return False
+        return True
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
-        await self._alive().generate(prompt, sampling, stream=stream, usage=usage, take=take)
+    async def check_structured_output(self, structured_output: StructuredOutput) -> None:
+        await self._alive().check_structured_output(structured_output)
 
-    async def load_adapter(self, adapter: Adapter) -> None:
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
+        await self._alive().generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta)
+
+    async def load_adapter(self, adapter: LoraAdapter) -> None:
         """As the engine's, which the next engine's start repeats."""
         await self._alive().load_adapter(adapter)
         self.adapters.append(adapter)
 
-    async def unload_adapter(self, adapter: Adapter) -> None:
+    async def unload_adapter(self, adapter: LoraAdapter) -> None:
         """As the engine's; if that is dead, the next one will not have it."""
         self.adapters.remove(adapter)
         with contextlib.suppress(Unavailable):

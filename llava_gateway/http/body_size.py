@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import InPlace
+from llava_gateway.types import BodySlice
 
 VALUE = 76
 """Bytes for a value in a list: a short string or a number (up to 64), and its places in the list and in the list's validated copy."""
@@ -54,14 +54,14 @@ def parsed_size(pieces: Sequence[memoryview]) -> int:
 
 def held_size(request: BaseModel) -> tuple[int, int]:
     """Bytes of the strings, lists and dictionaries in a validated request, and of the pictures that are left in its body."""
-    size = pictures = 0
+    size = images = 0
     unseen: list[Any] = [request]
     while unseen:
         value = unseen.pop()
         if isinstance(value, str):
             size += sys.getsizeof(value) + TEXT_COPIES * len(value)
-        elif isinstance(value, InPlace):
-            pictures += len(value.ascii)
+        elif isinstance(value, BodySlice):
+            images += len(value.ascii)
         elif isinstance(value, BaseModel):
             size += OBJECT + FIELD * len(value.__dict__)
             unseen.extend(value.__dict__.values())
@@ -72,7 +72,7 @@ def held_size(request: BaseModel) -> tuple[int, int]:
             size += ARRAY + VALUE * len(value)
             if not set(map(type, value)) <= _SCALARS:
                 unseen.extend(value)
-    return size, pictures
+    return size, images
 
 
 def _check(values: int, fields: int) -> None:

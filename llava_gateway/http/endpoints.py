@@ -10,17 +10,17 @@ from typing import Any
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
-from llava_gateway.concurrency import end
+from llava_gateway.concurrency import cancel_and_wait
 from llava_gateway.errors import GatewayError
-from llava_gateway.http.request_body import Bodies, ClientLeft, JsonBody
-from llava_gateway.http.response import Fail, Reply
+from llava_gateway.http.request_body import ClientDisconnected, JsonBody, RequestBodyReader
+from llava_gateway.http.response import ErrorRenderer, ResponseWriter
 from llava_gateway.observability import metrics
-from llava_gateway.observability.context import current
+from llava_gateway.observability.context import current_context
 from llava_gateway.serving.admission import Admission
 
 log = logging.getLogger(__name__)
 
-Handle = Callable[[JsonBody, Reply], Coroutine[Any, Any, None]]
+Handle = Callable[[JsonBody, ResponseWriter], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -28,46 +28,46 @@ class JsonEndpoint:
     """A client that leaves cancels `handle`, which closes what it has opened: generation stops, streamed or not."""
 
     handle: Handle
-    fail: Fail
+    render_error: ErrorRenderer
     admission: Admission
-    bodies: Bodies
+    body_reader: RequestBodyReader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send, writer=scope.get("writer"))
+        response = ResponseWriter(send, writer=scope.get("writer"))
         try:
-            async with self.admission.enter(), self.bodies.json(scope, receive) as body:
-                await unless(_disconnected(receive, reply), self.handle(body, reply))
-        except ClientLeft:
+            async with self.admission.enter(), self.body_reader.json(scope, receive) as body:
+                await run_until_disconnect(_disconnected(receive, response), self.handle(body, response))
+        except ClientDisconnected:
             metrics.DISCONNECTS.inc()
             log.debug("the client left")
         except GatewayError as error:
             if error.status == 500:
                 log.error("%s", error.message, exc_info=error)
-            current().code = error.code or error.type
+            current_context().code = error.code or error.type
             error.__traceback__ = error.__context__ = error.__cause__ = None  # their frames hold the body, which is no longer counted
-            await self.fail(error, reply)
+            await self.render_error(error, response)
 
 
-async def unless(gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
+async def run_until_disconnect(gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
     """Do the work; cancel it as soon as `gone` has come to its end. ClientLeft then."""
     task = asyncio.create_task(work)
     watch = asyncio.create_task(gone)
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientLeft
+            raise ClientDisconnected
     finally:
         watch.cancel()
         if not task.done():
-            await end(task)
+            await cancel_and_wait(task)
     await task
 
 
-async def _disconnected(receive: Receive, reply: Reply) -> None:
+async def _disconnected(receive: Receive, response: ResponseWriter) -> None:
     """Until the client has left before its answer was whole. (Servers say the same of a client whose answer is.)"""
     while (await receive())["type"] != "http.disconnect":
         pass
-    if reply.ended:
+    if response.ended:
         await asyncio.Future()
 
 
@@ -88,13 +88,13 @@ class WebSocketWriter:
 
 
 @dataclass(frozen=True)
-class JsonSocket:
+class JsonWebSocketEndpoint:
     """An ASGI app. A client that leaves cancels `handle`, as one that sends a message while another is being answered does."""
 
     handle: Callable[[JsonBody, WebSocketWriter], Coroutine[Any, Any, None]]
-    fail: Callable[[GatewayError, WebSocketWriter], Awaitable[None]]
+    render_error: Callable[[GatewayError, WebSocketWriter], Awaitable[None]]
     admission: Admission
-    bodies: Bodies
+    body_reader: RequestBodyReader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -103,13 +103,13 @@ class JsonSocket:
             early: list[Message] = []
             async with asyncio.timeout(None) as idle:
                 while True:
-                    idle.reschedule(asyncio.get_running_loop().time() + self.bodies.timeout)
+                    idle.reschedule(asyncio.get_running_loop().time() + self.body_reader.timeout)
                     message = early.pop() if early else await receive()
                     if message["type"] != "websocket.receive":
                         return
                     idle.reschedule(None)
                     await self._answer(message, early, scope, receive, send)
-        except ClientLeft:
+        except ClientDisconnected:
             metrics.DISCONNECTS.inc()
         except TimeoutError:
             await send({"type": "websocket.close", "code": NORMAL})
@@ -128,19 +128,19 @@ class JsonSocket:
                     await stack.enter_async_context(self.admission.enter())
                     if reservation:
                         reservation.release()  # the next line counts it anew
-                    request = stack.enter_context(self.bodies.message(body))
+                    request = stack.enter_context(self.body_reader.message(body))
                     del body
-                    await unless(_message_or_disconnect(receive, send, answer, early), self.handle(request, answer))
+                    await run_until_disconnect(_message_or_disconnect(receive, send, answer, early), self.handle(request, answer))
                 record.status = 200
             except GatewayError as error:
-                record.status, record.call.code = error.status, error.code or error.type
-                await self.fail(error, answer)
-            except ClientLeft:
+                record.status, record.context.code = error.status, error.code or error.type
+                await self.render_error(error, answer)
+            except ClientDisconnected:
                 raise
             except Exception:
-                log.exception("request %s failed", record.call.id)
-                record.status, record.call.code = 500, "server_error"
-                await self.fail(GatewayError("The server failed on this request; its log says more."), answer)
+                log.exception("request %s failed", record.context.id)
+                record.status, record.context.code = 500, "server_error"
+                await self.render_error(GatewayError("The server failed on this request; its log says more."), answer)
 
 
 async def _message_or_disconnect(receive: Receive, send: Send, answer: WebSocketWriter, early: list[Message]) -> None:

@@ -18,7 +18,7 @@ from llava_gateway.http.body_size import held_size, parsed_size
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import timed
 from llava_gateway.settings import Settings
-from llava_gateway.types import InPlace
+from llava_gateway.types import BodySlice
 
 _HEAD = re.compile(rb"(?:data:[ -~]{0,200}?,)?[A-Za-z0-9+/_%-]{16}")
 _COLON = re.compile(rb"\s*:")
@@ -36,20 +36,20 @@ class JsonText:
     def __init__(self, body: bytes | bytearray, *, max_text: int | None = MAX_TEXT) -> None:
         """`max_text`: bytes of the longest string that is no picture; None: strings may be as long as the body. InvalidRequest for longer
         strings, and for too many values."""
-        self._pieces, self._pictures = _cut(body, max_text)
+        self._pieces, self._images = _cut(body, max_text)
         self.parsed_size = parsed_size(self._pieces)
         """Most bytes that it takes once it is parsed, without the pictures that are left in place."""
-        self.picture_size = sum(len(picture.ascii) for picture in self._pictures)
+        self.image_size = sum(len(image.ascii) for image in self._images)
         """Bytes of these."""
 
     def parse(self) -> Any:
         """The value; strings that are long base64 or `data:` URIs are `InPlace`. InvalidRequest if this is not JSON."""
         try:
-            if not self._pictures:
+            if not self._images:
                 return orjson.loads(self._pieces[0])
-            names = [secrets.token_hex(16) for _ in self._pictures]
+            names = [secrets.token_hex(16) for _ in self._images]
             text = b"".join(part for piece, name in zip(self._pieces, [*names, ""], strict=True) for part in (piece, name.encode()))
-            return _with(dict(zip(names, self._pictures, strict=True)), orjson.loads(text))
+            return _with(dict(zip(names, self._images, strict=True)), orjson.loads(text))
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
 
@@ -59,19 +59,19 @@ def loads(body: bytes | bytearray) -> Any:
     return JsonText(body).parse()
 
 
-def _cut(body: bytes | bytearray, max_text: int | None) -> tuple[list[memoryview], list[InPlace]]:
+def _cut(body: bytes | bytearray, max_text: int | None) -> tuple[list[memoryview], list[BodySlice]]:
     """What is around the long strings of base64, and these. Quotes stay with what is around, so that what was not JSON does not become
     it. Looks between two quotes around every LONG / 2 bytes: what is LONG cannot slip through, and each byte is looked at twice at most."""
     view = memoryview(body)
     pieces: list[memoryview] = []
-    found: list[InPlace] = []
+    found: list[BodySlice] = []
     done = last = 0
     while (at := last + LONG // 2) < len(body) and (end := body.find(b'"', at)) >= 0:
         start = body.rfind(b'"', last, at) + 1
         if start and end - start >= LONG:
-            if _is_picture(body, start, end):
+            if _is_image(body, start, end):
                 pieces.append(view[done:start])
-                found.append(InPlace(view[start:end]))
+                found.append(BodySlice(view[start:end]))
                 done = end
             elif max_text is not None and end - start > max_text and _is_text(body, start, end):
                 raise InvalidRequest(f"The body has a text of more than {max_text} bytes, which is longer than any prompt.")
@@ -80,7 +80,7 @@ def _cut(body: bytes | bytearray, max_text: int | None) -> tuple[list[memoryview
     return pieces, found
 
 
-def _is_picture(body: bytes | bytearray, start: int, end: int) -> bool:
+def _is_image(body: bytes | bytearray, start: int, end: int) -> bool:
     """Whether a whole string that begins and ends here, if this is JSON, looks like base64, and is no key. What follows a string's closing
     quote never does, nor does what an escape precedes or is within."""
     escaped = body[start - 2 : start - 1] == b"\\" or body.find(b"\\", start, end) >= 0
@@ -92,7 +92,7 @@ def _is_text(body: bytes | bytearray, start: int, end: int) -> bool:
     return not (_BETWEEN.match(body, start, end) or _HEAD.match(body, start, end))
 
 
-def _with(found: dict[str, InPlace], document: Any) -> Any:
+def _with(found: dict[str, BodySlice], document: Any) -> Any:
     """The document with what was cut out in the places of its names. (A loop: documents may be nested more deeply than Python calls.)"""
     root = [document]
     unseen: list[Any] = [root]
@@ -114,11 +114,11 @@ _LARGE = 1 << 20
 """Bytes up to which an estimate of a parsed body is kept as it is: to measure what is held would cost more than it gives back."""
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     """The client closed the connection before its answer was whole."""
 
 
-class Bodies:
+class RequestBodyReader:
     """All bodies that are in memory."""
 
     def __init__(self, settings: Settings) -> None:
@@ -151,26 +151,26 @@ class Bodies:
             del message
             yield body
 
-    def reservation(self) -> "_Share":
+    def reservation(self) -> "BodyReservation":
         """For the bytes of a message that is on its way. Its holder releases it."""
-        return _Share(self)
+        return BodyReservation(self)
 
     @contextmanager
-    def _share(self) -> Iterator["_Share"]:
-        share = _Share(self)
+    def _share(self) -> Iterator["BodyReservation"]:
+        share = BodyReservation(self)
         try:
             yield share
         finally:
             share.release()
 
-    async def _read_in_time(self, headers: Headers, receive: Receive, share: "_Share") -> bytes | bytearray:
+    async def _read_in_time(self, headers: Headers, receive: Receive, share: "BodyReservation") -> bytes | bytearray:
         try:
             async with asyncio.timeout(self.timeout):
                 return await self._read(headers, receive, share)
         except TimeoutError:
             raise BodyTooSlow(f"The body was not whole after {self.timeout:g} s.") from None
 
-    async def _read(self, headers: Headers, receive: Receive, share: "_Share") -> bytes | bytearray:
+    async def _read(self, headers: Headers, receive: Receive, share: "BodyReservation") -> bytes | bytearray:
         declared = headers.get("content-length", "")
         if declared.isdecimal():
             share.check(int(declared))
@@ -178,7 +178,7 @@ class Bodies:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientLeft
+                raise ClientDisconnected
             chunk, more = message.get("body", b""), message.get("more_body", False)
             share.grow_to(len(body) + len(chunk))
             if not body and not more:
@@ -190,7 +190,7 @@ class Bodies:
 class JsonBody:
     """A request's body and its reservation. It is parsed once, and gone then, except for pictures that stand in it."""
 
-    def __init__(self, body: bytes | bytearray, share: "_Share") -> None:
+    def __init__(self, body: bytes | bytearray, share: "BodyReservation") -> None:
         self._body: bytes | bytearray | None = body
         self._share = share
 
@@ -201,20 +201,20 @@ class JsonBody:
         assert body is not None
         size, text = len(body), JsonText(body, max_text=max_text)
         del body
-        reserved = _with_pictures(size, text.picture_size) + text.parsed_size
+        reserved = _with_images(size, text.image_size) + text.parsed_size
         self._share.reserve(reserved)
         kept = keep(_object(text))
         if reserved > _LARGE:
-            held, pictures = held_size(kept)
-            self._share.shrink_to((_with_pictures(size, pictures) if pictures else 0) + held)
-        elif not text.picture_size:
+            held, images = held_size(kept)
+            self._share.shrink_to((_with_images(size, images) if images else 0) + held)
+        elif not text.image_size:
             self._share.shrink_to(text.parsed_size)
         return kept
 
 
-def _with_pictures(body: int, pictures: int) -> int:
+def _with_images(body: int, images: int) -> int:
     """Bytes of a body and of the pictures in it: they are decoded while it is held."""
-    return body + pictures * 3 // 4
+    return body + images * 3 // 4
 
 
 def _object(text: JsonText) -> dict[str, Any]:
@@ -224,17 +224,17 @@ def _object(text: JsonText) -> dict[str, Any]:
     return value
 
 
-class _Share:
+class BodyReservation:
     """One body's part of all of them."""
 
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
+    def __init__(self, body_reader: RequestBodyReader) -> None:
+        self._body_reader = body_reader
         self._bytes = 0
 
     def check(self, size: int) -> None:
         """Raises BodyTooLarge."""
-        if size > self._bodies.max_body:
-            raise BodyTooLarge(f"The body is larger than {self._bodies.max_body >> 20} MiB.")
+        if size > self._body_reader.max_body:
+            raise BodyTooLarge(f"The body is larger than {self._body_reader.max_body >> 20} MiB.")
 
     def grow_to(self, size: int) -> None:
         """The body has so many bytes. Raises BodyTooLarge, or TooManyRequests if it is the others that leave no room."""
@@ -243,17 +243,17 @@ class _Share:
 
     def reserve(self, size: int) -> None:
         """So many bytes, whatever they are for. Raises as `grow_to`."""
-        if size > self._bodies.max_together:
-            raise BodyTooLarge(f"The body takes more than {self._bodies.max_together >> 20} MiB of memory once it is parsed.")
+        if size > self._body_reader.max_together:
+            raise BodyTooLarge(f"The body takes more than {self._body_reader.max_together >> 20} MiB of memory once it is parsed.")
         more = max(size - self._bytes, 0)
-        if self._bodies.bytes + more > self._bodies.max_together:
+        if self._body_reader.bytes + more > self._body_reader.max_together:
             raise TooManyRequests("The server is busy with large requests. Try again later.", code="bodies_full", retry_after=1)
-        self._bodies.bytes += more
+        self._body_reader.bytes += more
         self._bytes += more
 
     def shrink_to(self, size: int) -> None:
         less = max(self._bytes - size, 0)
-        self._bodies.bytes -= less
+        self._body_reader.bytes -= less
         self._bytes -= less
 
     def release(self) -> None:

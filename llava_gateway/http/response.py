@@ -9,7 +9,7 @@ import orjson
 from starlette.types import Scope, Send
 
 from llava_gateway.errors import GatewayError
-from llava_gateway.serving.delta_stream import Answer
+from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.types import Delta
 
 Header = tuple[bytes, bytes]
@@ -32,7 +32,7 @@ class Writer(Protocol):
     def write(self, data: bytes) -> None: ...
 
 
-class Reply:
+class ResponseWriter:
     """The response to one request. Knows whether its status line has left."""
 
     def __init__(self, send: Send, *, writer: Writer | None = None, started: bool = False, headers: Iterable[Header] = ()) -> None:
@@ -97,7 +97,7 @@ class Reply:
         self._silent = False
         await self._send({"type": "http.response.body", "body": frames, "more_body": True})
 
-    async def deltas(self, answer: Answer, render: Callable[[Delta], bytes]) -> None:
+    async def deltas(self, answer: DeltaStream, render: Callable[[Delta], bytes]) -> None:
         """All deltas of an answer, rendered as `frames` has them; a delta may show as nothing. With a writer they leave as soon as the
         engine has them, and are held and joined while the client is slow."""
         writer = self._writer
@@ -140,7 +140,7 @@ def retry_after(error: GatewayError) -> tuple[Header, ...]:
     return () if error.retry_after is None else ((b"retry-after", str(error.retry_after).encode()),)
 
 
-Fail = Callable[[GatewayError, Reply], Awaitable[None]]
+ErrorRenderer = Callable[[GatewayError, ResponseWriter], Awaitable[None]]
 """Renders an error as a door's dialect has it, before or after the status line has left."""
-FailFor = Callable[[Scope], Fail]
+FindErrorRenderer = Callable[[Scope], ErrorRenderer]
 """The `Fail` of the door that a request is at."""

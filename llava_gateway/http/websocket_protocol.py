@@ -9,7 +9,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 
 from llava_gateway.errors import BodyTooLarge, TooManyRequests
-from llava_gateway.http.request_body import Bodies
+from llava_gateway.http.request_body import RequestBodyReader
 from llava_gateway.settings import Settings
 
 SLICE = 1 << 12
@@ -20,7 +20,7 @@ GOODBYE = 3
 """Seconds that a client gets to close its side."""
 
 
-def websocket_protocol(settings: Settings, bodies: Bodies) -> type[WebSocketsSansIOProtocol]:
+def websocket_protocol(settings: Settings, body_reader: RequestBodyReader) -> type[WebSocketsSansIOProtocol]:
     """The class for a server with these limits. A message reaches the application as bytes, a text, too, with `reservation`: what it takes
     of `bodies`, for the application to release."""
 
@@ -28,7 +28,7 @@ def websocket_protocol(settings: Settings, bodies: Bodies) -> type[WebSocketsSan
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self._message = bytearray()
-            self._reservation = bodies.reservation()
+            self._reservation = body_reader.reservation()
             self._deadline: asyncio.TimerHandle | None = None
             self._new_frames = self._new_bytes = 0
             self.close_timeout = GOODBYE
@@ -91,7 +91,7 @@ def websocket_protocol(settings: Settings, bodies: Bodies) -> type[WebSocketsSan
             if not self.queue.empty():
                 self._fail(CloseCode.POLICY_VIOLATION, "one message at a time")
                 return
-            reservation, self._reservation = self._reservation, bodies.reservation()
+            reservation, self._reservation = self._reservation, body_reader.reservation()
             try:
                 reservation.grow_to(len(message))
             except (BodyTooLarge, TooManyRequests) as error:

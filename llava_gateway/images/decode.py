@@ -33,7 +33,7 @@ from llava_gateway.images.geometry import Size, shrunk
 
 if TYPE_CHECKING:
     from llava_gateway.settings import AspectRatio
-    from llava_gateway.types import Vision
+    from llava_gateway.types import VisionConfig
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of what is checked here; threads share one list of filters
 
@@ -88,7 +88,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    vision: "Vision"
+    vision: "VisionConfig"
     aspect_ratio: "AspectRatio"
     """How a picture becomes square, if the model has no grids."""
 

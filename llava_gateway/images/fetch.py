@@ -13,7 +13,7 @@ from llava_gateway import __version__
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import too_large
 from llava_gateway.images.cache_control import Freshness, freshness
-from llava_gateway.images.network import Backend, BoundedStream, download_failed, tls_context
+from llava_gateway.images.network import BoundedStream, NetworkBackend, download_failed, tls_context
 from llava_gateway.images.resolver import Resolver
 from llava_gateway.images.url_policy import Address, check_addresses, check_host, check_literal, parse_url
 from llava_gateway.settings import Settings
@@ -84,7 +84,7 @@ class Fetcher:
         headers = {"host": url.netloc.decode("ascii"), "user-agent": USER_AGENT, "accept": "image/*", "accept-encoding": "identity"}
         async with (
             self._slots,
-            httpcore.AsyncConnectionPool(self._tls, self._proxy, network_backend=Backend(addresses, self._turns)) as pool,
+            httpcore.AsyncConnectionPool(self._tls, self._proxy, network_backend=NetworkBackend(addresses, self._turns)) as pool,
             pool.stream("GET", target, headers=[*(headers | dict(conditions)).items()], extensions={"timeout": self._timeouts}) as response,
         ):
             yield response, httpx.Headers(response.headers)

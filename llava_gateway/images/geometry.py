@@ -55,7 +55,7 @@ class ImageTokens:
     """Features along the side of a square of a grid."""
     grids: tuple[Size, ...] = ()
     """Width and height of each, in pixels; none if all that the model sees of a picture is one square."""
-    most_squares: int | None = None
+    max_squares: int | None = None
     """A grid's features are scaled down to about those of so many squares, where there are more (OneVision's `anyres_max_9`)."""
 
     def __call__(self, width: int, height: int) -> int:
@@ -68,14 +68,14 @@ class ImageTokens:
             rows = _unpadded(rows, height * (columns / width))
         else:
             columns = _unpadded(columns, width * (rows / height))
-        if self.most_squares:
-            excess = math.sqrt(columns * rows / (self.most_squares * self.patches**2))
+        if self.max_squares:
+            excess = math.sqrt(columns * rows / (self.max_squares * self.patches**2))
             if excess > 1.1:
                 columns, rows = int(columns // excess), int(rows // excess)
         return self.whole + rows * (columns + 1)
 
     @property
-    def most(self) -> int:
+    def max_image_tokens(self) -> int:
         """No picture takes more. Found among those that fill a grid as far as their shape lets them: none does more than that."""
         pixels = self.side / self.patches
         sizes = {(math.ceil(columns * pixels), math.ceil(rows * pixels)) for grid in self.grids for columns, rows in self._reached(grid)}

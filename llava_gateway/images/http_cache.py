@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from llava_gateway.images.cache_control import Freshness
 from llava_gateway.images.fetch import Download, Fetcher
-from llava_gateway.images.single_flight import InFlight
+from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.observability import metrics
 from llava_gateway.settings import Settings
 
@@ -46,7 +46,7 @@ class UrlImages:
         self.bytes = 0
         self._fetcher = Fetcher(settings)
         self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._fetching: InFlight[Fetched] = InFlight()
+        self._fetching: SingleFlight[Fetched] = SingleFlight()
         self._in_hand: WeakValueDictionary[str, Fetched] = WeakValueDictionary()
         """Files by digest. Each is in here for as long as a request that fetched it keeps it: until its picture is prepared."""
         metrics.URL_CACHE_BYTES.set_function(lambda: self.bytes)

@@ -9,19 +9,19 @@ from typing import TypeVar
 from blake3 import blake3
 from PIL import Image
 
-from llava_gateway.concurrency import together
+from llava_gateway.concurrency import gather_limited
 from llava_gateway.errors import InvalidImage, TooManyRequests
 from llava_gateway.images.decode import Transform, extension, is_cheap, open_image, prepare
 from llava_gateway.images.fair_queue import FairThreads
 from llava_gateway.images.geometry import Size
 from llava_gateway.images.http_cache import Fetched, UrlImages
 from llava_gateway.images.inline import decode_inlined, inlined
-from llava_gateway.images.single_flight import InFlight
+from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.images.worker_pool import WorkerPool
 from llava_gateway.observability import metrics
-from llava_gateway.observability.context import current, timed
+from llava_gateway.observability.context import current_context, timed
 from llava_gateway.settings import AspectRatio, Settings
-from llava_gateway.types import ImageSource, PreparedImage, Vision
+from llava_gateway.types import ImageSource, PreparedImage, VisionConfig
 
 BYTES_PER_PIXEL = 3
 
@@ -82,7 +82,7 @@ class ImageLoader:
         self.max_pixels = settings.max_image_megapixels * 1_000_000
         self.cache = ImageCache(settings.image_cache_mb << 20)
         self._urls = UrlImages(settings)
-        self._preparing: InFlight[PreparedImage] = InFlight()
+        self._preparing: SingleFlight[PreparedImage] = SingleFlight()
         self._small = FairThreads(settings.image_threads, "image")
         self._large = FairThreads(settings.image_threads, "large-image")
         self._workers = WorkerPool(settings)
@@ -93,21 +93,21 @@ class ImageLoader:
         metrics.IMAGES_WAITING.set_function(lambda: self._workers.waiting)
 
     async def load(
-        self, images: Sequence[ImageSource], vision: Vision, aspect_ratio: AspectRatio | None = None
+        self, images: Sequence[ImageSource], vision: VisionConfig, aspect_ratio: AspectRatio | None = None
     ) -> tuple[PreparedImage, ...]:
         """The images, prepared for a model that sees so, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names
         the first that fails."""
         transform = self._transform(vision, aspect_ratio)
         budget = _Budget(self.settings)
-        loaded = await together(lambda image: _named(self._load, image, transform, budget), images)
-        current().images += [f"{image.digest[:16]} {image.source[0]}x{image.source[1]}" for image in loaded]
+        loaded = await gather_limited(lambda image: _named(self._load, image, transform, budget), images)
+        current_context().images += [f"{image.digest[:16]} {image.source[0]}x{image.source[1]}" for image in loaded]
         return tuple(loaded)
 
-    async def files(self, images: Sequence[ImageSource], vision: Vision) -> tuple[ImageFile, ...]:
+    async def files(self, images: Sequence[ImageSource], vision: VisionConfig) -> tuple[ImageFile, ...]:
         """The images as they came, in order, each of which `load` would take. InvalidImage names the first that fails."""
         transform = self._transform(vision)
         budget = _Budget(self.settings)
-        return tuple(await together(lambda image: _named(self._file, image, transform, budget), images))
+        return tuple(await gather_limited(lambda image: _named(self._file, image, transform, budget), images))
 
     async def close(self) -> None:
         await self._urls.close()
@@ -115,14 +115,14 @@ class ImageLoader:
             pool.close()
         await self._workers.close()
 
-    def _transform(self, vision: Vision, aspect_ratio: AspectRatio | None = None) -> Transform:
+    def _transform(self, vision: VisionConfig, aspect_ratio: AspectRatio | None = None) -> Transform:
         ours = self.settings.image_aspect_ratio
         return Transform(vision, aspect_ratio or (vision.aspect_ratio if ours == "auto" else ours))
 
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
         url = inlined(image)
         if isinstance(url, memoryview):
-            content, data = await self._small.run(current().client, self._unpack, url)
+            content, data = await self._small.run(current_context().client, self._unpack, url)
             return await self._prepared(content, data, transform, budget)
         fetched = self._urls.fresh(url)
         if fetched and self._suffices(fetched, transform):
@@ -141,7 +141,7 @@ class ImageLoader:
     async def _file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
         url = inlined(image)
         if isinstance(url, memoryview):
-            content, data = await self._small.run(current().client, self._unpack, url)
+            content, data = await self._small.run(current_context().client, self._unpack, url)
         else:
             with timed("fetch"):
                 fetched = await self._urls.fetch(url, anew=True)
@@ -158,7 +158,7 @@ class ImageLoader:
             budget.spend(pixels=prepared.source[0] * prepared.source[1])
             return prepared
         assert data is not None
-        client = current().client
+        client = current_context().client
         with self._files.held(content, len(data)):
             opened = await self._small.run(client, self._open_cheap, data)
             size = opened.size if opened else await self._workers.measure(data, client)
@@ -177,7 +177,7 @@ class ImageLoader:
         """Of an opened image in a thread, of a file in a worker."""
 
         async def work() -> PreparedImage:
-            client = current().client
+            client = current_context().client
             if isinstance(image, bytes):
                 pixels = await self._workers.prepare(image, transform.target(source), client)
             else:

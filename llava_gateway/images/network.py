@@ -43,7 +43,7 @@ def tls_context() -> ssl.SSLContext:
     return context
 
 
-class Backend(httpcore.AsyncNetworkBackend):
+class NetworkBackend(httpcore.AsyncNetworkBackend):
     """Dials the addresses that it was given, whatever the host is called: those that were checked (DNS rebinding)."""
 
     def __init__(self, addresses: Sequence[Address], turns: asyncio.Lock) -> None:

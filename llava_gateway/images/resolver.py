@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import aiodns
 import pycares
 
-from llava_gateway.images.single_flight import InFlight
+from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.images.url_policy import Address
 
 FLAGS = pycares.ARES_FLAG_EDNS | pycares.ARES_FLAG_IGNTC
@@ -26,7 +26,7 @@ class Resolver:
         """`servers`: name servers as `address:port`; none: those of /etc/resolv.conf."""
         self.timeout = timeout
         self.servers = servers
-        self._running: InFlight[list[Address]] = InFlight()
+        self._running: SingleFlight[list[Address]] = SingleFlight()
         self._client: aiodns.DNSResolver | None = None
         self._lookups = 0
 

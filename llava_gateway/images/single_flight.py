@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class InFlight(Generic[T]):
+class SingleFlight(Generic[T]):
     """Whoever asks for a key that is being worked on gets what that work comes to, be it an error. Work that nobody waits for any longer is
     cancelled."""
 

@@ -1,15 +1,12 @@
 """What Prometheus is told. Counters and histograms of the gateway; vLLM adds its own (`vllm:*`) to the same registry."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
-from llava_gateway.engine.supervisor import Supervisor
-from llava_gateway.errors import Unavailable
-from llava_gateway.observability.context import Call
-from llava_gateway.serving.admission import Admission
+from llava_gateway.observability.context import RequestContext
 
 LOOP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
@@ -18,7 +15,7 @@ DISCONNECTS = Counter("llava_client_disconnects_total", "Clients that left befor
 REJECTIONS = Counter("llava_rejections_total", "Requests that ended with an error, by its code", ["reason"])
 RUNNING = Gauge("llava_requests_running", "Requests that hold a place at the engine")
 QUEUED = Gauge("llava_requests_queued", "Requests that wait for a place")
-INSIDE = Gauge("llava_requests_inside", "Requests from before their body is read until their answer has left")
+IN_FLIGHT = Gauge("llava_requests_inside", "Requests from before their body is read until their answer has left")
 TASKS = Gauge("llava_tasks", "Tasks of the event loop")
 LOOP_DELAY = Histogram(
     "llava_event_loop_delay_seconds",
@@ -80,36 +77,43 @@ MAX_NAMES = 1000
 _names: set[str] = set()
 
 
-def watch(admission: Admission, engines: Sequence[Supervisor]) -> None:
-    """Read the gauges of these from now on."""
-    RUNNING.set_function(lambda: admission.running)
-    QUEUED.set_function(lambda: admission.queued)
-    INSIDE.set_function(lambda: admission.inside)
+def watch(
+    *,
+    running: Callable[[], int],
+    queued: Callable[[], int],
+    in_flight: Callable[[], int],
+    engine_restarts: Callable[[], int],
+    engine_up: Callable[[], bool],
+) -> None:
+    """Read the gauges from these functions, each time that Prometheus asks."""
+    RUNNING.set_function(running)
+    QUEUED.set_function(queued)
+    IN_FLIGHT.set_function(in_flight)
     TASKS.set_function(lambda: len(asyncio.all_tasks()))
-    ENGINE_RESTARTS.set_function(lambda: sum(engine.restarts for engine in engines))
-    ENGINE_UP.set_function(lambda: min(map(_is_up, engines)))
+    ENGINE_RESTARTS.set_function(engine_restarts)
+    ENGINE_UP.set_function(engine_up)
 
 
-def count(call: Call, route: str, status: int, seconds: float) -> None:
+def count(context: RequestContext, route: str, status: int, seconds: float) -> None:
     """A call that has ended, after so many seconds."""
     _http_requests(route, str(status)).inc()
-    for name, begin, end in call.stages:
+    for name, begin, end in context.stages:
         _stage(name).observe(end - begin)
-    if call.stages:
+    if context.stages:
         _stage("total").observe(seconds)
-    _count_inter_token(call)
-    if call.code:
-        REJECTIONS.labels(call.code).inc()
-    tokens = _tokens(call)
+    _count_inter_token(context)
+    if context.code:
+        REJECTIONS.labels(context.code).inc()
+    tokens = _tokens(context)
     for kind, number in tokens:
         _tokens_of(kind).inc(number)
-    if call.usage.prompt_tokens:
-        model = _label(call.model)
+    if context.usage.prompt_tokens:
+        model = _label(context.model)
         MODEL_REQUESTS.labels(model).inc()
         for kind, number in tokens:
             MODEL_TOKENS.labels(model, kind).inc(number)
-    if call.caller:
-        key = _label(call.caller.key.name)
+    if context.key_name:
+        key = _label(context.key_name)
         KEY_REQUESTS.labels(key).inc()
         for kind, number in tokens:
             KEY_TOKENS.labels(key, kind).inc(number)
@@ -120,16 +124,8 @@ async def exposition() -> bytes:
     return generate_latest()
 
 
-def _is_up(engine: Supervisor) -> int:
-    try:
-        engine.check_lately()
-    except Unavailable:
-        return 0
-    return 1
-
-
-def _tokens(call: Call) -> Sequence[tuple[str, int]]:
-    usage = call.usage
+def _tokens(context: RequestContext) -> Sequence[tuple[str, int]]:
+    usage = context.usage
     return (
         ("text", usage.prompt_tokens - usage.image_tokens),
         ("image", usage.image_tokens),
@@ -137,10 +133,10 @@ def _tokens(call: Call) -> Sequence[tuple[str, int]]:
     )
 
 
-def _count_inter_token(call: Call) -> None:
-    ends = {name: end for name, _, end in call.stages}
-    if "first_token" in ends and call.usage.completion_tokens > 1:
-        INTER_TOKEN.observe((ends["answer"] - ends["first_token"]) / (call.usage.completion_tokens - 1))
+def _count_inter_token(context: RequestContext) -> None:
+    ends = {name: end for name, _, end in context.stages}
+    if "first_token" in ends and context.usage.completion_tokens > 1:
+        INTER_TOKEN.observe((ends["answer"] - ends["first_token"]) / (context.usage.completion_tokens - 1))
 
 
 def _label(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 
 from llava_gateway import __version__
-from llava_gateway.observability.context import Call
+from llava_gateway.observability.context import RequestContext
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -28,17 +28,17 @@ class Tracing:
         self._context = TraceContextTextMapPropagator()
         self._clock = time.time_ns() - time.perf_counter_ns()
 
-    def begin(self, call: Call, headers: Headers) -> "Span":
+    def begin(self, context: RequestContext, headers: Headers) -> "Span":
         """The request's span, below the client's if it sent one; what the request calls is below this."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         span = self._tracer.start_span("request", context=self._context.extract(dict(headers)), kind=SpanKind.SERVER)
         carrier: dict[str, str] = {}
         self._context.inject(carrier, context=set_span_in_context(span))
-        call.trace = carrier.get("traceparent")
+        context.trace = carrier.get("traceparent")
         return span
 
-    def end(self, span: "Span", call: Call, method: str, route: str, status: int) -> None:
+    def end(self, span: "Span", context: RequestContext, method: str, route: str, status: int) -> None:
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
         span.update_name(f"{method} {route}")
@@ -47,17 +47,17 @@ class Tracing:
                 "http.request.method": method,
                 "http.route": route,
                 "http.response.status_code": status,
-                "gen_ai.request.model": call.model,
-                "gen_ai.usage.input_tokens": call.usage.prompt_tokens,
-                "gen_ai.usage.output_tokens": call.usage.completion_tokens,
-                "llava.image_tokens": call.usage.image_tokens,
+                "gen_ai.request.model": context.model,
+                "gen_ai.usage.input_tokens": context.usage.prompt_tokens,
+                "gen_ai.usage.output_tokens": context.usage.completion_tokens,
+                "llava.image_tokens": context.usage.image_tokens,
             }
         )
-        if call.code:
-            span.set_attribute("error.type", call.code)
+        if context.code:
+            span.set_attribute("error.type", context.code)
         if status >= 500:
             span.set_status(Status(StatusCode.ERROR))
-        for name, start, stop in call.stages:
+        for name, start, stop in context.stages:
             stage = self._tracer.start_span(name, context=set_span_in_context(span), start_time=self._at(start))
             stage.end(self._at(stop))
         span.end()

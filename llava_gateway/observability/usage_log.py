@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from llava_gateway.observability import metrics
-from llava_gateway.observability.context import Call
+from llava_gateway.observability.context import RequestContext
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +32,23 @@ class UsageLog:
         """`_torn`: the file ends within a line, and the next one has to begin on its own."""
         self._file = self._open()
 
-    def write(self, call: Call, status: int, seconds: float) -> None:
+    def write(self, context: RequestContext, status: int, seconds: float) -> None:
         """A full disk costs lines, which the metrics count, and no answer."""
-        usage = call.usage
+        usage = context.usage
         line = orjson.dumps(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "id": call.id,
-                "key": call.caller.key.name if call.caller else None,
-                "model": call.model,
+                "id": context.id,
+                "key": context.key_name or None,
+                "model": context.model,
                 "status": status,
-                "code": call.code,
+                "code": context.code,
                 "seconds": round(seconds, 3),
                 "text_tokens": usage.prompt_tokens - usage.image_tokens,
                 "image_tokens": usage.image_tokens,
                 "cached_tokens": usage.cached_tokens,
                 "completion_tokens": usage.completion_tokens,
-                "images": len(call.images),
+                "images": len(context.images),
             }
         )
         try:

@@ -37,13 +37,13 @@ class PromptRenderer:
 
     def __init__(self, model: ModelInfo, template: Template | None = None) -> None:
         """`template`: instead of the model's own. Raises EngineStartError if that is no Jinja."""
-        self._vocabulary = model.vocabulary
-        controls = model.vocabulary.control_tokens | {model.image_token}
+        self._tokenizer = model.tokenizer
+        controls = model.tokenizer.control_tokens | {model.image_token}
         self._control = re.compile("|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True)))
         self._longest_control = max(map(len, controls))
         self._context_length = model.context_length
-        self._max_chars = model.context_length * model.vocabulary.longest_token
-        self.image_id = model.vocabulary.encode(model.image_token, add_special_tokens=False).ids[0]
+        self._max_chars = model.context_length * model.tokenizer.longest_token
+        self.image_id = model.tokenizer.encode(model.image_token, add_special_tokens=False).ids[0]
         self._bos = model.special_tokens.get("bos_token", "")
         self._variables = {**model.special_tokens, "image_token": model.image_token}
         self._default = _compile(template or Template(model.chat_template))
@@ -66,7 +66,7 @@ class PromptRenderer:
             text = self._text(compiled, messages, continue_last)
         except TemplateError as error:
             raise InvalidRequest(f"The chat template refuses these messages: {error}", param=param) from error
-        encoding = self._vocabulary.encode(text, add_special_tokens=self._wants_special_tokens(text))
+        encoding = self._tokenizer.encode(text, add_special_tokens=self._wants_special_tokens(text))
         token_ids = encoding.ids
         if SEAM in text:
             token_ids = [token for token, (start, end) in zip(token_ids, encoding.offsets, strict=True) if text[start:end] != SEAM]
@@ -83,14 +83,14 @@ class PromptRenderer:
         if isinstance(prompt, str):
             self._check_length((prompt,), param)
             add_special_tokens = request.add_special_tokens and self._wants_special_tokens(prompt)
-            token_ids = self._vocabulary.encode(prompt, add_special_tokens=add_special_tokens).ids
+            token_ids = self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens).ids
         else:
             token_ids = list(prompt)
             if len(token_ids) > self._context_length:
                 raise ContextLengthExceeded(
                     f"The model's context is {self._context_length} tokens, and this prompt has {len(token_ids)}.", param=param
                 )
-            self._vocabulary.check(token_ids, param)
+            self._tokenizer.check(token_ids, param)
         if not token_ids:
             raise InvalidRequest("The prompt is empty.", param=param)
         if (placeholders := token_ids.count(self.image_id)) != images:

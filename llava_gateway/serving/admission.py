@@ -1,16 +1,19 @@
-"""Admission: how much may be inside at all, and for how long. Whoever comes beyond is told at once, before the body is read."""
+"""Admission: how many requests are in flight, and how many run at each engine.
+
+A request beyond a limit is refused at once, before its body is read.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from llava_gateway.errors import GatewayError, OutOfTime, TooManyRequests
+from llava_gateway.errors import GatewayError, RequestTimeout, TooManyRequests
 from llava_gateway.settings import Settings
 
 
-class Places:
-    """First come, first served. Used from one event loop."""
+class RequestQueue:
+    """The slots of one engine, and the requests that wait for a slot: first come, first served. Used from one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.max_running, self.max_queued = settings.max_running, settings.max_queued
@@ -21,52 +24,56 @@ class Places:
 
     @property
     def queued(self) -> int:
+        """Requests that wait for a slot."""
         return len(self._queue)
 
     @property
-    def are_left(self) -> bool:
-        """Whether one more request would find one, or might wait for one."""
-        return not self._is_queue_full() or (not self._queue and self._fits(1))
+    def accepts_more(self) -> bool:
+        """Whether one more request would get a slot or could wait for one."""
+        return not self._is_full() or (not self._queue and self._fits(1))
 
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[None]:
-        """A place at the engine for a prompt of so many tokens; waits for it in the queue. TooManyRequests if that is full or slow."""
+        """Hold a slot for a prompt of `tokens` tokens within the block, after waiting for it.
+
+        Raises TooManyRequests if the queue is full, or if no slot is free within `queue_timeout` seconds.
+        """
         if not self._queue and self._fits(tokens):
-            self._take(tokens)
-        elif not self._is_queue_full():
+            self._acquire(tokens)
+        elif not self._is_full():
             await self._wait(tokens)
         else:
-            raise full()
+            raise queue_full()
         try:
             yield
         finally:
             self._release(tokens)
 
-    def _is_queue_full(self) -> bool:
+    def _is_full(self) -> bool:
         return self.queued >= self.max_queued or self.queued_tokens >= self.max_queued_tokens
 
     def _fits(self, tokens: int) -> bool:
-        """One prompt runs, however long it is: it fits the model's context."""
+        """A single prompt always fits, however long it is: its length is checked against the model's context."""
         return self.running == 0 or (self.running < self.max_running and self.running_tokens + tokens <= self.max_running_tokens)
 
-    def _take(self, tokens: int) -> None:
+    def _acquire(self, tokens: int) -> None:
         self.running += 1
         self.running_tokens += tokens
 
     async def _wait(self, tokens: int) -> None:
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((place, tokens))
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((granted, tokens))
         self.queued_tokens += tokens
         try:
             async with asyncio.timeout(self.queue_timeout):
-                await place
+                await granted
         except (asyncio.CancelledError, TimeoutError) as error:
-            if place.cancelled():
-                if (place, tokens) in self._queue:
-                    self._queue.remove((place, tokens))
+            if granted.cancelled():
+                if (granted, tokens) in self._queue:
+                    self._queue.remove((granted, tokens))
                     self.queued_tokens -= tokens
-                    self._hand_out()  # whoever waited behind it may fit
-            else:  # handed over just as its client left
+                    self._grant()  # the next request may fit
+            else:  # the slot was granted at the moment of the cancellation
                 self._release(tokens)
             if isinstance(error, TimeoutError):
                 raise TooManyRequests(
@@ -79,68 +86,67 @@ class Places:
     def _release(self, tokens: int) -> None:
         self.running -= 1
         self.running_tokens -= tokens
-        self._hand_out()
+        self._grant()
 
-    def _hand_out(self) -> None:
-        """Places to those who wait longest, as long as they fit."""
+    def _grant(self) -> None:
+        """Give slots to the requests that have waited longest, as long as they fit."""
         while self._queue and self._fits(self._queue[0][1]):
-            place, tokens = self._queue.popleft()
+            granted, tokens = self._queue.popleft()
             self.queued_tokens -= tokens
-            if not place.done():
-                self._take(tokens)
-                place.set_result(None)
-
-
-def full() -> TooManyRequests:
-    return TooManyRequests("The server is busy and its queue is full. Try again later.", code="queue_full", retry_after=1)
+            if not granted.done():
+                self._acquire(tokens)
+                granted.set_result(None)
 
 
 class Admission:
-    """Used from one event loop."""
+    """Counts all requests in flight, and bounds their number and their time. Used from one event loop."""
 
-    def __init__(self, settings: Settings, places: Sequence[Places]) -> None:
-        """`places`: each model's. Which one a request asks for is known once its body is read."""
-        self.max_inside = (settings.max_running + settings.max_queued) * len(places)
+    def __init__(self, settings: Settings, queues: Sequence[RequestQueue]) -> None:
+        """`queues`: one for each model. A request's model is known only after its body is read, so the limits are added up."""
+        self.max_in_flight = (settings.max_running + settings.max_queued) * len(queues)
         self.request_timeout = settings.request_timeout
-        self.inside = 0
-        self._places = places
+        self.in_flight = 0
+        self._queues = queues
         self._timers: set[asyncio.Timeout] = set()
         self._closed: GatewayError | None = None
-        self._cut: GatewayError | None = None
+        self._abort_reason: GatewayError | None = None
 
     @property
     def running(self) -> int:
-        """Requests that hold a place at an engine."""
-        return sum(places.running for places in self._places)
+        """Requests that hold a slot."""
+        return sum(queue.running for queue in self._queues)
 
     @property
     def queued(self) -> int:
-        """Requests that wait for one."""
-        return sum(places.queued for places in self._places)
+        """Requests that wait for a slot."""
+        return sum(queue.queued for queue in self._queues)
 
-    def close(self, why: GatewayError) -> None:
-        """Let nobody in any more, for this reason. Those inside go on."""
-        self._closed = why
+    def close(self, reason: GatewayError) -> None:
+        """Refuse new requests with this error. Requests in flight go on."""
+        self._closed = reason
 
-    def cut(self, why: GatewayError) -> None:
-        """End all that are inside, for this reason."""
-        self._cut = why
+    def abort_all(self, reason: GatewayError) -> None:
+        """End all requests in flight with this error."""
+        self._abort_reason = reason
         for timer in self._timers:
             timer.reschedule(asyncio.get_running_loop().time())
 
     def check_open(self) -> None:
-        """Whether one more request would be let in, and find a place at an engine or in its queue. Raises GatewayError."""
+        """Raise GatewayError if a new request would be refused."""
         if self._closed:
             raise self._closed
-        if self.inside >= self.max_inside or not any(places.are_left for places in self._places):
-            raise full()
+        if self.in_flight >= self.max_in_flight or not any(queue.accepts_more for queue in self._queues):
+            raise queue_full()
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
-        """A request, from before its body is read until its answer has left. Does not wait. Raises GatewayError at once, and within when
-        its time is up or when it is cut off."""
+        """Count a request as in flight within the block: from before its body is read until its answer is sent.
+
+        Does not wait. Raises GatewayError at once if admission is closed or full, and within the block when the request's time is up
+        (RequestTimeout) or when it is aborted.
+        """
         self.check_open()
-        self.inside += 1
+        self.in_flight += 1
         timer = asyncio.timeout(self.request_timeout)
         try:
             async with timer:
@@ -149,8 +155,13 @@ class Admission:
         except TimeoutError:
             if not timer.expired():
                 raise
-            late = OutOfTime(f"The answer was not whole after {self.request_timeout:g} s, the longest that a request may take.")
-            raise self._cut or late from None
+            late = RequestTimeout(f"The answer was not whole after {self.request_timeout:g} s, the longest that a request may take.")
+            raise self._abort_reason or late from None
         finally:
             self._timers.discard(timer)
-            self.inside -= 1
+            self.in_flight -= 1
+
+
+def queue_full() -> TooManyRequests:
+    """Return the error for a request beyond the limits."""
+    return TooManyRequests("The server is busy and its queue is full. Try again later.", code="queue_full", retry_after=1)

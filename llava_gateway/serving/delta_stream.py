@@ -1,4 +1,4 @@
-"""What a request comes to: its deltas as the client sees them, and the tokens it has taken."""
+"""The stream of one request's deltas, from the engine that pushes them to the one reader who iterates."""
 
 import asyncio
 import dataclasses
@@ -10,97 +10,103 @@ from llava_gateway.types import ChatRequest, Delta, Request, Usage
 MAX_LOGPROBS = 64
 """Tokens with log probabilities in one delta for the reader."""
 
-Take = Callable[[Delta], bool]
-"""Takes a delta on the spot, or says that it cannot just now."""
+OnDelta = Callable[[Delta], bool]
+"""Handles a delta at once and returns True, or returns False if it cannot just now."""
 
 
-class Answer:
-    """The deltas of one request, from the engine that gives them to the one reader who iterates, and what the request has used so far."""
+class DeltaStream:
+    """The deltas of one request, and the tokens that it has used so far.
+
+    Deltas that arrive while the reader is busy are held, and joined to one delta for each choice.
+    """
 
     def __init__(self, prompt: str, request: Request, usage: Usage) -> None:
         self.prompt = prompt
-        """Its text, `<image>` for each image; empty where the client sent token ids."""
+        """The prompt's text, with `<image>` for each image; empty if the client sent token ids."""
         self.usage = usage
-        begins = isinstance(request, ChatRequest) and not request.continue_last
-        self._space = _LeadingSpace() if begins and request.sampling.structure is None else None
+        starts_message = isinstance(request, ChatRequest) and not request.continue_last
+        self._space = _LeadingSpace() if starts_message and request.sampling.structured_output is None else None
         self._copies = request.sampling.n if request.sampling.temperature == 0 else 1
         self._held: dict[int, Delta] = {}
-        self._take: Take | None = None
-        self._work: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
-        self._begun = False
+        self._on_delta: OnDelta | None = None
+        self._generation: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._started = False
 
-    def give(self, delta: Delta) -> None:
-        """The engine's next delta. n greedy choices are one, n times: the engine draws it once."""
+    def push(self, delta: Delta) -> None:
+        """Accept the engine's next delta. n greedy choices are equal: the engine generates one, and this makes n of it."""
         if self._space:
-            delta = self._space.cut(delta)
-        self._pass_on(delta)
+            delta = self._space.strip(delta)
+        self._deliver(delta)
         for copy in range(1, self._copies):
             self.usage.completion_tokens += delta.tokens
-            self._pass_on(dataclasses.replace(delta, index=copy))
+            self._deliver(dataclasses.replace(delta, index=copy))
 
-    def end(self, work: asyncio.Task[None]) -> None:
-        """The engine's work is done, well or not."""
-        self._work = work
-        if not work.cancelled():
-            work.exception()  # has been seen, should the reader have left
-        self._news.set()
+    def end(self, generation: asyncio.Task[None]) -> None:
+        """Accept the end of the engine's work: the task has returned, failed or been cancelled."""
+        self._generation = generation
+        if not generation.cancelled():
+            generation.exception()  # marks the error as retrieved, in case the reader has left
+        self._changed.set()
 
-    async def begin(self, timeout: float | None) -> None:
-        """Returns with the first delta, or after so many seconds. Raises what the engine has refused or failed with by then."""
+    async def wait_first_delta(self, timeout: float | None) -> None:
+        """Return when the first delta has arrived, or after `timeout` seconds. Raises the error of an engine that has refused or failed."""
         try:
             async with asyncio.timeout(timeout):
-                await self._news.wait()
+                await self._changed.wait()
         except TimeoutError:
             return
-        if not self._begun:
+        if not self._started:
             self._check()
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self.deltas()
 
-    async def deltas(self, take: Take | None = None) -> AsyncIterator[Delta]:
-        """Those that come while the reader is at another are held for it, and become one for each choice. With `take`, deltas that come
-        while the reader waits are given to it, which spares waking the reader for each token; here come those that it could not take."""
+    async def deltas(self, on_delta: OnDelta | None = None) -> AsyncIterator[Delta]:
+        """Yield the deltas.
+
+        `on_delta`: is called with a delta that arrives while the reader waits, in the engine's call stack, so that the reader's task need
+        not be woken for each token. Only the deltas that it returns False for are yielded. Raises the engine's error.
+        """
         try:
             while True:
                 while self._held:
                     for part in _split(self._held.pop(next(iter(self._held)))):
                         yield part
-                if self._work:
+                if self._generation:
                     self._check()
                     return
-                self._take = take
-                self._news.clear()
-                await self._news.wait()
-                self._take = None
+                self._on_delta = on_delta
+                self._changed.clear()
+                await self._changed.wait()
+                self._on_delta = None
         finally:
-            self._take = None
+            self._on_delta = None
 
     async def collect(self, add: Callable[[Delta], None]) -> None:
-        """Give all deltas to `add` as soon as they come, from which it makes the whole answer piece by piece."""
+        """Call `add` with every delta as soon as it arrives, and return after the last one. Raises the engine's error."""
 
-        def take(delta: Delta) -> bool:
+        def on_delta(delta: Delta) -> bool:
             add(delta)
             return True
 
-        async for delta in self.deltas(take):
+        async for delta in self.deltas(on_delta):
             add(delta)
 
-    def _pass_on(self, delta: Delta) -> None:
-        self._begun = True
-        if self._take and self._take(delta):
+    def _deliver(self, delta: Delta) -> None:
+        self._started = True
+        if self._on_delta and self._on_delta(delta):
             return
-        self._take = None  # those that follow wait behind this one
+        self._on_delta = None  # the next deltas must not overtake this one
         held = self._held.get(delta.index)
         self._held[delta.index] = _joined(held, delta) if held else delta
-        self._news.set()
+        self._changed.set()
 
     def _check(self) -> None:
-        """What the end of the engine's work means."""
-        assert self._work
-        self._work.result()
-        if not self._begun:
+        """Raise the engine's error, if it has ended with one."""
+        assert self._generation
+        self._generation.result()
+        if not self._started:
             raise EngineFailed("The engine ended this request without an answer.")
 
 
@@ -111,7 +117,7 @@ def _joined(first: Delta, then: Delta) -> Delta:
 
 
 def _split(delta: Delta) -> Iterator[Delta]:
-    """A delta with many log probabilities, joined for a slow reader, in parts that are rendered quickly. The last part has the text."""
+    """Split a delta with many log probabilities into parts that are rendered quickly. The last part has the text."""
     *others, last = range(0, max(len(delta.logprobs), 1), MAX_LOGPROBS)
     for start in others:
         yield Delta(delta.index, "", 0, logprobs=delta.logprobs[start : start + MAX_LOGPROBS])
@@ -119,14 +125,17 @@ def _split(delta: Delta) -> Iterator[Delta]:
 
 
 class _LeadingSpace:
-    """The space between `ASSISTANT:` and the answer of a chat is the template's, which writes it again when the answer comes back in the
-    next turn. It is cut from the text and from the first token of each choice; the two may come in different deltas."""
+    """Strips the space between `ASSISTANT:` and the answer from the first text and the first token of each choice.
+
+    The space belongs to the chat template, which writes it again when the answer comes back in the next turn. The first text and the first
+    token may come in different deltas.
+    """
 
     def __init__(self) -> None:
         self._texts: set[int] = set()
         self._tokens: set[int] = set()
 
-    def cut(self, delta: Delta) -> Delta:
+    def strip(self, delta: Delta) -> Delta:
         if delta.text and delta.index not in self._texts:
             self._texts.add(delta.index)
             delta = dataclasses.replace(delta, text=delta.text.removeprefix(" "))

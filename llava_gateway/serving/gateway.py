@@ -1,11 +1,12 @@
-"""The way of a request, top to bottom.
+"""The flow of a request, top to bottom.
 
-    async with gateway.open(request) as answer:
-        async for delta in answer: ...
-        answer.usage
+    async with gateway.open(request) as deltas:
+        async for delta in deltas: ...
+        deltas.usage
 
-Entering renders the prompt, checks that it fits, loads the images, takes a place and starts the engine: whatever can be refused is
-refused here. Iterating yields deltas. Leaving aborts what still runs, books the usage and frees the place, however it ends.
+Entering renders the prompt, checks that it fits the context, loads the images, waits for a slot and starts the engine. Everything that can
+be refused is refused there: every 4xx, 429 and 503. Iterating yields deltas. Leaving aborts a request that still runs, records its usage
+and frees its slot, exactly once, however the block ends.
 """
 
 import asyncio
@@ -16,19 +17,19 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
-from llava_gateway.concurrency import end
-from llava_gateway.engine.supervisor import Supervisor
+from llava_gateway.auth.rate_limits import KeyLease, current_lease
+from llava_gateway.concurrency import cancel_and_wait
 from llava_gateway.errors import GatewayError, Unavailable
 from llava_gateway.images.loader import ImageFile, ImageLoader
 from llava_gateway.observability import metrics
-from llava_gateway.observability.context import Call, current, timed
-from llava_gateway.serving.admission import Admission, Places
+from llava_gateway.observability.context import RequestContext, current_context, timed
+from llava_gateway.serving.admission import Admission, RequestQueue
 from llava_gateway.serving.answer_memory import AnswerMemory
-from llava_gateway.serving.delta_stream import Answer
-from llava_gateway.serving.model_registry import Backend, Models
-from llava_gateway.serving.prepare import Plan, check_images, make_plan, settle
+from llava_gateway.serving.delta_stream import DeltaStream
+from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
+from llava_gateway.serving.prepare import PreparedRequest, apply_image_tokens, check_images, prepare
 from llava_gateway.settings import Settings
-from llava_gateway.types import ChatRequest, ImageSource, ModelInfo, PreparedImage, Prompt, Request, Usage, Vision
+from llava_gateway.types import ChatRequest, ImageSource, ModelInfo, PreparedImage, Prompt, Request, Usage, VisionConfig
 
 log = logging.getLogger(__name__)
 
@@ -36,173 +37,198 @@ RETRY_AFTER = 5
 LONG_TEXT = 16_384
 """Characters that take about 5 ms to tokenize."""
 TOKEN_BYTES, LOGPROB_BYTES = 32, 200
-"""Most memory of a token of an answer, and of each log probability beside it, with the JSON that is made of them."""
+"""Upper bounds of the memory for one token of an answer and for each log probability beside it, rendered JSON included."""
 
 T = TypeVar("T")
 
 
 class Gateway:
-    """Models, each on an engine of its own, and who may have how much of them."""
+    """The served models, each on an engine of its own, with their queues, images and limits. Used from one event loop."""
 
-    def __init__(self, settings: Settings, backends: Sequence[Backend]) -> None:
-        """`backends`: the first is meant where a request names no model. Raises SettingsError."""
+    def __init__(self, settings: Settings, served_models: Sequence[ServedModel]) -> None:
+        """Create the gateway; `start` loads the models.
+
+        `served_models`: a request that names no model goes to the first. Raises SettingsError.
+        """
         self.settings = settings
-        self.models = Models(backends)
-        self.model_name = backends[0].name
-        self._places = {backend.name: Places(settings) for backend in backends}
-        self.admission = Admission(settings, list(self._places.values()))
+        self.models = ModelRegistry(served_models)
+        self.model_name = served_models[0].name
+        self._queues = {served_model.name: RequestQueue(settings) for served_model in served_models}
+        self.admission = Admission(settings, list(self._queues.values()))
         self._images = ImageLoader(settings)
-        self.answers = AnswerMemory(settings)
-        self._backends = backends
-        metrics.watch(self.admission, [backend.engine for backend in backends])
+        self.answer_memory = AnswerMemory(settings)
+        self._served_models = served_models
+        engines = [served_model.engine for served_model in served_models]
+        metrics.watch(
+            running=lambda: self.admission.running,
+            queued=lambda: self.admission.queued,
+            in_flight=lambda: self.admission.in_flight,
+            engine_restarts=lambda: sum(engine.restarts for engine in engines),
+            engine_up=lambda: all(engine.is_responsive for engine in engines),
+        )
 
     async def start(self) -> None:
-        """Load the models; until one has loaded, requests for it are told to wait. Raises EngineStartError."""
-        await asyncio.gather(*(backend.start() for backend in self._backends))
+        """Load the models. Requests for a model are answered 503 until it has loaded. Raises EngineStartError."""
+        await asyncio.gather(*(served_model.start() for served_model in self._served_models))
 
     async def stop(self) -> None:
+        """End the image workers and the engines."""
         await self._images.close()
-        await asyncio.gather(*(backend.engine.stop() for backend in self._backends))
+        await asyncio.gather(*(served_model.engine.stop() for served_model in self._served_models))
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Let nobody in, and wait until all answers have left; those that have not after so many seconds, or when told to hurry, are
-        cut off with an error."""
+        """Refuse new requests and wait for the running ones.
+
+        After `seconds`, or when `hurry` is set, the requests that still run are aborted with an error.
+        """
         self.admission.close(Unavailable("The server is shutting down.", code="shutting_down", retry_after=RETRY_AFTER))
         deadline = time.monotonic() + seconds
         hurried = asyncio.create_task(hurry.wait())
-        while self.admission.inside and time.monotonic() < deadline and not hurried.done():
+        while self.admission.in_flight and time.monotonic() < deadline and not hurried.done():
             await asyncio.wait((hurried,), timeout=0.05)
         hurried.cancel()
-        if self.admission.inside:
-            log.warning("%d requests are cut off", self.admission.inside)
+        if self.admission.in_flight:
+            log.warning("%d requests are cut off", self.admission.in_flight)
         why = "The server is shutting down; this request was cut off."
-        self.admission.cut(Unavailable(why, code="shutting_down", retry_after=RETRY_AFTER))
+        self.admission.abort_all(Unavailable(why, code="shutting_down", retry_after=RETRY_AFTER))
 
     def check_ready(self) -> None:
-        """Whether a request would be answered: an engine has answered lately, and admission is open. Raises GatewayError."""
-        failures = [failure for backend in self._backends if (failure := _failure(backend))]
-        if len(failures) == len(self._backends):
+        """Raise GatewayError unless one engine has answered recently and admission is open."""
+        failures = [failure for served_model in self._served_models if (failure := _failure(served_model))]
+        if len(failures) == len(self._served_models):
             raise failures[0]
         self.admission.check_open()
 
     async def tokenize(self, request: Request) -> tuple[list[int], int]:
-        """The token ids that the engine would read, each image at its full length, and how many of them are images'. Images are loaded if
-        their sizes matter, else not even fetched. Raises GatewayError."""
-        backend = self.models.backend(request.model)
-        model = backend.loaded()
+        """Return the token ids that the engine would read, with each image at its full length, and the number of image tokens.
+
+        Images are loaded only if the model's token count depends on their sizes. Raises GatewayError.
+        """
+        served_model = self.models.get(request.model)
+        model = served_model.info()
         vision = model.vision
         check_images(request, model)
-        prompt = await _off_loop_if_long(request, backend.prompts.render, request, self._template_of(request))
+        prompt = await _off_loop_if_long(request, served_model.prompts.render, request, self._template_of(request))
         images = await self._load(request, vision) if vision.grids else ()
-        counts = [image.tokens for image in images] or [vision.fewest] * len(request.images)
-        return await _off_loop_if_long(request, backend.prompts.expand, prompt.token_ids, counts), sum(counts)
+        counts = [image.tokens for image in images] or [vision.min_image_tokens] * len(request.images)
+        return await _off_loop_if_long(request, served_model.prompts.expand, prompt.token_ids, counts), sum(counts)
 
     @asynccontextmanager
-    async def open(self, request: Request) -> AsyncIterator[Answer]:
-        """Raises GatewayError for everything that can be refused. Comes back with the first delta, or without it if a stream has been
-        silent for `keep_alive` seconds: by then the engine has taken the request."""
-        (plan,) = await self.plan(request)
-        async with self.answer(plan) as answer:
-            yield answer
+    async def open(self, request: Request) -> AsyncIterator[DeltaStream]:
+        """Start a request and yield its deltas.
 
-    async def plan(self, *requests: Request) -> list[Plan]:
-        """What the engine is to do for these, of which all are wanted. Refuses what can be refused without images and without a place.
-        Raises GatewayError."""
+        The block begins with the first delta. A stream that has been silent for `keep_alive` seconds begins without one: the engine has
+        accepted the request by then. Raises GatewayError for everything that can be refused.
+
+            async with gateway.open(ChatRequest(model="llava-demo", messages=messages, stream=True)) as deltas:
+                async for delta in deltas:
+                    print(delta.text, end="")
+        """
+        (prepared,) = await self.prepare(request)
+        async with self.open_prepared(prepared) as deltas:
+            yield deltas
+
+    async def prepare(self, *requests: Request) -> list[PreparedRequest]:
+        """Render the prompts of requests that belong together, and reserve their tokens at the API key's limit.
+
+        Everything that can be refused without images and without a slot is refused here. Raises GatewayError.
+        """
         with timed("prompt"):
-            plans: list[Plan] = []
+            prepared: list[PreparedRequest] = []
             for request in requests:
-                if plans:
+                if prepared:
                     await asyncio.sleep(0)
-                plans.append(await self._plan(request))
-        if caller := current().caller:
-            plans = [dataclasses.replace(plan, reserved=plan.most_tokens) for plan in plans]
-            await caller.reserve(sum(plan.tokens for plan in plans), sum(plan.reserved for plan in plans), answers=len(plans))
-        for engine, structure in {(self._engine(plan), plan.sampling.structure) for plan in plans}:
-            if structure:
-                await engine.check_structure(structure)
-        return plans
+                prepared.append(await self._prepare(request))
+        if lease := current_lease():
+            prepared = [dataclasses.replace(each, reserved=each.max_total_tokens) for each in prepared]
+            await lease.reserve(sum(each.tokens for each in prepared), sum(each.reserved for each in prepared), answers=len(prepared))
+        for engine, structured_output in {(each.served_model.engine, each.sampling.structured_output) for each in prepared}:
+            if structured_output:
+                await engine.check_structured_output(structured_output)
+        return prepared
 
     @asynccontextmanager
-    async def answer(self, plan: Plan) -> AsyncIterator[Answer]:
-        """As `open`."""
-        call, usage, request = current(), Usage(), plan.request
+    async def open_prepared(self, prepared: PreparedRequest) -> AsyncIterator[DeltaStream]:
+        """Like `open`, for a request that `prepare` has returned."""
+        context, lease, usage, request = current_context(), current_lease(), Usage(), prepared.request
+        served_model = prepared.served_model
         async with AsyncExitStack() as stack:
-            adapter = await stack.enter_async_context(self.models.used(request.model))
-            images = await self._load(request, plan.model.vision)
-            settled = settle(plan, images, self.settings.default_max_tokens)
-            if call.caller and (more := settled.most_tokens - plan.reserved) > 0:
-                await call.caller.reserve(min(settled.tokens - plan.tokens, more), more)
-            plan = settled
+            adapter = await stack.enter_async_context(self.models.lora_adapter(request.model))
+            images = await self._load(request, prepared.model.vision)
+            reserved = prepared
+            prepared = apply_image_tokens(prepared, images, self.settings.default_max_tokens)
+            if lease and (more := prepared.max_total_tokens - reserved.reserved) > 0:
+                await lease.reserve(min(prepared.tokens - reserved.tokens, more), more)
             with timed("queue"):
-                await stack.enter_async_context(self._places[self.models.backend(request.model).name].slot(plan.tokens))
-            stack.enter_context(self.answers.reserved(_most_bytes(plan)))
+                await stack.enter_async_context(self._queues[served_model.name].slot(prepared.tokens))
+            stack.enter_context(self.answer_memory.reserved(_max_answer_bytes(prepared)))
             with timed("answer"):
-                stack.push_async_callback(_book, call, usage)
-                answer = Answer(plan.prompt, request, usage)
-                prompt = Prompt(plan.token_ids, images, adapter)
-                work = asyncio.create_task(
-                    self._engine(plan).generate(prompt, plan.sampling, stream=request.stream, usage=usage, take=answer.give)
+                stack.push_async_callback(_record_usage, context, lease, usage)
+                deltas = DeltaStream(prepared.prompt, request, usage)
+                prompt = Prompt(prepared.token_ids, images, adapter)
+                generation = asyncio.create_task(
+                    served_model.engine.generate(prompt, prepared.sampling, stream=request.stream, usage=usage, on_delta=deltas.push)
                 )
-                work.add_done_callback(answer.end)
-                stack.push_async_callback(end, work)
+                generation.add_done_callback(deltas.end)
+                stack.push_async_callback(cancel_and_wait, generation)
                 with timed("first_token") if request.stream else nullcontext():
-                    await answer.begin(self.settings.keep_alive if request.stream else None)
-                yield answer
-
-    async def _load(self, request: Request, vision: Vision) -> tuple[PreparedImage, ...]:
-        if not request.images:
-            return ()
-        with timed("images"):
-            return await self._images.load(request.images, vision, request.image_aspect_ratio)
+                    await deltas.wait_first_delta(self.settings.keep_alive if request.stream else None)
+                yield deltas
 
     async def image_files(self, model: str, images: Sequence[ImageSource]) -> tuple[ImageFile, ...]:
-        """The images of a request as they came, under the rules for those that this model is shown. Raises GatewayError."""
+        """Return the image files as the client sent them, checked like the images of a request to `model`. Raises GatewayError."""
         vision = self.model(model).vision
         with timed("images"):
             return await self._images.files(images, vision)
 
     def model(self, name: str) -> ModelInfo:
-        """The model of this name. Raises NotFound, or Unavailable while it loads."""
+        """Return the description of the model that clients call `name`. Raises NotFound, or Unavailable while the model loads."""
+        return self._served_model(name).info()
+
+    def _served_model(self, name: str) -> ServedModel:
         self.models.check(name)
-        backend = self.models.backend(name)
-        current().model = name if self.models.parent(name) else backend.name
-        return backend.loaded()
+        served_model = self.models.get(name)
+        current_context().model = name if self.models.parent(name) else served_model.name
+        return served_model
 
-    async def _plan(self, request: Request) -> Plan:
-        model, prompts = self.model(request.model), self.models.backend(request.model).prompts
+    async def _prepare(self, request: Request) -> PreparedRequest:
+        served_model = self._served_model(request.model)
         template, default = self._template_of(request), self.settings.default_max_tokens
-        return await _off_loop_if_long(request, make_plan, request, model, prompts, template, default)
+        return await _off_loop_if_long(request, prepare, request, served_model, template, default)
 
-    def _engine(self, plan: Plan) -> Supervisor:
-        return self.models.backend(plan.request.model).engine
+    async def _load(self, request: Request, vision: VisionConfig) -> tuple[PreparedImage, ...]:
+        if not request.images:
+            return ()
+        with timed("images"):
+            return await self._images.load(request.images, vision, request.image_aspect_ratio)
 
     def _template_of(self, request: Request) -> str | None:
-        """The name of the built-in template that this request is to have; None: the server's own."""
+        """Return the name of the built-in template for this request. None: the server's own template."""
         return (request.template if isinstance(request, ChatRequest) else None) or self.models.template(request.model)
 
 
 async def _off_loop_if_long(request: Request, work: Callable[..., T], *arguments: Any) -> T:
-    """What is done with a long text takes long, and lets others run meanwhile. For a short one a thread costs more."""
+    """Call `work` in a thread if the request's text is long, so that other requests run meanwhile. For a short text a thread costs more."""
     if request.text_length > LONG_TEXT:
         return await asyncio.to_thread(work, *arguments)
     return work(*arguments)
 
 
-def _failure(backend: Backend) -> GatewayError | None:
+def _failure(served_model: ServedModel) -> GatewayError | None:
     try:
-        backend.check_lately()
+        served_model.check_responsive()
     except GatewayError as error:
         return error
     return None
 
 
-def _most_bytes(plan: Plan) -> int:
-    """Memory that the answer may take until it has left."""
-    logprobs = 0 if plan.sampling.logprobs is None else plan.sampling.logprobs + 1
-    return plan.request.sampling.n * (plan.sampling.max_tokens or 0) * (TOKEN_BYTES + LOGPROB_BYTES * logprobs)
+def _max_answer_bytes(prepared: PreparedRequest) -> int:
+    """Return an upper bound of the memory that the answer takes until it is sent."""
+    logprobs = 0 if prepared.sampling.logprobs is None else prepared.sampling.logprobs + 1
+    return prepared.request.sampling.n * (prepared.sampling.max_tokens or 0) * (TOKEN_BYTES + LOGPROB_BYTES * logprobs)
 
 
-async def _book(call: Call, usage: Usage) -> None:
-    call.usage.add(usage)
-    if call.caller:
-        await call.caller.book(usage.prompt_tokens + usage.completion_tokens)
+async def _record_usage(context: RequestContext, lease: KeyLease | None, usage: Usage) -> None:
+    context.usage.add(usage)
+    if lease:
+        await lease.record_usage(usage.prompt_tokens + usage.completion_tokens)

@@ -1,97 +1,107 @@
-"""From a request to what the engine gets: whether it fits the model's context, and how long its answer may be."""
+"""From a request to what the engine gets: the prompt's token ids, and an answer's length that fits the model's context."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
-from llava_gateway.prompts.renderer import PromptRenderer
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import ModelInfo, PreparedImage, Request, Sampling
+from llava_gateway.serving.model_registry import ServedModel
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import ModelInfo, PreparedImage, Request, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PreparedRequest:
+    """A request whose prompt is rendered and fits the context. Its images are not loaded yet."""
+
     request: Request
+    served_model: ServedModel
     model: ModelInfo
     prompt: str
-    """The prompt's text; empty where the client sent token ids."""
+    """The prompt's text; empty if the client sent token ids."""
     token_ids: list[int]
-    """One for each image."""
+    """The prompt's tokens, with one token for each image."""
     tokens: int
-    """Its length with the images expanded. Where that depends on the images' sizes, the least that it can be, until `settle`."""
-    sampling: Sampling
-    """An answer that fits the context beside it."""
+    """The prompt's length with the images expanded. If the length depends on the images' sizes, this is the least possible length until
+    `apply_image_tokens` is called."""
+    sampling: SamplingParams
+    """The request's parameters, with a `max_tokens` that fits the context."""
     reserved: int = 0
-    """Tokens of the key's limit that are reserved for it."""
+    """Tokens that are reserved at the API key's limit."""
 
     @property
-    def most_tokens(self) -> int:
-        """Of the prompt and of all choices, each as long as it may be. Greedy choices are drawn once, and count as often as asked for."""
+    def max_total_tokens(self) -> int:
+        """Tokens of the prompt and of all choices at their greatest length. Each of n greedy choices counts, although one is generated."""
         return self.tokens + (self.sampling.max_tokens or 0) * self.request.sampling.n
 
 
-def make_plan(request: Request, model: ModelInfo, prompts: PromptRenderer, template: str | None, default_max_tokens: int) -> Plan:
-    """`template`: the name of a built-in one for a chat. Raises InvalidRequest."""
+def prepare(request: Request, served_model: ServedModel, template: str | None, default_max_tokens: int) -> PreparedRequest:
+    """Render the prompt and check that it fits.
+
+    `template`: the name of a built-in chat template, or None for the server's own. `default_max_tokens`: the answer's length if the request
+    sets none, in tokens. Raises InvalidRequest, or Unavailable while the model loads.
+    """
+    model = served_model.info()
     asked, images, vision = request.sampling, len(request.images), model.vision
     if vision.grids and request.image_aspect_ratio:
-        raise InvalidRequest("This model sees pictures in their own shape and makes none square.", param="image_aspect_ratio")
+        raise InvalidRequest("This model sees images in their own shape and makes none square.", param="image_aspect_ratio")
     check_images(request, model)
-    prompt = prompts.render(request, template)
-    _check_tokens(asked, model.vocabulary)
+    prompt = served_model.prompts.render(request, template)
+    _check_tokens(asked, model.tokenizer)
     text_tokens, least = len(prompt.token_ids) - images, "at least " if images and vision.grids else ""
-    tokens, max_tokens = _fit(request, model, text_tokens, [vision.fewest] * images, default_max_tokens, least)
+    tokens, max_tokens = _fit(request, model, text_tokens, [vision.min_image_tokens] * images, default_max_tokens, least)
     stop = asked.stop + tuple(each for each in prompt.stop if each not in asked.stop)
     sampling = dataclasses.replace(asked, max_tokens=max_tokens, n=1 if asked.temperature == 0 else asked.n, stop=stop)
-    return Plan(request, model, prompt.text, prompt.token_ids, tokens, sampling)
+    return PreparedRequest(request, served_model, model, prompt.text, prompt.token_ids, tokens, sampling)
 
 
 def check_images(request: Request, model: ModelInfo) -> None:
-    """Whether its images may fit the context, before anything is made of them. Raises ContextLengthExceeded."""
-    images, fewest = len(request.images), model.vision.fewest
-    if images * fewest >= model.context_length:
+    """Raise ContextLengthExceeded if the images alone cannot fit the context, before any image is fetched."""
+    images, min_image_tokens = len(request.images), model.vision.min_image_tokens
+    if images * min_image_tokens >= model.context_length:
         least = "at least " if model.vision.grids else ""
         raise ContextLengthExceeded(
-            f"{images} images take {least}{images * fewest} tokens; the model's context is {model.context_length}, "
-            f"so at most {(model.context_length - 1) // fewest} images fit.",
+            f"{images} images take {least}{images * min_image_tokens} tokens; the model's context is {model.context_length}, "
+            f"so at most {(model.context_length - 1) // min_image_tokens} images fit.",
             param=request.param,
         )
 
 
-def settle(plan: Plan, images: Sequence[PreparedImage], default_max_tokens: int) -> Plan:
-    """The plan with the tokens of its images as they turned out to be. Raises InvalidRequest."""
-    if not plan.model.vision.grids:
-        return plan
-    text_tokens = len(plan.token_ids) - len(images)
-    tokens, max_tokens = _fit(plan.request, plan.model, text_tokens, [image.tokens for image in images], default_max_tokens)
-    return dataclasses.replace(plan, tokens=tokens, sampling=dataclasses.replace(plan.sampling, max_tokens=max_tokens))
+def apply_image_tokens(prepared: PreparedRequest, images: Sequence[PreparedImage], default_max_tokens: int) -> PreparedRequest:
+    """Count the loaded images' tokens, if their number depends on the images' sizes. Raises InvalidRequest."""
+    if not prepared.model.vision.grids:
+        return prepared
+    text_tokens = len(prepared.token_ids) - len(images)
+    image_tokens = [image.tokens for image in images]
+    tokens, max_tokens = _fit(prepared.request, prepared.model, text_tokens, image_tokens, default_max_tokens)
+    return dataclasses.replace(prepared, tokens=tokens, sampling=dataclasses.replace(prepared.sampling, max_tokens=max_tokens))
 
 
 def _fit(
     request: Request, model: ModelInfo, text_tokens: int, image_tokens: Sequence[int], default_max_tokens: int, least: str = ""
 ) -> tuple[int, int]:
-    """Tokens of the prompt, and of the longest answer that is wanted and fits beside it."""
+    """Return the prompt's length and the answer's greatest length, both in tokens."""
     asked, images, expanded = request.sampling, len(image_tokens), sum(image_tokens)
     tokens = text_tokens + expanded
     room = model.context_length - tokens
-    wanted = asked.max_tokens or max(asked.min_tokens, 1)
+    wanted = max(asked.min_tokens, 1) if asked.lower_max_tokens_to_fit else asked.max_tokens or max(asked.min_tokens, 1)
     if wanted > room:
-        different = set(image_tokens) or {model.vision.fewest}
+        different = set(image_tokens) or {model.vision.min_image_tokens}
         each = f"{images} x {different.pop()}" if len(different) == 1 else " + ".join(map(str, image_tokens))
         raise ContextLengthExceeded(
             f"The model's context is {model.context_length} tokens, and this request asks for {least}{tokens + wanted}: "
             f"{text_tokens} of text, {expanded} of images ({each}) and {wanted} of answer.",
             param=request.param,
         )
-    max_tokens = asked.max_tokens or min(room, max(default_max_tokens, asked.min_tokens))
+    max_tokens = min(room, asked.max_tokens or max(default_max_tokens, asked.min_tokens))
     if asked.min_tokens > max_tokens:
         raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
     return tokens, max_tokens
 
 
-def _check_tokens(asked: Sampling, vocabulary: Vocabulary) -> None:
-    vocabulary.check(asked.allowed_token_ids or (), "allowed_token_ids")
-    vocabulary.check(asked.stop_token_ids, "stop_token_ids")
+def _check_tokens(asked: SamplingParams, tokenizer: Tokenizer) -> None:
+    tokenizer.check(asked.allowed_token_ids or (), "allowed_token_ids")
+    tokenizer.check(asked.stop_token_ids, "stop_token_ids")
     for token_id in asked.logit_bias:
-        if token_id >= vocabulary.size:
-            raise vocabulary.refusal(token_id, f"logit_bias.{token_id}")
+        if token_id >= tokenizer.size:
+            raise tokenizer.refusal(token_id, f"logit_bias.{token_id}")

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from routing_cluster import ROUTINGS, Cluster
-from routing_model import KV_IMAGES, Seen, Users, together
+from routing_model import KV_IMAGES, Seen, Users, gather_limited
 
 from llava_gateway.cluster import router as affinity
 
@@ -66,7 +66,7 @@ def main() -> None:
     for change in ("one is added", "one dies"):
         for name in ("less of two", "affinity"):
             for label, found in _changed(name, change).items():
-                _row(f"{change}, {name}, {label}", together(found))
+                _row(f"{change}, {name}, {label}", gather_limited(found))
 
 
 def _measured(size: int, name: str, users: Users | None = None, *, seeds: Sequence[int] = SEEDS, **more: int) -> Seen:
@@ -76,7 +76,7 @@ def _measured(size: int, name: str, users: Users | None = None, *, seeds: Sequen
         cluster = Cluster(size, ROUTINGS[name], users, seed=seed, **more)
         cluster.run(WARM_UP)
         found.append(cluster.run(max(REQUESTS / len(seeds) / (cluster.users.rate * size), WARM_UP / 2)))
-    return together(found)
+    return gather_limited(found)
 
 
 def _capacity(name: str, kv: int) -> float:

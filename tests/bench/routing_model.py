@@ -135,7 +135,7 @@ class Seen:
         return float(np.percentile(self.waits, percent)) if self.waits else math.nan
 
 
-def together(found: Sequence[Seen]) -> Seen:
+def gather_limited(found: Sequence[Seen]) -> Seen:
     """As if all had been seen in one cluster; of the imbalances the mean."""
     return Seen(
         waits=[wait for seen in found for wait in seen.waits],

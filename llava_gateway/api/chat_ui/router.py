@@ -10,13 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llava_gateway.api.base import Door
-from llava_gateway.http.request_body import Bodies
-from llava_gateway.http.response import Fail
+from llava_gateway.api.base import Api
+from llava_gateway.http.request_body import RequestBodyReader
+from llava_gateway.http.response import ErrorRenderer
 from llava_gateway.serving.gateway import Gateway
 
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-FILES: Mapping[str, bytes] = {file.name: file.read_bytes() for file in resources.files("llava_gateway.api.chat_ui").joinpath("static").iterdir()}
+FILES: Mapping[str, bytes] = {
+    file.name: file.read_bytes() for file in resources.files("llava_gateway.api.chat_ui").joinpath("static").iterdir()
+}
 POLICY = "; ".join(
     (
         *("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self' data:"),
@@ -27,12 +29,12 @@ POLICY = "; ".join(
 """The Content Security Policy: nothing comes from elsewhere, and no text becomes HTML. Pictures are shown as data: URLs."""
 
 
-def door(gateway: Gateway, bodies: Bodies, *, fail: Fail) -> Door:
-    """`fail`: how errors are put; a client of the API whose address lacks its /v1 comes here, too."""
+def create_api(gateway: Gateway, body_reader: RequestBodyReader, *, render_error: ErrorRenderer) -> Api:
+    """`render_error`: the OpenAI API's, since a client whose base URL lacks its /v1 sends its requests here."""
     body = b"<body data-feedback>" if gateway.settings.feedback_dir else b"<body>"
     files = {f"/page/{name}": File(name, content) for name, content in FILES.items() if name != "index.html"}
     files["/"] = File("index.html", FILES["index.html"].replace(b"<body>", body))
-    return Door([Route(path, file.get, methods=["GET"]) for path, file in files.items()], fail, public=tuple(files))
+    return Api([Route(path, file.get, methods=["GET"]) for path, file in files.items()], render_error, public=tuple(files))
 
 
 class File:

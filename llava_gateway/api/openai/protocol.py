@@ -13,7 +13,7 @@ from llava_gateway.http.request_body import JsonBody
 from llava_gateway.prompts.templates import built_in
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.settings import AspectRatio
-from llava_gateway.types import ChatRequest, CompletionRequest, ImageUrl, InPlace, Message
+from llava_gateway.types import BodySlice, ChatRequest, CompletionRequest, ImageUrl, Message
 
 
 class ChatCompletionRequest(SamplingFields):
@@ -162,7 +162,7 @@ def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
     ]
 
 
-def to_images(images: list[str | InPlace] | None) -> tuple[ImageUrl, ...]:
+def to_images(images: list[str | BodySlice] | None) -> tuple[ImageUrl, ...]:
     return tuple(ImageUrl(url, f"images[{index}]") for index, url in enumerate(images or ()))
 
 
@@ -228,7 +228,7 @@ async def tokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
         "max_model_len": info.context_length,
         "image_tokens": image_tokens,
         "tokens": tokens,
-        "token_strs": [info.vocabulary.token(token) for token in tokens] if asked.return_token_strs else None,
+        "token_strs": [info.tokenizer.token(token) for token in tokens] if asked.return_token_strs else None,
     }
 
 
@@ -238,5 +238,5 @@ def detokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
     info = gateway.model(asked.model if asked.model is not None else gateway.model_name)
     if len(asked.tokens) > info.context_length:
         raise InvalidRequest(f"There are {len(asked.tokens)} tokens; the model's context is {info.context_length}.", param="tokens")
-    info.vocabulary.check(asked.tokens, "tokens")
-    return {"prompt": info.vocabulary.decode(asked.tokens)}
+    info.tokenizer.check(asked.tokens, "tokens")
+    return {"prompt": info.tokenizer.decode(asked.tokens)}

@@ -8,10 +8,10 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, mode
 
 from llava_gateway.api.schema import INT64, TAG, Refused, RequestBody, Strict
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import Sampling, Structure, StructureKind
+from llava_gateway.types import SamplingParams, StructuredOutput, StructuredOutputKind
 
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
-MAX_STRUCTURE = 65_536
+MAX_STRUCTURED_OUTPUT = 65_536
 """Characters of a schema, regular expression, grammar or list of choices: a compiler works on them, in time that grows with them."""
 
 
@@ -94,18 +94,18 @@ class StructuredOutputs(Strict):
             raise ValueError("must hold exactly one of json, json_object, regex, choice and grammar")
         return self
 
-    def _given(self) -> dict[StructureKind, Any]:
+    def _given(self) -> dict[StructuredOutputKind, Any]:
         fields = self.model_dump(by_alias=True)
-        return {kind: fields[kind] for kind in get_args(StructureKind) if fields[kind] is not None}
+        return {kind: fields[kind] for kind in get_args(StructuredOutputKind) if fields[kind] is not None}
 
-    def structure(self) -> Structure:
+    def structured_output(self) -> StructuredOutput:
         ((kind, spec),) = self._given().items()
         param = f"structured_outputs.{kind}"
         if kind == "json_object":
-            return Structure(kind, param=param)
+            return StructuredOutput(kind, param=param)
         if kind == "json" and not isinstance(spec, str):
             spec = _json(spec, param)
-        return Structure(kind, tuple(spec) if kind == "choice" else spec, param)
+        return StructuredOutput(kind, tuple(spec) if kind == "choice" else spec, param)
 
 
 class StreamOptions(Strict):
@@ -147,11 +147,11 @@ class SamplingFields(RequestBody):
     stream: bool | None = Field(None, description="answer as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="needs stream")
 
-    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
+    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """InvalidRequest for fields that contradict each other, or a form of the answer that is too large."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
-        return Sampling(
+        return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=self.min_tokens or 0,
             n=self.n or 1,
@@ -172,28 +172,34 @@ class SamplingFields(RequestBody):
             ignore_eos=bool(self.ignore_eos),
             skip_special_tokens=self.skip_special_tokens is not False,
             spaces_between_special_tokens=self.spaces_between_special_tokens is not False,
-            structure=self._structure(),
+            structured_output=self._structured_output(),
             logprobs=logprobs,
         )
 
-    def _structure(self) -> Structure | None:
-        structure: Structure | None = None
+    def _structured_output(self) -> StructuredOutput | None:
+        structured_output: StructuredOutput | None = None
         if isinstance(self.response_format, JsonObjectFormat):
-            structure = Structure("json_object", param="response_format")
+            structured_output = StructuredOutput("json_object", param="response_format")
         elif isinstance(self.response_format, JsonSchemaFormat):
             schema = self.response_format.json_schema.json_schema
             param = "response_format.json_schema.schema"
-            structure = Structure("json", _json(schema if schema is not None else {"type": "object"}, param), param)
+            structured_output = StructuredOutput("json", _json(schema if schema is not None else {"type": "object"}, param), param)
         if self.structured_outputs is not None:
-            if structure is not None:
+            if structured_output is not None:
                 raise InvalidRequest("structured_outputs and response_format both ask for a form; send one.", param="structured_outputs")
-            structure = self.structured_outputs.structure()
-        if structure and len(structure.spec if isinstance(structure.spec, str) else "".join(structure.spec)) > MAX_STRUCTURE:
-            raise InvalidRequest(f"{structure.param} is longer than {MAX_STRUCTURE} characters.", param=structure.param)
+            structured_output = self.structured_outputs.structured_output()
+        if (
+            structured_output
+            and len(structured_output.spec if isinstance(structured_output.spec, str) else "".join(structured_output.spec))
+            > MAX_STRUCTURED_OUTPUT
+        ):
+            raise InvalidRequest(
+                f"{structured_output.param} is longer than {MAX_STRUCTURED_OUTPUT} characters.", param=structured_output.param
+            )
         for name in ("ignore_eos", "min_tokens"):
-            if structure and getattr(self, name):
-                raise InvalidRequest(f"{name} and {structure.param} cannot both be held: a form ends where it ends.", param=name)
-        return structure
+            if structured_output and getattr(self, name):
+                raise InvalidRequest(f"{name} and {structured_output.param} cannot both be held: a form ends where it ends.", param=name)
+        return structured_output
 
 
 def _json(schema: dict[str, Any], param: str) -> str:

@@ -11,7 +11,7 @@ from llava_gateway.api.openai.sampling import StreamOptions
 from llava_gateway.errors import GatewayError
 from llava_gateway.http.response import Parts, retry_after
 from llava_gateway.observability.context import new_id
-from llava_gateway.serving.delta_stream import Answer
+from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.types import Delta, FinishReason, TokenLogprob, Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -92,7 +92,7 @@ class ChunkFrame:
         return b'],"usage":' + orjson.dumps(render_usage(self._usage)) + b"}\n\n"
 
 
-def render_error(error: GatewayError) -> bytes:
+def error_body(error: GatewayError) -> bytes:
     """OpenAI's `ErrorResponse`."""
     return orjson.dumps({"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}})
 
@@ -104,7 +104,7 @@ def error_headers(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
     return retry_after(error)
 
 
-async def completion(answer: Answer, model: str, *, logprobs: bool) -> Parts:
+async def completion(answer: DeltaStream, model: str, *, logprobs: bool) -> Parts:
     """A `chat.completion` in JSON, in parts."""
     choices: dict[int, _ChatChoice] = {}
     await answer.collect(lambda delta: choices.setdefault(delta.index, _ChatChoice()).add(delta))
@@ -174,7 +174,7 @@ def _logprob(token: bytes, logprob: float) -> dict[str, Any]:
     return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
 
 
-async def text_choices(answer: Answer, *, logprobs: bool) -> list[Parts]:
+async def text_choices(answer: DeltaStream, *, logprobs: bool) -> list[Parts]:
     """The choices of one prompt, in order: what is within their JSON's braces, in parts, but for the index."""
     choices: dict[int, _TextChoice] = {}
     await answer.collect(lambda delta: choices.setdefault(delta.index, _TextChoice()).add(delta))

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from llava_gateway.api.schema import Refused, RequestBody
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import Sampling
+from llava_gateway.types import SamplingParams
 
 _QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
 _PYTHON_LIST = re.compile(rf"\[(?:{_QUOTED.pattern})(?:, (?:{_QUOTED.pattern}))*\]")
@@ -107,8 +107,8 @@ class Params(RequestBody):
         with within("params"):
             return super().parse({name: value for name, value in plain.items() if value is not None})
 
-    def sampling(self) -> Sampling:
-        return Sampling(
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(
             max_tokens=self.max_tokens_to_generate,
             temperature=self.temperature if self.do_sample else 0.0,
             top_p=self.top_p,

@@ -11,7 +11,7 @@ from llava_gateway.api.schema import TAG, ImageString, Refused, RequestBody, Str
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http.request_body import loads
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
-from llava_gateway.types import ChatRequest, ImageBase64, InPlace, Message, Text
+from llava_gateway.types import BodySlice, ChatRequest, ImageBase64, Message, Text
 
 MAX_PROMPTS = 128
 MAX_IMAGES = 1024
@@ -49,7 +49,7 @@ class Instance(Strict):
 def _instance_tag(instance: Any) -> str | None:
     if isinstance(instance, dict):
         return TAG + "object"
-    return TAG + "text" if isinstance(instance, str | InPlace) else None
+    return TAG + "text" if isinstance(instance, str | BodySlice) else None
 
 
 _Instance = Annotated[

@@ -7,17 +7,17 @@ from typing import Any
 import orjson
 
 from llava_gateway.errors import GatewayError
-from llava_gateway.http.response import Reply, retry_after
-from llava_gateway.serving.delta_stream import Answer
-from llava_gateway.serving.prepare import Plan
+from llava_gateway.http.response import ResponseWriter, retry_after
+from llava_gateway.serving.delta_stream import DeltaStream
+from llava_gateway.serving.prepare import PreparedRequest
 from llava_gateway.types import Delta, TokenLogprob
 
 
 class Prediction:
     """What one prompt comes to."""
 
-    def __init__(self, plan: Plan, answer: Answer) -> None:
-        self._with_logprobs = bool(plan.sampling.logprobs)
+    def __init__(self, prepared: PreparedRequest, answer: DeltaStream) -> None:
+        self._with_logprobs = bool(prepared.sampling.logprobs)
         self._answer = answer
         self._text = ""
         self._tokens: list[TokenLogprob] = []
@@ -53,7 +53,7 @@ class Stopwatch:
         if self._first is None:
             self._first = time.perf_counter() - self._start, delta.tokens
 
-    def render(self, answer: Answer) -> dict[str, Any]:
+    def render(self, answer: DeltaStream) -> dict[str, Any]:
         """The counts and times that a stream ends with."""
         usage = answer.usage
         seconds = time.perf_counter() - self._start
@@ -88,22 +88,22 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
-async def fail(error: GatewayError, reply: Reply) -> None:
+async def render_error(error: GatewayError, response: ResponseWriter) -> None:
     """An error as a response, or as the last line of a stream if the status line has left."""
-    await _fail(error, reply, line(_failure(error)))
+    await _render_error(error, response, line(_failure(error)))
 
 
-async def fail_events(error: GatewayError, reply: Reply) -> None:
+async def render_error_event(error: GatewayError, response: ResponseWriter) -> None:
     """As `fail`, where the stream is of server-sent events."""
-    await _fail(error, reply, b"event: error_event\n" + event(_failure(error)))
+    await _render_error(error, response, b"event: error_event\n" + event(_failure(error)))
 
 
-async def _fail(error: GatewayError, reply: Reply, last: bytes) -> None:
-    if reply.started:
-        await reply.frames(last)
-        await reply.end()
+async def _render_error(error: GatewayError, response: ResponseWriter, last: bytes) -> None:
+    if response.started:
+        await response.frames(last)
+        await response.end()
     else:
-        await reply.json(error.status, {"detail": _detail(error)}, retry_after(error))
+        await response.json(error.status, {"detail": _detail(error)}, retry_after(error))
 
 
 def _failure(error: GatewayError) -> dict[str, Any]:

@@ -9,17 +9,17 @@ from typing import Any
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from llava_gateway.api.base import Door
+from llava_gateway.api.base import Api
 from llava_gateway.api.sambastudio.params import Params
 from llava_gateway.api.sambastudio.protocol import Body, InputsBody, InstanceBody, InstancesBody, ItemsBody, Prompt, to_chat
-from llava_gateway.api.sambastudio.render import Prediction, Stopwatch, event, fail, fail_events, line, piece, status
-from llava_gateway.concurrency import together
+from llava_gateway.api.sambastudio.render import Prediction, Stopwatch, event, line, piece, render_error, render_error_event, status
+from llava_gateway.concurrency import gather_limited
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http.endpoints import JsonEndpoint
-from llava_gateway.http.request_body import Bodies, JsonBody
-from llava_gateway.http.response import Fail, Reply
+from llava_gateway.http.request_body import JsonBody, RequestBodyReader
+from llava_gateway.http.response import ErrorRenderer, ResponseWriter
 from llava_gateway.serving.gateway import Gateway
-from llava_gateway.serving.prepare import Plan
+from llava_gateway.serving.prepare import PreparedRequest
 from llava_gateway.types import Delta
 
 JSON_LINES = b"application/json-lines"
@@ -38,7 +38,7 @@ class Form:
     frame: Callable[[Prompt, dict[str, Any]], bytes]
     """A stream's response, framed."""
     media_type: bytes = JSON_LINES
-    fail: Fail = fail
+    render_error: ErrorRenderer = render_error
 
 
 V1 = Form(
@@ -64,16 +64,19 @@ NLP = Form(
     lambda prompts, predictions, seconds: {"data": predictions},
     lambda prompt, response: event(response),
     EVENTS,
-    fail_events,
+    render_error_event,
 )
 
 
-def door(gateway: Gateway, bodies: Bodies) -> Door:
+def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
     routes = []
     for form in (V1, V2, NLP):
-        for path, endpoint in ((f"{form.path}/stream", Stream(form, gateway, bodies)), (form.path, Predict(form, gateway, bodies))):
+        for path, endpoint in (
+            (f"{form.path}/stream", Stream(form, gateway, body_reader)),
+            (form.path, Predict(form, gateway, body_reader)),
+        ):
             routes.append(Route(path + "/{project}/{endpoint}", endpoint, methods=["POST"]))
-    return Door([*routes], fail)
+    return Api([*routes], render_error)
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,13 @@ class Endpoint:
 
     form: Form
     gateway: Gateway
-    bodies: Bodies
+    body_reader: RequestBodyReader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         handle = partial(self.handle, self._model(**scope["path_params"]))
-        await JsonEndpoint(handle, self.form.fail, self.gateway.admission, self.bodies)(scope, receive, send)
+        await JsonEndpoint(handle, self.form.render_error, self.gateway.admission, self.body_reader)(scope, receive, send)
 
-    async def handle(self, model: str, body: JsonBody, reply: Reply) -> None:
+    async def handle(self, model: str, body: JsonBody, response: ResponseWriter) -> None:
         raise NotImplementedError
 
     def _model(self, project: str, endpoint: str) -> str:
@@ -96,25 +99,25 @@ class Endpoint:
         names = self.gateway.models
         return next((name for name in (endpoint, f"{project}/{endpoint}", project) if name in names), self.gateway.model_name)
 
-    async def _plan(self, body: Body, prompts: Sequence[Prompt], model: str, *, stream: bool) -> list[Plan]:
+    async def _prepare(self, body: Body, prompts: Sequence[Prompt], model: str, *, stream: bool) -> list[PreparedRequest]:
         params = Params.parse(body.params or {})
-        return await self.gateway.plan(*(to_chat(prompt, params, model, stream=stream) for prompt in prompts))
+        return await self.gateway.prepare(*(to_chat(prompt, params, model, stream=stream) for prompt in prompts))
 
 
 class Predict(Endpoint):
     """Whole answers, of several prompts at once."""
 
-    async def handle(self, model: str, body: JsonBody, reply: Reply) -> None:
+    async def handle(self, model: str, body: JsonBody, response: ResponseWriter) -> None:
         start = time.perf_counter()
         asked = self.form.body.read(body)
         prompts = asked.prompts()
-        plans = await self._plan(asked, prompts, model, stream=False)
-        predictions = await together(self._predict, plans, self.gateway.settings.max_running)
-        await reply.json(200, self.form.whole(prompts, predictions, time.perf_counter() - start))
+        prepared = await self._prepare(asked, prompts, model, stream=False)
+        predictions = await gather_limited(self._predict, prepared, self.gateway.settings.max_running)
+        await response.json(200, self.form.whole(prompts, predictions, time.perf_counter() - start))
 
-    async def _predict(self, plan: Plan) -> dict[str, Any]:
-        async with self.gateway.answer(plan) as answer:
-            prediction = Prediction(plan, answer)
+    async def _predict(self, prepared: PreparedRequest) -> dict[str, Any]:
+        async with self.gateway.open_prepared(prepared) as answer:
+            prediction = Prediction(prepared, answer)
             async for delta in answer:
                 prediction.add(delta)
             return prediction.render()
@@ -123,16 +126,16 @@ class Predict(Endpoint):
 class Stream(Endpoint):
     """The answer to one prompt, as it comes."""
 
-    async def handle(self, model: str, body: JsonBody, reply: Reply) -> None:
+    async def handle(self, model: str, body: JsonBody, response: ResponseWriter) -> None:
         stopwatch = Stopwatch()
         asked = self.form.stream_body.read(body)
         prompt, *others = asked.prompts()
         if others:
             raise InvalidRequest(f"{asked.holder}: a stream is of one prompt; send a request for each.", param=asked.holder)
-        (plan,) = await self._plan(asked, [prompt], model, stream=True)
+        (prepared,) = await self._prepare(asked, [prompt], model, stream=True)
         frame = partial(self.form.frame, prompt)
-        async with self.gateway.answer(plan) as answer:
-            prediction = Prediction(plan, answer)
+        async with self.gateway.open_prepared(prepared) as answer:
+            prediction = Prediction(prepared, answer)
 
             def push(delta: Delta) -> bytes:
                 stopwatch.add(delta)
@@ -140,7 +143,7 @@ class Stream(Endpoint):
                 return frame(piece(delta.text)) if delta.text else b""
 
             # A comment would break clients that parse each line, so what says nothing is a response without text.
-            async with reply.stream(self.form.media_type, self.gateway.settings.keep_alive, frame(piece(""))):
-                await reply.deltas(answer, push)
+            async with response.stream(self.form.media_type, self.gateway.settings.keep_alive, frame(piece(""))):
+                await response.deltas(answer, push)
                 last = prediction.render() | stopwatch.render(answer)
-                await reply.frames(frame({"stream_token": "", "is_last_response": True} | last))
+                await response.frames(frame({"stream_token": "", "is_last_response": True} | last))

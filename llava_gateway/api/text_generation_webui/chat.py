@@ -12,7 +12,7 @@ from llava_gateway.api.text_generation_webui.sampling import ALL_IMAGES, EMPTY, 
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.templates import BUILT_IN
 from llava_gateway.serving.gateway import Gateway
-from llava_gateway.types import ChatRequest, CompletionRequest, ImageUrl, Message, Sampling, Text
+from llava_gateway.types import ChatRequest, CompletionRequest, ImageUrl, Message, SamplingParams, Text
 
 IMG_TAG = "<img src="
 IMG = re.compile(IMG_TAG + r"""["'](data:[^"'<>]*+)["'][^<>]*+>""")
@@ -154,7 +154,7 @@ class ChatBody(SamplingFields):
             param="history",
             template=self._template(),
             continue_last=bool(turns.internal[-1][1]),
-            sampling=self.sampling(gateway.model(model).vocabulary),
+            sampling=self.sampling(gateway.model(model).tokenizer),
             stream=True,
         )
 
@@ -216,7 +216,7 @@ class GenerateBody(SamplingFields):
 
     def to_completion(self, model: str, gateway: Gateway) -> CompletionRequest:
         """Raises GatewayError."""
-        sampling = self.sampling(gateway.model(model).vocabulary)
+        sampling = self.sampling(gateway.model(model).tokenizer)
         return _completion(model, gateway, self.prompt, self.add_all_images_to_prompt, self.add_bos_token, sampling)
 
 
@@ -231,11 +231,11 @@ class TokenCountBody(RequestBody):
 
     def to_completion(self, model: str, gateway: Gateway) -> CompletionRequest:
         """Raises GatewayError."""
-        return _completion(model, gateway, self.prompt, self.add_all_images_to_prompt, self.add_bos_token, Sampling())
+        return _completion(model, gateway, self.prompt, self.add_all_images_to_prompt, self.add_bos_token, SamplingParams())
 
 
 def _completion(
-    model: str, gateway: Gateway, prompt: str, every_image: bool | None, add_bos_token: bool | None, sampling: Sampling
+    model: str, gateway: Gateway, prompt: str, every_image: bool | None, add_bos_token: bool | None, sampling: SamplingParams
 ) -> CompletionRequest:
     image_token = gateway.model(model).image_token
     pieces = take_apart({"prompt": prompt}, every=bool(every_image))["prompt"]

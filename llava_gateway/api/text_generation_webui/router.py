@@ -15,14 +15,14 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llava_gateway.api.base import Door
+from llava_gateway.api.base import Api
 from llava_gateway.api.schema import RequestBody
 from llava_gateway.api.text_generation_webui.chat import ChatBody, GenerateBody, TokenCountBody
+from llava_gateway.auth.rate_limits import current_lease
 from llava_gateway.errors import GatewayError, InvalidRequest
-from llava_gateway.http.endpoints import Handle, JsonEndpoint, JsonSocket, WebSocketWriter
-from llava_gateway.http.request_body import Bodies, JsonBody
-from llava_gateway.http.response import Reply, retry_after
-from llava_gateway.observability.context import current
+from llava_gateway.http.endpoints import Handle, JsonEndpoint, JsonWebSocketEndpoint, WebSocketWriter
+from llava_gateway.http.request_body import JsonBody, RequestBodyReader
+from llava_gateway.http.response import ResponseWriter, retry_after
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.types import ChatRequest, CompletionRequest
 
@@ -72,13 +72,13 @@ class Events:
         number, self.sent = self.sent, 0
         await answer({"event": "stream_end", "message_num": number}, last=True)
 
-    async def fail(self, error: GatewayError, answer: WebSocketWriter) -> None:
+    async def render_error(self, error: GatewayError, answer: WebSocketWriter) -> None:
         """An error's event has no number, so that those of a text and its end go on as they do without one."""
-        await answer({"event": "error", "error": render_error(error)})
+        await answer({"event": "error", "error": error_body(error)})
         await self.end(answer)
 
 
-def render_error(error: GatewayError) -> dict[str, Any]:
+def error_body(error: GatewayError) -> dict[str, Any]:
     return {"message": error.message, "param": error.param, "code": error.code}
 
 
@@ -111,8 +111,8 @@ class RunningAnswers:
 
 def client_of(address: str) -> str:
     """Whose request this is: the key's that came with it or, where none is asked for, its address's."""
-    known = current().caller
-    return known.key.digest if known else address
+    lease = current_lease()
+    return lease.key.digest if lease else address
 
 
 @dataclass(frozen=True)
@@ -132,23 +132,23 @@ COPIES = 3
 """Of a history that is sent: JSON, a message's text, and what waits for the client."""
 
 
-def door(gateway: Gateway, bodies: Bodies) -> Door:
-    webui = Webui(gateway)
+def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
+    webui = TextGenerationWebui(gateway)
 
     def endpoint(handle: Handle) -> JsonEndpoint:
-        return JsonEndpoint(handle, fail, gateway.admission, bodies)
+        return JsonEndpoint(handle, render_error, gateway.admission, body_reader)
 
-    def stoppable(path: str, handle: Callable[[str, JsonBody, Reply], Coroutine[Any, Any, None]]) -> Route:
+    def stoppable(path: str, handle: Callable[[str, JsonBody, ResponseWriter], Coroutine[Any, Any, None]]) -> Route:
         return Route(path, ByClient(lambda address: endpoint(partial(handle, address))), methods=["POST"])
 
     def socket(path: str, handle: Callable[[str, Events, JsonBody, WebSocketWriter], Coroutine[Any, Any, None]]) -> WebSocketRoute:
-        def connect(address: str) -> JsonSocket:
+        def connect(address: str) -> JsonWebSocketEndpoint:
             events = Events()
-            return JsonSocket(partial(handle, address, events), events.fail, gateway.admission, bodies)
+            return JsonWebSocketEndpoint(partial(handle, address, events), events.render_error, gateway.admission, body_reader)
 
         return WebSocketRoute(path, ByClient(connect))
 
-    return Door(
+    return Api(
         [
             stoppable("/api/v1/generate", webui.generate),
             stoppable("/api/v1/chat", webui.chat),
@@ -159,27 +159,27 @@ def door(gateway: Gateway, bodies: Bodies) -> Door:
             Route("/api/v1/model", webui.model_name, methods=["GET"]),
             Route("/api/v1/model", endpoint(webui.model), methods=["POST"]),
         ],
-        fail,
+        render_error,
     )
 
 
-class Webui:
+class TextGenerationWebui:
     """`address` is the client's. Every answer is a stream within, so that all of them can be stopped and keep what they have said."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self._running = RunningAnswers()
 
-    async def generate(self, address: str, body: JsonBody, reply: Reply) -> None:
+    async def generate(self, address: str, body: JsonBody, response: ResponseWriter) -> None:
         request = GenerateBody.read(body).to_completion(self._model(), self.gateway)
-        await reply.json(200, {"results": [{"text": await self._whole(address, request)}]})
+        await response.json(200, {"results": [{"text": await self._whole(address, request)}]})
 
-    async def chat(self, address: str, body: JsonBody, reply: Reply) -> None:
+    async def chat(self, address: str, body: JsonBody, response: ResponseWriter) -> None:
         asked = ChatBody.read(body)
         turns = asked.turns()
-        with self.gateway.answers.reserved(COPIES * turns.length):
+        with self.gateway.answer_memory.reserved(COPIES * turns.length):
             text = await self._whole(address, asked.to_chat(self._model(), self.gateway, turns))
-            await reply.json(200, {"results": [{"history": turns.history(text)}]})
+            await response.json(200, {"results": [{"history": turns.history(text)}]})
 
     async def stream(self, address: str, events: Events, body: JsonBody, answer: WebSocketWriter) -> None:
         request = GenerateBody.read(body).to_completion(self._model(), self.gateway)
@@ -189,23 +189,23 @@ class Webui:
         asked = ChatBody.read(body)
         turns = asked.turns()
         request = asked.to_chat(self._model(), self.gateway, turns)
-        with self.gateway.answers.reserved(COPIES * turns.length):
+        with self.gateway.answer_memory.reserved(COPIES * turns.length):
             await self._stream(address, request, events, answer, lambda said, _: {"history": turns.history(said)})
 
     async def stop_stream(self, request: Request) -> Response:
         self._running.stop(client_of(request.client.host if request.client else ""))
         return _json({"results": "success"})
 
-    async def token_count(self, body: JsonBody, reply: Reply) -> None:
+    async def token_count(self, body: JsonBody, response: ResponseWriter) -> None:
         request = TokenCountBody.read(body).to_completion(self._model(), self.gateway)
         tokens, _ = await self.gateway.tokenize(request)
-        await reply.json(200, {"results": [{"tokens": len(tokens)}]})
+        await response.json(200, {"results": [{"tokens": len(tokens)}]})
 
     async def model_name(self, request: Request) -> Response:
         return _json({"result": self._model()})
 
-    async def model(self, body: JsonBody, reply: Reply) -> None:
-        await reply.json(200, {"result": ModelBody.read(body).result(self._model(), self.gateway)})
+    async def model(self, body: JsonBody, response: ResponseWriter) -> None:
+        await response.json(200, {"result": ModelBody.read(body).result(self._model(), self.gateway)})
 
     def _model(self) -> str:
         """The first name of the model that the caller may use; the dialect has none in its requests."""
@@ -239,8 +239,8 @@ class Webui:
         await events.end(answer)
 
 
-async def fail(error: GatewayError, reply: Reply) -> None:
-    await reply.json(error.status, {"error": render_error(error)}, retry_after(error))
+async def render_error(error: GatewayError, response: ResponseWriter) -> None:
+    await response.json(error.status, {"error": error_body(error)}, retry_after(error))
 
 
 def _json(value: Any) -> Response:

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from llava_gateway.api.schema import INT64, Refused, RequestBody
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import Sampling, Structure
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import SamplingParams, StructuredOutput
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class SamplingFields(RequestBody):
         "truncation_length": "a prompt that does not fit the model's context is refused, never cut",
     }
 
-    def sampling(self, vocabulary: Vocabulary) -> Sampling:
+    def sampling(self, tokenizer: Tokenizer) -> SamplingParams:
         """InvalidRequest for fields that contradict each other, and for tokens that are not the model's."""
         max_tokens = None if self.auto_max_new_tokens else _first(self.max_new_tokens, self.max_length, MAX_TOKENS)
         min_tokens = _first(self.min_length, 0)
@@ -102,8 +102,8 @@ class SamplingFields(RequestBody):
                 if getattr(self, name):
                     raise InvalidRequest(f"{name} and grammar_string cannot both be held: a form ends where it ends.", param=name)
         bans = _token_ids(self.custom_token_bans or "")
-        vocabulary.check(bans, "custom_token_bans")
-        return Sampling(
+        tokenizer.check(bans, "custom_token_bans")
+        return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             temperature=0.0 if self.do_sample is False else _first(self.temperature, TEMPERATURE),
@@ -118,7 +118,7 @@ class SamplingFields(RequestBody):
             stop=tuple(self.stopping_strings or ()),
             ignore_eos=bool(self.ban_eos_token),
             skip_special_tokens=self.skip_special_tokens is not False,
-            structure=Structure("grammar", self.grammar_string, "grammar_string") if self.grammar_string else None,
+            structured_output=StructuredOutput("grammar", self.grammar_string, "grammar_string") if self.grammar_string else None,
         )
 
 

@@ -15,17 +15,17 @@ from PIL import Image
 
 from llava_gateway.engine.vllm.compat import seeds_work, without_spelling
 from llava_gateway.engine.vllm.launch import describe, engine_arguments, make_engine
-from llava_gateway.engine.vllm.lora import Adapters
-from llava_gateway.engine.vllm.outputs import Delivery, refusal, written
-from llava_gateway.engine.vllm.process_guard import Guardian, engine_processes, kill
+from llava_gateway.engine.vllm.lora import LoraManager
+from llava_gateway.engine.vllm.outputs import OutputSink, generated_tokens, refusal
+from llava_gateway.engine.vllm.process_guard import ProcessGuard, engine_processes, kill
 from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.engine.vllm.structured_outputs import GrammarChecker
 from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, TooManyRequests, Unavailable
-from llava_gateway.observability.context import current, new_id
-from llava_gateway.types import Adapter, Delta, ModelInfo, PreparedImage, Prompt, Sampling, Structure, Usage
+from llava_gateway.observability.context import current_context, new_id
+from llava_gateway.types import Delta, LoraAdapter, ModelInfo, PreparedImage, Prompt, SamplingParams, StructuredOutput, Usage
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    import vllm
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class VllmEngine:
         self._stopping = False
         self._generating = 0
         self._grammars: GrammarChecker | None = None
-        self._adapters: Adapters | None = None
-        self._guardian = Guardian()
+        self._lora_manager: LoraManager | None = None
+        self._process_guard = ProcessGuard()
         self.stage = "importing vLLM"
 
     @property
@@ -67,13 +67,13 @@ class VllmEngine:
         loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # has been seen, should nobody wait for it
         while not loading.done():
             await asyncio.wait((loading,), timeout=0.5)
-            self._guardian.watch([process.pid for process in engine_processes()])
+            self._process_guard.watch([process.pid for process in engine_processes()])
         self._engine = engine = loading.result()
         self._model = info = describe(engine)
-        self._adapters = Adapters(engine)
+        self._lora_manager = LoraManager(engine)
         self._seeds_work = seeds_work(engine.vllm_config)
         if engine.vllm_config.structured_outputs_config.backend == "guidance":  # else the operator has chosen
-            self._grammars = GrammarChecker(info.vocabulary)
+            self._grammars = GrammarChecker(info.tokenizer)
         self.stage = "answering for the first time"
         await self._warm_up(info)
         return info
@@ -85,24 +85,26 @@ class VllmEngine:
         if tokens + 2 > info.context_length:
             return
         image = PreparedImage(Image.new("RGB", size), "warm-up", size, tokens)
-        token_ids = info.vocabulary.encode(info.image_token, add_special_tokens=True).ids
+        token_ids = info.tokenizer.encode(info.image_token, add_special_tokens=True).ids
         try:
-            sampling = Sampling(max_tokens=1, logprobs=1)
-            await self.generate(Prompt(token_ids, (image,)), sampling, stream=False, usage=Usage(), take=lambda delta: None)
+            sampling = SamplingParams(max_tokens=1, logprobs=1)
+            await self.generate(Prompt(token_ids, (image,)), sampling, stream=False, usage=Usage(), on_delta=lambda delta: None)
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error
 
-    async def check_structure(self, structure: Structure) -> None:
+    async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         if self._grammars:
-            await self._grammars.check(structure)
+            await self._grammars.check(structured_output)
 
-    async def load_adapter(self, adapter: Adapter) -> None:
+    async def load_adapter(self, adapter: LoraAdapter) -> None:
         await self._started().load(adapter)
 
-    async def unload_adapter(self, adapter: Adapter) -> None:
+    async def unload_adapter(self, adapter: LoraAdapter) -> None:
         await self._started().unload(adapter)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, *, stream: bool, usage: Usage, take: Callable[[Delta], None]) -> None:
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -111,14 +113,14 @@ class VllmEngine:
         self._generating += 1
         try:
             stream = stream or sampling.logprobs is not None  # of a whole answer they would all come in one call
-            delivery = Delivery(sampling, self._model.vocabulary, usage, take, stream=stream, images=bool(prompt.images))
+            delivery = OutputSink(sampling, self._model.tokenizer, usage, on_delta, stream=stream, images=bool(prompt.images))
             params = sampling_params(sampling, stream, seeds_work=self._seeds_work)
             while not await self._deliver(self._engine, prompt, params, delivery):
                 pass
         except GatewayError:
             raise
         except VLLMClientError as error:
-            raise refusal(error, sampling.structure) from error
+            raise refusal(error, sampling.structured_output) from error
         except GracefulHTTPError as error:
             raise TooManyRequests("The engine is busy. Try again later.", code="queue_full", retry_after=1) from error
         except EngineDeadError as error:
@@ -159,7 +161,7 @@ class VllmEngine:
             self._loading = loading = None
             gc.unfreeze()  # what there was of vLLM is garbage, and must not be set apart with the next engine
             await asyncio.to_thread(gc.collect)
-        self._guardian.close()
+        self._process_guard.close()
 
     def _load(self) -> "AsyncLLM":
         arguments = engine_arguments(self.model, self.flags)
@@ -171,7 +173,7 @@ class VllmEngine:
         self.stage = "loading its weights in the engine's process"
         return make_engine(arguments)
 
-    async def _deliver(self, engine: "AsyncLLM", prompt: Prompt, params: "SamplingParams", delivery: Delivery) -> bool:
+    async def _deliver(self, engine: "AsyncLLM", prompt: Prompt, params: "vllm.SamplingParams", delivery: OutputSink) -> bool:
         """Whether the answer is whole; if not, the request has to be sent once more. A client that left between the first two steps below
         may have made vLLM's front end believe that the engine holds an image which it never got; vLLM notices, ends the request with
         "error" and forgets the image."""
@@ -193,7 +195,7 @@ class VllmEngine:
             whole = await end
         except asyncio.CancelledError:
             if not delivery.stream:
-                usage.completion_tokens += written(engine, name)
+                usage.completion_tokens += generated_tokens(engine, name)
             raise
         finally:
             collector.put = lambda output: None  # of its other choices, for which nobody waits any more
@@ -201,15 +203,15 @@ class VllmEngine:
                 await engine.abort(collector.request_id, internal=True)
         return whole
 
-    def _started(self) -> Adapters:
-        if self._adapters is None:
+    def _started(self) -> LoraManager:
+        if self._lora_manager is None:
             raise Unavailable("The engine is not running.", code="engine_dead", retry_after=RETRY_AFTER)
-        return self._adapters
+        return self._lora_manager
 
     def _end(self, loading: "Future[AsyncLLM]") -> None:
         """End the engine, or its loading: that cannot be interrupted, but fails once the processes it starts are ended."""
         deadline = time.monotonic() + STOP_TIMEOUT
-        engine, self._engine, self._adapters = self._engine, None, None
+        engine, self._engine, self._lora_manager = self._engine, None, None
         if engine is not None:
             logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM reports its own end as a failure, with a traceback
             kill(engine_processes(), patience=0)  # there is nothing that it would have to save, and a stopped process would never end
@@ -237,7 +239,7 @@ def _set_apart() -> Iterator[None]:
 
 def _trace(engine: "AsyncLLM") -> dict[str, str] | None:
     """What the engine's own span hangs below, where the operator has it write spans."""
-    trace = current().trace
+    trace = current_context().trace
     return {"traceparent": trace} if trace and engine.observability_config.otlp_traces_endpoint else None
 
 

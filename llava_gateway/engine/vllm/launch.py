@@ -12,8 +12,8 @@ from llava_gateway.engine.vllm.compat import choose_cpu_worker
 from llava_gateway.engine.vllm.lora import check_adaptable, leave_a_slot_empty
 from llava_gateway.errors import EngineStartError
 from llava_gateway.images.geometry import ImageTokens, Size
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import ModelInfo, Vision
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import ModelInfo, VisionConfig
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -108,9 +108,9 @@ def _make_room_for_images(config: "VllmConfig") -> None:
     model, scheduler = config.model_config.hf_config, config.scheduler_config
     if model.model_type == ONEVISION:
         side, patches = model.vision_config.image_size, model.vision_config.image_size // model.vision_config.patch_size
-        most = ImageTokens(patches**2, side, patches, _grids(model), ONEVISION_SQUARES).most
-        scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, most)
-        scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_encoder_input_tokens, most)
+        max_image_tokens = ImageTokens(patches**2, side, patches, _grids(model), ONEVISION_SQUARES).max_image_tokens
+        scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, max_image_tokens)
+        scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_encoder_input_tokens, max_image_tokens)
 
 
 def _one_line(error: Exception) -> str:
@@ -129,7 +129,7 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
     processor = info.get_hf_processor()
     tokenizer = processor.tokenizer
     return ModelInfo(
-        vocabulary=Vocabulary(tokenizer.backend_tokenizer.to_str()),
+        tokenizer=Tokenizer(tokenizer.backend_tokenizer.to_str()),
         chat_template=processor.chat_template or tokenizer.chat_template or "",
         special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
         image_token=processor.image_token,
@@ -138,23 +138,25 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
     )
 
 
-def _vision(info: Any, config: Any, image_processor: Any) -> Vision:
+def _vision(info: Any, config: Any, image_processor: Any) -> VisionConfig:
     """`info` is vLLM's, which knows how many tokens a picture takes."""
     from vllm.model_executor.models.llava import BaseLlavaProcessingInfo
 
     side = config.vision_config.image_size
-    fewest = BaseLlavaProcessingInfo.get_num_image_tokens(info, image_width=side, image_height=side)  # those of the whole in one square
+    min_image_tokens = BaseLlavaProcessingInfo.get_num_image_tokens(
+        info, image_width=side, image_height=side
+    )  # those of the whole in one square
     grids = _grids(config)
     patches = info.get_vision_encoder_info().get_patch_grid_length()
-    tokens = ImageTokens(fewest, side, patches, grids, ONEVISION_SQUARES if config.model_type == ONEVISION else None)
+    tokens = ImageTokens(min_image_tokens, side, patches, grids, ONEVISION_SQUARES if config.model_type == ONEVISION else None)
     red, green, blue = (int(mean * 255) for mean in image_processor.image_mean)
     crops = image_processor.do_center_crop and image_processor.size.get("shortest_edge")
     pads = getattr(image_processor, "do_pad", False)
-    return Vision(
+    return VisionConfig(
         side=side,
         tokens=tokens,
-        fewest=fewest,
-        most=tokens.most,
+        min_image_tokens=min_image_tokens,
+        max_image_tokens=tokens.max_image_tokens,
         grids=grids,
         aspect_ratio="pad" if pads else "crop" if crops else "resize",
         mean_color=(red, green, blue),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, InvalidRequest, Unavailable
 from llava_gateway.files import read_file
-from llava_gateway.types import Adapter
+from llava_gateway.types import LoraAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -52,7 +52,7 @@ def leave_a_slot_empty(arguments: argparse.Namespace) -> None:
     arguments.max_cpu_loras = max(arguments.max_cpu_loras or 0, arguments.max_loras)
 
 
-class Adapters:
+class LoraManager:
     """What one engine has loaded. Never more than it keeps in memory: one that vLLM had to read again from its directory, and could not,
     would kill the engine."""
 
@@ -61,13 +61,13 @@ class Adapters:
         self._config = engine.vllm_config.lora_config
         self._loaded: dict[int, LoRARequest] = {}
 
-    def request(self, adapter: Adapter) -> "LoRARequest":
+    def request(self, adapter: LoraAdapter) -> "LoRARequest":
         """What vLLM is told beside a prompt. Raises Unavailable if the adapter is not loaded, as after a restart that found it broken."""
         if adapter.number not in self._loaded:
             raise Unavailable(f"The adapter {adapter.name!r} is not loaded; the server's log says why.", code="adapter_not_loaded")
         return self._loaded[adapter.number]
 
-    async def load(self, adapter: Adapter) -> None:
+    async def load(self, adapter: LoraAdapter) -> None:
         """Raises InvalidRequest for one that cannot be used; Unavailable if the engine dies."""
         from vllm.lora.request import LoRARequest
 
@@ -86,7 +86,7 @@ class Adapters:
             raise InvalidRequest("The engine cannot load this adapter; the server's log says why.", param=PARAM) from error
         self._loaded[adapter.number] = request
 
-    async def unload(self, adapter: Adapter) -> None:
+    async def unload(self, adapter: LoraAdapter) -> None:
         """Raises EngineFailed, or Unavailable if the engine dies."""
         if adapter.number in self._loaded:
             await self._remove(adapter.number)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from llava_gateway.errors import EngineFailed, GatewayError, InvalidRequest, Unavailable
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import Delta, FinishReason, Sampling, Structure, TokenLogprob, Usage
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import Delta, FinishReason, SamplingParams, StructuredOutput, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput
@@ -21,7 +21,7 @@ LEAST_LOGPROB = -9999.0
 """OpenAI's way to say "never" without an infinity, which JSON does not have."""
 
 
-def token_logprobs(choice: "CompletionOutput", sampling: Sampling, vocabulary: Vocabulary) -> tuple[TokenLogprob, ...]:
+def token_logprobs(choice: "CompletionOutput", sampling: SamplingParams, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
     """The choice's log probabilities. For each place vLLM has the token drawn, then the likeliest, likeliest first. The token that ended
     the text (not a stop string) is no part of it, unless the client wants it there."""
     flat = cast("FlatLogprobs | None", choice.logprobs)  # as `sampling_params` asks for them
@@ -31,49 +31,49 @@ def token_logprobs(choice: "CompletionOutput", sampling: Sampling, vocabulary: V
     if choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str) and not sampling.include_stop_str_in_output:
         del places[-1:]
     entries = [
-        (vocabulary.token_bytes(token), max(logprob, LEAST_LOGPROB)) for token, logprob in zip(flat.token_ids, flat.logprobs, strict=True)
+        (tokenizer.token_bytes(token), max(logprob, LEAST_LOGPROB)) for token, logprob in zip(flat.token_ids, flat.logprobs, strict=True)
     ]
     return tuple(
         TokenLogprob(token, logprob, tuple(entries[start + 1 : end])) for start, end in places for token, logprob in [entries[start]]
     )
 
 
-def finish_reason(reason: str | None, structure: Structure | None) -> FinishReason | None:
+def finish_reason(reason: str | None, structured_output: StructuredOutput | None) -> FinishReason | None:
     """How a choice ended, in the words of the contract. Raises what the client is told when the engine gave up on it."""
     if reason is None:
         return None
     if reason == "abort":
         raise Unavailable("The engine dropped this request, most likely because it is stopping.", code="engine_abort", retry_after=1)
-    if reason == "error" and structure is not None:
+    if reason == "error" and structured_output is not None:
         raise InvalidRequest(
             "The engine cannot hold the answer to this form: it is too complicated, or other fields forbid the tokens that it needs.",
-            param=structure.param,
+            param=structured_output.param,
         )
     if reason not in FINISH:
         raise EngineFailed("The engine failed on this request.", code="engine_error", retry_after=1)
     return FINISH[reason]
 
 
-def refusal(error: Exception, structure: Structure | None) -> GatewayError:
+def refusal(error: Exception, structured_output: StructuredOutput | None) -> GatewayError:
     """vLLM's refusal in the client's terms."""
     reason = str(error.args[0])[:300] if error.args else "no reason given"
     param = getattr(error, "parameter", None)
-    if param is None and structure is not None:
-        param = structure.param
+    if param is None and structured_output is not None:
+        param = structured_output.param
     return InvalidRequest(f"The engine refuses this request: {reason}", param=param)
 
 
-class Delivery:
+class OutputSink:
     """Gives the deltas of one request to `take`, and counts its tokens."""
 
     def __init__(
-        self, sampling: Sampling, vocabulary: Vocabulary, usage: Usage, take: Callable[[Delta], None], *, stream: bool, images: bool
+        self, sampling: SamplingParams, tokenizer: Tokenizer, usage: Usage, on_delta: Callable[[Delta], None], *, stream: bool, images: bool
     ) -> None:
         self.usage = usage
         self.stream = stream
         self._sampling = sampling
-        self._vocabulary = vocabulary
-        self._take = take
+        self._tokenizer = tokenizer
+        self._on_delta = on_delta
         self._may_lack_images = images
         self._end: asyncio.Future[bool]
 
@@ -106,9 +106,9 @@ class Delivery:
         for choice in output.outputs:
             tokens = len(choice.token_ids)
             usage.completion_tokens += tokens
-            reason = finish_reason(choice.finish_reason, sampling.structure)
-            logprobs = () if sampling.logprobs is None else token_logprobs(choice, sampling, self._vocabulary)
-            self._take(Delta(choice.index, choice.text, tokens, reason, choice.stop_reason, logprobs))
+            reason = finish_reason(choice.finish_reason, sampling.structured_output)
+            logprobs = () if sampling.logprobs is None else token_logprobs(choice, sampling, self._tokenizer)
+            self._on_delta(Delta(choice.index, choice.text, tokens, reason, choice.stop_reason, logprobs))
         if output.finished:
             self._end.set_result(True)
 
@@ -119,7 +119,7 @@ def states_of(engine: "AsyncLLM", name: str) -> "list[RequestState]":
     return [processor.request_states[each] for each in processor.external_req_ids.get(name, ()) if each in processor.request_states]
 
 
-def written(engine: "AsyncLLM", name: str) -> int:
+def generated_tokens(engine: "AsyncLLM", name: str) -> int:
     """Tokens that the request of this name has come to by now; vLLM tells the length of an answer that is wanted whole only with it. Of all
     its choices: of those that go on, and of those that have ended and wait for the others."""
     states = states_of(engine, name)

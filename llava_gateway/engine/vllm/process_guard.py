@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 
-class Guardian:
+class ProcessGuard:
     """Runs this file as a process of its own, apart from the terminal's and the service manager's signals to this one."""
 
     def __init__(self) -> None:

@@ -3,26 +3,26 @@
 from typing import TYPE_CHECKING
 
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import Sampling, Structure
+from llava_gateway.types import SamplingParams, StructuredOutput
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    import vllm
     from vllm.sampling_params import StructuredOutputsParams
 
 SEEDS = 1 << 62
 """Seeds are taken modulo this: vLLM adds a choice's index to its seed, in 64 bits, and takes -1 for no seed at all."""
 
 
-def sampling_params(sampling: Sampling, stream: bool, *, seeds_work: bool) -> "SamplingParams":
+def sampling_params(sampling: SamplingParams, stream: bool, *, seeds_work: bool) -> "vllm.SamplingParams":
     """vLLM's parameters. A field of a wrong type would wedge the engine for good, so they take the round trip that the engine's
     own decoder will make, here, where a mistake is one request's error."""
     import msgspec
-    from vllm import SamplingParams
+    import vllm
     from vllm.sampling_params import RequestOutputKind
 
     if sampling.seed is not None and sampling.temperature > 0 and not seeds_work:
         raise InvalidRequest("This server's engine cannot repeat an answer by its seed; leave out `seed`.", param="seed")
-    params = SamplingParams(
+    params = vllm.SamplingParams(
         n=sampling.n,
         max_tokens=sampling.max_tokens,
         min_tokens=sampling.min_tokens,
@@ -43,22 +43,22 @@ def sampling_params(sampling: Sampling, stream: bool, *, seeds_work: bool) -> "S
         ignore_eos=sampling.ignore_eos,
         skip_special_tokens=sampling.skip_special_tokens,
         spaces_between_special_tokens=sampling.spaces_between_special_tokens,
-        structured_outputs=_structured_outputs(sampling.structure) if sampling.structure else None,
+        structured_outputs=_structured_outputs(sampling.structured_output) if sampling.structured_output else None,
         logprobs=sampling.logprobs,
         flat_logprobs=True,  # in a few lists; as objects, those of one answer keep the garbage collector busy for half a second
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # nobody else has these
     )
     try:
-        return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=vllm.SamplingParams)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"A sampling parameter has the wrong type: {error}") from error
 
 
-def _structured_outputs(structure: Structure) -> "StructuredOutputsParams":
+def _structured_outputs(structured_output: StructuredOutput) -> "StructuredOutputsParams":
     from vllm.sampling_params import StructuredOutputsParams
 
-    if structure.kind == "json_object":
+    if structured_output.kind == "json_object":
         return StructuredOutputsParams(json_object=True)
-    spec = list(structure.spec) if structure.kind == "choice" else structure.spec
-    return StructuredOutputsParams(**{structure.kind: spec})
+    spec = list(structured_output.spec) if structured_output.kind == "choice" else structured_output.spec
+    return StructuredOutputsParams(**{structured_output.kind: spec})

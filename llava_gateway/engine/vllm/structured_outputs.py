@@ -11,8 +11,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from llava_gateway.errors import EngineFailed, InvalidRequest, TooManyRequests, Unavailable
-from llava_gateway.tokenizer import Vocabulary
-from llava_gateway.types import Structure
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import StructuredOutput
 
 SCRIPT = Path(__file__).with_name("grammar_worker.py")
 WORKERS = 2
@@ -28,8 +28,8 @@ MAX_VERDICT = 300
 class GrammarChecker:
     """Asks worker processes, which start with the first forms and again after one that ended them. Verdicts are remembered."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._idle: list[asyncio.Task[Process]] = []  # started, or just starting
         self._alive: set[Process] = set()
         self._places = asyncio.Semaphore(WORKERS)
@@ -37,10 +37,10 @@ class GrammarChecker:
         self._verdicts: dict[bytes, str] = {}
         """By digest: forms are 64 KiB long, and more in memory."""
 
-    async def check(self, structure: Structure) -> None:
+    async def check(self, structured_output: StructuredOutput) -> None:
         """Raises InvalidRequest, blaming `structure.param`; TooManyRequests or Unavailable if there is no telling now."""
-        spec = json.dumps(structure.spec) if structure.kind == "choice" else structure.spec
-        question = json.dumps({"kind": structure.kind, "spec": spec}).encode() + b"\n"
+        spec = json.dumps(structured_output.spec) if structured_output.kind == "choice" else structured_output.spec
+        question = json.dumps({"kind": structured_output.kind, "spec": spec}).encode() + b"\n"
         digest = blake3(question).digest()
         verdict = self._verdicts.get(digest)
         if verdict is None:
@@ -48,7 +48,7 @@ class GrammarChecker:
             if len(self._verdicts) > REMEMBERED:
                 del self._verdicts[next(iter(self._verdicts))]
         if verdict:
-            raise InvalidRequest(f"The engine cannot hold an answer to this form: {verdict}", param=structure.param)
+            raise InvalidRequest(f"The engine cannot hold an answer to this form: {verdict}", param=structured_output.param)
 
     def close(self) -> None:
         for worker in self._alive:
@@ -111,7 +111,7 @@ class GrammarChecker:
         assert worker.stdin
         assert worker.stdout
         with suppress(OSError, RuntimeError):
-            worker.stdin.write(json.dumps(self._vocabulary.to_json()).encode() + b"\n")
+            worker.stdin.write(json.dumps(self._tokenizer.to_json()).encode() + b"\n")
             await worker.stdin.drain()
         if not await worker.stdout.readline():
             self._end(worker)

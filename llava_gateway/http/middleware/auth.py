@@ -8,20 +8,22 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_gateway.auth.api_keys import Key, Keys
-from llava_gateway.auth.rate_limits import Caller, RateLimited, RateLimits
+from llava_gateway.auth.rate_limits import KeyLease, RateLimited, RateLimits
 from llava_gateway.errors import GatewayError, Unauthorized
-from llava_gateway.http.response import FailFor, Reply
-from llava_gateway.observability.context import current
+from llava_gateway.http.response import FindErrorRenderer, ResponseWriter
+from llava_gateway.observability.context import current_context
 
 
-class Auth:
-    def __init__(self, app: ASGIApp, keys: Keys, limits: RateLimits, exempt: Collection[str], fail_for: FailFor) -> None:
+class AuthMiddleware:
+    def __init__(
+        self, app: ASGIApp, keys: Keys, limits: RateLimits, exempt: Collection[str], find_error_renderer: FindErrorRenderer
+    ) -> None:
         """`exempt`: paths that need no key."""
         self.app = app
         self.keys = keys
         self.limits = limits
         self.exempt = frozenset(exempt)
-        self.fail_for = fail_for
+        self.find_error_renderer = find_error_renderer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or scope["path"].removeprefix(scope.get("root_path", "")) in self.exempt:
@@ -38,26 +40,24 @@ class Auth:
             return
         async with AsyncExitStack() as stack:
             try:
-                caller = await stack.enter_async_context(self._admitted(secret))
+                lease = await stack.enter_async_context(self._admitted(secret))
             except GatewayError as error:
                 await self._refuse(error, scope, send)
                 return
 
             async def limited(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    message["headers"] = [*message["headers"], *caller.headers()]
+                    message["headers"] = [*message["headers"], *lease.headers()]
                 await send(message)
 
             await self.app(scope, receive, limited)
 
     @asynccontextmanager
-    async def _admitted(self, secret: str) -> AsyncIterator[Caller]:
+    async def _admitted(self, secret: str) -> AsyncIterator[KeyLease]:
         """One request of the current call, by whom it is. Raises GatewayError."""
-        caller = current().caller = await self.limits.admit(self._key(secret))
-        try:
-            yield caller
-        finally:
-            await caller.leave()
+        async with self.limits.lease(self._key(secret)) as lease:
+            current_context().key_name = lease.key.name
+            yield lease
 
     def _key(self, secret: str) -> Key:
         key = self.keys.find(secret)
@@ -66,11 +66,11 @@ class Auth:
         return key
 
     async def _refuse(self, error: GatewayError, scope: Scope, send: Send) -> None:
-        current().code = error.code
+        current_context().code = error.code
         headers = list(error.headers) if isinstance(error, RateLimited) else []
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
-        await self.fail_for(scope)(error, Reply(send, headers=headers))
+        await self.find_error_renderer(scope)(error, ResponseWriter(send, headers=headers))
 
 
 def _secret(scope: Scope) -> str:

@@ -12,9 +12,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_gateway.errors import GatewayError
-from llava_gateway.http.response import FailFor, Reply
+from llava_gateway.http.response import FindErrorRenderer, ResponseWriter
 from llava_gateway.observability import metrics
-from llava_gateway.observability.context import Call, new_call, new_id
+from llava_gateway.observability.context import RequestContext, new_id, request_context
 from llava_gateway.observability.tracing import Tracing
 from llava_gateway.observability.usage_log import UsageLog
 
@@ -30,7 +30,7 @@ HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-re
 
 @dataclass(slots=True)
 class Record:
-    call: Call
+    context: RequestContext
     status: int = CLIENT_LEFT
 
 
@@ -47,31 +47,31 @@ class Recorder:
         headers = Headers(scope=scope)
         method = scope.get("method", "WS")
         address, _ = scope.get("client") or ("", 0)
-        record = Record(Call(_request_id(headers), _trace(headers), address))
+        record = Record(RequestContext(_request_id(headers), _trace(headers), address))
         start = time.perf_counter()
-        span = self.tracing.begin(record.call, headers) if self.tracing else None
+        span = self.tracing.begin(record.context, headers) if self.tracing else None
         try:
-            with new_call(record.call):
+            with request_context(record.context):
                 yield record
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "unknown")
-            metrics.count(record.call, route, record.status, seconds)
-            if self.usage_log and record.call.usage.prompt_tokens:
-                self.usage_log.write(record.call, record.status, seconds)
+            metrics.count(record.context, route, record.status, seconds)
+            if self.usage_log and record.context.usage.prompt_tokens:
+                self.usage_log.write(record.context, record.status, seconds)
             if self.tracing and span:
-                self.tracing.end(span, record.call, method, route, record.status)
-            _log(record.call, method, route, record.status, seconds)
+                self.tracing.end(span, record.context, method, route, record.status)
+            _log(record.context, method, route, record.status, seconds)
 
 
-class Observe:
+class ObservabilityMiddleware:
     """Pure ASGI middleware, the outermost. Messages of a WebSocket are requests of their own: whoever answers them records them, with
     the recorder in the scope."""
 
-    def __init__(self, app: ASGIApp, fail_for: FailFor, recorder: Recorder) -> None:
+    def __init__(self, app: ASGIApp, find_error_renderer: FindErrorRenderer, recorder: Recorder) -> None:
         """`fail_for`: for the error of a request that went wrong in a way that nobody has foreseen."""
         self.app = app
-        self.fail_for = fail_for
+        self.find_error_renderer = find_error_renderer
         self.recorder = recorder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +79,7 @@ class Observe:
             await self.app({**scope, "recorder": self.recorder}, receive, send)
             return
         with self.recorder.record(scope) as record:
-            request_id = record.call.id.encode()
+            request_id = record.context.id.encode()
 
             async def observed(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -90,24 +90,24 @@ class Observe:
             try:
                 await self.app(scope, receive, observed)
             except Exception:
-                log.exception("request %s failed", record.call.id)
-                record.call.code = "server_error"
-                reply = Reply(observed, started=record.status != CLIENT_LEFT)
-                await self.fail_for(scope)(GatewayError("The server failed on this request; its log says more."), reply)
+                log.exception("request %s failed", record.context.id)
+                record.context.code = "server_error"
+                response = ResponseWriter(observed, started=record.status != CLIENT_LEFT)
+                await self.find_error_renderer(scope)(GatewayError("The server failed on this request; its log says more."), response)
 
 
-def _log(call: Call, method: str, route: str, status: int, seconds: float) -> None:
+def _log(context: RequestContext, method: str, route: str, status: int, seconds: float) -> None:
     level = logging.DEBUG if route in QUIET else logging.INFO
     if not log.isEnabledFor(level):
         return
-    fields: dict[str, object] = {"id": call.id}
-    if call.caller:
-        fields["key"] = call.caller.key.name
-    if call.model:
-        fields["model"] = call.model
-    if call.code:
-        fields["code"] = call.code
-    usage = call.usage
+    fields: dict[str, object] = {"id": context.id}
+    if context.key_name:
+        fields["key"] = context.key_name
+    if context.model:
+        fields["model"] = context.model
+    if context.code:
+        fields["code"] = context.code
+    usage = context.usage
     if usage.prompt_tokens:
         fields |= {
             "text_tokens": usage.prompt_tokens - usage.image_tokens,
@@ -116,14 +116,14 @@ def _log(call: Call, method: str, route: str, status: int, seconds: float) -> No
             "completion_tokens": usage.completion_tokens,
         }
     stages: dict[str, float] = {}
-    for name, begin, end in call.stages:
+    for name, begin, end in context.stages:
         stages[name] = round(stages.get(name, 0.0) + end - begin, 4)
     if stages:
         fields["stages"] = stages
-    if call.images:
-        fields["images"] = call.images
-    if call.trace:
-        fields["traceparent"] = call.trace
+    if context.images:
+        fields["images"] = context.images
+    if context.trace:
+        fields["traceparent"] = context.trace
     log.log(level, "%s %s %d %.3f s", method, route, status, seconds, extra={"fields": fields})
 
 

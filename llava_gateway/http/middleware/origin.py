@@ -9,16 +9,16 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_gateway.errors import Forbidden, GatewayError
-from llava_gateway.http.response import FailFor, Reply
-from llava_gateway.observability.context import current
+from llava_gateway.http.response import FindErrorRenderer, ResponseWriter
+from llava_gateway.observability.context import current_context
 
 
-class Origin:
-    def __init__(self, app: ASGIApp, allowed: Collection[str], fail_for: FailFor, *, loopback: bool) -> None:
+class OriginMiddleware:
+    def __init__(self, app: ASGIApp, allowed: Collection[str], find_error_renderer: FindErrorRenderer, *, loopback: bool) -> None:
         """`allowed`: origins whose pages may ask; `*` is any. `loopback`: whether the Host must be a name of this machine, too."""
         self.app = app
         self.allowed = frozenset(allowed)
-        self.fail_for = fail_for
+        self.find_error_renderer = find_error_renderer
         self.loopback = loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -26,11 +26,11 @@ class Origin:
             try:
                 self._check(Headers(scope=scope))
             except GatewayError as error:
-                current().code = error.code
+                current_context().code = error.code
                 if scope["type"] == "websocket":
                     await send({"type": "websocket.close", "code": 1008, "reason": error.code or ""})
                 else:
-                    await self.fail_for(scope)(error, Reply(send))
+                    await self.find_error_renderer(scope)(error, ResponseWriter(send))
                 return
         await self.app(scope, receive, send)
 

@@ -1,25 +1,22 @@
-"""What is around every request, as the operator has set it: observation, browsers' origins, keys."""
+"""The middleware around every request, by the operator's settings: observability, origins, API keys."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from llava_gateway.api.base import Door
 from llava_gateway.auth.api_keys import KeyFile, KeyFileError, Keys
 from llava_gateway.auth.rate_limits import RateLimits
-from llava_gateway.http.middleware.auth import Auth
-from llava_gateway.http.middleware.observability import Observe, Recorder
-from llava_gateway.http.middleware.origin import Origin
-from llava_gateway.http.response import FailFor
+from llava_gateway.http.middleware.auth import AuthMiddleware
+from llava_gateway.http.middleware.observability import ObservabilityMiddleware, Recorder
+from llava_gateway.http.middleware.origin import OriginMiddleware
+from llava_gateway.http.response import FindErrorRenderer
 from llava_gateway.observability.tracing import Tracing
 from llava_gateway.observability.usage_log import UsageLog
 from llava_gateway.settings import Settings, SettingsError
 
-NO_KEY = ("/health", "/ready")
-"""Paths that need no key besides the doors' public ones: an orchestrator's probes."""
 EXPOSED = (
     *("x-request-id", "retry-after"),
     *(f"x-ratelimit-{value}-{what}" for value in ("limit", "remaining", "reset") for what in ("requests", "tokens")),
@@ -27,9 +24,11 @@ EXPOSED = (
 """Headers that pages of `--cors-origins` may read."""
 
 
-class Around:
-    def __init__(self, settings: Settings, doors: Sequence[Door], fail_for: FailFor) -> None:
-        """Raises SettingsError."""
+class MiddlewareStack:
+    """The middleware, and the connections that it holds open."""
+
+    def __init__(self, settings: Settings, exempt_paths: Collection[str], find_error_renderer: FindErrorRenderer) -> None:
+        """`exempt_paths`: paths that need no API key. `find_error_renderer`: renders an error by its path. Raises SettingsError."""
         try:
             usage_log = UsageLog(Path(settings.usage_log)) if settings.usage_log else None
             self._tracing = Tracing(settings.trace_endpoint) if settings.trace_endpoint else None
@@ -41,11 +40,15 @@ class Around:
             raise SettingsError("trace_endpoint needs llava-gateway[otel]") from error
         except (ValueError, KeyFileError) as error:
             raise SettingsError(str(error)) from error
-        self.middleware = [Middleware(Observe, fail_for=fail_for, recorder=Recorder(usage_log, self._tracing))]
-        """From the outside in."""
+        self.middleware = [
+            Middleware(ObservabilityMiddleware, find_error_renderer=find_error_renderer, recorder=Recorder(usage_log, self._tracing))
+        ]
+        """The outermost first."""
         if not keys.any:
             loopback = settings.auth == "auto"
-            self.middleware.append(Middleware(Origin, allowed=settings.cors_origins, fail_for=fail_for, loopback=loopback))
+            self.middleware.append(
+                Middleware(OriginMiddleware, allowed=settings.cors_origins, find_error_renderer=find_error_renderer, loopback=loopback)
+            )
         if settings.cors_origins:
             self.middleware.append(
                 Middleware(
@@ -57,11 +60,12 @@ class Around:
                 )
             )
         if keys.any:
-            exempt = (*NO_KEY, *(path for door in doors for path in door.public))
-            self.middleware.append(Middleware(Auth, keys=keys, limits=self._limits, exempt=exempt, fail_for=fail_for))
+            self.middleware.append(
+                Middleware(AuthMiddleware, keys=keys, limits=self._limits, exempt=exempt_paths, find_error_renderer=find_error_renderer)
+            )
 
     async def close(self) -> None:
-        """Send what traces are left, and let go of connections."""
+        """Send the traces that are left, and close the connections."""
         await self._limits.close()
         if self._tracing:
             await asyncio.to_thread(self._tracing.close)
