@@ -53,6 +53,11 @@ class InvalidImage(InvalidRequest):
     code = "invalid_image"
 
 
+def image_too_large(max_bytes: int) -> InvalidImage:
+    """Return the error for an image file over the limit, fetched or sent inline."""
+    return InvalidImage(f"The image is larger than {max_bytes >> 20} MiB.", code="image_too_large")
+
+
 class Unauthorized(GatewayError):
     status = 401
     type = "invalid_request_error"

@@ -1,4 +1,7 @@
-"""Reading files that somebody else has named. A FIFO or a device could block whoever opens it, perhaps for ever."""
+"""Reading files that somebody else has named.
+
+The name may be that of a FIFO or a device, and opening one of these can block for ever. These functions never block.
+"""
 
 import os
 import stat
@@ -6,8 +9,11 @@ from pathlib import Path
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """A regular file, or one behind links. Raises OSError, also for anything else and for a file that is larger."""
-    with open(path, "rb", opener=_open) as file:
+    """Return the content of a regular file, or of one behind symbolic links.
+
+    `max_bytes`: the largest content. Raises OSError if the file is larger, is not a regular file, or cannot be read.
+    """
+    with open(path, "rb", opener=_open_without_blocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "Not a regular file", str(path))
         data = file.read(max_bytes + 1)
@@ -16,6 +22,5 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def _open(path: str, flags: int) -> int:
-    """Without waiting for a writer."""
+def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

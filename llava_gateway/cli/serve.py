@@ -20,7 +20,7 @@ from llava_gateway import __version__
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
 from llava_gateway.errors import EngineStartError
-from llava_gateway.http.uvicorn_protocol import protocol
+from llava_gateway.http.uvicorn_protocol import http_protocol
 from llava_gateway.http.websocket_protocol import websocket_protocol
 from llava_gateway.observability import logging as logs
 from llava_gateway.settings import Settings, SettingsError
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
     """uvicorn, which drains before it stops listening: /ready says no, and who is inside may finish. A second signal hurries."""
 
     def __init__(self, settings: Settings, app: Starlette) -> None:
-        self._protocol = protocol(settings)
+        self._protocol = http_protocol(settings)
         config = uvicorn.Config(
             app,
             host=settings.host,

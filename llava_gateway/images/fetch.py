@@ -10,8 +10,7 @@ import httpcore
 import httpx
 
 from llava_gateway import __version__
-from llava_gateway.errors import InvalidImage
-from llava_gateway.images import too_large
+from llava_gateway.errors import InvalidImage, image_too_large
 from llava_gateway.images.cache_control import Freshness, freshness
 from llava_gateway.images.network import BoundedStream, NetworkBackend, download_failed, tls_context
 from llava_gateway.images.resolver import Resolver
@@ -101,7 +100,7 @@ class Fetcher:
             raise download_failed("answered with a compressed body although none was asked for")
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self.max_bytes:
-            raise too_large(self.max_bytes)
+            raise image_too_large(self.max_bytes)
         stream = response.extensions["network_stream"]
         assert isinstance(stream, BoundedStream)
         stream.plain = "transfer-encoding" not in headers
@@ -110,7 +109,7 @@ class Fetcher:
         async for part in response.aiter_stream():
             body += part
             if len(body) > self.max_bytes:
-                raise too_large(self.max_bytes)
+                raise image_too_large(self.max_bytes)
             await stream.parsed(len(part))
         return bytes(body)
 

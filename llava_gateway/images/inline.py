@@ -6,8 +6,7 @@ from urllib.parse import unquote_to_bytes
 
 import pybase64
 
-from llava_gateway.errors import InvalidImage
-from llava_gateway.images import too_large
+from llava_gateway.errors import InvalidImage, image_too_large
 from llava_gateway.types import ImageBase64, ImageSource
 
 _CLEAN = bytes.maketrans(b"-_", b"+/")  # URL-safe base64 (RFC 4648, section 5)
@@ -39,13 +38,13 @@ def decode_inlined(inline: memoryview, max_bytes: int) -> bytes:
         if not comma or not head.rstrip().lower().endswith(b";base64"):
             raise InvalidImage("A data: URI must read data:image/...;base64,<data>.", code="invalid_base64_image")
     if len(payload) * 3 // 4 > max_bytes * 1.1:
-        raise too_large(max_bytes)
+        raise image_too_large(max_bytes)
     try:
         data = _decode(payload, max_bytes)
     except (binascii.Error, ValueError):
         raise InvalidImage("The image is not valid base64.", code="invalid_base64_image") from None
     if len(data) > max_bytes:
-        raise too_large(max_bytes)
+        raise image_too_large(max_bytes)
     return data
 
 

@@ -7,8 +7,8 @@ import os
 import time
 import uuid
 
-from peers import FLAGS
-from text import STREAMS, TOKENS
+from bench.peers import FLAGS
+from bench.text import STREAMS, TOKENS
 
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.launch import ENVIRONMENT

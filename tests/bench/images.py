@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from peers import Peer
+from bench.peers import Peer
 
 from llava_gateway.demo import MODEL_NAME
 from llava_gateway.loadtest.bodies import another, photograph

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from routing_cluster import ROUTINGS, Cluster
-from routing_model import KV_IMAGES, Seen, Users, gather_limited
+from bench.routing_cluster import ROUTINGS, Cluster
+from bench.routing_model import KV_IMAGES, Seen, Users, gather_limited
 
 from llava_gateway.cluster import router as affinity
 

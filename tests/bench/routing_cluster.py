@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable
 
-from routing_model import (
+from bench.routing_model import (
     ANSWER,
     ANSWER_SECONDS,
     ANSWERS_AT_MOST,

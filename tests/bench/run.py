@@ -13,9 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import images
-import text
-from peers import HERE, PEERS, Peer, gateway
+from bench import images, text
+from bench.peers import HERE, PEERS, Peer, gateway
 
 VLLM, GATEWAY, FLOOR = "vllm serve", "gateway", "AsyncLLM"
 TARGETS = {

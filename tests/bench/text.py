@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from peers import Peer
+from bench.peers import Peer
 
 from llava_gateway.demo import MODEL_NAME
 from llava_gateway.loadtest.bodies import chat_bodies

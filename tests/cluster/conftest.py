@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import local_cluster
-import lora
 import pytest
 import yaml
-from asking import MODEL, body, image
+from cluster import local_cluster
+from cluster.local_cluster import DEPLOY_TIMEOUT, Cluster
+from cluster.talk import Told, ask, client
+from helpers import lora
+from helpers.requests import MODEL, body, image
+from helpers.waiting import wait_for
 from httpx import AsyncClient
-from local_cluster import DEPLOY_TIMEOUT, Cluster
-from talk import Told, ask, client
-from waiting import wait_for
 
 from llava_gateway.demo.images import describe, random_grid
 

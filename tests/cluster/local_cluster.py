@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 import psutil
 import yaml
+from helpers.waiting import wait_for
 from prometheus_client.parser import text_string_to_metric_families
-from waiting import wait_for
 
 BIN = Path(sys.executable).parent
 RAY_SERVICE = Path(__file__).parents[2] / "deploy" / "ray" / "rayservice.yaml"

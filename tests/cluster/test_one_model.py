@@ -12,12 +12,12 @@ from itertools import pairwise
 
 import httpx
 import pytest
-from asking import MODEL, body, image, image_part, user
-from contract import ContractTransport, check_error
-from local_cluster import DEPLOY_TIMEOUT, Cluster, engine_of
+from cluster.local_cluster import DEPLOY_TIMEOUT, Cluster, engine_of
+from cluster.talk import Told, ask, ask_all, client, ends
+from helpers.contract import ContractTransport, check_error
+from helpers.requests import MODEL, body, image, image_part, user
+from helpers.waiting import wait_for
 from openai import BadRequestError, NotFoundError, OpenAI
-from talk import Told, ask, ask_all, client, ends
-from waiting import wait_for
 from websockets.sync.client import connect
 
 from llava_gateway.demo.images import data_uri, describe, draw, encode, random_grid

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import lora
-import programs
 import pytest
-from asking import MODEL, body, image, image_part, user
-from conftest import LONG, PER_MINUTE, PLAIN, PLAIN_DEPLOYMENT, Grown
-from contract import ContractTransport
+from cluster.conftest import LONG, PER_MINUTE, PLAIN, PLAIN_DEPLOYMENT, Grown
+from cluster.talk import Told, ask, ask_all, client, ends
+from helpers import lora, programs
+from helpers.contract import ContractTransport
+from helpers.requests import MODEL, body, image, image_part, user
+from helpers.waiting import wait_for
 from openai import AuthenticationError, NotFoundError, OpenAI
-from talk import Told, ask, ask_all, client, ends
-from waiting import wait_for
 
 from llava_gateway.demo.images import Grid, data_uri, describe, draw_noisy, encode, random_grid
 

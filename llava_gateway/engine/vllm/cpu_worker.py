@@ -1,4 +1,7 @@
-"""The worker that vLLM runs on a CPU, in the engine's process. vLLM finds it by name (`compat.CPU_WORKER`)."""
+"""The worker class that vLLM runs on a CPU, in the engine's own process.
+
+vLLM finds the class by its name (`compat.CPU_WORKER`). `compat` says what the class is for and which private names of vLLM it reads.
+"""
 
 from typing import Any
 
@@ -8,8 +11,14 @@ from llava_gateway.engine.vllm.compat import without_discarded_rows
 
 
 class CpuWorker(CPUWorker):  # type: ignore[misc]
+    """vLLM's CPU worker, which survives a seeded prompt that is read in several steps."""
+
     def sample_tokens(self, grammar_output: Any) -> Any:
-        if self.use_v2_model_runner:  # it draws by a token's position, and never rewinds
+        """Sample the next tokens of a batch.
+
+        `grammar_output`: vLLM's bitmask of the tokens that structured outputs allow, or None. It is passed on unread.
+        """
+        if self.use_v2_model_runner:  # this runner samples by a token's position and never rewinds a generator
             return super().sample_tokens(grammar_output)
         with without_discarded_rows(self.model_runner):
             return super().sample_tokens(grammar_output)

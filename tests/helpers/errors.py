@@ -1,0 +1,21 @@
+"""Checks of error responses."""
+
+import re
+from typing import Any
+
+import httpx
+
+LEAKS = re.compile(r"0x[0-9a-f]+|BytesIO|Traceback|site-packages|/home/|/root/|\.py\b")
+
+
+def refused(answer: httpx.Response, status: int, param: str | None, code: str | None = None) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert not LEAKS.search(answer.text)
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert error["param"] == param, error
+    if code is not None:
+        assert error["code"] == code
+    return error

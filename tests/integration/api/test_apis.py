@@ -1,0 +1,98 @@
+"""One core behind all doors: the same picture gets the same answer through each, for the same tokens; and each door can be shut."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from helpers.requests import MODEL, image
+from helpers.server import Server
+from starlette.routing import BaseRoute
+
+from llava_gateway import create_app
+from llava_gateway.app import APIS
+from llava_gateway.demo.images import data_uri, describe, draw, encode
+from llava_gateway.prompts.templates import CURIOUS_HUMAN
+from llava_gateway.settings import Settings
+
+GRID = ("red", "blue", "green", "orange")
+QUESTION = "Describe this image."
+URI = data_uri(encode(draw(GRID)))
+BASE64 = URI.partition(",")[2]
+PROMPT = f"{CURIOUS_HUMAN} USER: <image>\n{QUESTION} ASSISTANT:"
+"""What the other doors write or send, and the model's own template makes of system and user."""
+
+
+def post(server: Server, path: str, body: dict[str, Any]) -> Any:
+    answer = httpx.post(server.url + path, json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def openai(server: Server, prefix: str) -> tuple[str, int]:
+    messages = [
+        {"role": "system", "content": CURIOUS_HUMAN},
+        {"role": "user", "content": [image(GRID), {"type": "text", "text": QUESTION}]},
+    ]
+    answer = post(server, f"{prefix}/chat/completions", {"model": MODEL, "messages": messages, "temperature": 0}).json()
+    return answer["choices"][0]["message"]["content"], answer["usage"]["total_tokens"]
+
+
+def completions(server: Server) -> tuple[str, int]:
+    answer = post(
+        server, "/v1/completions", {"model": MODEL, "prompt": PROMPT, "images": [URI], "max_tokens": 100, "temperature": 0}
+    ).json()
+    return answer["choices"][0]["text"], answer["usage"]["total_tokens"]
+
+
+def sambastudio(server: Server, path: str) -> tuple[str, int]:
+    body = {"instances": [{"prompt": QUESTION, "image_content": BASE64}]}
+    (prediction,) = post(server, path, body).json()["predictions"]
+    assert prediction["prompt"] == PROMPT
+    return prediction["completion"], prediction["total_tokens_count"]
+
+
+def webui(server: Server) -> tuple[str, int]:
+    prompt = PROMPT.replace("<image>", f'<img src="{URI}">')
+    body = {"prompt": prompt, "do_sample": False, "max_new_tokens": 100, "repetition_penalty": 1}
+    text = post(server, "/api/v1/generate", body).json()["results"][0]["text"]
+    return text, post(server, "/api/v1/token-count", {"prompt": prompt}).json()["results"][0]["tokens"]
+
+
+def llava(server: Server) -> tuple[str, int]:
+    body = {"model": MODEL, "prompt": PROMPT, "images": [BASE64], "temperature": 0, "max_new_tokens": 100, "stop": "</s>"}
+    *_, last = (json.loads(chunk) for chunk in post(server, "/worker_generate_stream", body).content.split(b"\0") if chunk)
+    assert last["error_code"] == 0
+    return last["text"].removeprefix(PROMPT), 0
+
+
+def test_the_same_answer_for_the_same_tokens(server: Server) -> None:
+    answers = {
+        "openai": openai(server, "/v1"),
+        "deepinfra": openai(server, "/v1/openai"),
+        "completions": completions(server),
+        "sambastudio": sambastudio(server, "/api/predict/generic/project/llava-demo"),
+        "webui": webui(server),
+        "llava": llava(server),
+    }
+    assert {name: text.strip() for name, (text, _) in answers.items()} == dict.fromkeys(answers, describe([GRID]))
+    whole = {answers[name][1] for name in ("openai", "deepinfra", "completions", "sambastudio")}
+    assert len(whole) == 1
+    usage = post(server, "/tokenize", {"prompt": PROMPT, "images": [URI]}).json()
+    assert usage["image_tokens"] == 576
+    assert answers["webui"][1] == usage["count"] < whole.pop()
+
+
+def paths(routes: list[BaseRoute]) -> set[str]:
+    return {getattr(route, "path", "") for route in routes}
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_a_door_can_be_shut(name: str) -> None:
+    everything = create_app(Settings(model=MODEL))
+    shut = create_app(Settings(model=MODEL, apis=tuple(door for door in APIS if door != name)))
+    alone = create_app(Settings(model=MODEL, apis=(name,)))
+    operators = {"/health", "/ready", "/metrics"}
+    assert paths(shut.routes) | paths(alone.routes) == paths(everything.routes)
+    assert paths(shut.routes) & paths(alone.routes) == operators
+    assert paths(alone.routes) > operators

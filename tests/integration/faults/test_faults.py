@@ -1,0 +1,399 @@
+"""Faults, injected into a real server: whoever was in it gets an honest end, nothing is left behind, and the next request is answered."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from helpers.requests import body, image
+from helpers.server import START_TIMEOUT, Server, serve, wait_until_ready
+from helpers.waiting import wait_for
+
+from llava_gateway.demo.images import describe
+
+CHAT = "/v1/chat/completions"
+GRID = ("red", "blue", "green", "orange")
+RUNNING, QUEUED = 32, 64
+FLAGS = (
+    "--engine-timeout", "6", "--head-timeout", "2", "--body-timeout", "2", "--send-timeout", "3", "--shutdown-timeout", "5",
+    "--request-timeout", "60", "--max-running", str(RUNNING), "--max-queued", str(QUEUED), "--usage-log", "/dev/full",
+    "--max-num-seqs", "64", "--max-bodies-mb", "1024",
+)  # fmt: skip
+STREAMS = 32
+
+Outcome = tuple[str, Any]
+"""How a request ended: ("finished", its reason), ("error", a stream's last event's code), ("refused", status) or ("closed", exception)."""
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("faulty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+        with serve(folder, *FLAGS) as started:
+            yield started
+
+
+def stream(server: Server, **fields: Any) -> Outcome:
+    asked = body("Hello", stream=True, ignore_eos=True, **{"max_tokens": 3000} | fields)
+    try:
+        with httpx.stream("POST", server.url + CHAT, json=asked, timeout=90) as answer:
+            if answer.status_code != 200:
+                answer.read()
+                assert "retry-after" in answer.headers, answer.text
+                return "refused", answer.status_code
+            *_, last, done = (line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: "))
+    except httpx.TransportError as error:
+        return "closed", type(error).__name__
+    assert done == "[DONE]"
+    event = json.loads(last)
+    return ("error", event["error"]["code"]) if "error" in event else ("finished", event["choices"][0]["finish_reason"])
+
+
+def metric(server: Server, name: str) -> float:
+    lines = httpx.get(f"{server.url}/metrics", timeout=10).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def is_idle(server: Server) -> bool:
+    """Nothing is left of any request: no place, no body, none in the engine."""
+    names = (
+        "llava_requests_inside ",
+        "llava_requests_running ",
+        "llava_requests_queued ",
+        "llava_body_bytes ",
+        "llava_answer_bytes ",
+        "llava_image_file_bytes ",
+        "vllm:num_requests_running",
+    )
+    return all(metric(server, name) == 0 for name in names)
+
+
+def is_right(server: Server) -> bool:
+    answer = httpx.post(server.url + CHAT, json=body(image(GRID), "Describe this image."), timeout=60)
+    return answer.status_code == 200 and bool(answer.json()["choices"][0]["message"]["content"] == describe([GRID]))
+
+
+def engine_processes(server: Server) -> list[psutil.Process]:
+    return [child for child in psutil.Process(server.process.pid).children(recursive=True) if "EngineCore" in child.name()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_engine_dies_or_hangs_under_load(faulty: Server, number: signal.Signals) -> None:
+    restarts = metric(faulty, "llava_engine_restarts")
+    (engine,) = engine_processes(faulty)
+    with ThreadPoolExecutor(STREAMS) as pool:
+        streams = [pool.submit(stream, faulty) for _ in range(STREAMS)]
+        wait_for(lambda: metric(faulty, "llava_requests_running ") == STREAMS, 20)
+        time.sleep(1)
+        os.kill(engine.pid, number)
+        struck = time.monotonic()
+        outcomes = Counter(each.result() for each in streams)
+    assert time.monotonic() - struck < 12  # nobody hangs: the engine's time is 6 s
+    assert set(outcomes) == {("error", "engine_dead")}, outcomes
+    assert httpx.get(f"{faulty.url}/ready").status_code == 503
+    refusal = httpx.post(faulty.url + CHAT, json=body("Hello"), timeout=10)
+    assert refusal.status_code == 503
+    assert refusal.json()["error"]["code"] in ("engine_dead", "engine_restarting")  # it may just have found out
+    assert int(refusal.headers["retry-after"]) >= 1
+    assert httpx.get(f"{faulty.url}/health").status_code == 200
+    wait_for(lambda: is_right(faulty), 60)
+    assert not engine.is_running()
+    assert metric(faulty, "llava_engine_restarts") == restarts + 1
+    assert httpx.get(f"{faulty.url}/ready").status_code == 200
+    wait_for(lambda: is_idle(faulty), 5)
+
+
+def head_of(content: bytes, more: str = "") -> bytes:
+    """The request's head."""
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{more}"
+    return f"{head}content-length: {len(content)}\r\n\r\n".encode()
+
+
+def test_two_thousand_requests_at_once(faulty: Server) -> None:
+    """Into 96 places: the others are refused at once, those inside are answered, and nobody is left waiting."""
+    content = json.dumps(body("Hello", max_tokens=50)).encode()
+    host, port = faulty.url.removeprefix("http://").split(":")
+
+    async def ask() -> int:
+        for _ in range(50):  # connections beyond the listener's backlog are tried again
+            with contextlib.suppress(ConnectionError):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(head_of(content, "connection: close\r\n") + content)
+                answer = await reader.read()
+                writer.close()
+                if answer:
+                    return int(answer.split(b" ", 2)[1])
+            await asyncio.sleep(0.1)
+        return 0
+
+    async def all_of_them() -> Counter[int]:
+        async with asyncio.timeout(120):
+            return Counter(await asyncio.gather(*(ask() for _ in range(2000))))
+
+    statuses = asyncio.run(all_of_them())
+    assert set(statuses) == {200, 429}, statuses
+    assert statuses[200] >= RUNNING + QUEUED
+    wait_for(lambda: is_idle(faulty), 10)
+    assert is_right(faulty)
+
+
+def test_more_prompts_than_places(faulty: Server) -> None:
+    asked = {"model": "llava-demo", "prompt": ["Hello"] * 128, "max_tokens": 2}
+    answer = httpx.post(f"{faulty.url}/v1/completions", json=asked, timeout=60)
+    assert [choice["index"] for choice in answer.json()["choices"]] == list(range(128))
+
+
+def test_five_hundred_clients_that_leave_at_random(faulty: Server) -> None:
+    host, port = faulty.url.removeprefix("http://").split(":")
+    contents = [
+        json.dumps(body(image((first, "red", "blue", "white")), "Hello", max_tokens=200, ignore_eos=True, stream=streamed)).encode()
+        for first in ("red", "green", "blue")
+        for streamed in (True, False)
+    ]
+
+    async def leave(rng: random.Random) -> None:
+        content = rng.choice(contents)
+        await asyncio.sleep(rng.random() * 5)
+        with contextlib.suppress(ConnectionError):
+            _, writer = await asyncio.open_connection(host, int(port))
+            request = head_of(content) + content
+            writer.write(request[: len(request) if rng.random() < 0.8 else rng.randrange(len(request))])
+            await asyncio.sleep(rng.random() * rng.choice((0.01, 0.3, 2)))
+            writer.transport.abort()
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(leave(random.Random(number)) for number in range(500)))
+
+    asyncio.run(all_of_them())
+    wait_for(lambda: is_idle(faulty), 10)
+    assert is_right(faulty)
+    assert metric(faulty, "llava_client_disconnects_total") > 100
+
+
+def connect(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(20)
+    connection.connect((host, int(port)))
+    return connection
+
+
+def test_headers_that_never_end(faulty: Server) -> None:
+    """Fifty slow-lorises: silent ones, and ones that send a byte now and then."""
+    connections = [connect(faulty) for _ in range(50)]
+    try:
+        for connection in connections[::2]:
+            connection.sendall(b"POST / HTTP/1.1\r\nx-a: ")
+        start = time.monotonic()
+        while time.monotonic() - start < 2.5:
+            for connection in connections[::2]:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"b")
+            time.sleep(0.25)
+        for connection in connections:
+            with contextlib.suppress(ConnectionError):
+                assert connection.recv(100) == b""
+        assert time.monotonic() - start < 6
+    finally:
+        for connection in connections:
+            connection.close()
+    assert is_right(faulty)
+
+
+CHUNKED = head_of(b"").replace(b"content-length: 0", b"transfer-encoding: chunked") + b"0\r\n"
+"""A request but for its trailers."""
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
+
+
+@pytest.mark.parametrize("begun", [HEALTH, CHUNKED])
+@pytest.mark.parametrize("more", [b"a:b\r\n" * 1000, b"a" * 5000])
+def test_headers_without_end(faulty: Server, begun: bytes, more: bytes) -> None:
+    """Many, or one; before the body or, as trailers, after it."""
+    rss = psutil.Process(faulty.process.pid).memory_info().rss
+    with connect(faulty) as connection:
+        connection.sendall(begun + b"x: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(4000):
+                connection.sendall(more)
+        with contextlib.suppress(ConnectionError):
+            answer = connection.recv(1000)
+            assert answer[:12] in (b"", b"HTTP/1.1 431", b"HTTP/1.1 400")
+    assert psutil.Process(faulty.process.pid).memory_info().rss - rss < 30 << 20
+    wait_for(lambda: is_idle(faulty), 5)
+
+
+@pytest.mark.parametrize("next_request", [HEALTH + b"\r\n", HEALTH + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"])
+def test_who_pipelines_and_leaves_holds_nothing(faulty: Server, next_request: bytes) -> None:
+    content = json.dumps(body("Hello", max_tokens=3500, ignore_eos=True)).encode()
+    with connect(faulty) as connection:
+        connection.sendall(head_of(content) + content + next_request)
+        wait_for(lambda: metric(faulty, "llava_requests_running ") == 1, 10)
+    wait_for(lambda: is_idle(faulty), 5)
+
+
+def test_who_pipelines_and_stays_gets_the_first_answer(faulty: Server) -> None:
+    content = json.dumps(body("Hello", max_tokens=20)).encode()
+    with connect(faulty) as connection:
+        connection.sendall((head_of(content) + content) * 2)
+        answer = connection.makefile("rb").read()
+    assert answer.count(b"HTTP/1.1 200") == 1
+    assert b"connection: close" in answer
+
+
+def test_an_offer_of_http2_is_declined(faulty: Server) -> None:
+    content = json.dumps(body("Hello", max_tokens=2)).encode()
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\n"
+    with connect(faulty) as connection:
+        connection.sendall(head_of(content, offer) + content)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_bodies_that_are_only_announced_take_no_room(faulty: Server) -> None:
+    announced = head_of(b"").replace(b"content-length: 0", b"content-length: 60000000")
+    connections = [connect(faulty) for _ in range(20)]  # more than --max-bodies-mb together
+    try:
+        for connection in connections:
+            connection.sendall(announced)
+        assert is_right(faulty)
+    finally:
+        for connection in connections:
+            connection.close()
+    wait_for(lambda: is_idle(faulty), 5)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_tokens_of_who_leaves_are_counted(faulty: Server, n: int) -> None:
+    """Also where nothing has been answered yet."""
+    before = {kind: metric(faulty, f'llava_tokens_total{{kind="{kind}"') for kind in ("image", "completion")}
+    asked = body(image(GRID), "Hello", max_tokens=3000, ignore_eos=True, n=n, temperature=1)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(faulty.url + CHAT, json=asked, timeout=2)
+    wait_for(lambda: is_idle(faulty), 5)
+    assert metric(faulty, 'llava_tokens_total{kind="image"') == before["image"] + 576
+    assert metric(faulty, 'llava_tokens_total{kind="completion"') >= before["completion"] + 20 * n
+
+
+def test_a_body_that_drips(faulty: Server) -> None:
+    with connect(faulty) as connection:
+        connection.sendall(head_of(bytes(1000)))
+        for _ in range(8):
+            connection.sendall(b" ")
+            time.sleep(0.25)
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"body_timeout"' in answer
+    wait_for(lambda: is_idle(faulty), 5)
+
+
+def test_readers_that_stop(faulty: Server) -> None:
+    """More log probabilities than all the buffers between hold, for clients that read none of them."""
+    content = json.dumps(body("Hello", stream=True, ignore_eos=True, max_tokens=3500, n=4, temperature=1, logprobs=True, top_logprobs=20))
+    disconnects = metric(faulty, "llava_client_disconnects_total")
+    rss = psutil.Process(faulty.process.pid).memory_info().rss
+    connections = [connect(faulty) for _ in range(4)]
+    try:
+        for connection in connections:
+            connection.sendall(head_of(content.encode()) + content.encode())
+        wait_for(lambda: metric(faulty, "llava_requests_running ") == 4, 10)
+        wait_for(lambda: is_idle(faulty), 40)
+    finally:
+        for connection in connections:
+            connection.close()
+    assert metric(faulty, "llava_client_disconnects_total") == disconnects + 4
+    assert not [*(faulty.log.parent / "compiled").rglob("*.*")]  # for what is compiled on the way, all wait
+    assert psutil.Process(faulty.process.pid).memory_info().rss - rss < 200 << 20
+    assert is_right(faulty)
+
+
+def test_a_full_disk_costs_no_answer(faulty: Server) -> None:
+    before = metric(faulty, "llava_usage_log_failures_total")
+    assert is_right(faulty)
+    assert metric(faulty, "llava_usage_log_failures_total") == before + 1
+    assert faulty.log.read_text().count("The usage log cannot be written") == 1
+
+
+def test_draining(faulty: Server) -> None:
+    """SIGTERM: what can finish finishes, what cannot is told so, and meanwhile nobody gets in."""
+    children = psutil.Process(faulty.process.pid).children(recursive=True)
+    with ThreadPoolExecutor(3) as pool:
+        short, long = pool.submit(stream, faulty, max_tokens=60), pool.submit(stream, faulty, max_tokens=3900)
+        slow = pool.submit(stream, faulty, max_tokens=3900, logprobs=True, top_logprobs=20)
+        wait_for(lambda: metric(faulty, "llava_requests_running ") == 3, 10)
+        faulty.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        time.sleep(0.5)
+        assert httpx.get(f"{faulty.url}/ready").json()["error"]["code"] == "shutting_down"
+        assert httpx.get(f"{faulty.url}/health").status_code == 200
+        assert stream(faulty) == ("refused", 503)
+        assert short.result() == ("finished", "length")
+        assert long.result() == slow.result() == ("error", "shutting_down")
+    assert 4.5 < time.monotonic() - start < 11
+    assert faulty.process.wait(20) == 0
+    assert not psutil.wait_procs(children, timeout=3)[1]
+
+
+@pytest.fixture(scope="module")
+def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """Servers that load, each for one test, which ends it. Started at once: a start is mostly imports, on one core."""
+    with ExitStack() as servers:
+        yield [servers.enter_context(serve(tmp_path_factory.mktemp("doomed"), wait=False, group=True)) for _ in range(3)]
+
+
+def test_the_gateway_is_killed_while_the_model_loads(doomed: list[Server]) -> None:
+    server = doomed[0]
+    wait_for(lambda: bool(engine_processes(server)), START_TIMEOUT)
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    time.sleep(1)
+    server.process.kill()
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_a_second_ctrl_c_hurries(doomed: list[Server]) -> None:
+    """As a terminal sends it: to every process of the group. The engine's must not go at the first."""
+    server = doomed[1]
+    wait_until_ready(server)
+    with ThreadPoolExecutor(1) as pool:
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        running = pool.submit(stream, server, max_tokens=3900)
+        wait_for(lambda: metric(server, "llava_requests_running ") == 1, 10)
+        with connect(server) as uploading:
+            uploading.sendall(head_of(bytes(1000)) + b" ")
+            wait_for(lambda: metric(server, "llava_requests_inside ") == 2, 10)
+            os.killpg(server.process.pid, signal.SIGINT)
+            time.sleep(1)
+            assert not running.done()
+            os.killpg(server.process.pid, signal.SIGINT)
+            assert running.result(5) == ("error", "shutting_down")
+            answer = uploading.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b'"shutting_down"' in answer
+        assert server.process.wait(20) == 0
+        assert not psutil.wait_procs(children, timeout=3)[1]
+
+
+def test_the_gateway_is_killed(doomed: list[Server]) -> None:
+    """Its engine must not outlive it by more than ten seconds, nor anything else of it."""
+    server = doomed[2]
+    wait_until_ready(server)
+    with ThreadPoolExecutor(4) as pool:
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert any("EngineCore" in child.name() for child in children)
+        streams = [pool.submit(stream, server) for _ in range(4)]
+        wait_for(lambda: metric(server, "llava_requests_running ") == 4, 10)
+        server.process.kill()
+        assert not psutil.wait_procs(children, timeout=10)[1]
+        assert {each.result()[0] for each in streams} == {"closed"}

@@ -1,0 +1,388 @@
+"""What operators set: keys and their limits, logs, usage, traces, browsers' origins; and a server that ends with its engine."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from helpers.contract import ContractTransport
+from helpers.requests import body, image
+from helpers.server import Server, free_port, serve
+from helpers.waiting import wait_for
+from openai import AuthenticationError, NotFoundError, OpenAI, RateLimitError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from llava_gateway.demo.images import describe
+
+CHAT = "/v1/chat/completions"
+GRID = ("red", "blue", "green", "orange")
+PLAIN = "a-key-of-the-operators-own"
+OTHER = "another-one"
+DEEPINFRA = "llava-hf/llava-1.5-7b-hf"
+PROMPT = "Hello, do not write this down"
+ORIGIN = "https://chat.example.com"
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes spans by OTLP."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Collected)
+        self.spans: list[Any] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1/traces"
+
+
+class Collected(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        content = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+        self.server.spans += [span for of in content.resource_spans for scope in of.scope_spans for span in scope.spans]
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@dataclass
+class Operated:
+    server: Server
+    folder: Path
+    collector: Collector
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def client(self, name: str) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.keys[name]}"}
+        return httpx.Client(base_url=self.server.url, transport=ContractTransport(), timeout=60, headers=headers)
+
+    def usage(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "usage.jsonl").read_text().splitlines()]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Of the log, one for each request."""
+        lines = [json.loads(line) for line in self.server.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["logger"] == "llava_gateway.requests"]
+
+    def metric(self, name: str) -> float:
+        with self.client("alice") as http:
+            found = [float(line.split()[-1]) for line in http.get("/metrics").text.splitlines() if line.startswith(name)]
+        assert found, name
+        return sum(found)
+
+
+def keys(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "llava_gateway", "keys", *arguments, "--file", "keys.json"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def wait_for_status(operated: Operated, name: str, status: int) -> None:
+    """Until the server has seen the change of its keys' file, for which it looks every second."""
+    with operated.client(name) as http:
+        wait_for(lambda: http.get("/v1/models").status_code == status)
+
+
+@pytest.fixture(scope="module")
+def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
+    folder = tmp_path_factory.mktemp("operated")
+    made = {
+        "alice": keys(folder, "new", "alice"),
+        "bob": keys(folder, "new", "bob", "--models", "another-model"),
+        "carol": keys(folder, "new", "carol", "--concurrent", "1"),
+        "dave": keys(folder, "new", "dave", "--requests-per-minute", "3"),
+        "erin": keys(folder, "new", "erin", "--tokens-per-minute", "700"),
+    }
+    collector = Collector()
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    flags = (
+        *("--keys-file", "keys.json", "--api-key", PLAIN, "--api-key", OTHER, "--usage-log", "usage.jsonl", "--log-format", "json"),
+        *("--cors-origins", ORIGIN, "--more-ports", f"{free_port()},{free_port()}", "--model-alias", f"{DEEPINFRA},old-name=llava-sn"),
+        *("--on-engine-death", "exit", "--trace-endpoint", collector.url, "--otlp-traces-endpoint", collector.url),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # vLLM's spans go by gRPC otherwise
+        with serve(folder, *flags) as server:
+            yield Operated(server, folder, collector, made)
+    collector.shutdown()
+
+
+PATHS = (
+    *(CHAT, "/v1/completions", "/v1/models", "/v1/models/llava-demo", "/tokenize", "/detokenize", "/version", "/openapi.json", "/docs"),
+    *("/metrics", "/nope", "/v1", "/health/", "/ready/", "//health", "/HEALTH", "/v1/%2e%2e/health", "/health%2f", "/health;x"),
+    "/x?/health",
+    *("/v1/openai/chat/completions", "/api/predict/generic/p/e", "/api/predict/generic/stream/p/e", "/api/v2/predict/generic/p/e"),
+    *("/api/predict/nlp/p/e", "/api/v1/generate", "/api/v1/chat", "/api/v1/model", "/api/v1/token-count", "/api/v1/stop-stream"),
+    *("/list_models", "/get_worker_address", "/worker_generate_stream", "/worker_get_status", "/refresh_all_workers"),
+)
+DIALECTS = ("/api/", "/list_models", "/get_worker", "/worker", "/refresh")
+"""What begins so answers in words of its own."""
+
+
+WRONG: list[dict[str, str]] = [
+    {},
+    {"authorization": "Bearer wrong"},
+    {"authorization": "Basic x"},
+    {"key": ""},
+    {"authorization": "Bearer"},
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_wants_a_key(operated: Operated, path: str) -> None:
+    for method, headers in product(("GET", "POST", "OPTIONS", "HEAD", "DELETE"), WRONG):
+        answer = httpx.request(method, operated.server.url + path, headers=headers)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        if method != "HEAD" and not path.startswith(DIALECTS):
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_a_host_header_is_no_way_around(operated: Operated) -> None:
+    host, port = operated.server.url.removeprefix("http://").split(":")
+    for given, status in (("x/health?", 400), ("x/health#", 400), ("health", 401), ("127.0.0.1/health", 400)):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"GET /v1/models HTTP/1.1\r\nhost: {given}\r\nconnection: close\r\n\r\n".encode())
+            assert connection.makefile("rb").read().startswith(b"HTTP/1.1 %d" % status)
+
+
+def test_a_websocket_wants_a_key(operated: Operated) -> None:
+    host, port = operated.server.url.removeprefix("http://").split(":")
+    handshake = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    for path in ("/health", "/v1/models", "/nope", "/api/v1/stream", "/api/v1/chat-stream"):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n{handshake}\r\n".encode())
+            assert b" 101 " not in connection.recv(4096).split(b"\r\n")[0]
+
+
+def test_probes_want_none(operated: Operated) -> None:
+    assert httpx.get(f"{operated.server.url}/health").status_code == 200
+    assert httpx.get(f"{operated.server.url}/ready").status_code == 200
+
+
+def test_keys_come_in_two_ways_from_two_places(operated: Operated) -> None:
+    for key in (PLAIN, OTHER, operated.keys["alice"]):
+        for headers in ({"authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"key": key}):
+            assert httpx.get(f"{operated.server.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_the_sdk(operated: Operated) -> None:
+    sdk = OpenAI(base_url=operated.server.v1, api_key=operated.keys["alice"], max_retries=0)
+    assert sdk.chat.completions.create(**body("Hello", max_tokens=2)).usage
+    with pytest.raises(AuthenticationError):
+        sdk.with_options(api_key="wrong").models.list()
+    with pytest.raises(NotFoundError):
+        sdk.with_options(api_key=operated.keys["bob"]).chat.completions.create(**body("Hello"))
+    assert sdk.with_options(api_key=operated.keys["bob"]).models.list().data == []
+
+
+def test_names_of_the_model(operated: Operated) -> None:
+    operated.keys["uma"] = keys(operated.folder, "new", "uma", "--models", DEEPINFRA)
+    wait_for_status(operated, "uma", 200)
+    sdk = OpenAI(base_url=f"{operated.server.v1}/openai", api_key=operated.keys["alice"], max_retries=0)
+    assert [model.id for model in sdk.models.list()] == ["llava-demo", DEEPINFRA, "old-name"]
+    assert sdk.models.retrieve(DEEPINFRA).id == DEEPINFRA
+    answer = sdk.chat.completions.create(**body(image(GRID), "Describe this image.") | {"model": DEEPINFRA})
+    assert (answer.model, answer.choices[0].message.content) == (DEEPINFRA, describe([GRID]))
+    hers = sdk.with_options(api_key=operated.keys["uma"])
+    assert [model.id for model in hers.models.list()] == [DEEPINFRA]
+    assert hers.chat.completions.create(**body("Hello", max_tokens=1) | {"model": DEEPINFRA}).usage
+    with pytest.raises(NotFoundError):
+        hers.chat.completions.create(**body("Hello"))
+    assert {line["model"] for line in operated.lines() if "model" in line} == {"llava-demo"}
+
+
+def test_a_name_brings_its_template(operated: Operated) -> None:
+    with operated.client("alice") as http:
+        chat = {"messages": [{"role": "user", "content": "Hello"}]}
+        for model, form in (("old-name", "### Human: Hello\n\n###"), ("llava-demo", "USER: Hello ASSISTANT:")):
+            tokens = http.post("/tokenize", json=chat | {"model": model}).json()["tokens"]
+            assert http.post("/detokenize", json={"tokens": tokens}).json()["prompt"].endswith(form)
+
+
+def test_more_ports(operated: Operated) -> None:
+    listening = [each for each in psutil.Process(operated.server.process.pid).net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    answers = 0
+    for url in (f"http://127.0.0.1:{each.laddr.port}" for each in listening):
+        with contextlib.suppress(httpx.TransportError):  # vLLM's own listen, too, and not in HTTP
+            assert httpx.get(f"{url}/ready").status_code == 200
+            assert httpx.get(f"{url}/v1/models").status_code == 401
+            answers += 1
+    assert answers == 3
+
+
+def test_requests_per_minute(operated: Operated) -> None:
+    with operated.client("dave") as http:
+        answers = [http.get("/v1/models") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["2", "1", "0", "0"]
+        assert answers[0].headers["x-ratelimit-limit-requests"] == "3"
+        assert 1 <= int(answers[3].headers["retry-after"]) <= 60
+        assert answers[3].json()["error"]["code"] == "rate_limit_exceeded"
+        sdk = OpenAI(base_url=operated.server.v1, api_key=operated.keys["dave"], max_retries=0)
+        with pytest.raises(RateLimitError):
+            sdk.models.list()
+
+
+def test_tokens_per_minute(operated: Operated) -> None:
+    """A picture takes most of the minute; what the answer took is counted, too."""
+    with operated.client("erin") as http:
+        first = http.post(CHAT, json=body(image(GRID), "Describe this image.", max_tokens=40))
+        used = first.json()["usage"]["total_tokens"]
+        assert int(first.headers["x-ratelimit-remaining-tokens"]) == 700 - used
+        second = http.post(CHAT, json=body(image(GRID), "Describe this image.", max_tokens=40))
+        assert second.status_code == 429
+        assert int(second.headers["x-ratelimit-remaining-tokens"]) == 700 - used
+        never = http.post(CHAT, json=body(*[image(GRID)] * 2, "Describe these images.", max_tokens=40))
+        assert (never.status_code, never.headers["x-should-retry"]) == (429, "false")
+
+
+def test_several_prompts_are_charged_together_or_not_at_all(operated: Operated) -> None:
+    operated.keys["tom"] = keys(operated.folder, "new", "tom", "--tokens-per-minute", "100")
+    wait_for_status(operated, "tom", 200)
+    with operated.client("tom") as http:
+        many = {"model": "llava-demo", "prompt": ["A prompt of some tokens, more than one"] * 20, "max_tokens": 1}
+        for _ in range(2):
+            refused = http.post("/v1/completions", json=many)
+            assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "false")
+        assert http.post("/v1/completions", json=many | {"prompt": many["prompt"][:2]}).status_code == 200
+
+
+def test_the_usage_log_may_be_moved_away(operated: Operated) -> None:
+    log = operated.folder / "usage.jsonl"
+    with operated.client("alice") as http:
+        assert http.post(CHAT, json=body("Hello", max_tokens=1), headers={"x-request-id": "before"}).status_code == 200
+        while '"before"' not in log.read_text():  # written once the answer has left
+            time.sleep(0.01)
+        before = log.read_text()
+        log.rename(log.with_suffix(".1"))
+        assert http.post(CHAT, json=body("Hello", max_tokens=1), headers={"x-request-id": "after"}).status_code == 200
+        while not log.exists() or '"after"' not in log.read_text():
+            time.sleep(0.01)
+    assert log.with_suffix(".1").read_text() == before
+    assert [json.loads(line)["id"] for line in log.read_text().splitlines()] == ["after"]
+
+
+def test_requests_at_once(operated: Operated) -> None:
+    with operated.client("carol") as http, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(http.post, CHAT, json=body("Hello", max_tokens=1500, ignore_eos=True))
+        deadline = time.monotonic() + 10
+        while (refused := http.get("/v1/models")).status_code == 200:
+            assert time.monotonic() < deadline
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert long.result().status_code == 200
+        assert http.get("/v1/models").status_code == 200
+
+
+def test_keys_come_and_go_without_a_restart(operated: Operated) -> None:
+    operated.keys["frank"] = keys(operated.folder, "new", "frank")
+    wait_for_status(operated, "frank", 200)
+    keys(operated.folder, "revoke", "frank")
+    wait_for_status(operated, "frank", 401)
+    file = operated.folder / "keys.json"
+    content = file.read_bytes()
+    try:
+        file.write_text("{")
+        wait_for_status(operated, "alice", 503)
+        with operated.client("alice") as http:
+            answer = http.get("/v1/models")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "keys_unreadable")
+        assert httpx.get(f"{operated.server.url}/v1/models", headers={"key": PLAIN}).status_code == 200
+    finally:
+        file.write_bytes(content)
+        wait_for_status(operated, "alice", 200)
+
+
+def test_usage_and_log_say_who_and_how_much_and_nothing_else(operated: Operated) -> None:
+    before = operated.metric('llava_key_tokens_total{key="alice",kind="image"}')
+    with operated.client("alice") as http:
+        asked = body(image(GRID), PROMPT, max_tokens=5, stream=True, stream_options={"include_usage": True})
+        headers = {"x-request-id": "mine", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+        assert http.post(CHAT, json=asked, headers=headers).status_code == 200
+        assert http.post(CHAT, json=body(PROMPT, seed="x"), headers={"x-request-id": "bad"}).status_code == 400
+    (line,) = [line for line in operated.lines() if line["id"] == "mine"]
+    assert {name: line[name] for name in ("key", "model", "image_tokens", "completion_tokens")} == {
+        "key": "alice",
+        "model": "llava-demo",
+        "image_tokens": 576,
+        "completion_tokens": 5,
+    }
+    assert line["images"][0].endswith(" 336x336")
+    assert set(line["stages"]) == {"body", "prompt", "images", "decode", "queue", "first_token", "answer"} - (
+        {"decode"} if "decode" not in line["stages"] else set()
+    )
+    (bad,) = [line for line in operated.lines() if line["id"] == "bad"]
+    assert bad["code"] == "invalid_request_error"
+    (used,) = [used for used in operated.usage() if used["id"] == "mine"]
+    assert (used["key"], used["image_tokens"], used["completion_tokens"], used["status"]) == ("alice", 576, 5, 200)
+    assert operated.metric('llava_key_tokens_total{key="alice",kind="image"}') == before + 576
+    assert operated.metric('llava_rejections_total{reason="invalid_request_error"}') >= 1
+    written = operated.server.log.read_text() + (operated.folder / "usage.jsonl").read_text() + (operated.folder / "keys.json").read_text()
+    for secret in (PROMPT, PLAIN, *operated.keys.values()):
+        assert secret not in written
+
+
+def test_stages_are_measured(operated: Operated) -> None:
+    for stage in ("body", "prompt", "images", "decode", "queue", "first_token", "answer", "total"):
+        assert operated.metric(f'llava_stage_seconds_count{{stage="{stage}"}}') >= 1
+    assert operated.metric("llava_inter_token_seconds_count") >= 1
+    assert operated.metric("llava_engine_up") == 1
+    assert operated.metric("vllm:prompt_tokens_total") > 0
+
+
+def test_spans_hang_below_the_clients(operated: Operated) -> None:
+    with operated.client("alice") as http:
+        http.post(CHAT, json=body(image(GRID), "Hello", max_tokens=2), headers={"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"})
+    deadline = time.monotonic() + 15
+    while True:
+        spans = [span for span in operated.collector.spans if span.trace_id.hex() == "c" * 32]
+        stages = {span.name: span for span in spans if span.parent_span_id.hex() != "d" * 16}
+        if {"body", "prompt", "images", "queue", "answer", "llm_request"} <= set(stages):  # the last is vLLM's own
+            break
+        assert time.monotonic() < deadline, set(stages)
+        time.sleep(0.2)
+    (request,) = [span for span in spans if span.parent_span_id.hex() == "d" * 16]
+    assert request.name == f"POST {CHAT}"
+    for stage in stages.values():
+        assert stage.parent_span_id == request.span_id
+        assert request.start_time_unix_nano <= stage.start_time_unix_nano + 10_000_000
+        assert stage.start_time_unix_nano <= stage.end_time_unix_nano <= request.end_time_unix_nano + 10_000_000
+
+
+def test_browsers_of_named_origins_only(operated: Operated) -> None:
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    preflight = httpx.options(operated.server.url + CHAT, headers={"origin": ORIGIN} | asks)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, ORIGIN)
+    assert (
+        "access-control-allow-origin"
+        not in httpx.options(operated.server.url + CHAT, headers={"origin": "https://evil.example"} | asks).headers
+    )
+    with operated.client("alice") as http:
+        answer = http.get("/v1/models", headers={"origin": ORIGIN})
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        assert "access-control-allow-origin" not in http.get("/v1/models", headers={"origin": "https://evil.example"}).headers
+
+
+def test_the_engine_dies_and_the_gateway_exits(operated: Operated) -> None:
+    process = psutil.Process(operated.server.process.pid)
+    children = process.children(recursive=True)
+    (engine,) = [child for child in children if "EngineCore" in child.name()]
+    os.kill(engine.pid, signal.SIGKILL)
+    assert operated.server.process.wait(20) == 1
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert all(line["id"] for line in operated.usage())

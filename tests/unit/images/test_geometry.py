@@ -1,0 +1,139 @@
+"""Image tokens are counted without the engine as vLLM counts them, and a model's description keeps its counts from process to process."""
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.tiny_models import NEXT_GRIDS, ONEVISION_GRIDS, TINY
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llava_gateway.demo import CHECKPOINT
+from llava_gateway.engine.vllm.launch import describe
+from llava_gateway.images.geometry import ImageTokens
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import ModelInfo
+
+SIDES = (336, 384)
+EDGES = sorted({side * count + more for side in SIDES for count in range(1, 7) for more in (-1, 0, 1)})
+LENGTHS = st.one_of(st.integers(1, 60), st.integers(1, 2500), st.integers(1, 20_000), st.sampled_from(EDGES))
+SCALED = st.builds(lambda scale, across, down: (scale * across, scale * down), st.integers(1, 2500), st.integers(1, 40), st.integers(1, 40))
+SIZES = st.one_of(st.tuples(LENGTHS, LENGTHS), SCALED)
+"""Width and height: any, about the edges of squares, and of plain ratios, at which a picture covers whole features."""
+ELSEWHERE = """
+import pickle, sys
+vision = pickle.load(sys.stdin.buffer).vision
+print(vision.tokens(640, 480), sorted({"vllm", "torch", "transformers"} & set(sys.modules)))
+"""
+TEXT = "Is it <image>\n🦙 Zażółć\tgęślą?"
+
+
+@dataclasses.dataclass
+class Described:
+    """What vLLM knows of a model whose engine was not started, and what the gateway makes of it."""
+
+    info: Any
+    model: ModelInfo
+
+    def vllm(self, width: int, height: int) -> int:
+        return int(self.info.get_num_image_tokens(image_width=width, image_height=height))
+
+    @property
+    def tokens(self) -> ImageTokens:
+        assert isinstance(self.model.vision.tokens, ImageTokens)
+        return self.model.vision.tokens
+
+
+def described(checkpoint: Path) -> Described:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    config = EngineArgs(model=str(checkpoint)).create_model_config()
+    processor = MULTIMODAL_REGISTRY.create_processor(config)
+    engine: Any = SimpleNamespace(
+        vllm_config=SimpleNamespace(model_config=config), renderer=SimpleNamespace(get_mm_processor=lambda: processor)
+    )
+    return Described(processor.info, describe(engine))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Described]:
+    folder = tmp_path_factory.mktemp("models")
+    for name, make in TINY.items():
+        make(folder / name)
+    return {"demo": described(CHECKPOINT)} | {name: described(folder / name) for name in TINY}
+
+
+@pytest.mark.parametrize("name", ["next", "onevision"])
+def test_the_models_are_as_large_as_the_real_ones(models: dict[str, Described], name: str) -> None:
+    side, patches, pinpoints, most_squares = {"next": (336, 24, NEXT_GRIDS, None), "onevision": (384, 27, ONEVISION_GRIDS, 9)}[name]
+    grids = tuple((width, height) for height, width in pinpoints)
+    assert models[name].tokens == ImageTokens(patches**2, side, patches, grids, most_squares)
+
+
+@pytest.mark.parametrize("name", ["next", "onevision"])
+@settings(max_examples=3000, deadline=None)
+@given(size=SIZES)
+@example((1, 1))
+@example((1, 20_000))
+@example((20_000, 1))
+@example((1153, 944))
+@example((1152, 1407))  # just below what OneVision scales down
+@example((768, 2105))  # just above
+def test_a_picture_on_a_grid_takes_what_vllm_counts(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
+    tokens = models[name].tokens(*size)
+    assert tokens == models[name].vllm(*size)
+    assert models[name].model.vision.min_image_tokens <= tokens <= models[name].model.vision.max_image_tokens
+
+
+@pytest.mark.parametrize(("name", "size"), [("next", (672, 672)), ("onevision", (1152, 1407)), ("demo", (1, 1)), ("siglip", (1, 1))])
+def test_the_most_that_a_picture_takes(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
+    assert models[name].vllm(*size) == models[name].model.vision.max_image_tokens
+
+
+@pytest.mark.parametrize("name", ["next", "onevision"])
+@settings(max_examples=500, deadline=None)
+@given(counts=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=12), size=SIZES)
+def test_other_grids(models: dict[str, Described], name: str, counts: list[tuple[int, int]], size: tuple[int, int]) -> None:
+    """In any order, some twice, some that keep as much of a picture as another."""
+    model = models[name]
+    grids = tuple((across * model.tokens.side, down * model.tokens.side) for across, down in counts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.info.get_hf_config(), "image_grid_pinpoints", [[height, width] for width, height in grids])
+        assert dataclasses.replace(model.tokens, grids=grids)(*size) == model.vllm(*size)
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("demo", 576), ("bakllava", 577), ("siglip", 729)])
+def test_one_square_takes_the_same_whatever_the_picture(models: dict[str, Described], name: str, tokens: int) -> None:
+    model = models[name]
+    for size in ((1, 1), (336, 336), (20_000, 1), (3000, 2000)):
+        assert model.tokens(*size) == model.vllm(*size) == tokens
+
+
+@pytest.mark.parametrize("name", ["demo", *TINY])
+def test_a_description_is_the_same_once_it_is_unpickled(models: dict[str, Described], name: str) -> None:
+    model = models[name].model
+    again = pickle.loads(pickle.dumps(model))
+    tokenizer = Tokenizer(model.tokenizer.to_json())
+    assert dataclasses.replace(again, tokenizer=tokenizer) == dataclasses.replace(model, tokenizer=tokenizer)
+    for size in ((1, 1), (640, 480), (10, 1000), (3001, 2003)):
+        assert again.vision.tokens(*size) == models[name].vllm(*size)
+    assert again.tokenizer.to_json() == model.tokenizer.to_json()
+    assert again.tokenizer.control_tokens == model.tokenizer.control_tokens
+    ids = model.tokenizer.encode(TEXT, add_special_tokens=True).ids
+    assert again.tokenizer.encode(TEXT, add_special_tokens=True).ids == ids
+    assert again.tokenizer.decode(ids) == model.tokenizer.decode(ids)
+    assert list(map(again.tokenizer.token_bytes, range(again.tokenizer.size))) == [
+        model.tokenizer.token_bytes(token_id) for token_id in range(model.tokenizer.size)
+    ]
+
+
+def test_another_process_counts_without_vllm(models: dict[str, Described]) -> None:
+    model = models["onevision"]
+    counted = subprocess.run([sys.executable, "-c", ELSEWHERE], input=pickle.dumps(model.model), capture_output=True, check=True).stdout
+    assert counted.decode().strip() == f"{model.vllm(640, 480)} []"

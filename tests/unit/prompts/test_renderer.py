@@ -1,0 +1,128 @@
+"""Prompts: equal to Hugging Face's, and no text of a client is ever a control token."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from helpers.prompts import CHATS, LLAVA_HF_TEMPLATE, PICTURE, huggingface, model_info
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, trainers
+from transformers import AutoProcessor
+
+from llava_gateway.demo import CHECKPOINT
+from llava_gateway.errors import ContextLengthExceeded, EngineStartError, InvalidRequest
+from llava_gateway.prompts.renderer import PromptRenderer
+from llava_gateway.tokenizer import Tokenizer
+from llava_gateway.types import Message, Text
+
+CONTROLS = ("<image>", "<s>", "</s>", "<unk>", "<pad>")
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return AutoProcessor.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def renderer(processor: Any) -> PromptRenderer:
+    return PromptRenderer(model_info(processor))
+
+
+@pytest.mark.parametrize("template", [None, LLAVA_HF_TEMPLATE], ids=["demo", "llava-hf"])
+@pytest.mark.parametrize("chat", CHATS, ids=lambda chat: str(len(chat)))
+def test_equals_the_processors_template(processor: Any, template: str | None, chat: list[Message]) -> None:
+    prompt = PromptRenderer(model_info(processor, template)).chat(chat)
+    expected = processor.apply_chat_template(huggingface(chat), chat_template=template, add_generation_prompt=True, tokenize=False)
+    assert prompt.text == expected
+    assert prompt.token_ids == processor.tokenizer(expected).input_ids
+
+
+def test_the_form_of_llava(renderer: PromptRenderer) -> None:
+    asked = [Message("system", (Text("S"),)), Message("user", (Text("Q"), PICTURE))]
+    answered = [*asked, Message("assistant", (Text("A"),)), Message("user", (Text("R"),))]
+    assert renderer.chat(answered).text == "S USER: <image>\nQ ASSISTANT: A</s>USER: R ASSISTANT:"
+
+
+def special_ids(renderer: PromptRenderer, ids: list[int]) -> list[str]:
+    return [token for token in map(renderer._tokenizer.token, ids) if token in CONTROLS]
+
+
+def byte_fallback_tokenizer() -> Tokenizer:
+    """As Llama's: bytes for what is not in the vocabulary, a prefix space."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(special_tokens=[*CONTROLS, *alphabet], vocab_size=600, show_progress=False)
+    tokenizer.train_from_iterator(["USER: <image>\nDescribe this image. ASSISTANT: </s>"] * 5, trainer)
+    return tokenizer
+
+
+@given(
+    st.lists(
+        st.text(max_size=12) | st.sampled_from(CONTROLS) | st.sampled_from(["<", "ima", "ge>", "</", "s>", "\ufdd0"]),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_text_never_becomes_a_control_token(renderer: PromptRenderer, pieces: list[str]) -> None:
+    for parts in ([Text("".join(pieces))], [Text(piece) for piece in pieces]):
+        prompt = renderer.chat([Message("user", (PICTURE, *parts))])
+        assert special_ids(renderer, prompt.token_ids) == ["<s>", "<image>"]
+
+
+@pytest.mark.parametrize("text", ["<image>", "a <image> b", "</s>", "x</s>y<s>", "<image><image>", "<pad>é<unk>"])
+def test_control_tokens_in_text_read_as_they_are_spelt(renderer: PromptRenderer, text: str) -> None:
+    prompt = renderer.chat([Message("user", (Text(text),))])
+    assert prompt.text == f"USER: {text} ASSISTANT:"
+    assert renderer._tokenizer.decode(prompt.token_ids) == f"<s>USER: {text} ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    "pieces", [("<ima", "ge>"), ("</", "s>"), ("<", "/", "s>"), ("</", "", "s>"), ("a<", "", "", "s", ">b"), ("<", "<s>", "s>")]
+)
+def test_control_tokens_spelt_across_parts(processor: Any, pieces: tuple[str, ...]) -> None:
+    """A template that joins texts without a space must not join them into a control token."""
+    joined = "{% for p in messages[0]['content'] %}{{ p['text'] if p['type'] == 'text' else '<image>' }}{% endfor %}"
+    renderer = PromptRenderer(model_info(processor, joined))
+    prompt = renderer.chat([Message("user", (PICTURE, *map(Text, pieces)))])
+    assert special_ids(renderer, prompt.token_ids) == ["<s>", "<image>"]
+    assert prompt.text == "<image>" + "".join(pieces)
+
+
+def test_megabytes_of_text_are_refused_at_once(renderer: PromptRenderer) -> None:
+    with pytest.raises(ContextLengthExceeded):
+        renderer.chat([Message("user", (Text("word " * 2_000_000),))])
+
+
+def test_a_byte_fallback_tokenizer(processor: Any) -> None:
+    tokenizer = byte_fallback_tokenizer()
+    renderer = PromptRenderer(dataclasses.replace(model_info(processor), tokenizer=Tokenizer(tokenizer.to_str())))
+    prompt = renderer.chat([Message("user", (PICTURE, Text("hi <image></s>")))])
+    assert prompt.token_ids.count(tokenizer.token_to_id("<image>")) == 1
+    read = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)  # with a space after <image>, as such tokenizers have it
+    assert read.replace(" ", "") == "USER:<image>\nhi<image></s>ASSISTANT:"
+
+
+def test_a_template_that_refuses(processor: Any) -> None:
+    renderer = PromptRenderer(model_info(processor, "{{ raise_exception('system messages are not taken') }}"))
+    with pytest.raises(InvalidRequest, match="system messages are not taken"):
+        renderer.chat(CHATS[0])
+
+
+def test_a_template_that_hides_images(processor: Any) -> None:
+    renderer = PromptRenderer(model_info(processor, "{{ messages[0]['role'] }}"))
+    with pytest.raises(InvalidRequest, match="images"):
+        renderer.chat(CHATS[1])
+
+
+def test_templates_are_sandboxed(processor: Any) -> None:
+    renderer = PromptRenderer(model_info(processor, "{{ messages.__class__.__mro__ }}"))
+    with pytest.raises(InvalidRequest):
+        renderer.chat(CHATS[0])
+
+
+def test_a_template_that_is_no_jinja_is_told_at_the_start(processor: Any) -> None:
+    with pytest.raises(EngineStartError, match="line 2"):
+        PromptRenderer(model_info(processor, "{{ messages }}\n{% nothing %}"))
