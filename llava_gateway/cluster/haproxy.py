@@ -11,6 +11,7 @@ import sys
 
 BINARY_PATH = "RAY_SERVE_HAPROXY_BINARY_PATH"
 NO_SPLICING = "-dS"
+"""HAProxy's flag that switches splicing off."""
 
 
 def main() -> None:

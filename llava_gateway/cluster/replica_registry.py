@@ -1,7 +1,7 @@
 """The replicas that this process knows of, by deployment.
 
 The router records them, and `RayEngine` reads them. They have a module of their own because Ray Serve makes a copy of the router's module:
-two copies of a module have two registries.
+two copies of a module have two registries. Nothing here is shared between processes: each ingress learns of the replicas from Ray Serve.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from llava_gateway.cluster.delta_sender import Address
 
 _replicas: dict[str, Mapping[str, Address]] = {}
+"""By the name of the deployment, then by the name of the replica."""
 
 
 def record_replicas(deployment: str, replicas: Mapping[str, Address]) -> None:

@@ -30,7 +30,7 @@ class SilentEngine:
             context_length=1 << 16,
         )
 
-    async def check_structure(self, structure: StructuredOutput) -> None:
+    async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         pass
 
     async def load_adapter(self, adapter: LoraAdapter) -> None:

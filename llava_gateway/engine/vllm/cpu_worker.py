@@ -14,9 +14,10 @@ class CpuWorker(CPUWorker):  # type: ignore[misc]
     """vLLM's CPU worker, which survives a seeded prompt that is read in several steps."""
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        """Sample the next tokens of a batch.
+        """Sample the next token of each row of a batch, and return vLLM's own output object.
 
         `grammar_output`: vLLM's bitmask of the tokens that structured outputs allow, or None. It is passed on unread.
+        A row of a prompt that is read only in part gets a token, too. vLLM discards it.
         """
         if self.use_v2_model_runner:  # this runner samples by a token's position and never rewinds a generator
             return super().sample_tokens(grammar_output)

@@ -163,7 +163,7 @@ import sys
 from itertools import count
 from pathlib import Path
 from blake3 import blake3
-from llava_gateway.chat import ImageUrl, Message, Text
+from llava_gateway.types import ImageUrl, Message, Text
 from llava_gateway.feedback.record import new_vote
 from llava_gateway.feedback.store import Store
 store = Store(Path(sys.argv[1]), 1 << 30)
@@ -217,7 +217,7 @@ def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from llava_gateway.chat import Message, Text
+from llava_gateway.types import Message, Text
 from llava_gateway.feedback.record import new_vote
 from llava_gateway.feedback.store import Store
 def add(text):

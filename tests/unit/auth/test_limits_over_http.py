@@ -50,7 +50,7 @@ class Speaker:
             context_length=8192,
         )
 
-    async def check_structure(self, structure: StructuredOutput) -> None:
+    async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         raise InvalidRequest("No such structure.", param="structured_outputs")
 
     async def load_adapter(self, adapter: LoraAdapter) -> None: ...

@@ -41,7 +41,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             main()
         return int(ended.value.code or 0), *capsys.readouterr()
 
-    for name in ("logs.set_up", "cli.serve._keep_large_buffers"):  # of the whole process
+    for name in ("observability.logging.set_up", "cli.serve._keep_large_buffers"):  # of the whole process
         monkeypatch.setattr(f"llava_gateway.{name}", lambda *_: None)
     return called
 
@@ -196,7 +196,7 @@ def test_completion(shell: str) -> None:
         (["--usage-log", "no/such/folder/usage"], "usage_log"),
         (["--template", "no-such"], "llava-hf"),
         (["--model-alias", "a=no-such"], "llava-hf"),
-        (["--doors", "openai,no-such"], "doors"),
+        (["--apis", "openai,no-such"], "apis"),
         (["--rate-limit-storage", "mongodb://x"], "redis://"),
     ],
 )

@@ -354,7 +354,7 @@ SERVER = """
 import asyncio
 import sys
 from pathlib import Path
-from llava_gateway.chat import ImageUrl
+from llava_gateway.types import ImageUrl
 from llava_gateway.engine import Vision
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.settings import Settings

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import tokenizers
 from helpers.prompts import CHATS, LLAVA_HF_TEMPLATE, PICTURE, huggingface, model_info
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,9 +49,9 @@ def special_ids(renderer: PromptRenderer, ids: list[int]) -> list[str]:
     return [token for token in map(renderer._tokenizer.token, ids) if token in CONTROLS]
 
 
-def byte_fallback_tokenizer() -> Tokenizer:
+def byte_fallback_tokenizer() -> tokenizers.Tokenizer:
     """As Llama's: bytes for what is not in the vocabulary, a prefix space."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     alphabet = [f"<0x{byte:02X}>" for byte in range(256)]

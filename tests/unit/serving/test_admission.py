@@ -93,7 +93,7 @@ def test_tokens_count_beside_requests() -> None:
         assert (order, places.running_tokens, places.queued_tokens) == (["a"], 60, 160)  # nobody overtakes, however small
         with pytest.raises(TooManyRequests):
             await ask("e", 1)
-        assert not places.are_left
+        assert not places.accepts_more
         tasks[1].cancel()
         await asyncio.sleep(0.01)
         assert order == ["a", "c"]  # the one that it waited behind has left
@@ -175,6 +175,6 @@ def test_whoever_is_inside_for_too_long_or_is_cut_off_is_told() -> None:
         patient.abort_all(Unavailable("cut", code="shutting_down"))
         with pytest.raises(Unavailable, match="cut"):
             await inside
-        assert (admission.in_flight, patient.inside) == (0, 0)
+        assert (admission.in_flight, patient.in_flight) == (0, 0)
 
     asyncio.run(scenario())

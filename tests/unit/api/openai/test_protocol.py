@@ -54,7 +54,8 @@ def test_every_field() -> None:
         max_tokens=6, temperature=0.0, top_p=0.5, n=2, stop=("x",), seed=-1, presence_penalty=-2.0,
         frequency_penalty=2.0, logit_bias={7: -100.0}, top_k=0, min_p=0.5, repetition_penalty=2.0, stop_token_ids=(1,),
         skip_special_tokens=False, spaces_between_special_tokens=False, include_stop_str_in_output=True,
-        bad_words=("a",), allowed_token_ids=(2,), logprobs=4, structured_output=StructuredOutput("choice", ("a", "b"), "structured_outputs.choice"),
+        bad_words=("a",), allowed_token_ids=(2,), logprobs=4,
+        structured_output=StructuredOutput("choice", ("a", "b"), "structured_outputs.choice"),
     )  # fmt: skip
 
 
