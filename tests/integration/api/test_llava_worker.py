@@ -40,7 +40,7 @@ HELLO = "USER: Hello ASSISTANT:"
 ANSWER = " I see no image. I am a small demo model: send me an image and ask me to describe it."
 ENDLESS: dict[str, Any] = {"repetition_penalty": 0.01, "temperature": 0}
 """So strong a pull to what has been said that the answer never ends."""
-DOCS = (ROOT / "docs" / "llava.md").read_text()
+DOCS = (ROOT / "docs" / "llava-worker.md").read_text()
 
 
 def base64_of(grid: Grid) -> str:

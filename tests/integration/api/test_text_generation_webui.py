@@ -51,7 +51,7 @@ GREEDY = {"do_sample": False, "repetition_penalty": 1.0}
 HELLO = "USER: Hello ASSISTANT:"
 ANSWER = " I see no image. I am a small demo model: send me an image and ask me to describe it."
 ASK = "Describe this image."
-DOCS = (ROOT / "docs" / "webui.md").read_text()
+DOCS = (ROOT / "docs" / "text-generation-webui.md").read_text()
 BODIES: list[type[BaseModel]] = [GenerateBody, ChatBody, History, TokenCountBody, ModelBody]
 
 

@@ -140,7 +140,7 @@ def test_the_chart_knows_every_setting() -> None:
 
 
 def test_settings_get_through_the_chart() -> None:
-    given = {"max_running_tokens": 2_000_000, "keep_alive": 0.5, "doors": "openai,page", "cors_origins": "https://chat.example.com"}
+    given = {"max_running_tokens": 2_000_000, "keep_alive": 0.5, "apis": "openai,chat_ui", "cors_origins": "https://chat.example.com"}
     (container,) = rendered("Deployment", {"settings": given})["spec"]["template"]["spec"]["containers"]
     with pytest.MonkeyPatch.context() as patch:
         for variable in container["env"]:
