@@ -46,7 +46,7 @@ def test_a_picture_is_padded_as_the_original_does_it(converted_server: Server) -
     client = openai.OpenAI(base_url=converted_server.v1, api_key="none", max_retries=0)
     answers = []
     for ratio in (None, "pad", "crop"):
-        wide = originals.wide_picture()
+        wide = originals.wide_image()
         extra = {"image_aspect_ratio": ratio} if ratio else {}
         answer = client.chat.completions.create(
             model="my model",

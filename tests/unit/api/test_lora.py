@@ -27,6 +27,10 @@ from llava_gateway.settings import Settings, SettingsError
 def test_without_a_keys_file(tmp_path: Path, options: dict[str, Any], status: int) -> None:
     """On loopback whoever reaches the port may load, and is told here that the model is loading; where the port is open, nobody may."""
 
+    (tmp_path / "corner").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "corner" / name).touch()
+
     async def load() -> httpx.Response:
         app = create_app(Settings(model=MODEL, **{"lora_dir": str(tmp_path), **options}))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8000") as http:

@@ -149,7 +149,7 @@ def test_memory_is_a_shard_not_the_checkpoint(tmp_path: Path) -> None:
     originals.random_original(tmp_path / "src", layers=12, intermediate=20000)
     originals.sentencepiece_tokenizer(tmp_path / "src")
     script = (
-        "import resource, sys; from llava_gateway.cli.main.convert import main; import llava_gateway.convert.run\n"
+        "import resource, sys; from llava_gateway.cli.convert import main; import llava_gateway.convert.run\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "status = main(sys.argv[1:])\n"
         "sys.exit(status or str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
