@@ -10,7 +10,7 @@ from llava_gateway.settings import Settings
 MB = 1 << 20
 
 
-def test_an_answer_that_has_no_room_beside_others_is_refused_until_one_ends() -> None:
+def test_answer_without_room_is_refused_until_another_ends() -> None:
     memory = AnswerMemory(Settings(max_answers_mb=10))
     with memory.reserved(6 * MB):
         with pytest.raises(TooManyRequests) as refused, memory.reserved(5 * MB):
@@ -24,14 +24,14 @@ def test_an_answer_that_has_no_room_beside_others_is_refused_until_one_ends() ->
     assert memory.bytes == 0
 
 
-def test_an_answer_that_never_has_room_is_not_to_be_tried_again() -> None:
+def test_answer_that_can_never_fit_is_a_400() -> None:
     memory = AnswerMemory(Settings(max_answers_mb=1))
     with pytest.raises(InvalidRequest, match="log probabilities"), memory.reserved(MB + 1):
         pass
     assert memory.bytes == 0
 
 
-def test_a_request_that_fails_gives_its_memory_back() -> None:
+def test_failed_request_releases_its_memory() -> None:
     memory = AnswerMemory(Settings(max_answers_mb=1))
     with pytest.raises(ZeroDivisionError), memory.reserved(MB):
         raise ZeroDivisionError
