@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -38,7 +39,7 @@ NOTICED = 30
 def sdk(cluster: Cluster) -> Iterator[OpenAI]:
     """Every answer it gets is checked against OpenAI's schema."""
     with httpx.Client(transport=ContractTransport(), timeout=120) as http:
-        yield OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0, http_client=http)
+        yield OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0, http_client=cast(Any, http))
 
 
 def test_concurrent_images_get_their_own_answers(cluster: Cluster) -> None:
@@ -195,6 +196,8 @@ def _booked(cluster: Cluster) -> float:
 def test_killed_replica_under_load_loses_no_new_request(cluster: Cluster, whose: str) -> None:
     """Of what the dead one had, answers that had begun end with an error, and others are given to the other one, which goes on."""
 
+    victim, engine = cluster.replicas(MODEL)
+
     async def load() -> tuple[list[Told], list[Told], list[Told]]:
         nonlocal victim, engine
         asked = body("Hello", ignore_eos=True, max_tokens=LONG)
@@ -210,7 +213,6 @@ def test_killed_replica_under_load_loses_no_new_request(cluster: Cluster, whose:
             late = await ask_all(http, [body(image(grid), "Describe this image.") for grid in GRIDS], at_once=8)
             return await asyncio.gather(*streams), await asyncio.gather(*wholes), late
 
-    victim, engine = cluster.replicas(MODEL)
     streams, wholes, late = asyncio.run(load())
     assert (200, "engine_dead") in (ended := set(ends(streams)))
     assert ended <= {(200, "length"), (200, "engine_dead")}

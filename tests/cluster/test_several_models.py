@@ -5,6 +5,7 @@ import asyncio
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -29,7 +30,7 @@ AT_ONCE = 8
 @pytest.fixture(scope="module")
 def sdk(grown: Grown) -> Iterator[OpenAI]:
     with httpx.Client(transport=ContractTransport(), timeout=120) as http:
-        yield OpenAI(base_url=f"{grown.cluster.url}/v1", api_key=grown.keys["alice"], max_retries=0, http_client=http)
+        yield OpenAI(base_url=f"{grown.cluster.url}/v1", api_key=grown.keys["alice"], max_retries=0, http_client=cast(Any, http))
 
 
 @pytest.mark.timeout(400)

@@ -98,7 +98,7 @@ def test_added_key_is_read_back(added: list[Key]) -> None:
         {"keys": [entry(digest=digest(SECRET) + "\n")]},
         *[{"keys": [entry(name=name)]} for name in ("", "a" * 65, "a b", "a/b", "a\n", "ä", 1, None)],
         *[{"keys": [entry(models=models)]} for models in ("llava", [""], [1], None)],
-        *[{"keys": [entry(requests_per_minute=limit)]} for limit in (0, -1, 1.5, "60", True, [])],
+        *[{"keys": [entry(requests_per_minute=limit)]} for limit in [0, -1, 1.5, "60", True, list[int]()]],
         {"keys": [entry(requests_per_min=60)]},
     ],
 )
@@ -366,6 +366,7 @@ def test_failing_keys_command_prints_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LLAVA_KEYS_FILE", str(path))
+    ended: object
     try:
         ended = command.main(arguments)
     except SystemExit as exit_:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path, storage: str = "memory", **limits: int) -> Iterator[Served]:
+def serve(folder: Path, storage: str = "memory", **limits: Any) -> Iterator[Served]:
     file = KeyFile(folder / "keys.json")
     if not file.path.exists():
         file.add(Key("mine", digest("mine"), **limits))
@@ -153,7 +154,7 @@ def test_unused_tokens_are_given_back(tmp_path: Path, stream: bool) -> None:
         served.engine.tokens = 20
         for number in range(1, 6):
             assert served.ask(10, 900, stream=stream).status_code == 200
-            wait_for(lambda number=number: served.remaining == 1000 - 30 * number)
+            wait_for(partial(lambda number: served.remaining == 1000 - 30 * number, number))
 
 
 def test_all_choices_and_prompts_count(tmp_path: Path) -> None:
@@ -208,5 +209,5 @@ def test_keys_file_that_becomes_a_fifo_does_not_block_the_server(tmp_path: Path,
         for target, status in (("bad.json", 503), ("good.json", 200)) * 2:
             (tmp_path / "link.json").symlink_to(target)
             (tmp_path / "link.json").replace(file)
-            wait_for(lambda status=status: served.http.get("/v1/models").status_code == status)
+            wait_for(partial(lambda status: served.http.get("/v1/models").status_code == status, status))
             assert served.http.get("/health").status_code == 200

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_gateway.auth.api_keys import Key, digest
+from llava_gateway.auth.rate_counts import MemoryCounts
 from llava_gateway.auth.rate_limits import KeyLease, RateLimits, duration
 from llava_gateway.auth.sliding_window import BUCKET, MINUTE, Change, Window
 
@@ -323,6 +324,7 @@ def test_rate_limit_headers_match_openai() -> None:
 def test_idle_keys_take_no_memory(clock: SimpleNamespace) -> None:
     async def scenario() -> None:
         rates = RateLimits()
+        assert isinstance(rates._counts, MemoryCounts)
         for number in range(100):
             await rates.admit(Key(f"key-{number}", digest(str(number)), requests_per_minute=9))
         clock.now += 61

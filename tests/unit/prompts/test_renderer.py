@@ -101,7 +101,7 @@ def test_byte_fallback_tokenizer_is_supported(processor: Any) -> None:
     tokenizer = byte_fallback_tokenizer()
     renderer = PromptRenderer(dataclasses.replace(model_info(processor), tokenizer=Tokenizer(tokenizer.to_str())))
     prompt = renderer.chat([Message("user", (PICTURE, Text("hi <image></s>")))])
-    assert prompt.token_ids.count(tokenizer.token_to_id("<image>")) == 1
+    assert prompt.token_ids.count(tokenizer.token_to_id("<image>") or 0) == 1
     read = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)  # with a space after <image>, as such tokenizers have it
     assert read.replace(" ", "") == "USER:<image>\nhi<image></s>ASSISTANT:"
 

@@ -25,7 +25,8 @@ async def hold(places: RequestQueue, entered: list[int], number: int, leave: asy
 
 def test_queue_is_first_come_first_served() -> None:
     async def scenario() -> None:
-        places, entered = places_of(2, 2), []
+        entered: list[int] = []
+        places = places_of(2, 2)
         leaves = [asyncio.Event() for _ in range(4)]
         tasks = [asyncio.create_task(hold(places, entered, number, leave)) for number, leave in enumerate(leaves)]
         await asyncio.sleep(0)
@@ -47,7 +48,8 @@ def test_queue_is_first_come_first_served() -> None:
 @pytest.mark.parametrize("released_at_once", [False, True])
 def test_disconnected_waiting_request_frees_its_queue_position(released_at_once: bool) -> None:
     async def scenario() -> None:
-        places, entered = places_of(1, 5), []
+        entered: list[int] = []
+        places = places_of(1, 5)
         leave = asyncio.Event()
         first = asyncio.create_task(hold(places, entered, 0, leave))
         await asyncio.sleep(0)

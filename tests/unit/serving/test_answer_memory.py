@@ -18,7 +18,7 @@ def test_answer_without_room_is_refused_until_another_ends() -> None:
         assert refused.value.code == "answers_full"
         assert refused.value.retry_after
         with memory.reserved(4 * MB):
-            assert metrics.ANSWER_BYTES.collect()[0].samples[0].value == 10 * MB
+            assert next(iter(metrics.ANSWER_BYTES.collect())).samples[0].value == 10 * MB
     with memory.reserved(10 * MB):
         pass
     assert memory.bytes == 0
