@@ -26,7 +26,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ASKED = "Describe this image."
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(nn.Module):  # type: ignore[misc]
     """A linear layer with a LoRA adapter."""
 
     def __init__(self, layer: nn.Linear) -> None:
