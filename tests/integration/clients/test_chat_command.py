@@ -15,7 +15,7 @@ FIRST_GRID = ("red", "blue", "green", "white")
 SECOND_GRID = ("yellow", "black", "orange", "purple")
 
 
-def test_a_chat_with_a_picture_added_midway(server: Server, own_home: dict[str, str]) -> None:
+def test_image_can_be_added_during_a_chat(server: Server, own_home: dict[str, str]) -> None:
     child = terminal(server.v1, own_home, "--image", str(FIRST), "--temperature", "0")
     child.expect_exact("llava-demo at")
     child.expect_exact("[1 picture] > ")
@@ -39,7 +39,7 @@ def test_a_chat_with_a_picture_added_midway(server: Server, own_home: dict[str, 
     assert again["choices"][0]["message"]["content"] == describe([FIRST_GRID, SECOND_GRID])
 
 
-def test_commands(server: Server, own_home: dict[str, str]) -> None:
+def test_chat_commands_work(server: Server, own_home: dict[str, str]) -> None:
     child = terminal(server.v1, own_home, "--temperature", "0", "--max-tokens", "100")
     wait_for_prompt(child)
     assert "/system TEXT" in ask(child, "/help")
@@ -62,7 +62,7 @@ def test_commands(server: Server, own_home: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("piped", [True, False])
-def test_one_question(server: Server, own_home: dict[str, str], piped: bool) -> None:
+def test_single_question_prints_only_the_answer(server: Server, own_home: dict[str, str], piped: bool) -> None:
     if piped:
         ended = run(server.v1, own_home, "--image", str(FIRST), "--temperature", "0", question="Describe\nthis image.\n")
     else:
@@ -70,7 +70,7 @@ def test_one_question(server: Server, own_home: dict[str, str], piped: bool) -> 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, describe([FIRST_GRID]) + "\n", "")
 
 
-def test_the_servers_own_words(server: Server, own_home: dict[str, str]) -> None:
+def test_server_error_is_printed_in_its_words(server: Server, own_home: dict[str, str]) -> None:
     ended = run(server.v1, own_home, "--model", "no-such", "Hello")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "There is no model 'no-such' here" in ended.stderr

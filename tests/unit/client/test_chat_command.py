@@ -74,7 +74,7 @@ def scripted() -> Iterator[Scripted]:
     server.server_close()
 
 
-def test_history_is_kept_and_private(scripted: Scripted, own_home: dict[str, str]) -> None:
+def test_history_is_kept_in_a_private_file(scripted: Scripted, own_home: dict[str, str]) -> None:
     scripted.answers = [(200, chunk("Good.", "stop") + DONE)] * 2
     child = terminal(scripted.v1, own_home)
     wait_for_prompt(child)
@@ -93,7 +93,7 @@ def test_history_is_kept_and_private(scripted: Scripted, own_home: dict[str, str
     assert [asked["messages"][0]["content"] for asked in scripted.asked] == ["How are you?"] * 2
 
 
-def test_paths_are_completed(scripted: Scripted, own_home: dict[str, str]) -> None:
+def test_image_paths_are_completed(scripted: Scripted, own_home: dict[str, str]) -> None:
     Path("my pictures").mkdir()
     Path("my pictures/it's one.png").write_bytes(b"x")
     child = terminal(scripted.v1, own_home)
@@ -105,7 +105,7 @@ def test_paths_are_completed(scripted: Scripted, own_home: dict[str, str]) -> No
     quit_chat(child)
 
 
-def test_what_is_pasted_is_one_question(scripted: Scripted, own_home: dict[str, str]) -> None:
+def test_pasted_lines_are_one_question(scripted: Scripted, own_home: dict[str, str]) -> None:
     scripted.answers = [(200, chunk("Yes.", "stop") + DONE)]
     child = terminal(scripted.v1, own_home)
     wait_for_prompt(child)
@@ -116,7 +116,7 @@ def test_what_is_pasted_is_one_question(scripted: Scripted, own_home: dict[str, 
     assert scripted.asked[0]["messages"] == [{"role": "user", "content": "one\ntwo"}]
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_came(scripted: Scripted, own_home: dict[str, str]) -> None:
+def test_ctrl_c_stops_the_answer_and_keeps_its_text(scripted: Scripted, own_home: dict[str, str]) -> None:
     scripted.answers = [(200, chunk("one two") + b": keep-alive\n\n"), (200, chunk("three", "stop") + DONE)]
     child = terminal(scripted.v1, own_home)
     wait_for_prompt(child)
@@ -138,7 +138,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_came(scripted: Scripted, own_hom
     assert child.exitstatus == 0
 
 
-def test_a_refused_question_is_not_kept_but_can_be_asked_again(scripted: Scripted, own_home: dict[str, str]) -> None:
+def test_refused_question_is_not_kept_but_can_be_retried(scripted: Scripted, own_home: dict[str, str]) -> None:
     busy = json.dumps({"error": {"message": "Come back later.", "type": "overloaded"}}).encode()
     scripted.answers = [(503, busy), (200, chunk("Hi.", "stop") + DONE), (503, busy), (200, chunk("Red.", "stop") + DONE)]
     child = terminal(scripted.v1, own_home, "--image", str(FIRST))
@@ -153,7 +153,7 @@ def test_a_refused_question_is_not_kept_but_can_be_asked_again(scripted: Scripte
     assert scripted.asked[1]["messages"] == scripted.asked[3]["messages"] == [{"role": "user", "content": "Hello"}]
 
 
-def test_no_server_can_steer_the_terminal(scripted: Scripted, own_home: dict[str, str]) -> None:
+def test_server_text_cannot_control_the_terminal(scripted: Scripted, own_home: dict[str, str]) -> None:
     evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\x08\r\ud83d"
     escaped = json.dumps({"choices": [{"delta": {"content": f"<{evil}>"}}]}).encode()
     stream = b"data: " + escaped + b"\n\n" + chunk("one\u2028two\x85", "stop") + DONE
@@ -172,7 +172,7 @@ def test_no_server_can_steer_the_terminal(scripted: Scripted, own_home: dict[str
     assert "\x1b[2J" not in said
 
 
-def test_a_closed_pipe_ends_silently(scripted: Scripted, own_home: dict[str, str]) -> None:
+def test_closed_pipe_ends_the_command_silently(scripted: Scripted, own_home: dict[str, str]) -> None:
     scripted.answers = [(200, chunk("many words " * 1000) * 50 + chunk("", "stop") + DONE)]
     script = f'{" ".join(COMMAND)} --base-url {scripted.v1} Hello | head -c 4; exit "${{PIPESTATUS[0]}}"'
     ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, env=own_home, check=False)
@@ -191,7 +191,7 @@ def test_a_closed_pipe_ends_silently(scripted: Scripted, own_home: dict[str, str
         (422, b'{"detail": "No such field."}', "", "No such field. (status 422)"),
     ],
 )
-def test_what_goes_wrong_is_said(scripted: Scripted, own_home: dict[str, str], status: int, body: bytes, printed: str, said: str) -> None:
+def test_failure_is_printed_in_one_line(scripted: Scripted, own_home: dict[str, str], status: int, body: bytes, printed: str, said: str) -> None:
     scripted.answers = [(status, body)]
     ended = run(scripted.v1, own_home, "--key", "k", "Hello")
     assert (ended.returncode, ended.stdout) == (1, printed)
@@ -200,7 +200,7 @@ def test_what_goes_wrong_is_said(scripted: Scripted, own_home: dict[str, str], s
     assert scripted.keys == ["Bearer k"]
 
 
-def test_nobody_there(own_home: dict[str, str]) -> None:
+def test_chat_without_a_server_ends_with_one_line(own_home: dict[str, str]) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     ended = run(url, own_home, "Hello")
     assert ended.returncode == 1
@@ -228,7 +228,7 @@ def test_nobody_there(own_home: dict[str, str]) -> None:
         ([" "], "no question"),
     ],
 )
-def test_wrong_arguments_are_one_line(own_home: dict[str, str], arguments: list[str], said: str) -> None:
+def test_wrong_argument_is_refused_in_one_line(own_home: dict[str, str], arguments: list[str], said: str) -> None:
     ended = run("http://127.0.0.1:1", own_home, *arguments)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert said in ended.stderr

@@ -38,28 +38,28 @@ def web_server(controller: str, prompt: str, images: list[str], **fields: Any) -
             yield chunk["text"][len(prompt) :].strip()
 
 
-def test_the_web_server_shows_an_answer_that_grows(server: Server) -> None:
+def test_llava_web_server_shows_a_growing_answer(server: Server) -> None:
     shown = list(web_server(server.url, DESCRIBE, [base64_of(GRID)]))
     assert shown[-1] == describe([GRID])
     assert len(shown) > 10
     assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
 
 
-def test_the_web_servers_later_turns_and_regenerate(server: Server) -> None:
+def test_llava_web_server_gets_the_same_answer_to_a_later_turn_twice(server: Server) -> None:
     turns = llava_v1("<image>\nDescribe this image.", describe([GRID]), "What color is the bottom right?", None)
     for _ in range(2):
         *_, shown = web_server(server.url, turns, [base64_of(GRID)])
         assert shown == "Orange."
 
 
-def test_the_web_server_shows_an_error(server: Server) -> None:
+def test_llava_web_server_shows_the_error_message(server: Server) -> None:
     (shown,) = web_server(server.url, DESCRIBE, ["!!!!"])
     assert shown == "images[0]: The image is not valid base64. (error_code: 1)"
     (shown,) = web_server(server.url, HELLO, [], max_new_tokens=0)  # as far left as its slider goes
     assert shown.startswith("max_new_tokens: ")
 
 
-def test_test_message(server: Server) -> None:
+def test_llava_test_message_gets_a_stream_of_chunks(server: Server) -> None:
     """It asks with the first separator of its template for a stop, a space, and does not ask for the assistant's turn."""
     prompt = llava_v1("Tell me a story with more than 1000 words.")
     payload = {"model": MODEL, "prompt": prompt, "max_new_tokens": 32, "temperature": 0.7, "stop": " "}
@@ -71,6 +71,6 @@ def test_test_message(server: Server) -> None:
     assert 1 < tokens(server)["completion"] - before["completion"] <= 32
 
 
-def test_the_example(server: Server) -> None:
+def test_llava_worker_example_runs(server: Server) -> None:
     truth = describe([("red", "blue", "green", "white")])
     assert run_example(server, "llava_worker.py") == [f"models: {MODEL}", f"worker: {server.url}", truth]

@@ -73,7 +73,7 @@ PARAMS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("params", "field"), PARAMS, ids=lambda value: str(value)[:50])
-def test_bad_params(server: Server, params: dict[str, Any], field: str) -> None:
+def test_bad_param_is_named_in_the_error(server: Server, params: dict[str, Any], field: str) -> None:
     as_typed = {name: {"type": "x", "value": value} for name, value in params.items()}
     refused(post(server, PATH, {"instances": ["Hello"], "params": as_typed}), 400, f"params.{field}")
     refused(post(server, V2_STREAM, {"items": [{"value": "Hello"}], "params": params}), 400, f"params.{field}")
@@ -120,7 +120,7 @@ BODIES: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "field"), BODIES, ids=lambda value: str(value)[:50])
-def test_bad_bodies(server: Server, path: str, body: dict[str, Any], field: str) -> None:
+def test_bad_body_field_is_named_in_the_error(server: Server, path: str, body: dict[str, Any], field: str) -> None:
     refused(post(server, path, body), 400, field)
 
 
@@ -144,7 +144,7 @@ def test_bad_bodies(server: Server, path: str, body: dict[str, Any], field: str)
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_bad_conversations(server: Server, prompt: str, field: str) -> None:
+def test_bad_conversation_field_is_named_in_the_error(server: Server, prompt: str, field: str) -> None:
     refused(post(server, PATH, {"instances": [prompt], "params": typed(process_prompt=True)}), 400, "instances[0]" + field)
     asked = {"items": [{"value": {"prompt": prompt}}], "params": {"process_prompt": True}}
     refused(post(server, V2_STREAM, asked), 400, "items[0].value.prompt" + field)
@@ -161,14 +161,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_broken_images(server: Server, broken: str) -> None:
+def test_broken_image_is_named_in_the_error(server: Server, broken: str) -> None:
     instance = {"prompt": "Describe this image.", "image_content": broken}
     refused(post(server, PATH, {"instances": [about(GRID), instance]}), 400, "instances[1].image_content")
     refused(post(server, STREAM, {"instance": instance | {"image_content": [picture(GRID), broken]}}), 400, "instance.image_content[1]")
     refused(post(server, V2_PATH, {"items": [{"value": instance}]}), 400, "items[0].value.image_content")
 
 
-def test_what_is_no_request(server: Server) -> None:
+def test_malformed_request_is_refused_on_each_path(server: Server) -> None:
     json_type = {"content-type": "application/json"}
     for path in (PATH, STREAM, V2_PATH, V2_STREAM, NLP_PATH, NLP_STREAM):
         refused(httpx.post(server.url + path, content=b"{", headers=json_type), 400)
@@ -178,6 +178,6 @@ def test_what_is_no_request(server: Server) -> None:
     refused(httpx.post(server.url + PATH, content=b" " * (9 << 20), headers=json_type), 413)
 
 
-def test_after_all_that_the_server_still_answers(server: Server) -> None:
+def test_server_answers_after_all_refusals(server: Server) -> None:
     (prediction,) = predict(server, about(OTHER))
     assert prediction["completion"] == describe([OTHER])

@@ -60,7 +60,7 @@ def ended_well(pieces: list[dict[str, Any]]) -> str:
     return text
 
 
-def test_a_stream(server: Server) -> None:
+def test_stream_ends_with_the_same_prediction_as_without_a_stream(server: Server) -> None:
     asked = {"instance": about(GRID), "params": typed(max_tokens_to_generate=200, top_logprobs=2)}
     before = time.time()
     answer = post(server, STREAM, asked)
@@ -81,13 +81,13 @@ def test_a_stream(server: Server) -> None:
     assert last["batch_size_used"] == 1
 
 
-def test_streams_of_text_and_of_two_images(server: Server) -> None:
+def test_text_and_two_images_are_streamed(server: Server) -> None:
     assert ended_well(responses(post(server, STREAM, {"instance": "Hello"}))) == NO_IMAGE
     asked = {"instance": about(GRID, OTHER, prompt="Describe these images."), "params": typed(max_tokens_to_generate=200)}
     assert ended_well(responses(post(server, STREAM, asked))) == describe([GRID, OTHER])
 
 
-def test_a_stream_that_stops(server: Server) -> None:
+def test_stream_tells_why_it_stopped(server: Server) -> None:
     asked = {"instance": "Hello", "params": typed(stop_sequences=" am a")}
     pieces = responses(post(server, STREAM, asked))
     assert ended_well(pieces) == "I see no image. I"
@@ -96,7 +96,7 @@ def test_a_stream_that_stops(server: Server) -> None:
     assert (pieces[-1]["stop_reason"], pieces[-1]["completion_tokens_count"]) == ("max_len_reached", 3)
 
 
-def test_a_silent_stream_is_kept_alive_without_breaking_anybody(server: Server) -> None:
+def test_silent_stream_gets_valid_keep_alive_pieces(server: Server) -> None:
     """All text is held back for a long stop sequence, and there is a lot of it."""
     grids = [(first, *GRID[1:]) for first in ("red", "blue", "green", "white", "black", "purple")]
     params = {"max_tokens_to_generate": 400, "stop_sequences": ["x" * 10_000]}
@@ -114,7 +114,7 @@ def test_a_silent_stream_is_kept_alive_without_breaking_anybody(server: Server) 
     assert max(tokens.index(next(filter(None, tokens))) for tokens in streams) >= 1  # something came before the text
 
 
-def test_v2_stream(server: Server) -> None:
+def test_v2_stream_has_the_items_id_and_one_item(server: Server) -> None:
     asked = {"items": [{"id": "item0", "value": about(GRID)}], "params": {"max_tokens_to_generate": 200}}
     items = [line["result"]["items"] for line in lines(post(server, V2_STREAM, asked))]
     assert all(len(item) == 1 and item[0]["id"] == "item0" for item in items)
@@ -122,7 +122,7 @@ def test_v2_stream(server: Server) -> None:
     refused(post(server, V2_STREAM, {"items": [{"value": "Hello"}] * 2}), 400, "items")
 
 
-def test_nlp_stream(server: Server) -> None:
+def test_nlp_stream_is_an_event_stream_of_one_input(server: Server) -> None:
     answer = post(server, NLP_STREAM, {"inputs": ["Hello"]})
     assert answer.headers["content-type"].startswith("text/event-stream")
     *events, rest = answer.text.split("\n\n")
@@ -149,7 +149,7 @@ def a_client_that_leaves(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("path", [STREAM, V2_STREAM])
-def test_a_client_that_leaves_its_stream(server: Server, path: str) -> None:
+def test_disconnect_from_a_stream_ends_the_request(server: Server, path: str) -> None:
     prompt = about(*[GRID] * 6, prompt="Describe these images.")
     asked = {"instance": prompt, "items": [{"value": prompt}], "params": {"max_tokens_to_generate": 500}}
     with a_client_that_leaves(server), httpx.stream("POST", server.url + path, json=asked, timeout=120) as answer:
@@ -158,13 +158,13 @@ def test_a_client_that_leaves_its_stream(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [PATH, NLP_PATH])
-def test_a_client_that_leaves_its_batch(server: Server, path: str) -> None:
+def test_disconnect_from_a_batch_ends_the_request(server: Server, path: str) -> None:
     asked = {"instances": [about(*[GRID] * 4)] * 16, "inputs": ["Hello"] * 128, "params": {"max_tokens_to_generate": 100}}
     with a_client_that_leaves(server), pytest.raises(httpx.ReadTimeout):
         httpx.post(server.url + path, json=asked, timeout=httpx.Timeout(60, read=0.2))
 
 
-def test_example(server: Server) -> None:
+def test_sambastudio_example_runs(server: Server) -> None:
     first, second, streamed = run_example(server, "sambastudio.py")
     truth = describe([("red", "blue", "green", "white")])
     assert re.fullmatch(re.escape(truth) + r" \[end_of_text, \d+ tokens\]", first)
@@ -172,7 +172,7 @@ def test_example(server: Server) -> None:
     assert re.fullmatch(re.escape(truth) + r" \[\d+\.\d\d s to the first token\]", streamed)
 
 
-def test_the_pages_request(server: Server) -> None:
+def test_documented_curl_request_works(server: Server) -> None:
     (script,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     script = script.replace("http://127.0.0.1:8000", server.url)
     ended = subprocess.run(("bash", "-euo", "pipefail"), input=script, capture_output=True, text=True, timeout=120, cwd=ROOT, check=True)
@@ -180,6 +180,6 @@ def test_the_pages_request(server: Server) -> None:
     assert prediction["completion"] == describe([("red", "blue", "green", "white")])
 
 
-def test_the_page_names_every_field_of_the_answers(server: Server) -> None:
+def test_documentation_names_every_response_field(server: Server) -> None:
     last = responses(post(server, STREAM, {"instance": "Hello"}))[-1]
     assert {name for name in last if f"`{name}`" not in PAGE and f'"{name}"' not in PAGE} == set()

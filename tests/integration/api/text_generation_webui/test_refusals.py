@@ -129,21 +129,21 @@ CHATS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param"), FIELDS + PROMPTS, ids=lambda value: str(value)[:60])
-def test_prompts_that_are_refused(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+def test_bad_prompt_field_is_named_in_the_error(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     assert len(refused(plain_http.post(f"{API}/generate", json={"prompt": HELLO} | fields), 400, param)) < 500
 
 
 @pytest.mark.parametrize(("fields", "param"), FIELDS + CHATS, ids=lambda value: str(value)[:60])
-def test_chats_that_are_refused(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+def test_bad_chat_field_is_named_in_the_error(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     assert len(refused(plain_http.post(f"{API}/chat", json={"user_input": "Hello"} | fields), 400, param)) < 500
 
 
 @pytest.mark.parametrize(("fields", "param"), [*PROMPTS[:6], PROMPTS[8], PROMPTS[10], ({"add_bos_token": 1}, "add_bos_token")])
-def test_counts_that_are_refused(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+def test_bad_token_count_field_is_named_in_the_error(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     refused(plain_http.post(f"{API}/token-count", json={"prompt": HELLO} | fields), 400, param)
 
 
-def test_missing_prompt(plain_http: httpx.Client) -> None:
+def test_missing_prompt_is_refused(plain_http: httpx.Client) -> None:
     for path in ("generate", "token-count"):
         refused(plain_http.post(f"{API}/{path}", json={}), 400, "prompt")
     refused(plain_http.post(f"{API}/chat", json={}), 400, "user_input")
@@ -162,7 +162,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("uri", "code"), BROKEN, ids=lambda value: value[:40])
-def test_broken_images(plain_http: httpx.Client, server: Server, uri: str, code: str) -> None:
+def test_broken_image_is_named_in_the_error(plain_http: httpx.Client, server: Server, uri: str, code: str) -> None:
     picture = f'<img src="{uri}">'
     refused(plain_http.post(f"{API}/generate", json={"prompt": asking(picture)}), 400, "prompt", code)
     refused(plain_http.post(f"{API}/chat", json={"user_input": picture}), 400, "user_input", code)
@@ -173,7 +173,7 @@ def test_broken_images(plain_http: httpx.Client, server: Server, uri: str, code:
         is_error(error, "prompt", code)
 
 
-def test_bodies(plain_http: httpx.Client, server: Server) -> None:
+def test_malformed_body_and_wrong_method_are_refused(plain_http: httpx.Client, server: Server) -> None:
     json_type = {"content-type": "application/json"}
     refused(plain_http.post(f"{API}/generate", content=b" " * (9 << 20), headers=json_type), 413, None)
     for content in (b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000):

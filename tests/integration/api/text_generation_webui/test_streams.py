@@ -37,7 +37,7 @@ def inside(server: Server) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
 
 
-def test_a_stream(server: Server) -> None:
+def test_stream_gives_the_whole_answer_twice_on_one_connection(server: Server) -> None:
     with opened(server, "stream") as socket:
         for _ in range(2):  # a connection may ask again
             *texts, end = events(socket, {"prompt": asking(tag(GRID))} | GREEDY)
@@ -48,13 +48,13 @@ def test_a_stream(server: Server) -> None:
             assert end == {"event": "stream_end", "message_num": len(texts)}
 
 
-def test_a_stream_without_any_text(server: Server) -> None:
+def test_empty_answer_is_one_empty_event(server: Server) -> None:
     with opened(server, "stream") as socket:
         text, end = events(socket, {"prompt": HELLO, "stopping_strings": [" "]} | GREEDY)
         assert (text["text"], end["message_num"]) == ("", 1)
 
 
-def test_a_stream_of_a_chat(server: Server) -> None:
+def test_chat_stream_events_grow_and_keep_the_history(server: Server) -> None:
     asked = {"user_input": f"{tag(GRID)}\n{ASK}", "history": {"internal": [["Hello", "Hi"]], "visible": [["hello", "hi"]]}}
     with opened(server, "chat-stream") as socket:
         *told, end = events(socket, asked | GREEDY)
@@ -69,7 +69,7 @@ def test_a_stream_of_a_chat(server: Server) -> None:
         assert regenerated[-2]["history"] == history
 
 
-def test_a_long_history_is_told_less_often(server: Server) -> None:
+def test_long_history_is_sent_less_often(server: Server) -> None:
     """Five MB of it: at most two events in a second, and the answer is whole all the same."""
     asked = {
         "user_input": "Hello",
@@ -87,7 +87,7 @@ def test_a_long_history_is_told_less_often(server: Server) -> None:
 
 
 @pytest.mark.parametrize("message", ["", "{", "[]", "5", b"\xff\xfe", b"{}", '{"prompt": 5}'])
-def test_a_bad_message_is_answered_and_the_next_one_too(server: Server, message: str | bytes) -> None:
+def test_bad_message_gets_an_error_and_the_next_one_an_answer(server: Server, message: str | bytes) -> None:
     with opened(server, "stream") as socket:
         socket.send(message)
         error, end = rest(socket)
@@ -98,7 +98,7 @@ def test_a_bad_message_is_answered_and_the_next_one_too(server: Server, message:
 
 
 @pytest.mark.parametrize(("path", "fields", "param"), [("stream", {"tfs": 0.5}, "tfs"), ("chat-stream", {"mode": 5}, "mode")])
-def test_streams_that_are_refused(server: Server, path: str, fields: dict[str, Any], param: str) -> None:
+def test_refused_stream_names_the_field(server: Server, path: str, fields: dict[str, Any], param: str) -> None:
     with opened(server, path) as socket:
         error, _ = events(socket, {"prompt": HELLO, "user_input": "Hello"} | fields)
         is_error(error, param)
@@ -108,7 +108,7 @@ ENDLESS = {"prompt": HELLO, "ban_eos_token": True, "max_new_tokens": 4000} | GRE
 
 
 @pytest.mark.parametrize(("path", "asked"), [("stream", ENDLESS), ("chat-stream", ENDLESS | {"user_input": "Hello"})])
-def test_who_leaves_frees_the_place(server: Server, path: str, asked: dict[str, Any]) -> None:
+def test_disconnect_from_a_stream_frees_the_slot(server: Server, path: str, asked: dict[str, Any]) -> None:
     with opened(server, path) as socket:
         socket.send(json.dumps(asked))
         assert json.loads(socket.recv(timeout=60))["event"] == "text_stream"
@@ -116,7 +116,7 @@ def test_who_leaves_frees_the_place(server: Server, path: str, asked: dict[str, 
     wait_for(lambda: inside(server) == 0)
 
 
-def test_who_leaves_without_a_stream_frees_the_place(server: Server) -> None:
+def test_disconnect_without_a_stream_frees_the_slot(server: Server) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}{API}/generate", json=ENDLESS, timeout=1)
     wait_for(lambda: inside(server) == 0)
@@ -134,7 +134,7 @@ def test_stop_ends_a_stream(plain_http: httpx.Client, server: Server, path: str,
         assert len(events(socket, {"prompt": HELLO, "user_input": "Hello"} | GREEDY)) > 2  # and the next one runs to its end
 
 
-def test_stop_ends_an_answer_that_is_no_stream(plain_http: httpx.Client, server: Server) -> None:
+def test_stop_ends_an_answer_without_a_stream(plain_http: httpx.Client, server: Server) -> None:
     with ThreadPoolExecutor(2) as pool:
         text = pool.submit(generate, plain_http, **ENDLESS)
         turns = pool.submit(chat, plain_http, "Hello", ban_eos_token=True, max_new_tokens=4000)
@@ -146,7 +146,7 @@ def test_stop_ends_an_answer_that_is_no_stream(plain_http: httpx.Client, server:
     wait_for(lambda: inside(server) == 0)
 
 
-def test_stop_is_for_ones_own(plain_http: httpx.Client, server: Server) -> None:
+def test_stop_does_not_end_another_clients_stream(plain_http: httpx.Client, server: Server) -> None:
     with opened(server, "stream", source_address=("127.0.0.2", 0)) as mine, opened(server, "stream") as other:
         for socket in (mine, other):
             socket.send(json.dumps(ENDLESS))
@@ -161,9 +161,9 @@ def test_stop_is_for_ones_own(plain_http: httpx.Client, server: Server) -> None:
         assert [*rest(other)][-1]["event"] == "stream_end"
 
 
-def test_stop_with_nothing_to_stop(plain_http: httpx.Client) -> None:
+def test_stop_without_a_running_answer_succeeds(plain_http: httpx.Client) -> None:
     assert plain_http.post(f"{API}/stop-stream").json() == {"results": "success"}
 
 
-def test_example_of_streams(server: Server) -> None:
+def test_webui_stream_example_runs(server: Server) -> None:
     assert [line.strip() for line in run_example(server, "webui_stream.py")] == [describe([FIRST]), "Red."]

@@ -7,7 +7,7 @@ import pytest
 from llava_gateway.api.text_generation_webui.router import RunningAnswers
 
 
-def test_running() -> None:
+def test_stop_ends_all_running_answers_of_one_client() -> None:
     async def wait(running: RunningAnswers, caller: str) -> str:
         async with running.until_stopped(caller):
             await asyncio.sleep(60)
