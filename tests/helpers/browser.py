@@ -11,6 +11,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 INSTALL_HINT = "no browser: `apt-get install chromium` installs one for the tests of the chat page"
 
+expect.set_options(timeout=60_000)
+
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
@@ -54,7 +56,7 @@ class Chat:
         self.answers = page.locator(".answer .text")
         self.costs = page.locator(".cost")
         self.errors = page.locator(".answer .error")
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.goto(f"{url}/")
 
     def wait_for_models(self) -> None:

@@ -298,7 +298,7 @@ def test_only_admin_keys_load_adapters(adapted: Adapted) -> None:
     for refused in (adapted.load("a", "corner", key="alice"), adapted.unload("corner", key="alice")):
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "admin_key_required")
     for path in (LOAD, UNLOAD):
-        assert httpx.post(adapted.server.url + path, json={}).status_code == 401
+        assert httpx.post(adapted.server.url + path, json={}, timeout=60).status_code == 401
     assert adapted.ask("corner") == CORNER
     listed = subprocess.run(
         [sys.executable, "-m", "llava_gateway", "keys", "list", "--file", "keys.json"], cwd=adapted.folder, capture_output=True, text=True

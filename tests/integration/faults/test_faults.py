@@ -103,16 +103,16 @@ def test_dead_or_hanging_engine_ends_streams_and_restarts(faulty: Server, number
         outcomes = Counter(each.result() for each in streams)
     assert time.monotonic() - struck < 12  # nobody hangs: the engine's time is 6 s
     assert set(outcomes) == {("error", "engine_dead")}, outcomes
-    assert httpx.get(f"{faulty.url}/ready").status_code == 503
+    assert httpx.get(f"{faulty.url}/ready", timeout=60).status_code == 503
     refusal = httpx.post(faulty.url + CHAT, json=body("Hello"), timeout=10)
     assert refusal.status_code == 503
     assert refusal.json()["error"]["code"] in ("engine_dead", "engine_restarting")  # it may just have found out
     assert int(refusal.headers["retry-after"]) >= 1
-    assert httpx.get(f"{faulty.url}/health").status_code == 200
+    assert httpx.get(f"{faulty.url}/health", timeout=60).status_code == 200
     wait_for(lambda: is_right(faulty), 60)
     assert not engine.is_running()
     assert metric(faulty, "llava_engine_restarts") == restarts + 1
-    assert httpx.get(f"{faulty.url}/ready").status_code == 200
+    assert httpx.get(f"{faulty.url}/ready", timeout=60).status_code == 200
     wait_for(lambda: is_idle(faulty), 5)
 
 
@@ -336,8 +336,8 @@ def test_sigterm_drains_the_server(faulty: Server) -> None:
         faulty.process.send_signal(signal.SIGTERM)
         start = time.monotonic()
         time.sleep(0.5)
-        assert httpx.get(f"{faulty.url}/ready").json()["error"]["code"] == "shutting_down"
-        assert httpx.get(f"{faulty.url}/health").status_code == 200
+        assert httpx.get(f"{faulty.url}/ready", timeout=60).json()["error"]["code"] == "shutting_down"
+        assert httpx.get(f"{faulty.url}/health", timeout=60).status_code == 200
         assert stream(faulty) == ("refused", 503)
         assert short.result() == ("finished", "length")
         assert long.result() == slow.result() == ("error", "shutting_down")

@@ -32,7 +32,7 @@ def ballot(*messages: dict[str, Any], vote: str = "up", model: str = MODEL) -> d
 
 def test_no_vote_is_kept_without_the_flag(server: Server) -> None:
     before = set(server.log.parent.rglob("*"))
-    answer = httpx.post(f"{server.url}/feedback", json=ballot(user(image(GRID), ASKED), said("Red.")))
+    answer = httpx.post(f"{server.url}/feedback", json=ballot(user(image(GRID), ASKED), said("Red.")), timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     assert set(server.log.parent.rglob("*")) == before
 
@@ -113,9 +113,7 @@ IMAGE = "messages[0].content[0].image_url.url"
         (ballot(user(image_part(cut_short())), said("!")), 400, IMAGE),
     ],
 )
-def test_bad_vote_is_refused_and_leaves_no_file(
-    feedback_server: FeedbackServer, given: dict[str, Any], status: int, param: str
-) -> None:
+def test_bad_vote_is_refused_and_leaves_no_file(feedback_server: FeedbackServer, given: dict[str, Any], status: int, param: str) -> None:
     feedback_server.vote(ballot(*HELLO))
     before = {path: path.stat().st_size for path in feedback_server.folder.rglob("*")}
     answer = feedback_server.vote(given)
@@ -124,12 +122,12 @@ def test_bad_vote_is_refused_and_leaves_no_file(
 
 
 def test_keys_and_their_limits_apply_to_votes(feedback_server: FeedbackServer) -> None:
-    assert httpx.post(f"{feedback_server.server.url}/feedback", json=ballot(*HELLO)).status_code == 401
+    assert httpx.post(f"{feedback_server.server.url}/feedback", json=ballot(*HELLO), timeout=60).status_code == 401
     assert feedback_server.vote(ballot(*HELLO), "bob").json()["error"]["code"] == "model_not_found"
     assert feedback_server.vote(ballot(*HELLO), "carol").status_code == 200
     assert feedback_server.records()[-1]["key"] == "carol"
     assert feedback_server.vote(ballot(*HELLO), "carol").json()["error"]["code"] == "rate_limit_exceeded"
-    assert httpx.get(f"{feedback_server.server.url}/feedback", headers={"key": feedback_server.keys["dave"]}).status_code == 405
+    assert httpx.get(f"{feedback_server.server.url}/feedback", headers={"key": feedback_server.keys["dave"]}, timeout=60).status_code == 405
 
 
 def noise() -> bytes:

@@ -110,7 +110,7 @@ def traffic(server: Server, origin: Origin) -> None:
 
 
 def test_every_queried_metric_is_exposed(server: Server) -> None:
-    exposed = set(re.findall(r"^# TYPE (\S+)", httpx.get(f"{server.url}/metrics").text, re.MULTILINE))
+    exposed = set(re.findall(r"^# TYPE (\S+)", httpx.get(f"{server.url}/metrics", timeout=60).text, re.MULTILINE))
     chart = [trigger["metadata"]["query"] for trigger in rendered("ScaledObject", {"autoscaling": {"enabled": True}})["spec"]["triggers"]]
     for query in [*QUERIES, *chart, *(rule["expr"] for rule in ALERTS)]:
         names = set(METRIC.findall(query))

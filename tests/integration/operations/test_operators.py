@@ -146,7 +146,7 @@ WRONG: list[dict[str, str]] = [
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_needs_a_key(operated: Operated, path: str) -> None:
     for method, headers in product(("GET", "POST", "OPTIONS", "HEAD", "DELETE"), WRONG):
-        answer = httpx.request(method, operated.server.url + path, headers=headers)
+        answer = httpx.request(method, operated.server.url + path, headers=headers, timeout=60)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert answer.headers["x-content-type-options"] == "nosniff"
         if method != "HEAD" and not path.startswith(DIALECTS):
@@ -171,14 +171,14 @@ def test_websocket_needs_a_key(operated: Operated) -> None:
 
 
 def test_health_probes_need_no_key(operated: Operated) -> None:
-    assert httpx.get(f"{operated.server.url}/health").status_code == 200
-    assert httpx.get(f"{operated.server.url}/ready").status_code == 200
+    assert httpx.get(f"{operated.server.url}/health", timeout=60).status_code == 200
+    assert httpx.get(f"{operated.server.url}/ready", timeout=60).status_code == 200
 
 
 def test_key_is_accepted_in_either_header(operated: Operated) -> None:
     for key in (PLAIN, OTHER, operated.keys["alice"]):
         for headers in ({"authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"key": key}):
-            assert httpx.get(f"{operated.server.url}/v1/models", headers=headers).status_code == 200
+            assert httpx.get(f"{operated.server.url}/v1/models", headers=headers, timeout=60).status_code == 200
 
 
 def test_openai_client_uses_a_key(operated: Operated) -> None:
@@ -220,8 +220,8 @@ def test_additional_ports_are_served(operated: Operated) -> None:
     answers = 0
     for url in (f"http://127.0.0.1:{each.laddr.port}" for each in listening):
         with contextlib.suppress(httpx.TransportError):  # vLLM's own listen, too, and not in HTTP
-            assert httpx.get(f"{url}/ready").status_code == 200
-            assert httpx.get(f"{url}/v1/models").status_code == 401
+            assert httpx.get(f"{url}/ready", timeout=60).status_code == 200
+            assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 401
             answers += 1
     assert answers == 3
 
@@ -302,7 +302,7 @@ def test_new_and_revoked_keys_take_effect_without_a_restart(operated: Operated) 
         with operated.client("alice") as http:
             answer = http.get("/v1/models")
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "keys_unreadable")
-        assert httpx.get(f"{operated.server.url}/v1/models", headers={"key": PLAIN}).status_code == 200
+        assert httpx.get(f"{operated.server.url}/v1/models", headers={"key": PLAIN}, timeout=60).status_code == 200
     finally:
         file.write_bytes(content)
         wait_for_status(operated, "alice", 200)
@@ -366,11 +366,11 @@ def test_spans_continue_the_clients_trace(operated: Operated) -> None:
 
 def test_only_configured_origins_get_cors_headers(operated: Operated) -> None:
     asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
-    preflight = httpx.options(operated.server.url + CHAT, headers={"origin": ORIGIN} | asks)
+    preflight = httpx.options(operated.server.url + CHAT, headers={"origin": ORIGIN} | asks, timeout=60)
     assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, ORIGIN)
     assert (
         "access-control-allow-origin"
-        not in httpx.options(operated.server.url + CHAT, headers={"origin": "https://evil.example"} | asks).headers
+        not in httpx.options(operated.server.url + CHAT, headers={"origin": "https://evil.example"} | asks, timeout=60).headers
     )
     with operated.client("alice") as http:
         answer = http.get("/v1/models", headers={"origin": ORIGIN})

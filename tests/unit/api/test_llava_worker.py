@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from helpers.documentation import rows
-from helpers.llava_worker import GENERATE, asked, chunks, refused
+from helpers.llava_worker import GENERATE, chunks, refused, request
 from helpers.requests import MODEL
 from helpers.server import ROOT
 from hypothesis import given
@@ -70,12 +70,12 @@ def test_any_body_is_parsed_or_refused_by_name(content: dict[str, Any]) -> None:
 
 
 def test_loading_model_is_reported_as_an_unreachable_worker() -> None:
-    """Another controller that has this server for a worker is told so as well."""
+    """A controller that uses this server as a worker gets the same error."""
 
     async def ask() -> list[httpx.Response]:
-        app = create_app(Settings(model=MODEL), engine=lambda: pytest.fail("nobody starts the engine"))
+        app = create_app(Settings(model=MODEL), engine=lambda: pytest.fail("the test starts no engine"))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-            return [await client.post(GENERATE, json=asked()), await client.post("/worker_get_status"), await client.post("/list_models")]
+            return [await client.post(GENERATE, json=request()), await client.post("/worker_get_status"), await client.post("/list_models")]
 
     generate, status, models = asyncio.run(ask())
     refused(generate, 503, 3, "loading")
@@ -114,6 +114,6 @@ def test_documentation_names_no_removed_field() -> None:
 
 
 def test_documentation_names_every_path() -> None:
-    app = create_app(Settings(model=MODEL, apis=("llava_worker",)), engine=lambda: pytest.fail("nobody starts the engine"))
+    app = create_app(Settings(model=MODEL, apis=("llava_worker",)), engine=lambda: pytest.fail("the test starts no engine"))
     paths = {route.path for route in app.routes} - {"/health", "/ready", "/metrics"}  # type: ignore[attr-defined]
     assert {path for path in paths if f"`POST {path}`" not in DOCS} == set()

@@ -191,7 +191,9 @@ def test_closed_pipe_ends_the_command_silently(scripted: Scripted, own_home: dic
         (422, b'{"detail": "No such field."}', "", "No such field. (status 422)"),
     ],
 )
-def test_failure_is_printed_in_one_line(scripted: Scripted, own_home: dict[str, str], status: int, body: bytes, printed: str, said: str) -> None:
+def test_failure_is_printed_in_one_line(
+    scripted: Scripted, own_home: dict[str, str], status: int, body: bytes, printed: str, said: str
+) -> None:
     scripted.answers = [(status, body)]
     ended = run(scripted.v1, own_home, "--key", "k", "Hello")
     assert (ended.returncode, ended.stdout) == (1, printed)

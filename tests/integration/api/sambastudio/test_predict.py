@@ -16,8 +16,8 @@ from helpers.sambastudio import (
     PREDICTION,
     V2_PATH,
     about,
+    base64_image,
     conversation,
-    picture,
     post,
     predict,
     refused,
@@ -29,10 +29,10 @@ from llava_gateway.demo.images import Grid, describe, draw, encode
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
 
 
-def counted(server: Server, prompt: str, *grids: Grid) -> int:
-    """What the OpenAI door says that the same prompt costs."""
+def prompt_tokens(server: Server, prompt: str, *grids: Grid) -> int:
+    """Return the number of tokens that OpenAI's API counts for the same prompt."""
     messages = [{"role": "system", "content": CURIOUS_HUMAN}, user(*map(image, grids), prompt)]
-    count: int = httpx.post(f"{server.url}/tokenize", json={"messages": messages, "chat_template": "llava-hf"}).json()["count"]
+    count: int = httpx.post(f"{server.url}/tokenize", json={"messages": messages, "chat_template": "llava-hf"}, timeout=60).json()["count"]
     return count
 
 
@@ -60,16 +60,15 @@ def test_documented_request_gets_the_documented_response(server: Server) -> None
         "stop_reason": "end_of_text",
     }
     assert "".join(tokens) == describe([GRID])
-    text = counted(server, "Describe this image.", GRID) - 576
-    assert total == text + 576 + len(tokens) + 1  # the end of the text is a token
+    text = prompt_tokens(server, "Describe this image.", GRID) - 576
+    assert total == text + 576 + len(tokens) + 1  # the end of the text is a token, too
 
 
 def test_instance_may_be_an_object_or_a_string(server: Server) -> None:
-    """An instance is an object, or only its prompt."""
     for instance in ("Hello", {"prompt": "Hello"}, {"prompt": "Hello", "image_content": None}):
         (prediction,) = predict(server, instance)
         assert prediction["completion"] == NO_IMAGE
-        assert prediction["total_tokens_count"] == counted(server, "Hello") + len(prediction["tokens"]) + 1
+        assert prediction["total_tokens_count"] == prompt_tokens(server, "Hello") + len(prediction["tokens"]) + 1
 
 
 def test_model_does_not_invent_a_missing_image(server: Server) -> None:
@@ -83,12 +82,12 @@ def test_two_images_keep_their_order(server: Server) -> None:
     assert prediction["completion"] == describe([GRID, OTHER])
     assert prediction["prompt"].count("<image>") == 2
     completion = len(prediction["tokens"]) + 1
-    assert prediction["total_tokens_count"] == counted(server, "Describe these images.", GRID, OTHER) + completion
+    assert prediction["total_tokens_count"] == prompt_tokens(server, "Describe these images.", GRID, OTHER) + completion
 
 
 def test_image_is_accepted_in_each_form_of_base64(server: Server) -> None:
     data = encode(draw(GRID), "JPEG", quality=95)
-    for content in (base64.b64encode(data).decode(), base64.encodebytes(data).decode(), "data:image/png;base64," + picture(GRID)):
+    for content in (base64.b64encode(data).decode(), base64.encodebytes(data).decode(), "data:image/png;base64," + base64_image(GRID)):
         (prediction,) = predict(server, {"prompt": "What color is the bottom right?", "image_content": content})
         assert prediction["completion"] == "Orange."
 
@@ -111,7 +110,7 @@ def test_batch_of_128_is_accepted_and_129_refused(server: Server, path: str) -> 
 
 
 def test_typed_and_plain_params_mean_the_same(server: Server) -> None:
-    """Either form on either path, and `str` of Python's values."""
+    """Both forms are accepted on both paths, also with Python's `str` of the values."""
     plain = {"max_tokens_to_generate": 4, "do_sample": False, "top_p": 0.5, "stop_sequences": ["zebra"]}
     written = {name: {"type": "whatever", "value": value} for name, value in plain.items()}
     for params in (plain, typed(**plain), written, plain | {"temperature": None, "brand_new": {"type": "int", "value": "1"}}):
@@ -122,7 +121,6 @@ def test_typed_and_plain_params_mean_the_same(server: Server) -> None:
 
 
 def test_answer_without_params_is_greedy_and_limited_to_100_tokens(server: Server) -> None:
-    """No params: greedy, and a hundred tokens at most."""
     asked = {"instances": [about(*[GRID] * 4, prompt="Describe these images.")] * 2}
     first, second = post(server, PATH, asked).json()["predictions"]
     assert len(first["tokens"]) == 100
@@ -161,7 +159,7 @@ def test_logprobs_have_offsets_and_sorted_alternatives(server: Server) -> None:
     assert "".join(prediction["tokens"]) == prediction["completion"] == describe([GRID])
     for token, offset, top in zip(prediction["tokens"], offsets, tops, strict=True):
         assert prediction["completion"][offset:].startswith(token)
-        assert next(iter(top)) == token  # greedy: the likeliest
+        assert next(iter(top)) == token  # the most likely token, as the answer is greedy
         assert 1 <= len(top) <= 3
         assert list(top.values()) == sorted(top.values(), reverse=True)
         assert top[token] <= 0
@@ -169,7 +167,7 @@ def test_logprobs_have_offsets_and_sorted_alternatives(server: Server) -> None:
 
 def test_conversation_in_a_prompt_is_read_only_with_process_prompt(server: Server) -> None:
     turns = (("user", "Describe this image."), ("assistant", describe([GRID])), ("user", "What color is the bottom right?"))
-    instance = {"prompt": conversation(*turns), "image_content": picture(GRID)}
+    instance = {"prompt": conversation(*turns), "image_content": base64_image(GRID)}
     (prediction,) = predict(server, instance, process_prompt=True)
     assert prediction["completion"] == "Orange."
     prompt = f"USER: <image>\nDescribe this image. ASSISTANT: {describe([GRID])}</s>USER: What color is the bottom right? ASSISTANT:"

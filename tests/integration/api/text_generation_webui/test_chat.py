@@ -31,7 +31,7 @@ def test_chat_sees_only_the_last_image_by_default(plain_http: httpx.Client) -> N
 
 @pytest.mark.parametrize(("name", "template"), TEMPLATES.items())
 def test_instruction_template_gives_the_same_answer_as_in_openais_api(plain_http: httpx.Client, name: str, template: str) -> None:
-    """Whatever the model makes of them, it makes the same through another door."""
+    """The model answers in the same way through OpenAI's API with the same template."""
     asked = body(image(GRID), ASK, chat_template=template, max_tokens=20)
     said = plain_http.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"]
     assert chat(plain_http, f"{tag(GRID)}\n{ASK}", instruction_template=name, max_new_tokens=20)[0][1] == said

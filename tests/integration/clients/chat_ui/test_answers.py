@@ -152,7 +152,7 @@ def test_edited_question_sends_the_shortened_history(chat: Chat) -> None:
 
 
 def test_error_is_shown_in_the_servers_words(chat: Chat, server: Server) -> None:
-    message = httpx.post(f"{server.v1}/chat/completions", json=body("Hello", max_tokens=0)).json()["error"]["message"]
+    message = httpx.post(f"{server.v1}/chat/completions", json=body("Hello", max_tokens=0), timeout=60).json()["error"]["message"]
     chat.set(max_tokens="0")
     chat.ask("Hello")
     chat.wait_for_answers(1)
@@ -193,7 +193,7 @@ def test_page_works_below_a_path_while_the_model_loads(chat_at: OpenChat) -> Non
     thread = threading.Thread(target=running.run)
     thread.start()
     try:
-        httpx.Client(transport=httpx.HTTPTransport(retries=6)).get(f"http://127.0.0.1:{port}/llava/health")
+        httpx.Client(transport=httpx.HTTPTransport(retries=6), timeout=60).get(f"http://127.0.0.1:{port}/llava/health")
         chat = chat_at(f"http://127.0.0.1:{port}/llava")
         chat.wait_for_models()
         chat.ask("Hello")

@@ -87,14 +87,14 @@ def test_page_needs_no_key_and_is_cached(feedback_server: FeedbackServer) -> Non
     url = feedback_server.server.url
     paths = ["/", *(f"/page/{name}" for name in FILES if name != "index.html")]
     for path in paths:
-        answer = httpx.get(url + path)
+        answer = httpx.get(url + path, timeout=60)
         assert answer.status_code == 200
         assert "default-src 'none'" in answer.headers["content-security-policy"]
-        again = httpx.get(url + path, headers={"if-none-match": answer.headers["etag"]})
+        again = httpx.get(url + path, headers={"if-none-match": answer.headers["etag"]}, timeout=60)
         assert (again.status_code, again.content) == (304, b"")
     for path in ("/page", "/page/", "/page/index.html", "/page/../v1/models", "/page/nope.js", "//"):
-        assert httpx.get(url + path).status_code == 401
-    wrong = httpx.post(url + "/")
+        assert httpx.get(url + path, timeout=60).status_code == 401
+    wrong = httpx.post(url + "/", timeout=60)
     assert (wrong.status_code, wrong.json()["error"]["message"]) == (405, "POST is not allowed here.")  # in the API's words
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from helpers.documentation import rows
-from helpers.sambastudio import PAGE, conversation
+from helpers.sambastudio import DOCUMENT, conversation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -110,6 +110,6 @@ def field_rows() -> Iterator[str]:
 
 def test_documentation_describes_every_field() -> None:
     for row in field_rows():
-        assert row in PAGE, row
-    named = re.findall(r"^\| `[a-z_]+` \| (?:honoured|ignored|refused) \|.*$", PAGE, re.MULTILINE)
+        assert row in DOCUMENT, row
+    named = re.findall(r"^\| `[a-z_]+` \| (?:honoured|ignored|refused) \|.*$", DOCUMENT, re.MULTILINE)
     assert set(named) == set(field_rows())

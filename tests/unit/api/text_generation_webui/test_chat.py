@@ -38,7 +38,7 @@ def test_fields_become_sampling_params() -> None:
 
     default = SamplingParams(max_tokens=200, temperature=0.5, repetition_penalty=1.1)
     assert sampling() == default
-    assert sampling(**dict.fromkeys(GenerateBody.model_fields.keys() - {"prompt"})) == default  # null is as good as nothing
+    assert sampling(**dict.fromkeys(GenerateBody.model_fields.keys() - {"prompt"})) == default  # null is the default
     documented = {"seed": -1, "top_p": 1, "min_p": 0, "top_k": 0, "typical_p": 1.0, "tfs": 1, "custom_token_bans": ""}
     assert sampling(**documented, truncation_length=2048, preset="None", stopping_strings=[], mirostat_tau=5) == default
     given = {"min_length": 2, "top_p": 0.5, "min_p": 0.1, "top_k": 7, "presence_penalty": 1, "frequency_penalty": -1, "seed": 5}
@@ -101,7 +101,7 @@ def test_images_keep_their_place_in_the_text() -> None:
 def test_hostile_text_is_split_quickly(text: str) -> None:
     start = time.process_time()
     assert take_apart({"p": text}, every=True)["p"] == [text]
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 5
 
 
 def test_too_many_images_are_refused() -> None:
