@@ -13,14 +13,16 @@ ONE: Grid = ("red", "blue", "green", "white")
 TWO: Grid = ("yellow", "black", "orange", "purple")
 AXE = ROOT / "tests" / "node" / "node_modules" / "axe-core" / "axe.min.js"
 OpenChat = Callable[..., Chat]
+"""Opens the chat page at a URL. The keywords are those of a browser context."""
 
 
-def picture(grid: Grid) -> bytes:
+def png(grid: Grid) -> bytes:
+    """Return a PNG of a grid."""
     return encode(draw(grid))
 
 
-def sent(page: Page) -> list[dict[str, Any]]:
-    """The bodies of the chats that the page asks for from now on."""
+def sent_bodies(page: Page) -> list[dict[str, Any]]:
+    """Return a list that receives the bodies of the page's chat requests from now on."""
     bodies: list[dict[str, Any]] = []
 
     def on_request(request: Request) -> None:
@@ -32,7 +34,7 @@ def sent(page: Page) -> list[dict[str, Any]]:
 
 
 def check_accessible(page: Page) -> None:
-    """Against all rules of axe-core."""
+    """Check a page against all rules of axe-core."""
     page.evaluate(f"() => {{ {AXE.read_text()} }}")
     found = page.evaluate("() => axe.run()")
     assert len(found["passes"]) > 15

@@ -17,6 +17,7 @@ ADDED_ROWS = ("language_model.lm_head.weight", "language_model.model.embed_token
 
 
 def command(*arguments: object) -> list[str]:
+    """Return the command line of `llava-gateway convert`."""
     return [sys.executable, "-m", "llava_gateway", "convert", *map(str, arguments)]
 
 
@@ -25,7 +26,7 @@ def weights_of(directory: Path) -> dict[str, Tensor]:
 
 
 def check_is_the_demo(directory: Path, changed: dict[str, Tensor] | None = None) -> None:
-    """All weights are the demo model's, to the bit, but those that `changed` has."""
+    """Check that all weights are the demo model's, to the bit, except for those in `changed`."""
     wanted = {name: tensor.float() for name, tensor in load_file(CHECKPOINT / "model.safetensors").items()} | (changed or {})
     found = weights_of(directory)
     assert found.keys() == wanted.keys()
@@ -54,7 +55,7 @@ def convert_demo(folder: Path) -> Path:
 
 
 def write_base(directory: Path) -> dict[str, Tensor]:
-    """The demo's language model alone, as a LLaMA."""
+    """Write the demo's language model alone, as a LLaMA; return its weights."""
     weights = {name: tensor for name, tensor in originals.demo_weights().items() if "mm_projector" not in name and "vision" not in name}
     config = {key: originals.LLAVA[key] for key in ("max_position_embeddings", "rms_norm_eps")} | originals.DEMO
     originals.write_checkpoint(directory, weights, config | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, shards=2)

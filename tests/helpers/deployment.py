@@ -13,6 +13,7 @@ CHART = DEPLOY / "helm" / "llava-gateway"
 
 
 def render(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the resources of the chart with these values."""
     with Chart.load(CHART) as chart:
         for name, text in chart.render(values, name="llava", namespace="vision").items():
             if not name.endswith(".txt"):
@@ -20,11 +21,13 @@ def render(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def rendered(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the chart's only resource of a kind."""
     (found,) = (each for each in render(values) if each["kind"] == kind)
     return found
 
 
 def egress() -> list[dict[str, Any]]:
+    """Return the address blocks that the chart's network policy allows."""
     *_, internet = rendered("NetworkPolicy", {})["spec"]["egress"]
     return [each["ipBlock"] for each in internet["to"]]
 
@@ -33,4 +36,5 @@ DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 
 
 def dockerfile(instruction: str) -> list[str]:
+    """Return the arguments of an instruction of the Dockerfile."""
     return re.findall(rf"^{instruction} (.*)$", DOCKERFILE.read_text().replace("\\\n", ""), re.MULTILINE)

@@ -15,7 +15,7 @@ QUESTION = "Describe this image."
 URI = data_uri(encode(draw(GRID)))
 BASE64 = URI.partition(",")[2]
 PROMPT = f"{CURIOUS_HUMAN} USER: <image>\n{QUESTION} ASSISTANT:"
-"""What the other doors write or send, and the model's own template makes of system and user."""
+"""The prompt that the other APIs write or send, and that the model's template makes of the system and user messages."""
 
 
 def post(server: Server, path: str, body: dict[str, Any]) -> Any:
@@ -47,14 +47,14 @@ def sambastudio(server: Server, path: str) -> tuple[str, int]:
     return prediction["completion"], prediction["total_tokens_count"]
 
 
-def webui(server: Server) -> tuple[str, int]:
+def text_generation_webui(server: Server) -> tuple[str, int]:
     prompt = PROMPT.replace("<image>", f'<img src="{URI}">')
     body = {"prompt": prompt, "do_sample": False, "max_new_tokens": 100, "repetition_penalty": 1}
     text = post(server, "/api/v1/generate", body).json()["results"][0]["text"]
     return text, post(server, "/api/v1/token-count", {"prompt": prompt}).json()["results"][0]["tokens"]
 
 
-def llava(server: Server) -> tuple[str, int]:
+def llava_worker(server: Server) -> tuple[str, int]:
     body = {"model": MODEL, "prompt": PROMPT, "images": [BASE64], "temperature": 0, "max_new_tokens": 100, "stop": "</s>"}
     *_, last = (json.loads(chunk) for chunk in post(server, "/worker_generate_stream", body).content.split(b"\0") if chunk)
     assert last["error_code"] == 0
@@ -67,12 +67,12 @@ def test_all_apis_give_the_same_answer_for_the_same_tokens(server: Server) -> No
         "deepinfra": openai(server, "/v1/openai"),
         "completions": completions(server),
         "sambastudio": sambastudio(server, "/api/predict/generic/project/llava-demo"),
-        "webui": webui(server),
-        "llava": llava(server),
+        "text_generation_webui": text_generation_webui(server),
+        "llava_worker": llava_worker(server),
     }
     assert {name: text.strip() for name, (text, _) in answers.items()} == dict.fromkeys(answers, describe([GRID]))
     whole = {answers[name][1] for name in ("openai", "deepinfra", "completions", "sambastudio")}
     assert len(whole) == 1
     usage = post(server, "/tokenize", {"prompt": PROMPT, "images": [URI]}).json()
     assert usage["image_tokens"] == 576
-    assert answers["webui"][1] == usage["count"] < whole.pop()
+    assert answers["text_generation_webui"][1] == usage["count"] < whole.pop()

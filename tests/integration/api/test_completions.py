@@ -30,7 +30,7 @@ def test_prompt_is_used_unchanged(client: OpenAI) -> None:
     assert completion.object == "text_completion"
     assert completion.id.startswith("cmpl-")
     (choice,) = completion.choices
-    assert (choice.text, choice.finish_reason) == (ANSWER, "stop")  # with its leading space: the prompt is the client's to the letter
+    assert (choice.text, choice.finish_reason) == (ANSWER, "stop")  # with its leading space: nothing is added to the prompt or removed
     assert completion.usage
     assert completion.usage.prompt_tokens == 9
 
@@ -160,7 +160,7 @@ def test_tokenize_and_detokenize_agree_with_hugging_face(http: httpx.Client) -> 
 
 @pytest.mark.parametrize("images", [0, 1, 3])
 def test_tokenize_counts_the_tokens_that_the_chat_costs(http: httpx.Client, images: int) -> None:
-    """No picture is fetched for it: this one is nowhere."""
+    """The image is not fetched: its server does not exist."""
     asked = body(*[image(GRID)] * images, "Describe these images. <image>", max_tokens=1)
     usage = http.post("/v1/chat/completions", json=asked).json()["usage"]
     messages = [user(*[image_part("https://nowhere.invalid/x.png")] * images, "Describe these images. <image>")]

@@ -21,31 +21,31 @@ from llava_gateway.demo.images import data_uri, draw, encode
 GRID = ("red", "blue", "green", "orange")
 SIZES = [(1, 1), (30, 20), (336, 336), (640, 480), (480, 640), (1000, 10), (10, 1000), (1021, 677), (2000, 1237), (3001, 2003)]
 LARGEST = (1152, 1407)
-"""That takes most tokens: where the shape matters, OneVision's."""
+"""The size that takes the most tokens of OneVision."""
 SMALL = ("--kv-cache-memory-bytes", str(128 << 20), "--mm-processor-cache-gb", "0.25")
 
 
-class Served:
-    """A tiny model behind a server, and its own processor."""
+class ServedModel:
+    """A tiny model behind a server, and Hugging Face's processor for it."""
 
     def __init__(self, url: str, checkpoint: Path) -> None:
         self.http = httpx.Client(base_url=url, timeout=120)
         self.name = checkpoint.name
         self.processor = AutoProcessor.from_pretrained(checkpoint)
 
-    def post(self, path: str, *pictures: str, **fields: Any) -> httpx.Response:
-        message = user(*map(image_part, pictures), "What?")
+    def post(self, path: str, *images: str, **fields: Any) -> httpx.Response:
+        message = user(*map(image_part, images), "What?")
         return self.http.post(path, json={"model": self.name, "messages": [message], **fields})
 
-    def counted(self, *pictures: str) -> int:
-        """Image tokens of a chat; `/tokenize` and `usage` agree on them, and on the prompt."""
-        tokenized = self.post("/tokenize", *pictures).json()
-        usage = self.post("/v1/chat/completions", *pictures, max_tokens=2).json()["usage"]
+    def counted(self, *images: str) -> int:
+        """Return the number of image tokens of a chat, after a check that `/tokenize` and `usage` agree."""
+        tokenized = self.post("/tokenize", *images).json()
+        usage = self.post("/v1/chat/completions", *images, max_tokens=2).json()["usage"]
         assert (tokenized["count"], tokenized["image_tokens"]) == (usage["prompt_tokens"], usage["prompt_tokens_details"]["image_tokens"])
         return int(tokenized["image_tokens"])
 
     def expected(self, *sizes: tuple[int, int]) -> int:
-        """By Hugging Face's processor, of pictures as they are."""
+        """Return the number of image tokens that Hugging Face's processor makes of images of these sizes."""
         images = [Image.new("RGB", size) for size in sizes]
         (ids,) = self.processor(text="<image>" * len(sizes), images=images)["input_ids"]
         return list(ids).count(self.processor.tokenizer.convert_tokens_to_ids("<image>"))
@@ -53,7 +53,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Server, Path]]]:
-    """A server of each, started at once: a start is mostly imports, on one core, so that four take little more than two."""
+    """A server of each model. All start at once, since a start is mostly imports, on one core."""
     with ExitStack() as servers:
         started = {}
         for name, make in TINY.items():
@@ -65,10 +65,10 @@ def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tup
 
 
 @pytest.fixture(scope="module", params=TINY)
-def served(request: pytest.FixtureRequest, starting: dict[str, tuple[Server, Path]]) -> Served:
+def served(request: pytest.FixtureRequest, starting: dict[str, tuple[Server, Path]]) -> ServedModel:
     server, checkpoint = starting[request.param]
     wait_until_ready(server)
-    return Served(server.url, checkpoint)
+    return ServedModel(server.url, checkpoint)
 
 
 def jpeg(size: tuple[int, int], orientation: int = 1) -> str:
@@ -79,18 +79,18 @@ def jpeg(size: tuple[int, int], orientation: int = 1) -> str:
     return data_uri(buffer.getvalue())
 
 
-def test_image_tokens_equal_those_of_the_models_processor(served: Served) -> None:
-    pictures = {size: data_uri(encode(draw(GRID, size))) for size in SIZES}
-    counted = {size: served.counted(pictures[size]) for size in SIZES}
+def test_image_tokens_equal_those_of_the_models_processor(served: ServedModel) -> None:
+    images = {size: data_uri(encode(draw(GRID, size))) for size in SIZES}
+    counted = {size: served.counted(images[size]) for size in SIZES}
     assert counted == {size: served.expected(size) for size in SIZES}
     several = ((640, 480), (1021, 677), (640, 480)) if served.name == "next" else ((640, 480), (30, 20))
-    assert served.counted(*(pictures[size] for size in several)) == served.expected(*several)
+    assert served.counted(*(images[size] for size in several)) == served.expected(*several)
     assert served.counted(data_uri(encode(draw(GRID, LARGEST)))) == served.expected(LARGEST)
     assert served.counted(jpeg((4000, 3000))) == served.expected((4000, 3000))
-    assert served.counted(jpeg((3000, 1700), orientation=6)) == served.expected((1700, 3000))  # lies on its side
+    assert served.counted(jpeg((3000, 1700), orientation=6)) == served.expected((1700, 3000))  # stored turned by a quarter
 
 
-def test_llava_worker_answers_with_as_many_tokens_as_asked_for(served: Served) -> None:
+def test_llava_worker_answers_with_as_many_tokens_as_asked_for(served: ServedModel) -> None:
     """The tokens of an image whose number depends on its size are counted once more after it is loaded."""
     image = encode(draw(GRID, (640, 480)))
     prompt = "USER: <image>\nHello ASSISTANT:"
@@ -108,7 +108,7 @@ def test_llava_worker_answers_with_as_many_tokens_as_asked_for(served: Served) -
     assert json.loads(last) == {"text": prompt + expected["choices"][0]["text"], "error_code": 0}
 
 
-def test_chat_beyond_the_context_is_refused_with_its_token_counts(served: Served) -> None:
+def test_chat_beyond_the_context_is_refused_with_its_token_counts(served: ServedModel) -> None:
     size = (1344, 1344)
     tokens = served.expected(size)
     wanted = CONTEXT - tokens + 1
@@ -119,8 +119,8 @@ def test_chat_beyond_the_context_is_refused_with_its_token_counts(served: Served
     assert f"{tokens} of images (1 x {tokens}) and {wanted} of answer" in error["message"]
 
 
-def test_too_many_images_are_refused_before_a_fetch(served: Served) -> None:
-    nowhere = "http://192.0.2.1/picture.png"
+def test_too_many_images_are_refused_before_a_fetch(served: ServedModel) -> None:
+    nowhere = "http://192.0.2.1/image.png"
     error = served.post("/v1/chat/completions", *[nowhere] * 40).json()["error"]
     min_image_tokens = {"bakllava": 577, "siglip": 729, "next": 576, "onevision": 729}[served.name]
     least = "at least " if served.name in ("next", "onevision") else ""
@@ -128,10 +128,10 @@ def test_too_many_images_are_refused_before_a_fetch(served: Served) -> None:
     assert f"40 images take {least}{40 * min_image_tokens} tokens" in error["message"]
     assert f"at most {CONTEXT // min_image_tokens} images fit" in error["message"]
     counted = served.post("/tokenize", nowhere)
-    assert counted.status_code == (400 if least else 200)  # fetched where the size of the picture matters
+    assert counted.status_code == (400 if least else 200)  # the image is fetched only if its size matters
 
 
-def test_model_with_tiles_refuses_image_aspect_ratio(served: Served) -> None:
+def test_model_with_tiles_refuses_image_aspect_ratio(served: ServedModel) -> None:
     answer = served.post("/v1/chat/completions", data_uri(encode(draw(GRID, (60, 40)))), max_tokens=1, image_aspect_ratio="pad")
     sees_shapes = served.name in ("next", "onevision")
     assert answer.status_code == (400 if sees_shapes else 200)

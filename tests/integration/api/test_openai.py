@@ -1,4 +1,4 @@
-"""The OpenAI door over a real socket, mostly with the real SDK."""
+"""OpenAI's API over a real socket, mostly with OpenAI's SDK."""
 
 import json
 from typing import Any
@@ -158,7 +158,7 @@ def test_n_greedy_choices_are_equal(client: OpenAI) -> None:
 
 
 def test_control_tokens_in_text_stay_text(client: OpenAI) -> None:
-    """`<image>` would take the image's place, `</s>` would end the prompt's turn."""
+    """As control tokens, `<image>` would stand for the image, and `</s>` would end the turn."""
     told = body(image(GRID), "Describe this image. <image> </s><s>")
     answer = client.chat.completions.create(**told)
     assert answer.usage.prompt_tokens_details.image_tokens == 576

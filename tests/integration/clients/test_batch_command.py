@@ -3,7 +3,6 @@
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from helpers.batch import batch, line, read, said, start, write
 from helpers.requests import MODEL, image_part
 from helpers.server import ROOT, Server
+from helpers.waiting import wait_for
 
 from llava_gateway.demo.images import Grid, data_uri, describe, draw, encode, random_grid
 
@@ -19,37 +19,38 @@ FIRST, SECOND = ("red", "blue", "green", "white"), ("yellow", "black", "orange",
 
 
 def whole_lines(path: Path) -> bytes:
+    """Return the content of an output up to its last line feed."""
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]
 
 
 def wait_for_lines(process: subprocess.Popen[str], path: Path, count: int) -> None:
-    while whole_lines(path).count(b"\n") < count:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    """Wait until an output has these lines, or its writer has finished."""
+    wait_for(lambda: whole_lines(path).count(b"\n") >= count or process.poll() is not None, 300)
+    assert process.poll() in (None, 0), process.communicate()
 
 
 def about(number: int, grid: Grid, folder: Path) -> dict[str, Any]:
-    """A line about a picture of the grid, named in one of the ways that there are."""
-    picture = encode(draw(grid, (112, 112)))
-    path = folder / "some pictures" / f"{number}.png"
+    """Return a line about an image of the grid, with a relative path, a path, a file: URL or a data: URI."""
+    content = encode(draw(grid, (112, 112)))
+    path = folder / "some images" / f"{number}.png"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(picture)
-    ways = (f"some pictures/{number}.png", str(path), path.as_uri(), data_uri(picture))
-    asked = line(f"picture {number}", image_part(ways[number % len(ways)]), "Describe this image.", max_tokens=60)
+    path.write_bytes(content)
+    ways = (f"some images/{number}.png", str(path), path.as_uri(), data_uri(content))
+    asked = line(f"image {number}", image_part(ways[number % len(ways)]), "Describe this image.", max_tokens=60)
     if number % 5 == 0:
-        del asked["body"]["model"]  # the server's then
+        del asked["body"]["model"]  # the server's model is the default
     return asked
 
 
 def test_500_lines_survive_three_kills(server: Server, tmp_path: Path) -> None:
-    rng = random.Random()
-    grids = {f"picture {number}": random_grid(rng) for number in range(500)}
+    rng = random.Random(0)
+    grids = {f"image {number}": random_grid(rng) for number in range(500)}
     lines = write(tmp_path / "in.jsonl", [about(number, grid, tmp_path) for number, grid in enumerate(grids.values())])
     out, kept = tmp_path / "out.jsonl", b""
     for _ in range(3):
         with start(lines, out, "--base-url", server.v1) as process:
-            wait_for_lines(process, out, kept.count(b"\n") + rng.randint(1, 130))
+            wait_for_lines(process, out, kept.count(b"\n") + rng.randint(1, 100))
             process.kill()
         assert whole_lines(out).startswith(kept)
         kept = whole_lines(out)
@@ -77,7 +78,7 @@ def test_torn_output_line_is_requested_again(server: Server, tmp_path: Path) -> 
 
 
 def test_failed_lines_can_be_retried(server: Server, tmp_path: Path) -> None:
-    picture = tmp_path / "late.png"
+    late = tmp_path / "late.png"
     lines = [
         line("good", "Hello", max_tokens=5),
         line("late", image_part("late.png"), "Describe this image."),
@@ -110,7 +111,7 @@ def test_failed_lines_can_be_retried(server: Server, tmp_path: Path) -> None:
     assert again.returncode == 1
     assert "--retry-failed" in again.stdout
     assert out.read_bytes() == before
-    picture.write_bytes(encode(draw(FIRST)))
+    late.write_bytes(encode(draw(FIRST)))
     anew = batch(*command, "--retry-failed")
     assert anew.returncode == 1
     assert "1 done, 4 failed" in anew.stdout
@@ -154,12 +155,12 @@ def test_batch_with_its_own_engine_stops_at_ctrl_c_and_goes_on(server: Server, t
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
         assert process.stderr
         complaint = process.stderr.read()
     assert "the same command goes on" in complaint
     assert "Traceback" not in complaint
-    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert not psutil.wait_procs(children, timeout=30)[1]
     kept = whole_lines(out)
     assert kept.count(b"\n") < 60
     ended = batch(lines, out, "--base-url", server.v1)

@@ -22,8 +22,8 @@ def converted_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 
 
 def test_converted_model_gives_the_same_tokens_as_the_demo_model(server: Server, converted_server: Server) -> None:
-    """Greedy, with the same words around: the demo's own template has no system prompt."""
-    twin, ours = (openai.OpenAI(base_url=each.v1, api_key="none", max_retries=0) for each in (server, converted_server))
+    """The answers are greedy. The demo's request has a system prompt, as its template has none."""
+    demo, converted = (openai.OpenAI(base_url=each.v1, api_key="none", max_retries=0) for each in (server, converted_server))
     system = {"role": "system", "content": CURIOUS_USER}
     first, second = image(("red", "blue", "green", "white")), image(("yellow", "black", "orange", "purple"))
     for message in (
@@ -33,7 +33,7 @@ def test_converted_model_gives_the_same_tokens_as_the_demo_model(server: Server,
         user("Hello"),
     ):
         said = []
-        for client, model, messages in ((twin, "llava-demo", [system, message]), (ours, "my model", [message])):
+        for client, model, messages in ((demo, "llava-demo", [system, message]), (converted, "my model", [message])):
             answer = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=200, logprobs=True)  # type: ignore[call-overload]
             tokens = [token.token for token in answer.choices[0].logprobs.content]
             said.append((tokens, answer.usage.prompt_tokens, answer.choices[0].finish_reason))
@@ -42,7 +42,7 @@ def test_converted_model_gives_the_same_tokens_as_the_demo_model(server: Server,
 
 
 def test_image_is_padded_as_by_the_original(converted_server: Server) -> None:
-    """A wide picture's left and right ends are lost where it is cropped."""
+    """A crop would lose the left and right ends of a wide image."""
     client = openai.OpenAI(base_url=converted_server.v1, api_key="none", max_retries=0)
     answers = []
     for ratio in (None, "pad", "crop"):

@@ -1,4 +1,4 @@
-"""The clients that people have, each as it is published, at the versions that the install step pins."""
+"""Published client libraries, at the versions that the installation pins."""
 
 import asyncio
 import json
@@ -110,7 +110,7 @@ def test_langchain_gets_structured_output_and_logprobs(langchain: ChatOpenAI) ->
 
 
 def test_langchain_completions_work_in_a_list_and_a_stream(server: Server) -> None:
-    """It always sends a list of prompts."""
+    """This client always sends a list of prompts."""
     model = LangchainCompletions(model=MODEL, base_url=server.v1, api_key="none", temperature=0, max_retries=0, max_tokens=40)  # type: ignore[arg-type]
     prompts = ["USER: Hello ASSISTANT:", "USER: Hi ASSISTANT:"]
     assert model.batch(prompts)[0].strip() == GREETING

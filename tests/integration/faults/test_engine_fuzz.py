@@ -1,4 +1,4 @@
-"""The engine survives every combination of valid fields, with so little memory that requests are preempted, and prompts read in parts."""
+"""The engine survives every combination of valid fields. Its memory is so small that requests are preempted and prompts are chunked."""
 
 import asyncio
 from collections.abc import Iterator
@@ -24,17 +24,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def the_engine_lives(small: Server) -> Iterator[None]:
     yield
-    assert metric(small, "llava_engine_restarts") == 0
-    wait_for(lambda: metric(small, "vllm:num_requests_running") + metric(small, "llava_requests_running") == 0)
-
-
-def metric(server: Server, name: str) -> float:
-    lines = httpx.get(server.url + "/metrics", timeout=60).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+    assert small.metric("llava_engine_restarts") == 0
+    wait_for(lambda: small.metric("vllm:num_requests_running", "llava_requests_running ") == 0)
 
 
 def ask(server: Server, *asked: tuple[str, dict[str, Any]]) -> list[httpx.Response]:
-    """All at once."""
+    """Send all requests at once, and return their responses."""
 
     async def send() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
@@ -62,17 +57,17 @@ def test_seeded_long_prompts_do_not_end_the_engine(small: Server) -> None:
 
 
 def test_seeded_answer_is_the_same_after_preemption(small: Server) -> None:
-    """Sixteen choices need more memory than there is. vLLM gives choice i the seed + i, so each is also an answer of its own."""
+    """Sixteen choices need more memory than there is. vLLM gives choice i the seed + i, so each also equals a single answer."""
     fields = {"prompt": "hello world", "seed": 0, "temperature": 2, "max_tokens": 400, "ignore_eos": True, "skip_special_tokens": False}
     alone = {index: texts(*ask(small, (COMPLETIONS, fields | {"seed": index})))[0] for index in (0, 7, 15)}
-    before = metric(small, "vllm:num_preemptions_total")
-    gather_limited = texts(*ask(small, (COMPLETIONS, fields | {"n": 16})))
-    assert metric(small, "vllm:num_preemptions_total") > before
-    assert {index: gather_limited[index] for index in alone} == alone
+    before = small.metric("vllm:num_preemptions_total")
+    together = texts(*ask(small, (COMPLETIONS, fields | {"n": 16})))
+    assert small.metric("vllm:num_preemptions_total") > before
+    assert {index: together[index] for index in alone} == alone
 
 
 def test_seeded_answer_is_the_same_with_chunked_prefill(small: Server) -> None:
-    """Short enough to be read at once when it comes alone; among others it gets what is left of a step."""
+    """A prompt fits into one step when it comes alone. Among others it gets the rest of a step."""
     prompts = [f"{number} " + "hello world " * 60 for number in range(8)]
     asked = [(COMPLETIONS, {"prompt": prompt, "seed": 3, "temperature": 2, "max_tokens": 30}) for prompt in prompts]
     alone = [texts(*ask(small, each)) for each in asked]
@@ -80,5 +75,5 @@ def test_seeded_answer_is_the_same_with_chunked_prefill(small: Server) -> None:
 
 
 def test_concurrent_random_requests_do_not_end_the_engine(small: Server, tmp_path: Path) -> None:
-    """`make fuzz` sends more of them, to more kinds of server."""
+    """`make fuzz` sends more requests, to more kinds of servers."""
     Fuzz(small, tmp_path).run(batches=12, seed=18, size=12)

@@ -1,10 +1,11 @@
-"""Faults, injected into a real server: whoever was in it gets an honest end, nothing is left behind, and the next request is answered."""
+"""Faults in a real server: each request ends with a result or an error, nothing stays behind, and the next request is answered."""
 
 import asyncio
 import contextlib
 import json
 import os
 import random
+import select
 import signal
 import socket
 import time
@@ -18,7 +19,7 @@ import httpx
 import psutil
 import pytest
 from helpers.requests import body, image
-from helpers.server import START_TIMEOUT, Server, serve, wait_until_ready
+from helpers.server import START_TIMEOUT, Server, send_post, serve, wait_until_ready
 from helpers.waiting import wait_for
 
 from llava_gateway.demo.images import describe
@@ -34,7 +35,7 @@ FLAGS = (
 STREAMS = 32
 
 Outcome = tuple[str, Any]
-"""How a request ended: ("finished", its reason), ("error", a stream's last event's code), ("refused", status) or ("closed", exception)."""
+"""The end of a request: ("finished", finish_reason), ("error", code of the last event), ("refused", status) or ("closed", exception)."""
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,10 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def stream(server: Server, **fields: Any) -> Outcome:
+    """Stream an answer, and return how the request ended."""
     asked = body("Hello", stream=True, ignore_eos=True, **{"max_tokens": 3000} | fields)
     try:
-        with httpx.stream("POST", server.url + CHAT, json=asked, timeout=90) as answer:
+        with httpx.stream("POST", server.url + CHAT, json=asked, timeout=120) as answer:
             if answer.status_code != 200:
                 answer.read()
                 assert "retry-after" in answer.headers, answer.text
@@ -62,13 +64,8 @@ def stream(server: Server, **fields: Any) -> Outcome:
     return ("error", event["error"]["code"]) if "error" in event else ("finished", event["choices"][0]["finish_reason"])
 
 
-def metric(server: Server, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics", timeout=10).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-
 def is_idle(server: Server) -> bool:
-    """Nothing is left of any request: no place, no body, none in the engine."""
+    """Return whether no request holds a slot, memory or the engine."""
     names = (
         "llava_requests_inside ",
         "llava_requests_running ",
@@ -78,10 +75,11 @@ def is_idle(server: Server) -> bool:
         "llava_image_file_bytes ",
         "vllm:num_requests_running",
     )
-    return all(metric(server, name) == 0 for name in names)
+    return all(server.metric(name) == 0 for name in names)
 
 
 def is_right(server: Server) -> bool:
+    """Return whether the server describes an image correctly."""
     answer = httpx.post(server.url + CHAT, json=body(image(GRID), "Describe this image."), timeout=60)
     return answer.status_code == 200 and bool(answer.json()["choices"][0]["message"]["content"] == describe([GRID]))
 
@@ -92,45 +90,49 @@ def engine_processes(server: Server) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_dead_or_hanging_engine_ends_streams_and_restarts(faulty: Server, number: signal.Signals) -> None:
-    restarts = metric(faulty, "llava_engine_restarts")
+    restarts, generated = faulty.metric("llava_engine_restarts"), faulty.engine_tokens()
     (engine,) = engine_processes(faulty)
     with ThreadPoolExecutor(STREAMS) as pool:
         streams = [pool.submit(stream, faulty) for _ in range(STREAMS)]
-        wait_for(lambda: metric(faulty, "llava_requests_running ") == STREAMS, 20)
-        time.sleep(1)
+        wait_for(lambda: faulty.metric("llava_requests_running ") == STREAMS and faulty.engine_tokens() > generated + 10 * STREAMS)
         os.kill(engine.pid, number)
         struck = time.monotonic()
         outcomes = Counter(each.result() for each in streams)
-    assert time.monotonic() - struck < 12  # nobody hangs: the engine's time is 6 s
+    assert time.monotonic() - struck < 40  # --engine-timeout is 6 s; a request that hangs would end after 60 s
     assert set(outcomes) == {("error", "engine_dead")}, outcomes
     assert httpx.get(f"{faulty.url}/ready", timeout=60).status_code == 503
-    refusal = httpx.post(faulty.url + CHAT, json=body("Hello"), timeout=10)
+    refusal = httpx.post(faulty.url + CHAT, json=body("Hello"), timeout=60)
     assert refusal.status_code == 503
-    assert refusal.json()["error"]["code"] in ("engine_dead", "engine_restarting")  # it may just have found out
+    assert refusal.json()["error"]["code"] in ("engine_dead", "engine_restarting")  # the gateway may just have noticed
     assert int(refusal.headers["retry-after"]) >= 1
     assert httpx.get(f"{faulty.url}/health", timeout=60).status_code == 200
-    wait_for(lambda: is_right(faulty), 60)
+    wait_for(lambda: is_right(faulty), 120)
     assert not engine.is_running()
-    assert metric(faulty, "llava_engine_restarts") == restarts + 1
+    assert faulty.metric("llava_engine_restarts") == restarts + 1
     assert httpx.get(f"{faulty.url}/ready", timeout=60).status_code == 200
-    wait_for(lambda: is_idle(faulty), 5)
+    wait_for(lambda: is_idle(faulty))
+
+
+def is_shutting_down(server: Server) -> bool:
+    answer = httpx.get(f"{server.url}/ready", timeout=60)
+    return answer.status_code == 503 and bool(answer.json()["error"]["code"] == "shutting_down")
 
 
 def head_of(content: bytes, more: str = "") -> bytes:
-    """The request's head."""
+    """Return the head of a chat request with this body. `more`: more header lines."""
     head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{more}"
     return f"{head}content-length: {len(content)}\r\n\r\n".encode()
 
 
 def test_two_thousand_concurrent_requests_are_answered_or_refused(faulty: Server) -> None:
-    """Into 96 places: the others are refused at once, those inside are answered, and nobody is left waiting."""
+    """There are 96 slots: requests beyond them are refused at once, all others are answered, and none waits forever."""
     content = json.dumps(body("Hello", max_tokens=50)).encode()
-    host, port = faulty.url.removeprefix("http://").split(":")
+    host, port = faulty.address
 
     async def ask() -> int:
-        for _ in range(50):  # connections beyond the listener's backlog are tried again
+        for _ in range(50):  # a connection beyond the listener's backlog is tried again
             with contextlib.suppress(ConnectionError):
-                reader, writer = await asyncio.open_connection(host, int(port))
+                reader, writer = await asyncio.open_connection(host, port)
                 writer.write(head_of(content, "connection: close\r\n") + content)
                 answer = await reader.read()
                 writer.close()
@@ -139,14 +141,14 @@ def test_two_thousand_concurrent_requests_are_answered_or_refused(faulty: Server
             await asyncio.sleep(0.1)
         return 0
 
-    async def all_of_them() -> Counter[int]:
+    async def ask_all() -> Counter[int]:
         async with asyncio.timeout(120):
             return Counter(await asyncio.gather(*(ask() for _ in range(2000))))
 
-    statuses = asyncio.run(all_of_them())
+    statuses = asyncio.run(ask_all())
     assert set(statuses) == {200, 429}, statuses
     assert statuses[200] >= RUNNING + QUEUED
-    wait_for(lambda: is_idle(faulty), 10)
+    wait_for(lambda: is_idle(faulty))
     assert is_right(faulty)
 
 
@@ -157,43 +159,42 @@ def test_one_request_may_have_more_prompts_than_slots(faulty: Server) -> None:
 
 
 def test_five_hundred_random_disconnects_leave_nothing_behind(faulty: Server) -> None:
-    host, port = faulty.url.removeprefix("http://").split(":")
+    host, port = faulty.address
     contents = [
         json.dumps(body(image((first, "red", "blue", "white")), "Hello", max_tokens=200, ignore_eos=True, stream=streamed)).encode()
         for first in ("red", "green", "blue")
         for streamed in (True, False)
     ]
 
-    async def leave(rng: random.Random) -> None:
+    async def disconnect(rng: random.Random) -> None:
         content = rng.choice(contents)
         await asyncio.sleep(rng.random() * 5)
         with contextlib.suppress(ConnectionError):
-            _, writer = await asyncio.open_connection(host, int(port))
+            _, writer = await asyncio.open_connection(host, port)
             request = head_of(content) + content
             writer.write(request[: len(request) if rng.random() < 0.8 else rng.randrange(len(request))])
             await asyncio.sleep(rng.random() * rng.choice((0.01, 0.3, 2)))
             writer.transport.abort()
 
-    async def all_of_them() -> None:
-        await asyncio.gather(*(leave(random.Random(number)) for number in range(500)))
+    async def ask_all() -> None:
+        await asyncio.gather(*(disconnect(random.Random(number)) for number in range(500)))
 
-    asyncio.run(all_of_them())
-    wait_for(lambda: is_idle(faulty), 10)
+    asyncio.run(ask_all())
+    wait_for(lambda: is_idle(faulty))
     assert is_right(faulty)
-    assert metric(faulty, "llava_client_disconnects_total") > 100
+    assert faulty.metric("llava_client_disconnects_total") > 100
 
 
 def connect(server: Server) -> socket.socket:
-    host, port = server.url.removeprefix("http://").split(":")
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(20)
-    connection.connect((host, int(port)))
+    connection.settimeout(60)
+    connection.connect(server.address)
     return connection
 
 
 def test_slow_headers_are_cut_off(faulty: Server) -> None:
-    """Fifty slow-lorises: silent ones, and ones that send a byte now and then."""
+    """Half of fifty connections are silent, the others send a byte now and then (Slowloris). --head-timeout is 2 s."""
     connections = [connect(faulty) for _ in range(50)]
     try:
         for connection in connections[::2]:
@@ -207,7 +208,7 @@ def test_slow_headers_are_cut_off(faulty: Server) -> None:
         for connection in connections:
             with contextlib.suppress(ConnectionError):
                 assert connection.recv(100) == b""
-        assert time.monotonic() - start < 6
+        assert time.monotonic() - start < 40
     finally:
         for connection in connections:
             connection.close()
@@ -215,14 +216,14 @@ def test_slow_headers_are_cut_off(faulty: Server) -> None:
 
 
 CHUNKED = head_of(b"").replace(b"content-length: 0", b"transfer-encoding: chunked") + b"0\r\n"
-"""A request but for its trailers."""
+"""The start of a request, without the end of its trailers."""
 HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
 
 
 @pytest.mark.parametrize("begun", [HEALTH, CHUNKED])
 @pytest.mark.parametrize("more", [b"a:b\r\n" * 1000, b"a" * 5000])
 def test_endless_headers_are_refused_without_memory_growth(faulty: Server, begun: bytes, more: bytes) -> None:
-    """Many, or one; before the body or, as trailers, after it."""
+    """The headers are many lines or one, before the body or, as trailers, after it."""
     rss = psutil.Process(faulty.process.pid).memory_info().rss
     with connect(faulty) as connection:
         connection.sendall(begun + b"x: ")
@@ -233,16 +234,18 @@ def test_endless_headers_are_refused_without_memory_growth(faulty: Server, begun
             answer = connection.recv(1000)
             assert answer[:12] in (b"", b"HTTP/1.1 431", b"HTTP/1.1 400")
     assert psutil.Process(faulty.process.pid).memory_info().rss - rss < 30 << 20
-    wait_for(lambda: is_idle(faulty), 5)
+    wait_for(lambda: is_idle(faulty))
 
 
 @pytest.mark.parametrize("next_request", [HEALTH + b"\r\n", HEALTH + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"])
 def test_pipelined_request_does_not_hold_a_slot_after_a_disconnect(faulty: Server, next_request: bytes) -> None:
     content = json.dumps(body("Hello", max_tokens=3500, ignore_eos=True)).encode()
+    generated = faulty.engine_tokens()
     with connect(faulty) as connection:
         connection.sendall(head_of(content) + content + next_request)
-        wait_for(lambda: metric(faulty, "llava_requests_running ") == 1, 10)
-    wait_for(lambda: is_idle(faulty), 5)
+        wait_for(lambda: faulty.metric("llava_requests_running ") == 1)
+    wait_for(lambda: is_idle(faulty))
+    assert faulty.engine_tokens() < generated + 3500
 
 
 def test_pipelining_client_gets_only_the_first_answer(faulty: Server) -> None:
@@ -264,7 +267,7 @@ def test_http2_upgrade_offer_is_ignored(faulty: Server) -> None:
 
 def test_announced_bodies_reserve_no_memory(faulty: Server) -> None:
     announced = head_of(b"").replace(b"content-length: 0", b"content-length: 60000000")
-    connections = [connect(faulty) for _ in range(20)]  # more than --max-bodies-mb together
+    connections = [connect(faulty) for _ in range(20)]  # together more than --max-bodies-mb
     try:
         for connection in connections:
             connection.sendall(announced)
@@ -272,83 +275,82 @@ def test_announced_bodies_reserve_no_memory(faulty: Server) -> None:
     finally:
         for connection in connections:
             connection.close()
-    wait_for(lambda: is_idle(faulty), 5)
+    wait_for(lambda: is_idle(faulty))
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_tokens_of_a_disconnected_client_are_counted(faulty: Server, n: int) -> None:
-    """Also where nothing has been answered yet."""
-    before = {kind: metric(faulty, f'llava_tokens_total{{kind="{kind}"') for kind in ("image", "completion")}
+    """They are counted also before the first byte of the response."""
+    generated = faulty.engine_tokens()
+    before = {kind: faulty.metric(f'llava_tokens_total{{kind="{kind}"') for kind in ("image", "completion")}
     asked = body(image(GRID), "Hello", max_tokens=3000, ignore_eos=True, n=n, temperature=1)
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(faulty.url + CHAT, json=asked, timeout=2)
-    wait_for(lambda: is_idle(faulty), 5)
-    assert metric(faulty, 'llava_tokens_total{kind="image"') == before["image"] + 576
-    assert metric(faulty, 'llava_tokens_total{kind="completion"') >= before["completion"] + 20 * n
+    with send_post(faulty, CHAT, asked):
+        wait_for(lambda: faulty.engine_tokens() > generated + 40 * n)
+    wait_for(lambda: is_idle(faulty))
+    assert faulty.metric('llava_tokens_total{kind="image"') == before["image"] + 576
+    assert faulty.metric('llava_tokens_total{kind="completion"') >= before["completion"] + 20 * n
 
 
 def test_slow_body_gets_408(faulty: Server) -> None:
     with connect(faulty) as connection:
         connection.sendall(head_of(bytes(1000)))
-        for _ in range(8):
+        while not select.select([connection], [], [], 0.25)[0]:
             connection.sendall(b" ")
-            time.sleep(0.25)
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 408")
     assert b'"body_timeout"' in answer
-    wait_for(lambda: is_idle(faulty), 5)
+    wait_for(lambda: is_idle(faulty))
 
 
 def test_stalled_readers_are_cut_off(faulty: Server) -> None:
-    """More log probabilities than all the buffers between hold, for clients that read none of them."""
+    """The clients read nothing, and the log probabilities are more than all buffers on the way can hold."""
     content = json.dumps(body("Hello", stream=True, ignore_eos=True, max_tokens=3500, n=4, temperature=1, logprobs=True, top_logprobs=20))
-    disconnects = metric(faulty, "llava_client_disconnects_total")
+    disconnects = faulty.metric("llava_client_disconnects_total")
     rss = psutil.Process(faulty.process.pid).memory_info().rss
     connections = [connect(faulty) for _ in range(4)]
     try:
         for connection in connections:
             connection.sendall(head_of(content.encode()) + content.encode())
-        wait_for(lambda: metric(faulty, "llava_requests_running ") == 4, 10)
-        wait_for(lambda: is_idle(faulty), 40)
+        wait_for(lambda: faulty.metric("llava_requests_running ") == 4)
+        wait_for(lambda: is_idle(faulty), 120)
     finally:
         for connection in connections:
             connection.close()
-    assert metric(faulty, "llava_client_disconnects_total") == disconnects + 4
-    assert not [*(faulty.log.parent / "compiled").rglob("*.*")]  # for what is compiled on the way, all wait
+    assert faulty.metric("llava_client_disconnects_total") == disconnects + 4
+    assert not [*(faulty.log.parent / "compiled").rglob("*.*")]  # nothing was compiled, as all requests would wait for that
     assert psutil.Process(faulty.process.pid).memory_info().rss - rss < 200 << 20
     assert is_right(faulty)
 
 
 def test_full_disk_costs_no_answer(faulty: Server) -> None:
-    before = metric(faulty, "llava_usage_log_failures_total")
+    before = faulty.metric("llava_usage_log_failures_total")
     assert is_right(faulty)
-    assert metric(faulty, "llava_usage_log_failures_total") == before + 1
+    assert faulty.metric("llava_usage_log_failures_total") == before + 1
     assert faulty.log.read_text().count("The usage log cannot be written") == 1
 
 
 def test_sigterm_drains_the_server(faulty: Server) -> None:
-    """SIGTERM: what can finish finishes, what cannot is told so, and meanwhile nobody gets in."""
+    """After SIGTERM, short answers finish, long ones end with an error, and new requests are refused."""
     children = psutil.Process(faulty.process.pid).children(recursive=True)
     with ThreadPoolExecutor(3) as pool:
         short, long = pool.submit(stream, faulty, max_tokens=60), pool.submit(stream, faulty, max_tokens=3900)
         slow = pool.submit(stream, faulty, max_tokens=3900, logprobs=True, top_logprobs=20)
-        wait_for(lambda: metric(faulty, "llava_requests_running ") == 3, 10)
+        wait_for(lambda: faulty.metric("llava_requests_running ") == 3)
         faulty.process.send_signal(signal.SIGTERM)
         start = time.monotonic()
-        time.sleep(0.5)
-        assert httpx.get(f"{faulty.url}/ready", timeout=60).json()["error"]["code"] == "shutting_down"
+        wait_for(lambda: is_shutting_down(faulty))
         assert httpx.get(f"{faulty.url}/health", timeout=60).status_code == 200
         assert stream(faulty) == ("refused", 503)
         assert short.result() == ("finished", "length")
         assert long.result() == slow.result() == ("error", "shutting_down")
-    assert 4.5 < time.monotonic() - start < 11
-    assert faulty.process.wait(20) == 0
-    assert not psutil.wait_procs(children, timeout=3)[1]
+    assert time.monotonic() - start > 4.5  # --shutdown-timeout is 5 s
+    assert faulty.process.wait(60) == 0
+    assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 @pytest.fixture(scope="module")
 def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    """Servers that load, each for one test, which ends it. Started at once: a start is mostly imports, on one core."""
+    """Servers that load, one for each test that ends one. They start at once, since a start is mostly imports, on one core."""
     with ExitStack() as servers:
         yield [servers.enter_context(serve(tmp_path_factory.mktemp("doomed"), wait=False, group=True)) for _ in range(3)]
 
@@ -357,43 +359,43 @@ def test_kill_during_loading_leaves_no_process(doomed: list[Server]) -> None:
     server = doomed[0]
     wait_for(lambda: bool(engine_processes(server)), START_TIMEOUT)
     children = psutil.Process(server.process.pid).children(recursive=True)
-    time.sleep(1)
+    time.sleep(1)  # a moment in the middle of the engine's start
     server.process.kill()
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_second_ctrl_c_cuts_off_requests(doomed: list[Server]) -> None:
-    """As a terminal sends it: to every process of the group. The engine's must not go at the first."""
+    """A terminal sends SIGINT to every process of the group. The engine must not end at the first one."""
     server = doomed[1]
     wait_until_ready(server)
     with ThreadPoolExecutor(1) as pool:
         children = psutil.Process(server.process.pid).children(recursive=True)
         running = pool.submit(stream, server, max_tokens=3900)
-        wait_for(lambda: metric(server, "llava_requests_running ") == 1, 10)
+        wait_for(lambda: server.metric("llava_requests_running ") == 1)
         with connect(server) as uploading:
             uploading.sendall(head_of(bytes(1000)) + b" ")
-            wait_for(lambda: metric(server, "llava_requests_inside ") == 2, 10)
+            wait_for(lambda: server.metric("llava_requests_inside ") == 2)
             os.killpg(server.process.pid, signal.SIGINT)
-            time.sleep(1)
+            wait_for(lambda: is_shutting_down(server))
             assert not running.done()
             os.killpg(server.process.pid, signal.SIGINT)
-            assert running.result(5) == ("error", "shutting_down")
+            assert running.result(20) == ("error", "shutting_down")
             answer = uploading.makefile("rb").read()
             assert answer.startswith(b"HTTP/1.1 503")
             assert b'"shutting_down"' in answer
-        assert server.process.wait(20) == 0
-        assert not psutil.wait_procs(children, timeout=3)[1]
+        assert server.process.wait(60) == 0
+        assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 def test_kill_leaves_no_engine_behind(doomed: list[Server]) -> None:
-    """Its engine must not outlive it by more than ten seconds, nor anything else of it."""
+    """Neither its engine nor any other process may outlive it by more than ten seconds."""
     server = doomed[2]
     wait_until_ready(server)
     with ThreadPoolExecutor(4) as pool:
         children = psutil.Process(server.process.pid).children(recursive=True)
         assert any("EngineCore" in child.name() for child in children)
         streams = [pool.submit(stream, server) for _ in range(4)]
-        wait_for(lambda: metric(server, "llava_requests_running ") == 4, 10)
+        wait_for(lambda: server.metric("llava_requests_running ") == 4)
         server.process.kill()
-        assert not psutil.wait_procs(children, timeout=10)[1]
+        assert not psutil.wait_procs(children, timeout=60)[1]
         assert {each.result()[0] for each in streams} == {"closed"}

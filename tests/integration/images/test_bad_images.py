@@ -89,7 +89,7 @@ def test_unreachable_image_server_gets_an_error_code(http: httpx.Client) -> None
 
 
 def test_pixel_bomb_is_refused(http: httpx.Client) -> None:
-    """A few KB that say they are 20000x20000."""
+    """The file has a few KB and declares 20000 x 20000 pixels."""
     header = PICTURE[:16] + (20000).to_bytes(4) * 2 + PICTURE[24:]
     header = header[:29] + zlib.crc32(header[12:29]).to_bytes(4) + header[33:]
     refused(http.post(CHAT, json=body(image_part(data_uri(header)), "hi")), 400, URL, "image_too_large")

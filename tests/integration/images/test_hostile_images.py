@@ -1,4 +1,4 @@
-"""Pictures made to do harm, each as a real request; a picture of everyday after each is answered truly."""
+"""Images that are made to do harm. After each of them, an ordinary image gets the right answer."""
 
 import io
 import struct
@@ -22,16 +22,16 @@ HUGE = 64_250
 
 
 @pytest.fixture(autouse=True)
-def everyday(http: httpx.Client) -> Iterator[None]:
+def ordinary_image_follows(http: httpx.Client) -> Iterator[None]:
     yield
-    assert told(http, encode(draw(GRID))) == describe([GRID])
+    assert description(http, encode(draw(GRID))) == describe([GRID])
 
 
 def ask(http: httpx.Client, data: bytes) -> httpx.Response:
     return http.post(CHAT, json=body(image_part(data_uri(data)), "Describe this image."))
 
 
-def told(http: httpx.Client, data: bytes) -> str:
+def description(http: httpx.Client, data: bytes) -> str:
     return str(ask(http, data).json()["choices"][0]["message"]["content"])
 
 
@@ -57,16 +57,16 @@ def huge_bmp() -> bytes:
 
 def huge_webp() -> bytes:
     buffer = io.BytesIO()
-    picture = draw(GRID).convert("RGBA")
-    picture.putalpha(128)
-    picture.save(buffer, "WEBP", lossless=True, exif=b"Exif\0\0II*\0" + bytes(6))  # extended, so that it declares a canvas
+    image = draw(GRID).convert("RGBA")
+    image.putalpha(128)
+    image.save(buffer, "WEBP", lossless=True, exif=b"Exif\0\0II*\0" + bytes(6))  # the extended format, which declares a canvas
     data = buffer.getvalue()
     assert data[12:16] == b"VP8X"
     return data[:24] + (16_383).to_bytes(3, "little") * 2 + data[30:]
 
 
 def huge_tiff() -> bytes:
-    """One strip of a few bytes that says it is everything."""
+    """Return a TIFF with one strip of a few bytes that stands for the whole image."""
     entries = [(256, 4, HUGE), (257, 4, HUGE), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (278, 4, HUGE), (279, 4, 100)]
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
     return b"II*\0" + struct.pack("<I", 8) + directory + bytes(104)
@@ -78,7 +78,7 @@ def test_small_file_that_declares_gigapixels_is_refused(http: httpx.Client, make
     data = make()
     assert len(data) < 100_000
     error = refused(ask(http, data), 400, URL)
-    assert error["code"] in ("image_too_large", "invalid_image")  # WebP's own decoder finds the lie before the size is asked for
+    assert error["code"] in ("image_too_large", "invalid_image")  # WebP's decoder notices the wrong size before the gateway reads it
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_file_with_hidden_decoding_cost_is_refused(http: httpx.Client, make: Cal
 
 
 def flood(data: bytes, frame: bytes) -> bytes:
-    """Of an animation: its last frame, ten thousand times."""
+    """Return an animation with ten thousand copies of its last frame."""
     at = data.rindex(frame)
     end = len(data) - (1 if data.startswith(b"GIF") else 0)
     flooded = data[:at] + data[at:end] * FRAMES + data[end:]
@@ -116,7 +116,7 @@ def test_only_the_first_of_ten_thousand_frames_is_used(http: httpx.Client) -> No
         data = flood(buffer.getvalue(), frame)
         with Image.open(io.BytesIO(data)) as opened:
             assert getattr(opened, "n_frames", 1) > 9000
-        assert told(http, data) == told(http, single.getvalue())
+        assert description(http, data) == description(http, single.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_image_of_the_same_indices_but_another_palette_is_not_confused(http: htt
         indices.paste(place, (place % 2 * 48, place // 2 * 48, place % 2 * 48 + 48, place // 2 * 48 + 48))
     for grid in (GRID, other):
         indices.putpalette([part for color in grid for part in COLORS[color]])
-        assert told(http, encode(indices)) == describe([grid])
+        assert description(http, encode(indices)) == describe([grid])
 
 
 def test_client_uuid_of_an_image_is_not_a_cache_key(http: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""Two thousand damaged pictures, and what operators may set for images, on the real server."""
+"""Two thousand damaged images, and the fields and caches for images, on the real server."""
 
 import io
 import random
@@ -24,21 +24,21 @@ COUNT = 2000
 
 
 def files() -> list[bytes]:
-    """Every format, and the forms of them that have decoders of their own."""
-    picture = draw(GRID, (120, 90))
-    found = [encode(picture, name) for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+    """Return a file of each format, and of each variant with its own decoder."""
+    drawn = draw(GRID, (120, 90))
+    found = [encode(drawn, name) for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
     options: list[tuple[Image.Image, str, dict[str, Any]]] = [
-        (picture, "JPEG", {"progressive": True}),
-        (picture.convert("CMYK"), "JPEG", {}),
-        (picture.convert("P"), "PNG", {}),
-        (picture.convert("RGBA"), "PNG", {}),
-        (picture.convert("I;16") if picture.mode == "I" else picture.convert("L"), "PNG", {}),
-        (picture, "WEBP", {"lossless": True}),
-        (picture, "TIFF", {"compression": "tiff_lzw"}),
-        (picture, "TIFF", {"compression": "jpeg"}),
-        (picture, "GIF", {"save_all": True, "append_images": [draw(("black",) * 4, (120, 90))]}),
-        (picture, "AVIF", {}),
-        (picture, "HEIF", {}),
+        (drawn, "JPEG", {"progressive": True}),
+        (drawn.convert("CMYK"), "JPEG", {}),
+        (drawn.convert("P"), "PNG", {}),
+        (drawn.convert("RGBA"), "PNG", {}),
+        (drawn.convert("I;16") if drawn.mode == "I" else drawn.convert("L"), "PNG", {}),
+        (drawn, "WEBP", {"lossless": True}),
+        (drawn, "TIFF", {"compression": "tiff_lzw"}),
+        (drawn, "TIFF", {"compression": "jpeg"}),
+        (drawn, "GIF", {"save_all": True, "append_images": [draw(("black",) * 4, (120, 90))]}),
+        (drawn, "AVIF", {}),
+        (drawn, "HEIF", {}),
     ]
     for source, name, settings in options:
         buffer = io.BytesIO()
@@ -48,7 +48,7 @@ def files() -> list[bytes]:
 
 
 def mutant(data: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, mostly near the beginning, where sizes and tables are; or a piece cut out, doubled or cut off."""
+    """Return a damaged copy: some bytes are changed, mostly in the headers, or a piece is cut out, doubled or cut off."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 2, 4, 16))):
         at = rng.randrange(min(len(changed), rng.choice((64, 400, len(changed)))))
@@ -73,8 +73,8 @@ def test_two_thousand_damaged_images_do_not_harm_the_server(http: httpx.Client, 
 
     def ask(number: int) -> int:
         rng = random.Random(number)
-        picture = data_uri(mutant(rng.choice(originals), rng))
-        answer = http.post(CHAT, json=body(image_part(picture), "Hello", max_tokens=1))
+        damaged = data_uri(mutant(rng.choice(originals), rng))
+        answer = http.post(CHAT, json=body(image_part(damaged), "Hello", max_tokens=1))
         if answer.status_code == 400:
             refused(answer, 400, URL)
         return answer.status_code
@@ -94,7 +94,10 @@ def test_two_thousand_damaged_images_do_not_harm_the_server(http: httpx.Client, 
 
 @pytest.mark.parametrize("ratio", ["crop", "pad", "resize"])
 def test_request_chooses_crop_pad_or_resize(http: httpx.Client, ratio: str) -> None:
-    """A wide picture whose middle is the grid: only the crop sees it alone; the others answer as for a picture made so before."""
+    """The grid is the middle of a wide image, so only a crop shows it alone.
+
+    The other answers equal those to an image that the test has prepared.
+    """
     wide = Image.new("RGB", (1008, 336), "black")
     wide.paste(draw(GRID), (336, 0))
     before = wide
@@ -104,8 +107,8 @@ def test_request_chooses_crop_pad_or_resize(http: httpx.Client, ratio: str) -> N
     elif ratio == "resize":
         before = wide.resize((336, 336), Image.Resampling.BICUBIC)
 
-    def say(picture: Image.Image, **fields: Any) -> str:
-        answer = http.post(CHAT, json=body(image_part(data_uri(encode(picture))), "Describe this image.", **fields)).json()
+    def say(drawn: Image.Image, **fields: Any) -> str:
+        answer = http.post(CHAT, json=body(image_part(data_uri(encode(drawn))), "Describe this image.", **fields)).json()
         return str(answer["choices"][0]["message"]["content"])
 
     told = say(wide, image_aspect_ratio=ratio)
@@ -135,10 +138,10 @@ def test_image_cache_hits_are_counted(http: httpx.Client) -> None:
     def value(name: str) -> float:
         return next(float(line.split()[-1]) for line in http.get("/metrics").text.splitlines() if line.startswith(name))
 
-    picture = body(image(("white", "white", "red", "red")), "Hello", max_tokens=1)
-    http.post(CHAT, json=picture)
+    asked = body(image(("white", "white", "red", "red")), "Hello", max_tokens=1)
+    http.post(CHAT, json=asked)
     decoded, cached = value('llava_images_total{source="decoded"}'), value('llava_images_total{source="cached"}')
-    http.post(CHAT, json=picture)
+    http.post(CHAT, json=asked)
     assert value('llava_images_total{source="decoded"}') == decoded
     assert value('llava_images_total{source="cached"}') == cached + 1
     assert value("llava_image_cache_bytes") >= 336 * 336 * 3

@@ -1,4 +1,4 @@
-"""A wrong image path shows as a wrong answer: channels, orientation, crop, order, or a picture of another request."""
+"""The model's answers show errors in the handling of images: channels, orientation, crop, order, or another request's image."""
 
 import io
 import random
@@ -52,18 +52,18 @@ def test_same_image_twice_is_described_twice(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_format_is_recognised_despite_a_wrong_label(client: OpenAI, image_format: str) -> None:
-    picture = image_part(data_uri(encode(draw(COLORFUL), image_format)))
-    assert say(client, picture, "Describe this image.") == describe([COLORFUL])
+    part = image_part(data_uri(encode(draw(COLORFUL), image_format)))
+    assert say(client, part, "Describe this image.") == describe([COLORFUL])
 
 
 @pytest.mark.parametrize("size", [(336, 336), (60, 40), (1200, 300), (300, 1200), (2400, 1800)])
 def test_size_and_shape_do_not_change_the_answer(client: OpenAI, size: tuple[int, int]) -> None:
-    picture = image_part(data_uri(encode(draw(COLORFUL, size), "JPEG", quality=90)))
-    assert say(client, picture, "Describe this image.") == describe([COLORFUL])
+    part = image_part(data_uri(encode(draw(COLORFUL, size), "JPEG", quality=90)))
+    assert say(client, part, "Describe this image.") == describe([COLORFUL])
 
 
 def test_exif_orientation_is_applied(client: OpenAI) -> None:
-    """A phone stores the picture turned and says so (EXIF 6: turn it a quarter clockwise)."""
+    """Phones store images turned, with a tag for viewers (EXIF 6: turn the image clockwise by a quarter)."""
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -72,9 +72,9 @@ def test_exif_orientation_is_applied(client: OpenAI) -> None:
 
 
 def test_transparent_pixels_are_white(client: OpenAI) -> None:
-    picture = draw(COLORFUL).convert("RGBA")
-    picture.paste((0, 0, 0, 0), (0, 0, 168, 168))
-    assert say(client, image_part(data_uri(encode(picture))), "What color is the top left?") == "White."
+    drawn = draw(COLORFUL).convert("RGBA")
+    drawn.paste((0, 0, 0, 0), (0, 0, 168, 168))
+    assert say(client, image_part(data_uri(encode(drawn))), "What color is the top left?") == "White."
 
 
 def test_image_is_fetched_by_url(client: OpenAI, origin: Origin) -> None:
@@ -115,7 +115,7 @@ def test_concurrent_requests_do_not_mix_up_images(client: OpenAI) -> None:
     grids = [random_grid(rng) for _ in range(60)]
 
     def ask(number: int) -> str:
-        if number % 3 == 0:  # two images at once, one of them its neighbour's
+        if number % 3 == 0:  # two images, one of them that of another request
             return say(client, image(grids[number]), image(grids[number - 1]), "Describe these images.")
         return say(client, image(grids[number]), "Describe this image.")
 

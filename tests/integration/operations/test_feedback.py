@@ -22,17 +22,17 @@ OTHER = ("yellow", "black", "orange", "purple")
 ASKED = "Describe this image."
 
 
-def said(text: str) -> dict[str, str]:
+def said(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def ballot(*messages: dict[str, Any], vote: str = "up", model: str = MODEL) -> dict[str, Any]:
+def vote_request(*messages: dict[str, Any], vote: str = "up", model: str = MODEL) -> dict[str, Any]:
     return {"model": model, "vote": vote, "messages": messages}
 
 
 def test_no_vote_is_kept_without_the_flag(server: Server) -> None:
     before = set(server.log.parent.rglob("*"))
-    answer = httpx.post(f"{server.url}/feedback", json=ballot(user(image(GRID), ASKED), said("Red.")), timeout=60)
+    answer = httpx.post(f"{server.url}/feedback", json=vote_request(user(image(GRID), ASKED), said("Red.")), timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     assert set(server.log.parent.rglob("*")) == before
 
@@ -42,18 +42,18 @@ def test_vote_on_an_answer_is_exported_to_a_dataset(feedback_server: FeedbackSer
     headers = {"key": feedback_server.keys["alice"]}
     completion = httpx.post(f"{feedback_server.server.v1}/chat/completions", json=asked, headers=headers, timeout=60).json()
     answer = completion["choices"][0]["message"]["content"]
-    voted = feedback_server.vote(ballot(*asked["messages"], said(answer)))
+    voted = feedback_server.vote(vote_request(*asked["messages"], said(answer)))
     assert voted.status_code == 200
     assert voted.headers["x-content-type-options"] == "nosniff"
 
     record = feedback_server.records()[-1]
-    picture = encode(draw(GRID))
-    name = f"{blake3(picture).hexdigest()}.png"
+    content = encode(draw(GRID))
+    name = f"{blake3(content).hexdigest()}.png"
     conversations = [{"from": "human", "value": f"<image>\n{ASKED}"}, {"from": "gpt", "value": describe([GRID])}]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record.pop("time"))
     told = {"id": voted.json()["id"], "model": MODEL, "vote": "up", "key": "alice", "system": ""}
     assert record == told | {"image": [name], "conversations": conversations}
-    assert (feedback_server.folder / "images" / name).read_bytes() == picture
+    assert (feedback_server.folder / "images" / name).read_bytes() == content
     modes = {path.stat().st_mode & 0o777 for path in feedback_server.folder.rglob("*") if path.is_file()}
     assert (feedback_server.folder.stat().st_mode & 0o777, modes) == (0o700, {0o600})
 
@@ -61,13 +61,13 @@ def test_vote_on_an_answer_is_exported_to_a_dataset(feedback_server: FeedbackSer
     assert exported.returncode == 0, exported.stderr
     found = {sample["id"]: sample for sample in samples(tmp_path / "dataset")}
     assert found[record["id"]] == {"id": record["id"], "image": f"images/{name}", "conversations": conversations}
-    assert (tmp_path / "dataset" / "images" / name).read_bytes() == picture
+    assert (tmp_path / "dataset" / "images" / name).read_bytes() == content
 
 
 def test_images_are_kept_in_order_and_once(feedback_server: FeedbackServer, origin: Origin) -> None:
     shown = image(OTHER), "First.", image_part(f"{origin.url}/redirect"), image(OTHER)
     turns = user(*shown), said("Yes."), user("And?", image(GRID)), said("So.")
-    assert feedback_server.vote(ballot({"role": "system", "content": "Be short."}, *turns, vote="flag")).status_code == 200
+    assert feedback_server.vote(vote_request({"role": "system", "content": "Be short."}, *turns, vote="flag")).status_code == 200
     record = feedback_server.records()[-1]
     assert record["image"] == [f"{blake3(encode(draw(grid))).hexdigest()}.png" for grid in (OTHER, ORIGIN_GRID, OTHER, GRID)]
     assert [turn["value"] for turn in record["conversations"]] == ["<image>\n<image>\n<image>\nFirst.", "Yes.", "<image>\nAnd?", "So."]
@@ -77,13 +77,13 @@ def test_images_are_kept_in_order_and_once(feedback_server: FeedbackServer, orig
 
 
 def large_png() -> str:
-    """Of 60,000 x 60,000 pixels, by its header."""
+    """Return a PNG whose header declares 60,000 x 60,000 pixels."""
     file = bytearray(encode(Image.new("L", (1, 1))))
     file[16:24] = (60_000).to_bytes(4) * 2
     return data_uri(bytes(file))
 
 
-def cut_short() -> str:
+def truncated_png() -> str:
     return data_uri(encode(draw(OTHER))[:-200])
 
 
@@ -94,27 +94,27 @@ IMAGE = "messages[0].content[0].image_url.url"
 @pytest.mark.parametrize(
     ("given", "status", "param"),
     [
-        (ballot(*HELLO, vote="sideways"), 400, "vote"),
+        (vote_request(*HELLO, vote="sideways"), 400, "vote"),
         ({"model": MODEL, "messages": HELLO}, 400, "vote"),
         ({"model": MODEL, "vote": "up"}, 400, "messages"),
-        (ballot(vote="up"), 400, "messages"),
-        (ballot(*HELLO, model="no-such"), 404, "model"),
-        (ballot(user("Hello")), 400, "messages"),
-        (ballot(said("Hello!")), 400, "messages[0].role"),
-        (ballot(user("Hello"), *HELLO), 400, "messages[1].role"),
-        (ballot(*HELLO, {"role": "system", "content": "Now."}, said("Yes.")), 400, "messages[2].role"),
-        (ballot({"role": "system", "content": "Now."}), 400, "messages"),
-        (ballot(user("x " * (1 << 19)), said("!")), 400, "messages"),
-        (ballot(user("Hello"), {"role": "assistant", "content": [image(GRID)]}), 400, "messages[1].content[0].type"),
-        (ballot(user(image_part("data:image/png;base64,AAAA")), said("!")), 400, IMAGE),
-        (ballot(user(image_part("http://10.0.0.1/x.png")), said("!")), 400, IMAGE),
-        (ballot(user(image_part("file:///etc/passwd")), said("!")), 400, IMAGE),
-        (ballot(user(image_part(large_png())), said("!")), 400, IMAGE),
-        (ballot(user(image_part(cut_short())), said("!")), 400, IMAGE),
+        (vote_request(vote="up"), 400, "messages"),
+        (vote_request(*HELLO, model="no-such"), 404, "model"),
+        (vote_request(user("Hello")), 400, "messages"),
+        (vote_request(said("Hello!")), 400, "messages[0].role"),
+        (vote_request(user("Hello"), *HELLO), 400, "messages[1].role"),
+        (vote_request(*HELLO, {"role": "system", "content": "Now."}, said("Yes.")), 400, "messages[2].role"),
+        (vote_request({"role": "system", "content": "Now."}), 400, "messages"),
+        (vote_request(user("x " * (1 << 19)), said("!")), 400, "messages"),
+        (vote_request(user("Hello"), {"role": "assistant", "content": [image(GRID)]}), 400, "messages[1].content[0].type"),
+        (vote_request(user(image_part("data:image/png;base64,AAAA")), said("!")), 400, IMAGE),
+        (vote_request(user(image_part("http://10.0.0.1/x.png")), said("!")), 400, IMAGE),
+        (vote_request(user(image_part("file:///etc/passwd")), said("!")), 400, IMAGE),
+        (vote_request(user(image_part(large_png())), said("!")), 400, IMAGE),
+        (vote_request(user(image_part(truncated_png())), said("!")), 400, IMAGE),
     ],
 )
 def test_bad_vote_is_refused_and_leaves_no_file(feedback_server: FeedbackServer, given: dict[str, Any], status: int, param: str) -> None:
-    feedback_server.vote(ballot(*HELLO))
+    feedback_server.vote(vote_request(*HELLO))
     before = {path: path.stat().st_size for path in feedback_server.folder.rglob("*")}
     answer = feedback_server.vote(given)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
@@ -122,24 +122,24 @@ def test_bad_vote_is_refused_and_leaves_no_file(feedback_server: FeedbackServer,
 
 
 def test_keys_and_their_limits_apply_to_votes(feedback_server: FeedbackServer) -> None:
-    assert httpx.post(f"{feedback_server.server.url}/feedback", json=ballot(*HELLO), timeout=60).status_code == 401
-    assert feedback_server.vote(ballot(*HELLO), "bob").json()["error"]["code"] == "model_not_found"
-    assert feedback_server.vote(ballot(*HELLO), "carol").status_code == 200
+    assert httpx.post(f"{feedback_server.server.url}/feedback", json=vote_request(*HELLO), timeout=60).status_code == 401
+    assert feedback_server.vote(vote_request(*HELLO), "bob").json()["error"]["code"] == "model_not_found"
+    assert feedback_server.vote(vote_request(*HELLO), "carol").status_code == 200
     assert feedback_server.records()[-1]["key"] == "carol"
-    assert feedback_server.vote(ballot(*HELLO), "carol").json()["error"]["code"] == "rate_limit_exceeded"
+    assert feedback_server.vote(vote_request(*HELLO), "carol").json()["error"]["code"] == "rate_limit_exceeded"
     assert httpx.get(f"{feedback_server.server.url}/feedback", headers={"key": feedback_server.keys["dave"]}, timeout=60).status_code == 405
 
 
 def noise() -> bytes:
-    """A PNG of about 0.7 MB that nobody has seen."""
+    """Return a new PNG of about 0.7 MB."""
     return encode(Image.frombytes("RGB", (500, 480), random.randbytes(500 * 480 * 3)))
 
 
 def test_full_feedback_directory_refuses_votes(feedback_server: FeedbackServer) -> None:
-    """The bound is 1 MiB, and what there is so far is some kilobytes."""
-    assert feedback_server.vote(ballot(user(image_part(data_uri(noise()))), said("Noise."))).status_code == 200
+    """The limit is 1 MiB, and the votes so far take some kilobytes."""
+    assert feedback_server.vote(vote_request(user(image_part(data_uri(noise()))), said("Noise."))).status_code == 200
     before = {path: path.stat().st_size for path in feedback_server.folder.rglob("*")}
-    refused = feedback_server.vote(ballot(user(image_part(data_uri(noise()))), said("Noise.")))
+    refused = feedback_server.vote(vote_request(user(image_part(data_uri(noise()))), said("Noise.")))
     assert (refused.status_code, refused.json()["error"]["code"]) == (507, "feedback_full")
     assert {path: path.stat().st_size for path in feedback_server.folder.rglob("*")} == before
-    assert feedback_server.vote(ballot(*HELLO)).status_code == 200
+    assert feedback_server.vote(vote_request(*HELLO)).status_code == 200

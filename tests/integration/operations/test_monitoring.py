@@ -6,7 +6,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from helpers.monitoring import ALERTS, CONFIG, QUERIES, RULES
 from helpers.origin import Origin
 from helpers.requests import body, image_part
 from helpers.server import Server, free_port
+from helpers.waiting import wait_for
 
 from llava_gateway.demo.images import data_uri, draw_noisy, encode
 
@@ -29,9 +29,9 @@ METRIC = re.compile(r"\b(?:llava_|vllm:|process_)\w+")
 CHAT = "/v1/chat/completions"
 GRID = ("red", "blue", "green", "orange")
 WITHOUT_DATA = "llava_key_tokens_total"
-"""The server of the tests has no keys."""
+"""A metric without data, since the server of the tests has no keys."""
 POD = {"namespace": "vision", "pod": "llava-llava-gateway-1"}
-"""As Kubernetes labels what it scrapes."""
+"""The labels of a pod in Kubernetes."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Prometheus:
     url: str
 
     def get(self, path: str, **parameters: str) -> Any:
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10).json()
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=60).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -49,9 +49,9 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, gateway: str) -> Iterator[Prometheus]:
-    """With deploy/'s own configuration, but for the address, the key, and the times."""
+    """Run Prometheus with the configuration of deploy/, but with other addresses, keys and times."""
     config = yaml.safe_load(CONFIG.read_text())
-    config["global"] = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(RULES.parent / name) for name in config["rule_files"]]
     (scraped,) = config["scrape_configs"]
     scraped["authorization"]["credentials_file"] = str(folder / "key")
@@ -66,36 +66,32 @@ def prometheus(folder: Path, gateway: str) -> Iterator[Prometheus]:
         yield Prometheus(f"http://127.0.0.1:{port}")
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if condition():
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"not within 30 s: {what}")
+def answers(condition: Callable[[], Any]) -> bool:
+    """Return whether Prometheus listens and the condition holds."""
+    try:
+        return bool(condition())
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture(scope="module")
 def watched(server: Server, origin: Origin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Prometheus after traffic of all kinds, which it has seen come."""
+    """Prometheus, after scrapes before and after traffic of all kinds."""
     traffic(server, origin)
     with prometheus(tmp_path_factory.mktemp("prometheus"), server.url.removeprefix("http://")) as running:
         scrapes = f'count_over_time(up{{pod="{POD["pod"]}"}}[1m])'
-        wait_for(lambda: running.query(scrapes) > [2], "the first scrapes")
+        wait_for(lambda: answers(lambda: running.query(scrapes) > [2]), 120, lambda: "the first scrapes")
         traffic(server, origin)
         (before,) = running.query(scrapes)
-        wait_for(lambda: running.query(scrapes) > [before + 2], "scrapes after the traffic")
+        wait_for(lambda: answers(lambda: running.query(scrapes) > [before + 2]), 120, lambda: "scrapes after the traffic")
         yield running
 
 
 def traffic(server: Server, origin: Origin) -> None:
-    """A text, a picture that nobody has seen (streamed, and once more), one by URL, one that is not there, a wrong request."""
+    """Send requests with a text, a new image (streamed, twice), an image by URL, a missing image, and a wrong field."""
     new = image_part(data_uri(encode(draw_noisy(GRID, random.Random()))))
     for request, status in (
         (body("Hello", max_tokens=4), 200),
@@ -122,19 +118,23 @@ def test_every_dashboard_query_has_data(watched: Prometheus) -> None:
     empty = []
     for query in QUERIES:
         found = watched.query(query.replace("$instance", ".*").replace("$__rate_interval", "1m"))
-        if not found or any(value != value for value in found if "sum by (stage, le)" not in query):  # NaN: nothing was observed
+        if not found or any(value != value for value in found if "sum by (stage, le)" not in query):  # NaN: no observation
             empty.append(query)
     assert all(WITHOUT_DATA in query for query in empty), empty
 
 
 def test_prometheus_scrapes_the_gateway_and_evaluates_every_rule(watched: Prometheus) -> None:
-    (target,) = watched.get("targets")["activeTargets"]
-    assert (target["health"], target["lastError"], target["labels"]["job"]) == ("up", "", "llava-gateway")
+
+    def scraped() -> bool:
+        (target,) = watched.get("targets")["activeTargets"]
+        return bool((target["health"], target["lastError"], target["labels"]["job"]) == ("up", "", "llava-gateway"))
+
+    wait_for(scraped, 120)
 
     def evaluated() -> bool:
         return all(rule["health"] != "unknown" for group in watched.get("rules")["groups"] for rule in group["rules"])
 
-    wait_for(evaluated, "the first evaluation of the rules")
+    wait_for(evaluated, 120)
     rules = [rule for group in watched.get("rules")["groups"] for rule in group["rules"]]
     assert len(rules) == len(ALERTS)
     assert {(rule["name"], rule["health"], rule.get("lastError", "")) for rule in rules if rule["health"] != "ok"} == set()
@@ -148,6 +148,6 @@ def test_keda_query_returns_a_number(watched: Prometheus) -> None:
 def test_image_health_check_tells_a_running_server_from_none(server: Server) -> None:
     (line,) = dockerfile("HEALTHCHECK")
     command = json.loads(line[line.index("[") :])
-    for port, healthy in ((server.url.rpartition(":")[2], True), (str(free_port()), False)):
-        ended = subprocess.run([sys.executable, *command[1:]], env=os.environ | {"LLAVA_PORT": port}, capture_output=True)
+    for port, healthy in ((str(server.address[1]), True), (str(free_port()), False)):
+        ended = subprocess.run([sys.executable, *command[1:]], env=os.environ | {"LLAVA_PORT": port}, capture_output=True, timeout=60)
         assert (ended.returncode == 0) == healthy, ended.stderr

@@ -16,9 +16,9 @@ def paths(routes: list[BaseRoute]) -> set[str]:
 @pytest.mark.parametrize("name", APIS)
 def test_api_can_be_switched_off(name: str) -> None:
     everything = create_app(Settings(model=MODEL))
-    shut = create_app(Settings(model=MODEL, apis=tuple(door for door in APIS if door != name)))
+    without = create_app(Settings(model=MODEL, apis=tuple(api for api in APIS if api != name)))
     alone = create_app(Settings(model=MODEL, apis=(name,)))
     operators = {"/health", "/ready", "/metrics"}
-    assert paths(shut.routes) | paths(alone.routes) == paths(everything.routes)
-    assert paths(shut.routes) & paths(alone.routes) == operators
+    assert paths(without.routes) | paths(alone.routes) == paths(everything.routes)
+    assert paths(without.routes) & paths(alone.routes) == operators
     assert paths(alone.routes) > operators

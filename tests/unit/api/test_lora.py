@@ -25,7 +25,7 @@ from llava_gateway.settings import Settings, SettingsError
     ("options", "status"), [({}, 503), ({"auth": "none"}, 403), ({"api_keys": ("secret",)}, 403), ({"lora_dir": ""}, 404)]
 )
 def test_loading_without_a_keys_file_is_for_loopback_only(tmp_path: Path, options: dict[str, Any], status: int) -> None:
-    """On loopback whoever reaches the port may load, and is told here that the model is loading; where the port is open, nobody may."""
+    """On loopback each client may load adapters, and gets 503 here because the model is loading. On an open port no client may."""
 
     (tmp_path / "corner").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):

@@ -25,8 +25,8 @@ Handle = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
 @contextmanager
-def troubled(*answers: Handle) -> Iterator[str]:
-    """A server that handles each question in its own way, the last one for good."""
+def faulty_server(*answers: Handle) -> Iterator[str]:
+    """Run a server that handles each request with the next handler, and all later requests with the last one."""
     left = list(answers)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ ANSWER = answer(200, {"choices": [{"message": {"content": "Yes."}}]})
 
 
 def test_only_images_are_sent(tmp_path: Path) -> None:
-    """Whoever wrote the file of requests may have named any file that its reader can read."""
+    """An input file may name any file that its user can read."""
     sent: list[bytes] = []
 
     def keep(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -85,20 +85,20 @@ def test_only_images_are_sent(tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "picture").write_bytes(good)
+    (tmp_path / "image").write_bytes(good)
     (tmp_path / "photo.bmp").write_bytes(encode(draw(SECOND), "BMP"))
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "link.png").symlink_to("plain")
     bad = [*files, "fifo", "zero", "link.png", "/etc/passwd", "file:///etc/passwd", "../../../../../../etc/passwd"]
-    lines = [line(name, image_part(name)) for name in [*bad, "picture", "photo.bmp"]]
+    lines = [line(name, image_part(name)) for name in [*bad, "image", "photo.bmp"]]
     prompt = {"custom_id": "text", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Hello", "images": ["plain"]}}
     out = tmp_path / "out.jsonl"
-    with troubled(keep) as url:
+    with faulty_server(keep) as url:
         ended = batch(write(tmp_path / "in.jsonl", [*lines, prompt]), out, "--base-url", url)
     assert ended.returncode == 1, ended.stderr
     found = read(out)
-    assert {name for name, entry in found.items() if entry["error"] is None} == {"picture", "photo.bmp"}
+    assert {name for name, entry in found.items() if entry["error"] is None} == {"image", "photo.bmp"}
     assert {found[name]["error"]["code"] for name in [*bad, "text"]} == {"picture_unreadable"}
     assert found["like.png"]["error"]["message"] == "like.png: This is no picture of a known format, and nothing else is sent"
     assert found["fifo"]["error"]["message"] == "fifo: Not a regular file"
@@ -110,7 +110,7 @@ def test_only_images_are_sent(tmp_path: Path) -> None:
 
 def test_busy_server_is_asked_again_after_retry_after(tmp_path: Path) -> None:
     lines, out = write(tmp_path / "in.jsonl", [line("a", "Hello")]), tmp_path / "out.jsonl"
-    with troubled(answer(429, {}, retry_after="2"), hang_up, answer(503, {}, retry_after="1"), ANSWER) as url:
+    with faulty_server(answer(429, {}, retry_after="2"), hang_up, answer(503, {}, retry_after="1"), ANSWER) as url:
         began = time.monotonic()
         ended = batch(lines, out, "--base-url", url)
     assert ended.returncode == 0, ended.stderr
@@ -129,7 +129,7 @@ def test_busy_server_is_asked_again_after_retry_after(tmp_path: Path) -> None:
 )
 def test_failure_is_recorded_when_the_patience_ends(tmp_path: Path, handle: Handle, status: int | None, code: str) -> None:
     lines, out = write(tmp_path / "in.jsonl", [line("a", "Hello")]), tmp_path / "out.jsonl"
-    with troubled(handle) as url:
+    with faulty_server(handle) as url:
         assert main([str(lines), str(out), "--base-url", url, "--patience", "0"]) == 1
         entry = read(out)["a"]
         assert (entry["response"] and entry["response"]["status_code"], entry["error"]["code"]) == (status, code)
@@ -137,9 +137,9 @@ def test_failure_is_recorded_when_the_patience_ends(tmp_path: Path, handle: Hand
 
 def test_full_disk_is_reported_and_the_run_resumes(tmp_path: Path) -> None:
     lines, out = write(tmp_path / "in.jsonl", [line(str(number), "Hello") for number in range(10)]), tmp_path / "out.jsonl"
-    with troubled(ANSWER) as url:
+    with faulty_server(ANSWER) as url:
         command = f"ulimit -f 1; trap '' XFSZ; exec {sys.executable} -m llava_gateway batch {lines} {out} --base-url {url}"
-        ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+        ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
         assert ended.returncode == 2
         assert "The same command goes on" in ended.stderr
         assert "Traceback" not in ended.stderr

@@ -10,13 +10,13 @@ from helpers.batch import line
 
 from llava_gateway.cli.batch import main
 
-NOBODY = "http://127.0.0.1:9"
+UNREACHABLE = "http://127.0.0.1:9"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What is said by a command that is refused before it asks anybody."""
+    """Return the message of a command that is refused before it sends a request."""
     try:
-        status = main([*map(str, arguments), "--base-url", NOBODY])
+        status = main([*map(str, arguments), "--base-url", UNREACHABLE])
     except SystemExit as error:
         status = int(str(error.code))
     assert status == 2
@@ -43,9 +43,7 @@ GOOD = json.dumps(line("a", "Hello"))
         ([""], "no lines"),
     ],
 )
-def test_bad_input_line_refuses_the_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: list[str], complaint: str
-) -> None:
+def test_bad_input_line_refuses_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: list[str], complaint: str) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text("\n".join(lines))
     told = refusal(capsys, path, tmp_path / "out.jsonl")
@@ -83,4 +81,4 @@ def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--dtype" in refusal(capsys, lines, out, "--dtype", "half")
     assert "--concurrency" in refusal(capsys, lines, out, "--concurrency", "0")
     assert "'nowhere'" in refusal(capsys, lines, out, "--base-url", "nowhere")
-    assert NOBODY in refusal(capsys, lines, out)
+    assert UNREACHABLE in refusal(capsys, lines, out)

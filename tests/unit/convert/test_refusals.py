@@ -19,7 +19,7 @@ from llava_gateway.convert.detect import advice, original_kind
 from llava_gateway.demo import CHECKPOINT
 
 Spoil = Callable[[Path], list[str] | None]
-"""Makes a good checkpoint bad; comes back with more arguments, if any."""
+"""Breaks a good checkpoint, and returns more arguments, if any."""
 
 
 def config(**values: object) -> Spoil:
@@ -64,7 +64,7 @@ def test_serve_names_the_conversion_command(tmp_path: Path, clip: Path) -> None:
     source = tmp_path / "my llava"
     originals.demo_original(source, clip)
     asked = [sys.executable, "-m", "llava_gateway", "serve", str(source), "--port", "58127"]
-    ended = subprocess.run(asked, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    ended = subprocess.run(asked, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert ended.returncode == 1
     said = re.search("original LLaVA checkpoint; run `llava-gateway convert (.*)`, and serve (.*)", ended.stderr)
     assert said

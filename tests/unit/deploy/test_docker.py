@@ -63,7 +63,7 @@ def test_compose_services_are_local_and_pinned() -> None:
 
 
 def seconds(text: str) -> int:
-    """Of "1m5s"."""
+    """Return the seconds of a time such as "1m5s"."""
     return sum(int(number) * {"m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)([ms])", text))
 
 

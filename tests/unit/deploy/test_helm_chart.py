@@ -18,9 +18,9 @@ from llava_gateway.images.url_policy import embedded, is_allowed
 from llava_gateway.settings import Settings
 
 FIXED = {"model", "host", "port", "keys_file", "api_keys"}
-"""Settings that the chart has other values for, sets itself, or that belong into a Secret."""
+"""Settings that have other values in the chart, that the chart sets itself, or that belong into a Secret."""
 OWN = ("keda.sh/v1alpha1", "monitoring.coreos.com/v1")
-"""Of other projects: Kubernetes has no schema of them."""
+"""API versions of other projects, for which Kubernetes has no schema."""
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"settings": {"auth": "none"}, "gpus": 0, "networkPolicy": {"from": [], "dns": []}, "podDisruptionBudget": {"enabled": False}},
@@ -35,7 +35,7 @@ VARIANTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("values", VARIANTS, ids=lambda values: ",".join(values) or "defaults")
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 def test_chart_renders_valid_kubernetes_resources(version: str, values: dict[str, Any]) -> None:
-    assert {message["severity"] for message in lint(CHART, values, strict=True)["messages"]} <= {1}  # that it has no icon
+    assert {message["severity"] for message in lint(CHART, values, strict=True)["messages"]} <= {1}  # information: the chart has no icon
     kinds = set()
     for resource in render(values):
         kinds.add(resource["kind"])
@@ -117,5 +117,5 @@ BLOCKS = [(ip_network(block["cidr"]), [ip_network(network) for network in block[
 def test_network_policy_allows_the_addresses_that_the_gateway_fetches_from(address: IPv4Address | IPv6Address) -> None:
     let_out = any(address in network and not any(address in kept for kept in inside) for network, inside in BLOCKS)
     if isinstance(address, IPv6Address) and (address.ipv4_mapped or embedded(address)):
-        return  # IPv4 inside, which a network policy cannot look at
+        return  # a network policy cannot see the IPv4 address inside
     assert let_out == is_allowed(address)

@@ -74,7 +74,7 @@ def test_deployment_names_are_unique() -> None:
 
 
 def test_rayservice_pods_are_valid() -> None:
-    """KubeRay's own kind has no schema here: of it, what becomes pods."""
+    """Kubernetes has no schema for KubeRay's resource, so its pods are validated."""
     service, policy = yaml.safe_load_all((RAY / "rayservice.yaml").read_text())
     kubernetes_validate.validate(policy, KUBERNETES, strict=True)
     cluster = service["spec"]["rayClusterConfig"]

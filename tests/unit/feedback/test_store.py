@@ -42,7 +42,7 @@ for number in count():
 
 
 def test_answered_votes_survive_a_kill(tmp_path: Path) -> None:
-    """Two writers on one directory, killed in the middle, five times over."""
+    """Two writers share a directory and are killed, five times."""
     answered: set[str] = set()
     for attempt in range(5):
         command = [sys.executable, "-c", VOTING, str(tmp_path)]

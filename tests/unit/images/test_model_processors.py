@@ -16,27 +16,27 @@ from llava_gateway.types import VisionConfig
 
 @pytest.mark.parametrize("name", TINY)
 def test_pixels_equal_those_of_the_models_processor(name: str, tmp_path: Path) -> None:
-    """The processor has the picture as it is on one side, and as the gateway prepares it on the other."""
+    """The processor gets the original image on one side, and the image that the gateway prepares on the other."""
     TINY[name](tmp_path / name)
     processor = AutoProcessor.from_pretrained(tmp_path / name).image_processor
     transform = Transform(vision(name), "crop" if name == "bakllava" else "resize")
     for size in ((30, 20), (640, 480), (1021, 677), (2500, 900)):
-        picture = smooth(size)
-        prepared = prepare(open_image(encode(picture), 10_000_000), transform)
-        ours, theirs = (np.asarray(processor(image, return_tensors="np")["pixel_values"]) for image in (prepared, picture))
-        assert ours.shape == theirs.shape
-        assert np.abs(ours - theirs).mean() < 0.01  # where black to white is 2 or more
-        assert np.quantile(np.abs(ours - theirs), 0.999) < 0.1
+        image = smooth(size)
+        prepared = prepare(open_image(encode(image), 10_000_000), transform)
+        prepared_pixels, original_pixels = (np.asarray(processor(each, return_tensors="np")["pixel_values"]) for each in (prepared, image))
+        assert prepared_pixels.shape == original_pixels.shape
+        assert np.abs(prepared_pixels - original_pixels).mean() < 0.01  # black and white differ by 2 or more
+        assert np.quantile(np.abs(prepared_pixels - original_pixels), 0.999) < 0.1
 
 
 def smooth(size: tuple[int, int]) -> Image.Image:
-    """Every part of it differs from every other."""
+    """Return an image in which each part differs from all others."""
     across, down = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     return Image.fromarray(np.stack([across, down, 255 - (across + down) / 2], -1).astype(np.uint8))
 
 
 def vision(name: str) -> VisionConfig:
-    """As the engine describes it; a picture's tokens are here the rows and columns that it covers on its grid."""
+    """Return the description that the engine gives of a model. The tokens of an image are the patches that it covers on its grid."""
     pinpoints = {"next": NEXT_GRIDS, "onevision": ONEVISION_GRIDS}.get(name, [])
     grids = tuple((width, height) for height, width in pinpoints)
     return VisionConfig(384 if name in ("siglip", "onevision") else 336, lambda w, h: covered((w, h), grids), 576, 2928, grids)

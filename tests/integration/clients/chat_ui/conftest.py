@@ -12,13 +12,14 @@ from playwright.sync_api import Browser
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """A Chromium for the tests of a file."""
     with chromium() as running:
         yield running
 
 
 @pytest.fixture
 def chat_at(browser: Browser) -> Iterator[OpenChat]:
-    """Opens the chat page at a URL. In the end nothing may have gone wrong that the test does not expect."""
+    """A function that opens the chat page at a URL. At the end, check that the page had no faults."""
     chats = []
 
     def open_chat(url: str, **context: Any) -> Chat:
@@ -28,11 +29,12 @@ def chat_at(browser: Browser) -> Iterator[OpenChat]:
     yield open_chat
     for chat in chats:
         chat.page.context.close()
-        assert chat.watch.wrong == []
+        assert chat.monitor.problems == []
 
 
 @pytest.fixture
 def chat(chat_at: OpenChat, server: Server) -> Chat:
+    """The chat page of the shared server, with its models."""
     chat = chat_at(server.url)
     chat.wait_for_models()
     return chat

@@ -10,11 +10,12 @@ import httpx
 import pytest
 import uvicorn
 from helpers.browser import Chat
-from helpers.chat_ui import ONE, TWO, OpenChat, picture, sent
+from helpers.chat_ui import ONE, TWO, OpenChat, png, sent_bodies
 from helpers.origin import GRID as ORIGIN_GRID
 from helpers.origin import Origin
 from helpers.requests import body
 from helpers.server import Server, free_port
+from helpers.waiting import wait_for
 from PIL import Image
 from playwright.sync_api import Error, Page, expect
 from starlette.applications import Starlette
@@ -33,7 +34,7 @@ FILL = """([names, contents]) => {
 
 
 def transfer(page: Page, **files: bytes) -> Any:
-    """A DataTransfer of these files, `grid_png` being grid.png."""
+    """Return a DataTransfer with these files. The keyword `grid_png` is the file grid.png."""
     names = [name.replace("_", ".") for name in files]
     return page.evaluate_handle(FILL, [names, [base64.b64encode(content).decode() for content in files.values()]])
 
@@ -46,7 +47,7 @@ def test_answer_streams_and_shows_its_cost(chat: Chat) -> None:
             new MutationObserver(look).observe(document.getElementById("turns"), {subtree: true, characterData: true});
         }"""
     )
-    chat.choose(picture(ONE))
+    chat.choose(png(ONE))
     chat.ask("Describe this image.")
     assert chat.wait_for_answers(1) == [describe([ONE])]
     assert chat.page.evaluate("() => lengths.size") > 10
@@ -57,7 +58,7 @@ def test_answer_streams_and_shows_its_cost(chat: Chat) -> None:
 
 
 def test_two_dropped_images_are_described(chat: Chat) -> None:
-    files = transfer(chat.page, one_png=picture(ONE), two_png=picture(TWO))
+    files = transfer(chat.page, one_png=png(ONE), two_png=png(TWO))
     chat.page.dispatch_event("#scroller", "drop", {"dataTransfer": files})
     expect(chat.page.locator("#pictures img")).to_have_count(2)
     chat.ask("Describe these images.")
@@ -67,11 +68,11 @@ def test_two_dropped_images_are_described(chat: Chat) -> None:
 def test_pasted_image_is_shrunk_and_turned_upright(chat: Chat) -> None:
     large, clear = io.BytesIO(), io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter, clockwise
+    exif[0x0112] = 6  # a viewer turns the image clockwise by a quarter
     draw(ONE, (3000, 2000)).save(large, "JPEG", exif=exif)
     Image.new("RGBA", (20, 10), (255, 0, 0, 128)).save(clear, "PNG")
     files = transfer(chat.page, large_jpeg=large.getvalue(), clear_png=clear.getvalue())
-    bodies = sent(chat.page)
+    bodies = sent_bodies(chat.page)
     chat.page.evaluate("(files) => dispatchEvent(new ClipboardEvent('paste', {clipboardData: files}))", files)
     expect(chat.page.locator("#pictures img")).to_have_count(2)
     chat.ask("Hello")
@@ -100,7 +101,7 @@ def test_image_by_url_is_fetched_only_by_the_server(chat: Chat, origin: Origin) 
 def test_file_that_is_not_an_image_is_named_and_an_image_can_be_removed(chat: Chat) -> None:
     chat.page.locator("#files").set_input_files([{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"}])
     expect(chat.page.locator("#status")).to_have_text("notes.txt is not an image.")
-    chat.choose(picture(ONE), picture(TWO))
+    chat.choose(png(ONE), png(TWO))
     chat.page.get_by_role("button", name="Remove 0.png").click()
     chat.ask("Describe this image.")
     assert chat.wait_for_answers(1) == [describe([TWO])]
@@ -108,7 +109,7 @@ def test_file_that_is_not_an_image_is_named_and_an_image_can_be_removed(chat: Ch
 
 def test_escape_stops_an_answer_that_can_be_repeated(chat: Chat) -> None:
     whole = describe([ONE, TWO])
-    chat.choose(picture(ONE), picture(TWO))
+    chat.choose(png(ONE), png(TWO))
     chat.at_first_text("stop")
     chat.ask("Describe these images.")
     (partial,) = chat.wait_for_answers(1)
@@ -121,9 +122,9 @@ def test_escape_stops_an_answer_that_can_be_repeated(chat: Chat) -> None:
 
 
 def test_edited_question_sends_the_shortened_history(chat: Chat) -> None:
-    bodies = sent(chat.page)
+    bodies = sent_bodies(chat.page)
     chat.set(system="Be brief.", temperature="0", max_tokens="60")
-    chat.choose(picture(ONE))
+    chat.choose(png(ONE))
     chat.ask("Describe this image.")
     (first,) = chat.wait_for_answers(1)
     chat.question.fill("Hello")
@@ -139,7 +140,7 @@ def test_edited_question_sends_the_shortened_history(chat: Chat) -> None:
     chat.question.fill("a draft")
     chat.page.get_by_role("button", name="Edit and send again").first.click()
     expect(chat.question).to_have_value("Describe this image.")
-    chat.choose(picture(TWO))
+    chat.choose(png(TWO))
     chat.ask("Describe these images.")
     assert chat.wait_for_answers(1) == [describe([ONE, TWO])]
     assert [message["role"] for message in bodies[2]["messages"]] == ["system", "user"]
@@ -166,7 +167,7 @@ def test_error_is_shown_in_the_servers_words(chat: Chat, server: Server) -> None
 def test_new_text_does_not_scroll_a_reader_away(chat: Chat) -> None:
     chat.page.set_viewport_size({"width": 500, "height": 420})
     top = "() => document.getElementById('scroller').scrollTop"
-    chat.choose(picture(ONE), picture(TWO))
+    chat.choose(png(ONE), png(TWO))
     chat.ask("Describe these images.")
     chat.wait_for_answers(1)
     assert chat.page.evaluate(top) > 100
@@ -183,17 +184,17 @@ def test_new_text_does_not_scroll_a_reader_away(chat: Chat) -> None:
 def test_browser_refuses_to_make_html_of_text(chat: Chat) -> None:
     with pytest.raises(Error, match="TrustedHTML"):
         chat.page.evaluate("() => { document.querySelector('#turns').innerHTML = '<b>x</b>' }")
-    chat.watch.wrong.clear()  # which names this
+    chat.monitor.problems.clear()  # the browser logs this error
 
 
 def test_page_works_below_a_path_while_the_model_loads(chat_at: OpenChat) -> None:
     port = free_port()
-    app = create_app(Settings(model="llava-demo"), engine=lambda: pytest.fail("nobody starts the engine"))
+    app = create_app(Settings(model="llava-demo"), engine=lambda: pytest.fail("the test starts no engine"))
     running = uvicorn.Server(uvicorn.Config(Starlette(routes=[Mount("/llava", app)]), port=port, lifespan="off", log_config=None))
     thread = threading.Thread(target=running.run)
     thread.start()
     try:
-        httpx.Client(transport=httpx.HTTPTransport(retries=6), timeout=60).get(f"http://127.0.0.1:{port}/llava/health")
+        wait_for(lambda: running.started)
         chat = chat_at(f"http://127.0.0.1:{port}/llava")
         chat.wait_for_models()
         chat.ask("Hello")

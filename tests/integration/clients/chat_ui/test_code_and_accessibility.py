@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from helpers.browser import Chat
-from helpers.chat_ui import ONE, TWO, OpenChat, check_accessible, picture
+from helpers.chat_ui import ONE, TWO, OpenChat, check_accessible, png
 from helpers.server import Server
 from playwright.sync_api import expect
 
@@ -21,19 +21,19 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touc
 def test_copied_code_gets_the_same_answer(chat: Chat, language: str) -> None:
     chat.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     chat.set(temperature="0", system='It\'s a "test" \\ of $quotes and\nlines 🦙.')
-    chat.choose(picture(ONE), picture(TWO))
+    chat.choose(png(ONE), png(TWO))
     chat.ask("Describe these images.")
     (answer,) = chat.wait_for_answers(1)
     chat.page.get_by_role("button", name=f"Copy as {language}").click()
     expect(chat.page.locator("#status")).to_have_text("Copied.")
     code = chat.page.evaluate("() => navigator.clipboard.readText()")
     command = ["bash", "-euo", "pipefail"] if language == "curl" else [sys.executable, "-"]
-    said = subprocess.run(command, input=code, capture_output=True, text=True, timeout=60, check=True).stdout
+    said = subprocess.run(command, input=code, capture_output=True, text=True, timeout=120, check=True).stdout
     assert (json.loads(said)["choices"][0]["message"]["content"] if language == "curl" else said.strip()) == answer
 
 
 def test_code_is_shown_where_there_is_no_clipboard(chat: Chat) -> None:
-    chat.page.evaluate("() => { Object.defineProperty(navigator, 'clipboard', {value: undefined}) }")  # as on http pages of other machines
+    chat.page.evaluate("() => { Object.defineProperty(navigator, 'clipboard', {value: undefined}) }")  # as on remote http pages
     chat.set()
     chat.ask("Hello")
     chat.wait_for_answers(1)
@@ -46,7 +46,7 @@ def test_page_is_accessible(chat_at: OpenChat, server: Server, context: dict[str
     chat = chat_at(server.url, **context)
     chat.wait_for_models()
     check_accessible(chat.page)
-    chat.choose(picture(ONE))
+    chat.choose(png(ONE))
     chat.question.fill("Describe this image.")
     chat.page.get_by_role("button", name="Send").click()
     assert chat.wait_for_answers(1) == [describe([ONE])]

@@ -6,7 +6,7 @@ import signal
 import httpx
 import pytest
 from helpers.browser import Chat
-from helpers.chat_ui import ONE, OpenChat, check_accessible, picture, sent
+from helpers.chat_ui import ONE, OpenChat, check_accessible, png, sent_bodies
 from helpers.server import KEY, FeedbackServer
 from playwright.sync_api import expect
 
@@ -42,6 +42,7 @@ def test_key_is_asked_once_and_kept_in_the_session(chat_at: OpenChat, feedback_s
 
 
 def with_key(chat: Chat) -> Chat:
+    """Enter the key on the page."""
     chat.page.locator("#key").fill(KEY)
     chat.page.locator("#key").press("Enter")
     chat.wait_for_models()
@@ -51,8 +52,8 @@ def with_key(chat: Chat) -> Chat:
 def test_two_models_keep_their_own_histories_and_take_votes(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
     chat = with_key(chat_at(feedback_server.server.url))
     before = len(feedback_server.records())
-    bodies = sent(chat.page)
-    chat.choose(picture(ONE))
+    bodies = sent_bodies(chat.page)
+    chat.choose(png(ONE))
     chat.ask("Describe this image.")
     chat.wait_for_answers(1)
     chat.page.get_by_role("button", name="Compare").click()
@@ -64,7 +65,7 @@ def test_two_models_keep_their_own_histories_and_take_votes(chat_at: OpenChat, f
     assert bodies[1]["messages"][1] == {"role": "assistant", "content": answers[0]}
     chat.ask("Hello again")
     answers = chat.wait_for_answers(5)
-    assert [body["messages"][3]["content"] for body in bodies[3:]] == answers[1:3], "each goes on with its own"
+    assert [body["messages"][3]["content"] for body in bodies[3:]] == answers[1:3], "each model continues its own history"
     second = chat.page.get_by_role("article", name="Answer of other").last
     for name in ("Bad answer", "Good answer"):
         second.get_by_role("button", name=name).click()
@@ -95,18 +96,18 @@ def test_page_needs_no_key_and_is_cached(feedback_server: FeedbackServer) -> Non
     for path in ("/page", "/page/", "/page/index.html", "/page/../v1/models", "/page/nope.js", "//"):
         assert httpx.get(url + path, timeout=60).status_code == 401
     wrong = httpx.post(url + "/", timeout=60)
-    assert (wrong.status_code, wrong.json()["error"]["message"]) == (405, "POST is not allowed here.")  # in the API's words
+    assert (wrong.status_code, wrong.json()["error"]["message"]) == (405, "POST is not allowed here.")  # the API's error message
 
 
 @pytest.mark.last
 def test_error_in_a_stream_is_shown_below_the_partial_answer(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
     chat = with_key(chat_at(feedback_server.server.url))
-    chat.choose(*[picture(ONE)] * 5)
-    chat.ask("Describe these images.")  # at such length that there is time to end the server
+    chat.choose(*[png(ONE)] * 5)
+    chat.ask("Describe these images.")  # five images, so that the answer is long enough to end the server in the middle
     chat.page.locator(".answer .text:not(:empty)").wait_for()
     os.kill(feedback_server.server.process.pid, signal.SIGTERM)
     (partial,) = chat.wait_for_answers(1)
     assert partial
     assert describe([ONE] * 5).startswith(partial[:20])
     expect(chat.errors).to_have_text("The server is shutting down; this request was cut off.")
-    assert feedback_server.server.process.wait(60) == 0
+    assert feedback_server.server.process.wait(120) == 0
