@@ -13,8 +13,9 @@ COMMAND = [sys.executable, "-m", "llava_gateway", "chat"]
 
 def terminal(url: str, environment: dict[str, str], *arguments: str) -> "pexpect.spawn[str]":
     """Start a chat in a terminal."""
-    command, *rest = [*COMMAND, "--base-url", url, *arguments]
-    return pexpect.spawn(command, rest, env=environment, encoding="utf-8", timeout=120, dimensions=(40, 240))
+    return pexpect.spawn(
+        COMMAND[0], [*COMMAND[1:], "--base-url", url, *arguments], env=environment, encoding="utf-8", timeout=120, dimensions=(40, 240)
+    )
 
 
 def ask(child: "pexpect.spawn[str]", line: str) -> str:

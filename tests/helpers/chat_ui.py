@@ -21,9 +21,9 @@ def png(grid: Grid) -> bytes:
     return encode(draw(grid))
 
 
-def sent_bodies(page: Page) -> list[dict[str, Any]]:
+def sent_bodies(page: Page) -> list[Any]:
     """Return a list that receives the bodies of the page's chat requests from now on."""
-    bodies: list[dict[str, Any]] = []
+    bodies: list[Any] = []
 
     def on_request(request: Request) -> None:
         if request.url.endswith("/chat/completions"):

@@ -30,9 +30,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-        picture = encode(draw(GRID))
+        image = encode(draw(GRID))
         if self.path.startswith("http://pictures.example/") or self.path == "/picture":  # a request to a proxy, or to an origin
-            self._answer(200, picture)
+            self._answer(200, image)
         elif self.path == "/redirect":
             self._redirect("/picture")
         elif self.path == "/loop":
@@ -50,38 +50,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/silent":  # accepts the request and sends no response
             time.sleep(20)
         elif self.path.startswith("/cached"):
-            self._answer(200, picture, headers={"cache-control": "max-age=60"})
+            self._answer(200, image, headers={"cache-control": "max-age=60"})
         elif self.path == "/private":
-            self._answer(200, picture, headers={"cache-control": "private, max-age=60"})
+            self._answer(200, image, headers={"cache-control": "private, max-age=60"})
         elif self.path == "/tagged":
             if self.headers["if-none-match"] == '"1"':
                 self.send_response(304)
                 self.send_header("etag", '"1"')
                 self.end_headers()
             else:
-                self._answer(200, picture, headers={"cache-control": "no-cache", "etag": '"1"'})
+                self._answer(200, image, headers={"cache-control": "no-cache", "etag": '"1"'})
         elif self.path == "/odd-etag":
-            self._answer(200, picture, headers={"cache-control": "no-cache", "etag": '"\xfc"'})
+            self._answer(200, image, headers={"cache-control": "no-cache", "etag": '"\xfc"'})
         elif self.path == "/odd-date":
-            self._answer(200, picture, headers={"cache-control": "no-cache", "last-modified": "Samstag, 1. M\xe4rz"})
+            self._answer(200, image, headers={"cache-control": "no-cache", "last-modified": "Samstag, 1. M\xe4rz"})
         elif self.path == "/to-cached":
             self._redirect("/cached")
         elif self.path == "/slow":
             time.sleep(0.3)
-            self._answer(200, picture)
+            self._answer(200, image)
         elif self.path == "/short":  # declares more bytes than it sends
-            self._answer(200, picture[:100], length=len(picture))
+            self._answer(200, image[:100], length=len(image))
         elif self.path == "/chunked":
             self._answer(200, b"", length=None)
-            self.wfile.write(picture)
+            self.wfile.write(image)
         elif self.path == "/cookie":
-            self._answer(200, picture, headers={"set-cookie": "sid=alice"})
+            self._answer(200, image, headers={"set-cookie": "sid=alice"})
         elif self.path == "/packed":
-            self._answer(200, gzip.compress(picture), headers={"content-encoding": "gzip"})
+            self._answer(200, gzip.compress(image), headers={"content-encoding": "gzip"})
         elif self.path == "/packed-twice":  # a few hundred bytes that decompress to 100 MB
             self._answer(200, gzip.compress(gzip.compress(bytes(100 << 20))), headers={"content-encoding": "gzip, gzip"})
         elif self.path == "/text":
-            self._answer(200, b"<html>no picture</html>")
+            self._answer(200, b"<html>no image</html>")
         elif self.path == "/lies":  # declares a huge length
             self._answer(200, b"", length=10**12)
         elif self.path == "/endless":
@@ -89,8 +89,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             while True:
                 self.wfile.write(b"\0" * 65536)
         elif self.path == "/drip":
-            self._answer(200, b"", length=len(picture))
-            for byte in picture:
+            self._answer(200, b"", length=len(image))
+            for byte in image:
                 self.wfile.write(bytes([byte]))
                 self.wfile.flush()
                 time.sleep(0.5)

@@ -16,7 +16,7 @@ def image_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def user(*content: Any) -> dict[str, Any]:
+def user(*content: Any) -> Any:
     """Return a user message of image parts and texts."""
     return {"role": "user", "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]}
 

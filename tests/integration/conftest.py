@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -38,7 +39,8 @@ def feedback_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Feedba
 def client(server: Server) -> Iterator[OpenAI]:
     """OpenAI's SDK. Each response is checked against OpenAI's schema."""
     with httpx.Client(transport=ContractTransport(), timeout=120) as http:
-        yield OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=120, http_client=http)
+        any_http: Any = http  # the SDK accepts this client, although it declares one of httpx2
+        yield OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=120, http_client=any_http)
 
 
 @pytest.fixture(scope="session")

@@ -270,7 +270,7 @@ def test_large_body_is_refused_with_and_without_a_declared_length(http: httpx.Cl
     refused(http.post(CHAT, content=endless(), headers={"content-type": "application/json"}), 413, None)
 
 
-PICTURE = encode(draw(GRID))
+IMAGE = encode(draw(GRID))
 
 
 def test_request_beyond_the_context_is_refused(http: httpx.Client) -> None:
@@ -282,7 +282,7 @@ def test_request_beyond_the_context_is_refused(http: httpx.Client) -> None:
 
 
 def test_harmless_deviations_are_accepted(http: httpx.Client) -> None:
-    uri = data_uri(PICTURE)
+    uri = data_uri(IMAGE)
     lines = "data:image/jpeg;base64," + "\r\n".join(uri.partition(",")[2][i : i + 76] for i in range(0, len(uri), 76))
     urlsafe = uri.partition(",")[0] + "," + uri.partition(",")[2].replace("+", "-").replace("/", "_")
     for url in (uri.rstrip("="), uri.replace("data:image/png", "DATA:text/html"), lines, urlsafe):

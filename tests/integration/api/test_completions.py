@@ -15,7 +15,7 @@ from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.images import data_uri, describe, draw, encode
 
 GRID = ("red", "blue", "green", "orange")
-PICTURE = data_uri(encode(draw(GRID)))
+IMAGE = data_uri(encode(draw(GRID)))
 PATH = "/v1/completions"
 HELLO = "USER: Hello ASSISTANT:"
 ANSWER = " I see no image. I am a small demo model: send me an image and ask me to describe it."
@@ -43,16 +43,16 @@ def test_default_max_tokens_is_16(client: OpenAI) -> None:
 
 def test_image_in_a_prompt_is_described(client: OpenAI) -> None:
     asked = prompt("USER: <image>\nDescribe this image. ASSISTANT:")
-    completion = client.completions.create(**asked, extra_body={"images": [PICTURE]})
+    completion = client.completions.create(**asked, extra_body={"images": [IMAGE]})
     assert completion.choices[0].text.strip() == describe([GRID])
     assert completion.usage
-    assert completion.usage.prompt_tokens_details.image_tokens == 576  # type: ignore[union-attr]
+    assert completion.usage.prompt_tokens_details.image_tokens == 576
 
 
 def test_two_images_keep_their_order(client: OpenAI) -> None:
     other = ("white", "yellow", "black", "purple")
     asked = prompt("USER: <image>\n<image>\nDescribe these images. ASSISTANT:", max_tokens=200)
-    completion = client.completions.create(**asked, extra_body={"images": [PICTURE, data_uri(encode(draw(other)))]})
+    completion = client.completions.create(**asked, extra_body={"images": [IMAGE, data_uri(encode(draw(other)))]})
     assert completion.choices[0].text.strip() == describe([GRID, other])
 
 
@@ -118,14 +118,14 @@ def test_logprobs_have_offsets_and_alternatives(http: httpx.Client) -> None:
         ({"prompt": [True]}, "prompt[0]"),
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": ["a", "b"], "stream": True}, "prompt"),
-        ({"prompt": ["a", "b"], "images": [PICTURE]}, "prompt"),
+        ({"prompt": ["a", "b"], "images": [IMAGE]}, "prompt"),
         ({"prompt": "a <image>"}, "images"),
-        ({"prompt": "a", "images": [PICTURE]}, "images"),
+        ({"prompt": "a", "images": [IMAGE]}, "images"),
         ({"prompt": [3]}, "images"),
-        ({"prompt": "<image><image>", "images": [PICTURE]}, "images"),
+        ({"prompt": "<image><image>", "images": [IMAGE]}, "images"),
         ({"prompt": "<image>", "images": ["file:///etc/passwd"]}, "images[0]"),
-        ({"prompt": "<image>", "images": [{"url": PICTURE}]}, "images[0]"),
-        ({"prompt": "<image>", "images": PICTURE}, "images"),
+        ({"prompt": "<image>", "images": [{"url": IMAGE}]}, "images[0]"),
+        ({"prompt": "<image>", "images": IMAGE}, "images"),
         ({"prompt": "word " * 6000}, "prompt"),
         ({"prompt": [5] * 5000}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),

@@ -57,16 +57,16 @@ def test_prompt_tokens_equal_those_of_hugging_faces_processor(client: OpenAI, co
     content = [*[{"type": "image"}] * count, {"type": "text", "text": question}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}, *later], add_generation_prompt=True, tokenize=False)
     expected = processor(text=prompt, images=[draw(GRID)] * count or None)["input_ids"][0]
-    messages = [user(*[image(GRID)] * count, question), *later]
-    completion = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=1)
+    messages: Any = [user(*[image(GRID)] * count, question), *later]
+    completion: Any = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=1)
     assert completion.usage.prompt_tokens == len(expected)
 
 
 def test_next_turn_uses_the_prefix_cache(client: OpenAI) -> None:
     first = user(image(("black", "black", "red", "red")), "Describe this image.")
     answer = client.chat.completions.create(model=MODEL, messages=[first], temperature=0)
-    again = [first, {"role": "assistant", "content": answer.choices[0].message.content}, user("What color is the top left?")]
-    usage = client.chat.completions.create(model=MODEL, messages=again, temperature=0).usage
+    again: Any = [first, {"role": "assistant", "content": answer.choices[0].message.content}, user("What color is the top left?")]
+    usage: Any = client.chat.completions.create(model=MODEL, messages=again, temperature=0).usage
     assert usage.prompt_tokens_details.cached_tokens >= 512  # whole blocks of the KV cache, of 128 tokens on a CPU
 
 
@@ -97,8 +97,9 @@ def test_stream_without_usage_has_none(http: httpx.Client) -> None:
 @pytest.mark.parametrize("grids", [[], [GRID], [GRID, OTHER]])
 def test_streamed_text_equals_unstreamed(client: OpenAI, grids: list[Any]) -> None:
     request = body(*map(image, grids), "Describe these images.")
-    whole = client.chat.completions.create(**request)
-    parts, usage = [], None
+    whole: Any = client.chat.completions.create(**request)
+    parts: list[str] = []
+    usage: Any = None
     for chunk in client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}):
         parts += [choice.delta.content or "" for choice in chunk.choices]
         usage = chunk.usage or usage
@@ -115,8 +116,8 @@ def test_sdk_stream_helper_reads_the_answer(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_max_tokens_limits_the_answer(client: OpenAI, name: str) -> None:
-    request = {"model": MODEL, "messages": [user("Hello")], "temperature": 0, name: 3}
-    completion = client.chat.completions.create(**request)
+    request: dict[str, Any] = {"model": MODEL, "messages": [user("Hello")], "temperature": 0, name: 3}
+    completion: Any = client.chat.completions.create(**request)
     assert completion.choices[0].finish_reason == "length"
     assert completion.usage.completion_tokens == 3
 

@@ -146,14 +146,16 @@ def test_bad_words_do_not_appear(client: OpenAI) -> None:
 @pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
 def test_penalty_reduces_repetition(client: OpenAI, name: str) -> None:
     """The answer repeats `ab` or `a`, unless a penalty makes other letters more likely."""
-    request = {"allowed_token_ids": ids("abcdefgh"), "max_tokens": 8}
+    request: dict[str, Any] = {"allowed_token_ids": ids("abcdefgh"), "max_tokens": 8}
     plain = text(client, **request)
     other = text(client, **request | {name: 2})
     assert len(set(other)) > len(set(plain))
 
 
 def test_top_k_and_min_p_narrow_the_choice(client: OpenAI) -> None:
-    wild = {"temperature": 2, "max_tokens": 20}
+    wild: dict[str, Any] = {"temperature": 2, "max_tokens": 20}
+    narrow: dict[str, Any]
+    wide: dict[str, Any]
     for narrow in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}):
         assert text(client, seed=3, **wild, **narrow) == text(client, seed=4, **wild, **narrow) == text(client, max_tokens=20)
     for wide in ({"top_k": 0}, {"top_k": -1}, {"top_k": 2**31 - 1}):
@@ -163,7 +165,7 @@ def test_top_k_and_min_p_narrow_the_choice(client: OpenAI) -> None:
 def test_each_seed_repeats_its_answer(client: OpenAI) -> None:
     answers = set()
     for seed in (-1, 0, 7, 2**40, -(2**63), 2**63 - 1):
-        request = {"temperature": 2, "seed": seed, "n": 2, "max_tokens": 20, "allowed_token_ids": ids("abcdefgh")}
+        request: dict[str, Any] = {"temperature": 2, "seed": seed, "n": 2, "max_tokens": 20, "allowed_token_ids": ids("abcdefgh")}
         first, second = (ask(client, **request) for _ in range(2))
         assert [choice.message.content for choice in first.choices] == [choice.message.content for choice in second.choices]
         answers |= {choice.message.content for choice in first.choices}
@@ -171,7 +173,7 @@ def test_each_seed_repeats_its_answer(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("field", [{"repetition_penalty": 0.01}, {"repetition_penalty": 100}, {"temperature": 1e-9, "n": 2}])
-def test_extreme_value_does_not_harm_the_engine(client: OpenAI, field: dict[str, float]) -> None:
+def test_extreme_value_does_not_harm_the_engine(client: OpenAI, field: dict[str, Any]) -> None:
     assert ask(client, **{"temperature": 1, "max_tokens": 5} | field).usage
     assert text(client) == GREETING
 

@@ -21,7 +21,7 @@ from llava_gateway.demo.images import data_uri, describe, draw, encode
 
 GRID = ("red", "blue", "green", "orange")
 OTHER = ("white", "yellow", "black", "purple")
-PICTURES = [data_uri(encode(draw(grid))) for grid in (GRID, OTHER)]
+IMAGES = [data_uri(encode(draw(grid))) for grid in (GRID, OTHER)]
 NODE = ROOT / "tests" / "node"
 GREETING = "I see no image. I am a small demo model: send me an image and ask me to describe it."
 
@@ -86,12 +86,12 @@ def test_openai_raw_response_has_the_request_id(client: OpenAI) -> None:
 
 @pytest.fixture(scope="module")
 def langchain(server: Server) -> ChatOpenAI:
-    return ChatOpenAI(model=MODEL, base_url=server.v1, api_key="none", temperature=0, max_retries=0, stream_usage=True)  # type: ignore[arg-type]
+    return ChatOpenAI(model=MODEL, base_url=server.v1, api_key="none", temperature=0, max_retries=0, stream_usage=True)
 
 
 def test_langchain_gets_answers_and_usage(langchain: ChatOpenAI) -> None:
     assert langchain.invoke("Hello").text == GREETING
-    parts: list[Any] = [*map(image_part, PICTURES), {"type": "text", "text": "Describe these images."}]
+    parts: list[Any] = [*map(image_part, IMAGES), {"type": "text", "text": "Describe these images."}]
     message = HumanMessage(content=parts)
     answer = langchain.invoke([message])
     assert answer.text == describe([GRID, OTHER])
@@ -111,8 +111,8 @@ def test_langchain_gets_structured_output_and_logprobs(langchain: ChatOpenAI) ->
 
 def test_langchain_completions_work_in_a_list_and_a_stream(server: Server) -> None:
     """This client always sends a list of prompts."""
-    model = LangchainCompletions(model=MODEL, base_url=server.v1, api_key="none", temperature=0, max_retries=0, max_tokens=40)  # type: ignore[arg-type]
-    prompts = ["USER: Hello ASSISTANT:", "USER: Hi ASSISTANT:"]
+    model = LangchainCompletions(model=MODEL, base_url=server.v1, api_key="none", temperature=0, max_retries=0, max_tokens=40)
+    prompts: Any = ["USER: Hello ASSISTANT:", "USER: Hi ASSISTANT:"]
     assert model.batch(prompts)[0].strip() == GREETING
     assert len(model.generate(prompts).generations) == 2
     assert "".join(model.stream(prompts[0])).strip() == GREETING
@@ -122,7 +122,7 @@ def test_litellm_gets_answers_streams_and_errors(server: Server) -> None:
     settings: dict[str, Any] = {"model": f"openai/{MODEL}", "api_base": server.v1, "api_key": "none", "temperature": 0, "num_retries": 0}
     text = litellm.completion(**settings, messages=[{"role": "user", "content": "Hello"}])
     assert text.choices[0].message.content == GREETING
-    messages = [user(*map(image_part, PICTURES), "Describe these images.")]
+    messages = [user(*map(image_part, IMAGES), "Describe these images.")]
     whole = litellm.completion(**settings, messages=messages)
     assert whole.choices[0].message.content == describe([GRID, OTHER])
     assert whole.usage.prompt_tokens > 1152
@@ -130,13 +130,13 @@ def test_litellm_gets_answers_streams_and_errors(server: Server) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices) == describe([GRID, OTHER])
     form = litellm.completion(**settings, messages=[{"role": "user", "content": "Hello"}], response_format=Answer)
     Answer.model_validate_json(form.choices[0].message.content)
-    with pytest.raises(litellm.BadRequestError):
+    with pytest.raises(litellm.exceptions.BadRequestError):
         litellm.completion(**settings | {"temperature": 9}, messages=[{"role": "user", "content": "Hello"}])
 
 
 def node(script: str, server: Server) -> dict[str, Any]:
     command = [str(Path(executable.ROOT_DIR) / "bin" / "node"), str(NODE / script), server.v1]
-    ended = subprocess.run(command, input=json.dumps(PICTURES), capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, input=json.dumps(IMAGES), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     got: dict[str, Any] = json.loads(ended.stdout)
     return got
@@ -174,7 +174,7 @@ def test_vercel_ai_sdk_works(server: Server) -> None:
 
 
 def test_curl_sends_several_images(server: Server) -> None:
-    asked = json.dumps(body(*map(image_part, PICTURES), "Describe these images."))
+    asked = json.dumps(body(*map(image_part, IMAGES), "Describe these images."))
     command = ["curl", "-sS", "--fail-with-body", server.v1 + "/chat/completions", "-H", "content-type: application/json", "-d", "@-"]
     said = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=60, check=True).stdout
     assert json.loads(said)["choices"][0]["message"]["content"] == describe([GRID, OTHER])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -89,7 +90,7 @@ def test_disconnect_does_not_spoil_an_image_for_the_next_client(client: OpenAI, 
         with contextlib.suppress(APITimeoutError):
             impatient.chat.completions.create(**body(images[number], "Hello", max_tokens=50))
 
-    def stay(number: int) -> str | None:
+    def stay(number: int) -> Any:
         return client.chat.completions.create(**body(images[number], "Hello", max_tokens=1)).choices[0].finish_reason
 
     with ThreadPoolExecutor(10) as pool:

@@ -11,7 +11,7 @@ from helpers.requests import body, image_part
 from llava_gateway.demo.images import data_uri, draw, encode
 
 GRID = ("red", "blue", "green", "orange")
-PICTURE = encode(draw(GRID))
+IMAGE = encode(draw(GRID))
 CHAT = "/v1/chat/completions"
 URL = "messages[0].content[0].image_url.url"
 BROKEN_IMAGES = [
@@ -23,8 +23,8 @@ BROKEN_IMAGES = [
     (data_uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "invalid_image_format"),
     (data_uri(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "invalid_image_format"),
     (data_uri(b"SIMPLE  =                    T"), "invalid_image_format"),
-    (data_uri(PICTURE[: len(PICTURE) // 2]), "invalid_image"),
-    (data_uri(PICTURE[:8] + bytes(100)), "invalid_image"),
+    (data_uri(IMAGE[: len(IMAGE) // 2]), "invalid_image"),
+    (data_uri(IMAGE[:8] + bytes(100)), "invalid_image"),
     (data_uri(encode(draw(GRID), "JPEG")[:600]), "invalid_image"),
     (data_uri(encode(draw(GRID, (1, 4000)))), "invalid_image"),
     (data_uri(encode(draw(GRID, (4000, 1)))), "invalid_image"),
@@ -90,7 +90,7 @@ def test_unreachable_image_server_gets_an_error_code(http: httpx.Client) -> None
 
 def test_pixel_bomb_is_refused(http: httpx.Client) -> None:
     """The file has a few KB and declares 20000 x 20000 pixels."""
-    header = PICTURE[:16] + (20000).to_bytes(4) * 2 + PICTURE[24:]
+    header = IMAGE[:16] + (20000).to_bytes(4) * 2 + IMAGE[24:]
     header = header[:29] + zlib.crc32(header[12:29]).to_bytes(4) + header[33:]
     refused(http.post(CHAT, json=body(image_part(data_uri(header)), "hi")), 400, URL, "image_too_large")
 

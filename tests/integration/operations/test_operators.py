@@ -257,7 +257,7 @@ def test_several_prompts_are_charged_together_or_not_at_all(operated_server: Ope
     operated_server.keys["tom"] = keys(operated_server.folder, "new", "tom", "--tokens-per-minute", "100")
     wait_for_status(operated_server, "tom", 200)
     with operated_server.client("tom") as http:
-        many = {"model": "llava-demo", "prompt": ["A prompt of some tokens, more than one"] * 20, "max_tokens": 1}
+        many: dict[str, Any] = {"model": "llava-demo", "prompt": ["A prompt of some tokens, more than one"] * 20, "max_tokens": 1}
         for _ in range(2):
             refused = http.post("/v1/completions", json=many)
             assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "false")

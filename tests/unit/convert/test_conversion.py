@@ -14,6 +14,7 @@ import torch
 from helpers import original_checkpoints as originals
 from helpers.conversion import ADDED_ROWS, check_is_the_demo, command, weights_of, write_base
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_gateway.cli.convert import main
@@ -71,7 +72,8 @@ def test_lora_and_a_base_are_merged(tmp_path: Path, clip: Path, rank_stabilised:
     """The merged weight is W + alpha / r B A. The projector is in non_lora_trainables.bin."""
     base = write_base(tmp_path / "base")
     rank, alpha = 4, 16
-    adapter, wanted = {}, {}
+    adapter: dict[str, Tensor] = {}
+    wanted: dict[str, Tensor] = {}
     for module in ("model.layers.0.self_attn.q_proj", "model.layers.2.mlp.down_proj"):
         weight = base[f"{module}.weight"]
         a, b = torch.randn(rank, weight.shape[1]) / 9, torch.randn(weight.shape[0], rank) / 9
@@ -152,7 +154,7 @@ def test_conversion_holds_one_shard_in_memory(tmp_path: Path) -> None:
         "status = main(sys.argv[1:])\n"
         "sys.exit(status or str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
     )
-    asked = [sys.executable, "-c", script, tmp_path / "src", tmp_path / "dst", "--max-shard-mb", "8"]
+    asked = [sys.executable, "-c", script, str(tmp_path / "src"), str(tmp_path / "dst"), "--max-shard-mb", "8"]
     ended = subprocess.run(asked, capture_output=True, text=True, timeout=120)
     size = sum(path.stat().st_size for path in (tmp_path / "dst").glob("*.safetensors"))
     assert size > 80 << 20

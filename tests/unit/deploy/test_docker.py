@@ -68,7 +68,7 @@ def seconds(text: str) -> int:
 
 
 def test_compose_needs_a_key() -> None:
-    command = [programs.find("docker-compose"), "-f", DEPLOY / "compose" / "compose.yaml", "config"]
+    command = [programs.find("docker-compose"), "-f", str(DEPLOY / "compose" / "compose.yaml"), "config"]
     ended = subprocess.run(command, env=os.environ | {"LLAVA_KEY": ""}, capture_output=True, text=True)
     assert ended.returncode != 0
     assert "LLAVA_KEY is missing a value: make one with `openssl rand -hex 32`" in ended.stderr

@@ -104,9 +104,12 @@ def test_batch_keeps_its_order(server: Server) -> None:
 def test_batch_of_128_is_accepted_and_129_refused(server: Server, path: str) -> None:
     holder, answers = {PATH: ("instances", "predictions"), V2_PATH: ("items", "items"), NLP_PATH: ("inputs", "data")}[path]
     prompts: list[Any] = ["Hello"] * 128
-    asked = {holder: [{"value": prompt} for prompt in prompts] if path == V2_PATH else prompts, "params": {"max_tokens_to_generate": 1}}
+    asked: dict[str, Any] = {
+        holder: [{"value": prompt} for prompt in prompts] if path == V2_PATH else prompts,
+        "params": {"max_tokens_to_generate": 1},
+    }
     assert len(post(server, path, asked).json()[answers]) == 128
-    refused(post(server, path, asked | {holder: asked[holder] + asked[holder][:1]}), 400, holder)
+    refused(post(server, path, asked | {holder: batch + batch[:1]}), 400, holder)
 
 
 def test_typed_and_plain_params_mean_the_same(server: Server) -> None:
@@ -183,7 +186,7 @@ def test_conversation_in_a_prompt_is_read_only_with_process_prompt(server: Serve
 
 
 def test_v2_items_keep_their_ids(server: Server) -> None:
-    asked = {
+    asked: dict[str, Any] = {
         "items": [{"id": "item0", "value": about(GRID)}, {"value": "Hello"}, {"id": "c", "value": conversation(("user", "Hello"))}],
         "params": {"max_tokens_to_generate": 200, "do_sample": False},
     }

@@ -99,7 +99,8 @@ def test_image_by_url_is_fetched_only_by_the_server(chat: Chat, origin: Origin) 
 
 
 def test_file_that_is_not_an_image_is_named_and_an_image_can_be_removed(chat: Chat) -> None:
-    chat.page.locator("#files").set_input_files([{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"}])
+    notes: Any = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no image"}
+    chat.page.locator("#files").set_input_files([notes])
     expect(chat.page.locator("#status")).to_have_text("notes.txt is not an image.")
     chat.choose(png(ONE), png(TWO))
     chat.page.get_by_role("button", name="Remove 0.png").click()
