@@ -104,10 +104,8 @@ def test_batch_keeps_its_order(server: Server) -> None:
 def test_batch_of_128_is_accepted_and_129_refused(server: Server, path: str) -> None:
     holder, answers = {PATH: ("instances", "predictions"), V2_PATH: ("items", "items"), NLP_PATH: ("inputs", "data")}[path]
     prompts: list[Any] = ["Hello"] * 128
-    asked: dict[str, Any] = {
-        holder: [{"value": prompt} for prompt in prompts] if path == V2_PATH else prompts,
-        "params": {"max_tokens_to_generate": 1},
-    }
+    batch: list[Any] = [{"value": prompt} for prompt in prompts] if path == V2_PATH else prompts
+    asked = {holder: batch, "params": {"max_tokens_to_generate": 1}}
     assert len(post(server, path, asked).json()[answers]) == 128
     refused(post(server, path, asked | {holder: batch + batch[:1]}), 400, holder)
 
