@@ -9,6 +9,7 @@ from typing import Any
 import sentencepiece
 import torch
 from helpers.requests import image_part
+from helpers.server import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch import Tensor
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.images import COLORS, data_uri, encode
 
-ROOT = Path(__file__).parent.parent
 NAMES = (  # the hub's and the original's
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),

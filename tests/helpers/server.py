@@ -15,11 +15,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parents[2]
-
-
 START_TIMEOUT = 240
-
-
 KEY = "sesame-ü"
 
 
@@ -41,7 +37,7 @@ def free_port() -> int:
 
 
 @dataclass(frozen=True)
-class Polling:
+class FeedbackServer:
     server: Server
     folder: Path
     keys: dict[str, str]

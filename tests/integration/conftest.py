@@ -1,12 +1,13 @@
 """Real servers that many tests share: the demo model on the real engine, behind a real socket."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from helpers.commands import run
 from helpers.contract import ContractTransport
-from helpers.server import KEY, Polling, Server, serve
+from helpers.server import KEY, FeedbackServer, Server, serve
 from openai import OpenAI
 
 
@@ -18,9 +19,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def polling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Polling]:
+def feedback_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeedbackServer]:
     """A server that keeps votes, with keys and two names of its model: for votes, then for the page, whose last test ends it."""
-    folder = tmp_path_factory.mktemp("polling")
+    folder = tmp_path_factory.mktemp("feedback_server")
     made = {}
     for name, *limits in (["alice"], ["bob", "--models", "another"], ["carol", "--requests-per-minute", "1"], ["dave"]):
         made[name] = run("keys", "new", name, "--file", folder / "keys.json", *limits).stdout.strip()
@@ -29,7 +30,7 @@ def polling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Polling]:
         *("--model-alias", "other", "--allow-networks", "127.0.0.0/8", "--shutdown-timeout", "0"),
     )
     with serve(folder, *flags) as server:
-        yield Polling(server, folder / "votes", made)
+        yield FeedbackServer(server, folder / "votes", made)
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +53,27 @@ def http(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def plain_http(server: Server) -> Iterator[httpx.Client]:
+    """An HTTP client for the APIs that are not OpenAI's."""
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        yield client
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, then those of votes, then those that need the server, and what ends it last."""
+    """Mark the tests of this folder, and sort all tests: those that share no server first, those that end a shared server last."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+        if "browser" in _fixtures(item):
+            item.add_marker(pytest.mark.browser)
+    items.sort(key=_place)
 
-    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
-        fixtures = getattr(item, "fixturenames", ())
-        return item.get_closest_marker("last") is not None, "server" in fixtures, "polling" in fixtures
 
-    items.sort(key=place)
+def _place(item: pytest.Item) -> tuple[bool, bool, bool]:
+    return item.get_closest_marker("last") is not None, "server" in _fixtures(item), "feedback_server" in _fixtures(item)
+
+
+def _fixtures(item: pytest.Item) -> tuple[str, ...]:
+    return tuple(getattr(item, "fixturenames", ()))

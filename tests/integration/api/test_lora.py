@@ -1,4 +1,4 @@
-"""LoRA adapters: each answers under its own name alone, comes and goes while others are answered, and does no harm if it is broken."""
+"""LoRA adapters on the real engine: each answers under its own name, and loads, unloads and broken adapters disturb no other request."""
 
 import asyncio
 import json
@@ -16,22 +16,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from helpers import lora, tiny_models
+from helpers import lora
 from helpers.contract import ContractTransport, check_error, frames
-from helpers.field_rows import rows
 from helpers.requests import MODEL, body, image
-from helpers.server import ROOT, Server, serve
+from helpers.server import Server, serve
 from helpers.waiting import wait_for
 from openai import AsyncOpenAI
 
-from llava_gateway.api.lora import LoadRequest, UnloadRequest
-from llava_gateway.app import create_app
-from llava_gateway.cli import flags
 from llava_gateway.demo.images import Grid, describe, random_grid
-from llava_gateway.engine.vllm.launch import engine_arguments
-from llava_gateway.errors import EngineStartError
-from llava_gateway.serving.model_registry import adapters_of
-from llava_gateway.settings import Settings, SettingsError
 
 CHAT = "/v1/chat/completions"
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
@@ -312,59 +304,6 @@ def test_admin_keys_alone(adapted: Adapted) -> None:
         [sys.executable, "-m", "llava_gateway", "keys", "list", "--file", "keys.json"], cwd=adapted.folder, capture_output=True, text=True
     )
     assert [line.split()[-2] for line in listed.stdout.splitlines()] == ["ADMIN", "yes", "-", "-", "-"]
-
-
-@pytest.mark.parametrize(
-    ("options", "status"), [({}, 503), ({"auth": "none"}, 403), ({"api_keys": ("secret",)}, 403), ({"lora_dir": ""}, 404)]
-)
-def test_without_a_keys_file(adapters: Path, options: dict[str, Any], status: int) -> None:
-    """On loopback whoever reaches the port may load, and is told here that the model is loading; where the port is open, nobody may."""
-
-    async def load() -> httpx.Response:
-        app = create_app(Settings(model=MODEL, **{"lora_dir": str(adapters), **options}))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8000") as http:
-            asked = {"lora_name": "corner", "lora_path": "corner"}
-            return await http.post(LOAD, json=asked, headers={"authorization": "Bearer secret"})
-
-    answer = asyncio.run(load())
-    assert answer.status_code == status
-    check_error(answer.text)
-
-
-def test_both_of_vllms_forms() -> None:
-    given = ("serve", "--lora-modules", "a=/a,b=/b", '{"name": "c", "path": "/c,d", "base_model_name": "x"}', "--lora-modules", "e=/e=")
-    settings, rest = flags.parse([*given[1:], "--max-loras", "3"])
-    assert rest == ["--max-loras", "3"]
-    assert [(each.name, each.path, each.number) for each in adapters_of(settings.lora_modules)] == [
-        ("a", "/a", 1),
-        ("b", "/b", 2),
-        ("c", "/c,d", 3),
-        ("e", "/e=", 4),
-    ]
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        *("a", "=", "a=", "=/a", "a b=/a"),
-        *("{", '{"name": "a"}', '{"name": 1, "path": "/a"}', '{"name": "a", "path": "/a", "rank": 3}', "a=/a,a=/b", f"{MODEL}=/a"),
-    ],
-)
-def test_names_and_paths_that_cannot_be(given: str) -> None:
-    with pytest.raises(SettingsError, match="lora_modules"):
-        create_app(Settings(model=MODEL, lora_modules=given))
-
-
-def test_the_documentation_has_every_field() -> None:
-    document = (ROOT / "docs" / "lora.md").read_text()
-    for row in (*rows(LoadRequest), *rows(UnloadRequest)):
-        assert row in document.splitlines()
-
-
-def test_a_model_that_vllm_does_not_adapt(tmp_path: Path) -> None:
-    tiny_models.TINY["onevision"](tmp_path / "model")
-    with pytest.raises(EngineStartError, match="no LoRA for llava_onevision models"):
-        engine_arguments(str(tmp_path / "model"), ["--enable-lora"])
 
 
 def test_a_broken_adapter_at_the_start(misled: Server) -> None:

@@ -1,4 +1,4 @@
-"""What deploy/ray has for Ray Serve and for KubeRay, read by Ray's own schemas and by ours, short of running it."""
+"""The files for Ray Serve and KubeRay, checked by Ray's schemas and by the gateway's own."""
 
 import importlib
 from typing import Any
@@ -7,7 +7,7 @@ import kubernetes_validate
 import pytest
 import ray
 import yaml
-from helpers.charts import egress
+from helpers.deployment import egress
 from helpers.server import ROOT
 from ray import serve
 from ray.serve.schema import ServeDeploySchema

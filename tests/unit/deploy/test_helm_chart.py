@@ -1,10 +1,6 @@
-"""What deploy/ has for Docker, Compose, Kubernetes and systemd, each read by what it is written for, short of running it there."""
+"""The Helm chart, rendered and validated against Kubernetes' schemas."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
@@ -12,9 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 from helm_python import HelmValuesError, lint
-from helpers import programs
-from helpers.charts import CHART, DEPLOY, egress, render, rendered
-from helpers.server import ROOT, Server, free_port
+from helpers.deployment import CHART, egress, render, rendered
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -23,10 +17,6 @@ from llava_gateway.engine.vllm.engine import STOP_TIMEOUT
 from llava_gateway.images.url_policy import embedded, is_allowed
 from llava_gateway.settings import Settings
 
-DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
-UNIT = DEPLOY / "systemd" / "llava-gateway.service"
-NEEDED = Settings().shutdown_timeout + LAST_WORDS + STOP_TIMEOUT
-"""Seconds that a gateway may take to end, with its defaults."""
 FIXED = {"model", "host", "port", "keys_file", "api_keys"}
 """Settings that the chart has other values for, sets itself, or that belong into a Secret."""
 OWN = ("keda.sh/v1alpha1", "monitoring.coreos.com/v1")
@@ -40,71 +30,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"imagePullSecrets": [{"name": "pull"}], "env": [{"name": "LLAVA_RATE_LIMIT_STORAGE", "value": "redis://redis"}], "replicas": 3},
     {"nodeSelector": {"gpu": "l4"}, "tolerations": [{"key": "gpu", "operator": "Exists"}], "affinity": {"podAntiAffinity": {}}},
 ]
-
-
-def dockerfile(instruction: str) -> list[str]:
-    return re.findall(rf"^{instruction} (.*)$", DOCKERFILE.read_text().replace("\\\n", ""), re.MULTILINE)
-
-
-def test_hadolint() -> None:
-    programs.run("hadolint", DOCKERFILE)
-
-
-def test_the_image_is_built_from_files_that_are_there() -> None:
-    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    sources = [source for line in dockerfile("COPY") if "--from" not in line for source in line.split()[:-1]]
-    assert {"llava_gateway", "deploy/install", "pyproject.toml"} <= set(sources)
-    for source in sources:
-        assert (ROOT / source).exists()
-        assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
-
-
-def test_the_image_runs_as_nobody_in_particular_on_a_pinned_base() -> None:
-    assert dockerfile("USER") == ["10001:10001"]
-    bases = {line.split()[0] for line in dockerfile("FROM")} - {"base"}
-    assert all(re.fullmatch(r"[a-z./-]+:\d+\.\d+\.\d+-\S+", base) for base in bases)
-
-
-def test_the_health_check_of_the_image(server: Server) -> None:
-    (line,) = dockerfile("HEALTHCHECK")
-    command = json.loads(line[line.index("[") :])
-    for port, healthy in ((server.url.rpartition(":")[2], True), (str(free_port()), False)):
-        ended = subprocess.run([sys.executable, *command[1:]], env=os.environ | {"LLAVA_PORT": port}, capture_output=True)
-        assert (ended.returncode == 0) == healthy, ended.stderr
-
-
-def compose(*files: str) -> dict[str, Any]:
-    arguments = [argument for file in files for argument in ("-f", str(DEPLOY / "compose" / file))]
-    environment = os.environ | {"LLAVA_KEY": "a-key", "GRAFANA_PASSWORD": "a-password"}
-    config = json.loads(programs.run("docker-compose", *arguments, "config", "--format", "json", env=environment))
-    services: dict[str, Any] = config["services"]
-    return services
-
-
-def test_compose() -> None:
-    services = compose("compose.yaml", "compose.gpu.yaml")
-    assert all(port["host_ip"] == "127.0.0.1" for service in services.values() for port in service["ports"])
-    assert all(re.search(r":(v?\d+\.\d+\.\d+|cpu)$", service["image"]) for service in services.values())
-    mounted = [Path(volume["source"]) for service in services.values() for volume in service["volumes"] if volume["type"] == "bind"]
-    assert mounted
-    assert all(path.is_file() for path in mounted)
-    gateway = services["gateway"]
-    assert gateway["read_only"]
-    assert gateway["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
-    assert seconds(gateway["stop_grace_period"]) > NEEDED
-    assert (Path(gateway["build"]["context"]) / gateway["build"]["dockerfile"]).samefile(DOCKERFILE)
-
-
-def seconds(text: str) -> int:
-    """Of "1m5s"."""
-    return sum(int(number) * {"m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)([ms])", text))
-
-
-def test_compose_wants_a_key() -> None:
-    command = [programs.find("docker-compose"), "-f", DEPLOY / "compose" / "compose.yaml", "config"]
-    ended = subprocess.run(command, env=os.environ | {"LLAVA_KEY": ""}, capture_output=True, text=True)
-    assert ended.returncode != 0
-    assert "LLAVA_KEY is missing a value: make one with `openssl rand -hex 32`" in ended.stderr
 
 
 @pytest.mark.parametrize("values", VARIANTS, ids=lambda values: ",".join(values) or "defaults")
@@ -194,16 +119,3 @@ def test_the_network_policy_lets_out_what_the_gateway_fetches(address: IPv4Addre
     if isinstance(address, IPv6Address) and (address.ipv4_mapped or embedded(address)):
         return  # IPv4 inside, which a network policy cannot look at
     assert let_out == is_allowed(address)
-
-
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    unit = tmp_path / UNIT.name
-    program = str(Path(sys.executable).parent / "llava-gateway")
-    text = UNIT.read_text().replace("/opt/llava-gateway/.venv/bin/llava-gateway", program).replace("User=llava-gateway", "User=daemon")
-    assert program in text
-    unit.write_text(text)
-    programs.run("systemd-analyze", "verify", "--recursive-errors=no", unit)
-    programs.run("systemd-analyze", "security", "--offline=true", "--threshold=25", unit)
-    (stop,) = re.findall(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
-    assert int(stop) > NEEDED
-    assert "\nKillMode=mixed\n" in text

@@ -1,5 +1,6 @@
-"""The Helm chart, rendered."""
+"""The files of deploy/: the Dockerfile, and the Helm chart as it is rendered."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +9,6 @@ from helm_python import Chart
 from helpers.server import ROOT
 
 DEPLOY = ROOT / "deploy"
-
-
 CHART = DEPLOY / "helm" / "llava-gateway"
 
 
@@ -28,3 +27,10 @@ def rendered(kind: str, values: dict[str, Any]) -> dict[str, Any]:
 def egress() -> list[dict[str, Any]]:
     *_, internet = rendered("NetworkPolicy", {})["spec"]["egress"]
     return [each["ipBlock"] for each in internet["to"]]
+
+
+DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
+
+
+def dockerfile(instruction: str) -> list[str]:
+    return re.findall(rf"^{instruction} (.*)$", DOCKERFILE.read_text().replace("\\\n", ""), re.MULTILINE)
