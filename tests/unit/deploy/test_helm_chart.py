@@ -71,7 +71,7 @@ def test_settings_get_through_the_chart() -> None:
         for variable in container["env"]:
             patch.setenv(variable["name"], variable["value"])
         got = Settings()
-    assert (got.max_running_tokens, got.keep_alive, got.apis) == (2_000_000, 0.5, ("openai", "page"))
+    assert (got.max_running_tokens, got.keep_alive, got.apis) == (2_000_000, 0.5, ("openai", "chat_ui"))
     assert (got.cors_origins, got.on_engine_death) == (("https://chat.example.com",), "exit")
     (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "keys")
     assert Path(got.keys_file) == Path(mount["mountPath"]) / "keys.json"
