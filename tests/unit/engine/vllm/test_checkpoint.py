@@ -102,7 +102,7 @@ def test_a_whole_checkpoint_passes(checkpoint: Path) -> None:
     check_checkpoint(str(checkpoint), ("--tokenizer", "elsewhere", "--load_format", "dummy"))
 
 
-@pytest.mark.parametrize("model", ["/models/llava", "./models/llava", "../llava"])
+@pytest.mark.parametrize("model", ["/no-such-folder/llava", "./no-such-folder/llava", "../no-such-folder"])
 def test_a_directory_that_is_not_there(model: str) -> None:
     assert refusal(model) == f"there is no directory {model}"
 
