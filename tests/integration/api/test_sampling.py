@@ -154,12 +154,12 @@ def test_penalty_reduces_repetition(client: OpenAI, name: str) -> None:
 
 def test_top_k_and_min_p_narrow_the_choice(client: OpenAI) -> None:
     wild: dict[str, Any] = {"temperature": 2, "max_tokens": 20}
-    narrow: dict[str, Any]
-    wide: dict[str, Any]
-    for narrow in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}):
-        assert text(client, seed=3, **wild, **narrow) == text(client, seed=4, **wild, **narrow) == text(client, max_tokens=20)
-    for wide in ({"top_k": 0}, {"top_k": -1}, {"top_k": 2**31 - 1}):
-        assert text(client, seed=3, **wild, **wide) == text(client, seed=3, **wild)
+    narrow: list[dict[str, Any]] = [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}]
+    for fields in narrow:
+        assert text(client, seed=3, **wild, **fields) == text(client, seed=4, **wild, **fields) == text(client, max_tokens=20)
+    wide: list[dict[str, Any]] = [{"top_k": 0}, {"top_k": -1}, {"top_k": 2**31 - 1}]
+    for fields in wide:
+        assert text(client, seed=3, **wild, **fields) == text(client, seed=3, **wild)
 
 
 def test_each_seed_repeats_its_answer(client: OpenAI) -> None:
