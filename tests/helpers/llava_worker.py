@@ -9,6 +9,7 @@ import httpx
 from helpers.errors import LEAKS
 from helpers.requests import MODEL
 from helpers.server import Server
+from helpers.waiting import wait_for
 
 from llava_gateway.demo.images import Grid, draw, encode
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
@@ -61,5 +62,11 @@ def refused(answer: httpx.Response, status: int, error_code: int, *named: str) -
 
 
 def tokens(server: Server) -> dict[str, float]:
-    """Return the numbers of text, image and completion tokens that the gateway has counted."""
+    """Wait until no request is in flight, and return the numbers of text, image and completion tokens that the gateway has counted."""
+    wait_for(lambda: server.in_flight() == 0)
     return {kind: server.metric(f'llava_tokens_total{{kind="{kind}"}}') for kind in ("text", "image", "completion")}
+
+
+def tokens_since(server: Server, before: dict[str, float]) -> dict[str, float]:
+    """Return the numbers of tokens that the gateway has counted since an earlier call of `tokens`."""
+    return {kind: count - before[kind] for kind, count in tokens(server).items()}

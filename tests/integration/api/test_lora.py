@@ -183,7 +183,7 @@ def test_usage_and_metrics_name_the_adapter(lora_server: LoraServer) -> None:
     assert lora_server.ask("corner", request_id="by-the-adapter") == CORNER
     used = lora_server.usage("by-the-adapter")
     assert (used["model"], used["key"], used["image_tokens"]) == ("corner", "admin", 576)
-    assert [lora_server.metric(name) - old for name, old in zip(metrics, before, strict=True)] == [576, 3, 1]
+    wait_for(lambda: [lora_server.metric(name) - old for name, old in zip(metrics, before, strict=True)] == [576, 3, 1])
     lora_server.ask("demo", request_id="by-an-alias")
     assert lora_server.usage("by-an-alias")["model"] == MODEL
 

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from helpers.contract import frames
 from helpers.requests import MODEL, body, image, user
+from helpers.waiting import wait_for
 from openai import NotFoundError, OpenAI
 from transformers import AutoProcessor
 
@@ -186,9 +187,8 @@ def test_metrics_count_image_tokens_and_return_to_idle(http: httpx.Client) -> No
 
     before = value('llava_tokens_total{kind="image"}')
     http.post(CHAT, json=body(image(GRID), "Describe this image."))
-    assert value('llava_tokens_total{kind="image"}') == before + 576
-    assert value("llava_requests_running") == 0
-    assert value("vllm:num_requests_running") == 0
+    wait_for(lambda: value('llava_tokens_total{kind="image"}') == before + 576)
+    wait_for(lambda: value("llava_requests_running") == value("vllm:num_requests_running") == 0)
 
 
 def test_short_request_id_is_echoed_and_a_long_one_replaced(http: httpx.Client) -> None:

@@ -325,7 +325,7 @@ def test_stalled_readers_are_cut_off(faulty: Server) -> None:
 def test_full_disk_costs_no_answer(faulty: Server) -> None:
     before = faulty.metric("llava_usage_log_failures_total")
     assert is_right(faulty)
-    assert faulty.metric("llava_usage_log_failures_total") == before + 1
+    wait_for(lambda: faulty.metric("llava_usage_log_failures_total") == before + 1)
     assert faulty.log.read_text().count("The usage log cannot be written") == 1
 
 
