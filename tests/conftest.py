@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 from helpers.origin import Origin
+from hypothesis import HealthCheck, settings
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # litellm otherwise asks a server on the internet for prices when it is imported
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine must not fail a test
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")
