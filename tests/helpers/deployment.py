@@ -1,5 +1,6 @@
-"""The files of deploy/: the Dockerfile, and the Helm chart as it is rendered."""
+"""The files of deploy/: the Dockerfile, the rendered Helm chart, the alert rules and the dashboard."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,12 @@ from helpers.server import ROOT
 
 DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm" / "llava-gateway"
+CONFIG = DEPLOY / "prometheus" / "prometheus.yml"
+RULES = DEPLOY / "prometheus" / "rules.yml"
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
+ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
 def render(values: dict[str, Any]) -> Iterator[dict[str, Any]]:

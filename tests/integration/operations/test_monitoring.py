@@ -16,8 +16,7 @@ import httpx
 import pytest
 import yaml
 from helpers import programs
-from helpers.deployment import dockerfile, rendered
-from helpers.monitoring import ALERTS, CONFIG, QUERIES, RULES
+from helpers.deployment import ALERTS, CONFIG, QUERIES, RULES, dockerfile, rendered
 from helpers.origin import Origin
 from helpers.requests import body, image_part
 from helpers.server import Server, free_port

@@ -4,7 +4,7 @@ import re
 
 import yaml
 from helpers import programs
-from helpers.monitoring import ALERTS, CONFIG, DASHBOARD, PANELS, QUERIES, RULES
+from helpers.deployment import ALERTS, CONFIG, DASHBOARD, PANELS, QUERIES, RULES
 from helpers.server import ROOT
 
 RULES_TEST = ROOT / "deploy" / "prometheus" / "rules_test.yml"
