@@ -93,6 +93,7 @@ def a_valid_request_follows(http: httpx.Client) -> Iterator[None]:
     assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
 
 
+@pytest.mark.slow
 @BATCH
 @given(request=valid_requests)
 def test_generated_valid_request_is_answered(http: httpx.Client, request: dict[str, Any]) -> None:
@@ -112,6 +113,7 @@ names = st.sampled_from(sorted({name for model in BODIES for name in model.model
 @given(
     request=valid_requests, path=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]), data=st.data()
 )
+@pytest.mark.slow
 def test_spoilt_request_never_gets_a_5xx(http: httpx.Client, request: dict[str, Any], path: str, data: st.DataObject) -> None:
     spoilt = request | {data.draw(names): data.draw(junk) for _ in range(data.draw(st.integers(1, 2)))}
     if isinstance(spoilt.get("max_tokens"), int) and spoilt["max_tokens"] > 50:
@@ -141,6 +143,7 @@ def test_random_path_never_gets_a_5xx(http: httpx.Client, path: str, method: str
 document = schemathesis.openapi.from_dict(openapi())
 
 
+@pytest.mark.slow
 @document.parametrize()
 @settings(BATCH, max_examples=60)
 def test_openapi_document_matches_the_responses(case: Any, http: httpx.Client) -> None:

@@ -321,6 +321,7 @@ def engine_of(server: Server) -> psutil.Process:
     return next(child for child in children if "EngineCore" in " ".join(child.cmdline()) + child.name())
 
 
+@pytest.mark.slow
 def test_adapters_are_loaded_again_after_an_engine_restart(lora_server: LoraServer) -> None:
     """Adapters that were loaded at run time come back, too. A deleted one is reported as not loaded, and delays nothing."""
     shutil.copytree(lora_server.adapters / "corner", lora_server.adapters / "vanishing")

@@ -79,6 +79,7 @@ def jpeg(size: tuple[int, int], orientation: int = 1) -> str:
     return data_uri(buffer.getvalue())
 
 
+@pytest.mark.slow
 def test_image_tokens_equal_those_of_the_models_processor(served: ServedModel) -> None:
     images = {size: data_uri(encode(draw(GRID, size))) for size in SIZES}
     counted = {size: served.counted(images[size]) for size in SIZES}

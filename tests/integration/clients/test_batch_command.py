@@ -43,6 +43,7 @@ def about(number: int, grid: Grid, folder: Path) -> dict[str, Any]:
     return asked
 
 
+@pytest.mark.slow
 def test_500_lines_survive_three_kills(server: Server, tmp_path: Path) -> None:
     rng = random.Random(0)
     grids = {f"image {number}": random_grid(rng) for number in range(500)}
@@ -146,6 +147,7 @@ def test_batch_example_runs(server: Server, tmp_path: Path) -> None:
     assert answers == {"first": describe([FIRST]), "both": describe([FIRST, SECOND]), "plain": describe([SECOND])}
 
 
+@pytest.mark.slow
 def test_batch_with_its_own_engine_stops_at_ctrl_c_and_goes_on(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAVA_API_KEYS", "for others")
     lines = write(tmp_path / "in.jsonl", [about(number, FIRST, tmp_path) for number in range(60)])

@@ -56,6 +56,7 @@ def test_seeded_long_prompts_do_not_end_the_engine(small: Server) -> None:
     assert len(texts(answer)) == 4
 
 
+@pytest.mark.slow
 def test_seeded_answer_is_the_same_after_preemption(small: Server) -> None:
     """Sixteen choices need more memory than there is. vLLM gives choice i the seed + i, so each also equals a single answer."""
     fields = {"prompt": "hello world", "seed": 0, "temperature": 2, "max_tokens": 400, "ignore_eos": True, "skip_special_tokens": False}
@@ -74,6 +75,7 @@ def test_seeded_answer_is_the_same_with_chunked_prefill(small: Server) -> None:
     assert [texts(answer) for answer in ask(small, *asked)] == alone
 
 
+@pytest.mark.slow
 def test_concurrent_random_requests_do_not_end_the_engine(small: Server, tmp_path: Path) -> None:
     """`make fuzz` sends more requests, to more kinds of servers."""
     Fuzz(small, tmp_path).run(batches=12, seed=18, size=12)

@@ -88,6 +88,7 @@ def engine_processes(server: Server) -> list[psutil.Process]:
     return [child for child in psutil.Process(server.process.pid).children(recursive=True) if "EngineCore" in child.name()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_dead_or_hanging_engine_ends_streams_and_restarts(faulty: Server, number: signal.Signals) -> None:
     restarts, generated = faulty.metric("llava_engine_restarts"), faulty.engine_tokens()
@@ -124,6 +125,7 @@ def head_of(content: bytes, more: str = "") -> bytes:
     return f"{head}content-length: {len(content)}\r\n\r\n".encode()
 
 
+@pytest.mark.slow
 def test_two_thousand_concurrent_requests_are_answered_or_refused(faulty: Server) -> None:
     """There are 96 slots: requests beyond them are refused at once, all others are answered, and none waits forever."""
     content = json.dumps(body("Hello", max_tokens=50)).encode()
@@ -302,6 +304,7 @@ def test_slow_body_gets_408(faulty: Server) -> None:
     wait_for(lambda: is_idle(faulty))
 
 
+@pytest.mark.slow
 def test_stalled_readers_are_cut_off(faulty: Server) -> None:
     """The clients read nothing, and the log probabilities are more than all buffers on the way can hold."""
     content = json.dumps(body("Hello", stream=True, ignore_eos=True, max_tokens=3500, n=4, temperature=1, logprobs=True, top_logprobs=20))
@@ -355,6 +358,7 @@ def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
         yield [servers.enter_context(serve(tmp_path_factory.mktemp("doomed"), wait=False, group=True)) for _ in range(3)]
 
 
+@pytest.mark.slow
 def test_kill_during_loading_leaves_no_process(doomed: list[Server]) -> None:
     server = doomed[0]
     wait_for(lambda: bool(engine_processes(server)), START_TIMEOUT)
@@ -364,6 +368,7 @@ def test_kill_during_loading_leaves_no_process(doomed: list[Server]) -> None:
     assert not psutil.wait_procs(children, timeout=60)[1]
 
 
+@pytest.mark.slow
 def test_second_ctrl_c_cuts_off_requests(doomed: list[Server]) -> None:
     """A terminal sends SIGINT to every process of the group. The engine must not end at the first one."""
     server = doomed[1]
@@ -387,6 +392,7 @@ def test_second_ctrl_c_cuts_off_requests(doomed: list[Server]) -> None:
         assert not psutil.wait_procs(children, timeout=30)[1]
 
 
+@pytest.mark.slow
 def test_kill_leaves_no_engine_behind(doomed: list[Server]) -> None:
     """Neither its engine nor any other process may outlive it by more than ten seconds."""
     server = doomed[2]

@@ -99,6 +99,7 @@ def test_disconnect_does_not_spoil_an_image_for_the_next_client(client: OpenAI, 
     wait_for_running(http, 0)
 
 
+@pytest.mark.slow
 def test_sigterm_during_loading_leaves_no_process(tmp_path: Path) -> None:
     """SIGTERM comes early or late. The time goes into imports, each on one core, which nothing interrupts."""
 

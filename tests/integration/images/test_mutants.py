@@ -64,6 +64,7 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 def test_two_thousand_damaged_images_do_not_harm_the_server(http: httpx.Client, server: Server) -> None:
     import pillow_heif
 

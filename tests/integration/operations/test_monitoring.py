@@ -113,6 +113,7 @@ def test_every_queried_metric_is_exposed(server: Server) -> None:
         assert {name.removesuffix("_bucket") for name in names} <= exposed, query
 
 
+@pytest.mark.slow
 def test_every_dashboard_query_has_data(watched: Prometheus) -> None:
     empty = []
     for query in QUERIES:
