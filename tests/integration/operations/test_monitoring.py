@@ -81,7 +81,7 @@ def watched(server: Server, origin: Origin, tmp_path_factory: pytest.TempPathFac
     """Prometheus, after scrapes before and after traffic of all kinds."""
     traffic(server, origin)
     with prometheus(tmp_path_factory.mktemp("prometheus"), server.url.removeprefix("http://")) as running:
-        scrapes = f'count_over_time(up{{pod="{POD["pod"]}"}}[1m])'
+        scrapes = f'count_over_time(up{{pod="{POD["pod"]}"}}[1h])'
         wait_for(lambda: answers(lambda: running.query(scrapes) > [2]), 120, lambda: "the first scrapes")
         traffic(server, origin)
         (before,) = running.query(scrapes)
@@ -142,7 +142,7 @@ def test_prometheus_scrapes_the_gateway_and_evaluates_every_rule(watched: Promet
 
 def test_keda_query_returns_a_number(watched: Prometheus) -> None:
     (trigger,) = rendered("ScaledObject", {"autoscaling": {"enabled": True}})["spec"]["triggers"]
-    assert watched.query(trigger["metadata"]["query"]) == [0.0]
+    wait_for(lambda: watched.query(trigger["metadata"]["query"]) == [0.0])
 
 
 def test_image_health_check_tells_a_running_server_from_none(server: Server) -> None:
