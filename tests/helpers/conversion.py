@@ -37,7 +37,8 @@ def check_is_the_demo(directory: Path, changed: dict[str, Tensor] | None = None)
 def convert_demo(folder: Path) -> Path:
     """Return the converted checkpoint of the demo model.
 
-    The original is a LLaVA v1.5 in two pickles; its vision tower is in the hub's cache."""
+    The original is a LLaVA v1.5 in two pickles; its vision tower is in the hub's cache.
+    """
     commit = "ce19dc912ca5cd21c8a653c79e251e808ccabcd1"
     repository = folder / "hub" / f"models--{TOWER.replace('/', '--')}"
     originals.demo_clip(repository / "snapshots" / commit)

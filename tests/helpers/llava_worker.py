@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +23,7 @@ def base64_of(grid: Grid) -> str:
 
 
 def llava_v1(*turns: str | None) -> str:
-    """Turns of user and assistant in turn; None: the answer that is asked for."""
+    """Return a prompt in the format llava_v1, with the turns of user and assistant in alternation. None: the turn to generate."""
     prompt = CURIOUS_HUMAN + " "
     for number, turn in enumerate(turns):
         role, end = ("ASSISTANT", "</s>") if number % 2 else ("USER", " ")
@@ -36,7 +35,7 @@ DESCRIBE = llava_v1("<image>\nDescribe this image.", None)
 
 
 def chunks(pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    """As `iter_lines(delimiter=b"\\0")` of requests has them, and the empty ones left out."""
+    """Yield the chunks of a stream without the empty ones, as `iter_lines(delimiter=b"\\0")` of requests does."""
     rest = b""
     for piece in pieces:
         *whole, rest = (rest + piece).split(b"\0")
@@ -44,12 +43,13 @@ def chunks(pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
     assert rest == b""
 
 
-def asked(prompt: str = HELLO, **fields: Any) -> dict[str, Any]:
+def request(prompt: str = HELLO, **fields: Any) -> dict[str, Any]:
+    """Return a greedy request for an answer."""
     return {"model": MODEL, "prompt": prompt, "temperature": 0} | fields
 
 
 def refused(answer: httpx.Response, status: int, error_code: int, *named: str) -> None:
-    """One chunk that says what is wrong, and names the field."""
+    """Check that the response is one chunk with an error code and a message that contains the names."""
     assert answer.status_code == status, answer.text
     assert answer.content.endswith(b"\0")
     (chunk,) = chunks(iter([answer.content]))
@@ -60,10 +60,6 @@ def refused(answer: httpx.Response, status: int, error_code: int, *named: str) -
         assert name in chunk["text"]
 
 
-def metric(server: Server, name: str) -> float:
-    found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{server.url}/metrics", timeout=30).text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
-
-
 def tokens(server: Server) -> dict[str, float]:
-    return {kind: metric(server, f'llava_tokens_total{{kind="{kind}"}}') for kind in ("text", "image", "completion")}
+    """Return the numbers of text, image and completion tokens that the gateway has counted."""
+    return {kind: server.metric(f'llava_tokens_total{{kind="{kind}"}}') for kind in ("text", "image", "completion")}

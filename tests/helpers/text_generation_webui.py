@@ -21,14 +21,17 @@ ASK = "Describe this image."
 
 
 def tag(grid: Grid) -> str:
-    return f'<img src="{data_uri(encode(draw(grid)))}">'.replace("image/png", "image/jpeg")  # the dialect's label, which lies
+    """Return an image element that shows a grid."""
+    return f'<img src="{data_uri(encode(draw(grid)))}">'.replace("image/png", "image/jpeg")  # web UIs label every image as JPEG
 
 
-def asking(*pictures: str, text: str = ASK) -> str:
-    return f"USER: {''.join(picture + chr(10) for picture in pictures)}{text} ASSISTANT:"
+def prompt_about(*images: str, text: str = ASK) -> str:
+    """Return a prompt with image elements and a question."""
+    return f"USER: {''.join(image + chr(10) for image in images)}{text} ASSISTANT:"
 
 
 def generate(plain_http: httpx.Client, prompt: str, **fields: Any) -> str:
+    """Return the text that the API generates for a prompt."""
     answer = plain_http.post(f"{API}/generate", json={"prompt": prompt} | GREEDY | fields)
     assert answer.status_code == 200, answer.text
     ((result,),) = answer.json().values()
@@ -37,7 +40,7 @@ def generate(plain_http: httpx.Client, prompt: str, **fields: Any) -> str:
 
 
 def chat(plain_http: httpx.Client, said: str = "", *turns: list[str], **fields: Any) -> list[list[str]]:
-    """All turns after this one."""
+    """Return all turns of a chat after its answer to a message."""
     asked = {"user_input": said, "history": {"internal": list(turns), "visible": list(turns)}} | GREEDY | fields
     answer = plain_http.post(f"{API}/chat", json=asked)
     assert answer.status_code == 200, answer.text
@@ -49,18 +52,20 @@ def chat(plain_http: httpx.Client, said: str = "", *turns: list[str], **fields: 
 
 
 @contextmanager
-def opened(server: Server, path: str, **options: Any) -> Iterator[ClientConnection]:
+def open_stream(server: Server, path: str, **options: Any) -> Iterator[ClientConnection]:
+    """Open a WebSocket to a path of the API."""
     with connect(f"ws{server.url.removeprefix('http')}{API}/{path}", max_size=None, **options) as socket:
         yield socket
 
 
 def events(socket: ClientConnection, asked: Any) -> list[dict[str, Any]]:
-    """Those that answer one message; the last is the stream's end."""
+    """Send a message, and return its events up to the end of the stream."""
     socket.send(json.dumps(asked))
-    return [*rest(socket)]
+    return [*remaining_events(socket)]
 
 
-def rest(socket: ClientConnection) -> Iterator[dict[str, Any]]:
+def remaining_events(socket: ClientConnection) -> Iterator[dict[str, Any]]:
+    """Yield the events up to the end of the stream."""
     while True:
         event = json.loads(socket.recv(timeout=60))
         yield event
@@ -69,11 +74,13 @@ def rest(socket: ClientConnection) -> Iterator[dict[str, Any]]:
 
 
 def refused(answer: httpx.Response, status: int, param: str | None, code: str | None = None) -> str:
+    """Return the message of an error response, after a check of its status, field and code."""
     assert answer.status_code == status, answer.text
     return is_error(answer.json(), param, code)
 
 
 def is_error(answer: dict[str, Any], param: str | None, code: str | None = None) -> str:
+    """Return the message of an error, after a check of its shape, field and code."""
     error = answer["error"]
     assert not LEAKS.search(str(error))
     assert set(error) == {"message", "param", "code"}

@@ -13,6 +13,7 @@ from openai import OpenAI
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server that most tests share."""
     flags = ("--max-body-mb", "8", "--allow-networks", "127.0.0.0/8", "--image-timeout", "3", "--max-num-seqs", "64", "--keep-alive", "0.5")
     with serve(tmp_path_factory.mktemp("server"), *flags) as started:
         yield started
@@ -20,7 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def feedback_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeedbackServer]:
-    """A server that keeps votes, with keys and two names of its model: for votes, then for the page, whose last test ends it."""
+    """A server that keeps votes, with keys and two names of its model. A test of the chat page ends the server."""
     folder = tmp_path_factory.mktemp("feedback_server")
     made = {}
     for name, *limits in (["alice"], ["bob", "--models", "another"], ["carol", "--requests-per-minute", "1"], ["dave"]):
@@ -35,20 +36,20 @@ def feedback_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Feedba
 
 @pytest.fixture(scope="session")
 def client(server: Server) -> Iterator[OpenAI]:
-    """OpenAI's own SDK. Every answer it gets is checked against OpenAI's schema."""
+    """OpenAI's SDK. Each response is checked against OpenAI's schema."""
     with httpx.Client(transport=ContractTransport(), timeout=120) as http:
         yield OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=120, http_client=http)
 
 
 @pytest.fixture(scope="session")
 def live_client(server: Server) -> OpenAI:
-    """The SDK reading streams as they come."""
+    """OpenAI's SDK, which reads streams as they arrive, without a check of the schema."""
     return OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=120)
 
 
 @pytest.fixture(scope="session")
 def http(server: Server) -> Iterator[httpx.Client]:
-    """Every answer is checked against OpenAI's schema."""
+    """An HTTP client. Each response is checked against OpenAI's schema."""
     with httpx.Client(base_url=server.url, transport=ContractTransport(), timeout=120) as client:
         yield client
 

@@ -16,7 +16,7 @@ from llava_gateway.settings import Settings, default_of
 OPENAI = (ROOT / "docs" / "openai.md").read_text()
 
 
-def test_readme_lists_every_setting_as_it_is() -> None:
+def test_readme_lists_every_setting() -> None:
     for name, field in Settings.model_fields.items():
         default = f"`{default_of(name)}`" if default_of(name) else ""
         row = f"| `--{name.replace('_', '-')}` | {default} | {field.description} |"
@@ -24,12 +24,12 @@ def test_readme_lists_every_setting_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("model", [*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference])
-def test_docs_say_what_is_done_with_every_field(model: type[BaseModel]) -> None:
+def test_documentation_describes_every_field(model: type[BaseModel]) -> None:
     for row in rows(model):
         assert row in OPENAI, row
 
 
-def test_docs_name_no_field_that_is_gone() -> None:
+def test_documentation_names_no_removed_field() -> None:
     named = set(re.findall(r"^\| `([a-z_]+)` \| (?:honoured|ignored|refused) \|", OPENAI, re.MULTILINE))
     declared = {
         row.split("`")[1] for model in (*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference) for row in rows(model)
@@ -37,7 +37,7 @@ def test_docs_name_no_field_that_is_gone() -> None:
     assert named == declared
 
 
-def test_docs_name_every_code_of_an_error() -> None:
+def test_documentation_names_every_error_code() -> None:
     package = ROOT / "llava_gateway"
     codes = {code for path in package.rglob("*.py") for code in re.findall(r'\bcode ?= ?"(\w+)"', path.read_text())}
     assert len(codes) > 20
@@ -45,7 +45,7 @@ def test_docs_name_every_code_of_an_error() -> None:
     assert {code for code in codes if f"`{code}`" not in documents} == set()
 
 
-def test_readme_names_real_make_targets_and_files() -> None:
+def test_readme_names_existing_make_targets_and_files() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for line in "".join(blocks("sh")).splitlines():
         words = shlex.split(line.split("#")[0]) if line.startswith("make ") else []

@@ -61,7 +61,7 @@ def llava(server: Server) -> tuple[str, int]:
     return last["text"].removeprefix(PROMPT), 0
 
 
-def test_the_same_answer_for_the_same_tokens(server: Server) -> None:
+def test_all_apis_give_the_same_answer_for_the_same_tokens(server: Server) -> None:
     answers = {
         "openai": openai(server, "/v1"),
         "deepinfra": openai(server, "/v1/openai"),

@@ -160,7 +160,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "param"), FIELDS, ids=lambda value: str(value)[:60])
 @pytest.mark.parametrize("stream", [False, True])
-def test_fields(http: httpx.Client, fields: dict[str, Any], param: str, stream: bool) -> None:
+def test_bad_field_is_named_in_the_error(http: httpx.Client, fields: dict[str, Any], param: str, stream: bool) -> None:
     request = body("Hello", max_tokens=4) | ({"stream": True} if stream and "stream_options" not in fields else {}) | fields
     refused(http.post(CHAT, json=request), 400, param)
 
@@ -173,7 +173,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("depth", [70, 130, 400])
-def test_schemas_nested_too_deeply(http: httpx.Client, depth: int) -> None:
+def test_deeply_nested_schema_is_refused(http: httpx.Client, depth: int) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(depth)}}
     refused(http.post(CHAT, json=body("Hello", response_format=form)), 400, "response_format.json_schema.schema")
     refused(http.post(CHAT, json=body("Hello", structured_outputs={"json": nested(depth)})), 400, "structured_outputs.json")
@@ -195,12 +195,12 @@ def test_schemas_nested_too_deeply(http: httpx.Client, depth: int) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_very_many_of_anything(http: httpx.Client, path: str, asked: dict[str, Any], param: str | None) -> None:
+def test_very_long_lists_are_refused_within_seconds(http: httpx.Client, path: str, asked: dict[str, Any], param: str | None) -> None:
     """Refused before each of them is looked at: within two seconds, reading the JSON included, and on a busy machine."""
     refused(http.post(path, json={"model": MODEL} | asked, timeout=2), 400, param)
 
 
-def test_what_is_echoed_is_cut(http: httpx.Client) -> None:
+def test_error_does_not_repeat_a_long_value(http: httpx.Client) -> None:
     for fields in (
         {"model": "x" * 1_000_000},
         {"structured_outputs": {"x" * 1_000_000: 1}},
@@ -209,7 +209,7 @@ def test_what_is_echoed_is_cut(http: httpx.Client) -> None:
         assert len(http.post(CHAT, json=body("Hello") | fields).content) < 1000
 
 
-def test_what_is_not_http(server: Server) -> None:
+def test_non_http_request_gets_a_json_error(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         head, _, content = connection.makefile("rb").read().partition(b"\r\n\r\n")
@@ -218,12 +218,12 @@ def test_what_is_not_http(server: Server) -> None:
     assert orjson.loads(content)["error"]["type"] == "invalid_request_error"
 
 
-def test_missing_fields(http: httpx.Client) -> None:
+def test_missing_field_is_named_in_the_error(http: httpx.Client) -> None:
     refused(http.post(CHAT, json={"messages": [user("hi")]}), 400, "model")
     refused(http.post(CHAT, json={"model": MODEL}), 400, "messages")
 
 
-def test_unknown_model(http: httpx.Client) -> None:
+def test_unknown_model_gets_404(http: httpx.Client) -> None:
     refused(http.post(CHAT, json=body("hi", model="gpt-5")), 404, "model", "model_not_found")
 
 
@@ -245,12 +245,12 @@ def test_unknown_model(http: httpx.Client) -> None:
     ],
     ids=lambda value: repr(value[:20]),
 )
-def test_unparsable_bodies(http: httpx.Client, content: bytes) -> None:
+def test_body_that_is_not_a_json_object_is_refused(http: httpx.Client, content: bytes) -> None:
     answer = http.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert refused(answer, 400, None)["type"] == "invalid_request_error"
 
 
-def test_other_media_types_and_methods_and_paths(http: httpx.Client) -> None:
+def test_wrong_media_type_method_and_path_are_refused(http: httpx.Client) -> None:
     text = orjson.dumps(body("hi"))
     refused(http.post(CHAT, content=text, headers={"content-type": "text/plain"}), 415, None)
     refused(http.post(CHAT, content=text, headers={"content-type": "application/json", "content-encoding": "gzip"}), 415, None)
@@ -260,7 +260,7 @@ def test_other_media_types_and_methods_and_paths(http: httpx.Client) -> None:
         refused(http.get(path), 404, "model" if path == "/v1/models/" else None)
 
 
-def test_a_body_too_large(http: httpx.Client) -> None:
+def test_large_body_is_refused_with_and_without_a_declared_length(http: httpx.Client) -> None:
     refused(http.post(CHAT, content=b" " * (9 << 20), headers={"content-type": "application/json"}), 413, None)
 
     def endless() -> Any:
@@ -273,7 +273,7 @@ def test_a_body_too_large(http: httpx.Client) -> None:
 PICTURE = encode(draw(GRID))
 
 
-def test_beyond_the_context(http: httpx.Client) -> None:
+def test_request_beyond_the_context_is_refused(http: httpx.Client) -> None:
     error = refused(http.post(CHAT, json=body("Hello", max_tokens=5000)), 400, "messages", "context_length_exceeded")
     assert "4096" in error["message"]
     refused(http.post(CHAT, json=body("word " * 5000, max_tokens=1)), 400, "messages", "context_length_exceeded")
@@ -281,7 +281,7 @@ def test_beyond_the_context(http: httpx.Client) -> None:
     refused(http.post(CHAT, json=body(*[image(GRID)] * 7, "hi", max_tokens=100)), 400, "messages", "context_length_exceeded")
 
 
-def test_harmless_sloppiness_is_taken(http: httpx.Client) -> None:
+def test_harmless_deviations_are_accepted(http: httpx.Client) -> None:
     uri = data_uri(PICTURE)
     lines = "data:image/jpeg;base64," + "\r\n".join(uri.partition(",")[2][i : i + 76] for i in range(0, len(uri), 76))
     urlsafe = uri.partition(",")[0] + "," + uri.partition(",")[2].replace("+", "-").replace("/", "_")
@@ -293,6 +293,6 @@ def test_harmless_sloppiness_is_taken(http: httpx.Client) -> None:
     assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
 
 
-def test_after_all_that_the_server_still_answers(http: httpx.Client) -> None:
+def test_server_answers_after_all_refusals(http: httpx.Client) -> None:
     answer = http.post(CHAT, json=body(image(GRID), "Describe this image."))
     assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])

@@ -79,7 +79,7 @@ def jpeg(size: tuple[int, int], orientation: int = 1) -> str:
     return data_uri(buffer.getvalue())
 
 
-def test_tokens_are_those_of_the_models_own_processor(served: Served) -> None:
+def test_image_tokens_equal_those_of_the_models_processor(served: Served) -> None:
     pictures = {size: data_uri(encode(draw(GRID, size))) for size in SIZES}
     counted = {size: served.counted(pictures[size]) for size in SIZES}
     assert counted == {size: served.expected(size) for size in SIZES}
@@ -108,7 +108,7 @@ def test_llava_worker_answers_with_as_many_tokens_as_asked_for(served: Served) -
     assert json.loads(last) == {"text": prompt + expected["choices"][0]["text"], "error_code": 0}
 
 
-def test_a_chat_that_turns_out_too_long_is_refused_with_its_sum(served: Served) -> None:
+def test_chat_beyond_the_context_is_refused_with_its_token_counts(served: Served) -> None:
     size = (1344, 1344)
     tokens = served.expected(size)
     wanted = CONTEXT - tokens + 1
@@ -119,7 +119,7 @@ def test_a_chat_that_turns_out_too_long_is_refused_with_its_sum(served: Served) 
     assert f"{tokens} of images (1 x {tokens}) and {wanted} of answer" in error["message"]
 
 
-def test_what_cannot_fit_is_refused_before_a_picture_is_fetched(served: Served) -> None:
+def test_too_many_images_are_refused_before_a_fetch(served: Served) -> None:
     nowhere = "http://192.0.2.1/picture.png"
     error = served.post("/v1/chat/completions", *[nowhere] * 40).json()["error"]
     min_image_tokens = {"bakllava": 577, "siglip": 729, "next": 576, "onevision": 729}[served.name]
@@ -131,7 +131,7 @@ def test_what_cannot_fit_is_refused_before_a_picture_is_fetched(served: Served) 
     assert counted.status_code == (400 if least else 200)  # fetched where the size of the picture matters
 
 
-def test_a_model_that_sees_shapes_makes_no_squares(served: Served) -> None:
+def test_model_with_tiles_refuses_image_aspect_ratio(served: Served) -> None:
     answer = served.post("/v1/chat/completions", data_uri(encode(draw(GRID, (60, 40)))), max_tokens=1, image_aspect_ratio="pad")
     sees_shapes = served.name in ("next", "onevision")
     assert answer.status_code == (400 if sees_shapes else 200)

@@ -42,7 +42,7 @@ def about(number: int, grid: Grid, folder: Path) -> dict[str, Any]:
     return asked
 
 
-def test_500_lines_through_three_kills(server: Server, tmp_path: Path) -> None:
+def test_500_lines_survive_three_kills(server: Server, tmp_path: Path) -> None:
     rng = random.Random()
     grids = {f"picture {number}": random_grid(rng) for number in range(500)}
     lines = write(tmp_path / "in.jsonl", [about(number, grid, tmp_path) for number, grid in enumerate(grids.values())])
@@ -62,7 +62,7 @@ def test_500_lines_through_three_kills(server: Server, tmp_path: Path) -> None:
     }
 
 
-def test_a_torn_line_is_asked_again(server: Server, tmp_path: Path) -> None:
+def test_torn_output_line_is_requested_again(server: Server, tmp_path: Path) -> None:
     lines = write(tmp_path / "in.jsonl", [line(name, "Hello", max_tokens=5) for name in "abc"])
     out = tmp_path / "out.jsonl"
     assert batch(lines, out, "--base-url", server.v1, "--concurrency", 1).returncode == 0
@@ -76,7 +76,7 @@ def test_a_torn_line_is_asked_again(server: Server, tmp_path: Path) -> None:
         assert out.read_bytes().startswith(b"".join(whole.splitlines(keepends=True)[:2]))
 
 
-def test_failures_are_lines_that_can_be_asked_anew(server: Server, tmp_path: Path) -> None:
+def test_failed_lines_can_be_retried(server: Server, tmp_path: Path) -> None:
     picture = tmp_path / "late.png"
     lines = [
         line("good", "Hello", max_tokens=5),
@@ -120,7 +120,7 @@ def test_failures_are_lines_that_can_be_asked_anew(server: Server, tmp_path: Pat
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_folder_of_pictures(server: Server, tmp_path: Path) -> None:
+def test_folder_of_images_is_described(server: Server, tmp_path: Path) -> None:
     for name, grid in (("a.png", FIRST), ("b [1].png", SECOND)):
         (tmp_path / name).write_bytes(encode(draw(grid)))
     (tmp_path / "c.png").mkdir()
@@ -138,14 +138,14 @@ def test_a_folder_of_pictures(server: Server, tmp_path: Path) -> None:
     assert len(read(out)) == 2
 
 
-def test_the_example(server: Server, tmp_path: Path) -> None:
+def test_batch_example_runs(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert batch(ROOT / "examples" / "batch.jsonl", out, "--base-url", server.url).returncode == 0
     answers = {name: said(entry) for name, entry in read(out).items()}
     assert answers == {"first": describe([FIRST]), "both": describe([FIRST, SECOND]), "plain": describe([SECOND])}
 
 
-def test_an_engine_of_its_own_and_a_ctrl_c(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_with_its_own_engine_stops_at_ctrl_c_and_goes_on(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAVA_API_KEYS", "for others")
     lines = write(tmp_path / "in.jsonl", [about(number, FIRST, tmp_path) for number in range(60)])
     out = tmp_path / "out.jsonl"

@@ -17,7 +17,7 @@ def rows(server: Server, folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_tokens_and_times(server: Server, tmp_path: Path) -> None:
+def test_bench_reports_tokens_and_times(server: Server, tmp_path: Path) -> None:
     one, four = rows(server, tmp_path, "--concurrency", "1,4", "--requests", "8", "--max-tokens", "32", "--ignore-eos")
     for row in (one, four):
         assert (row["requests"], row["failed"]) == (8, 0)
@@ -26,20 +26,20 @@ def test_tokens_and_times(server: Server, tmp_path: Path) -> None:
         assert 0 < row["between tokens p50"] < row["answer p99"]
 
 
-def test_pictures(server: Server, tmp_path: Path) -> None:
+def test_bench_sends_images(server: Server, tmp_path: Path) -> None:
     (row,) = rows(
         server, tmp_path, "--concurrency", "2", "--requests", "4", "--images", "2", "--image-size", "640x480", "--max-tokens", "5"
     )
     assert row["failed"] == 0
 
 
-def test_failures_are_told(server: Server) -> None:
+def test_bench_reports_failures(server: Server) -> None:
     ended = run("bench", server.url, "--concurrency", "2", "--requests", "2", "--max-tokens", "100000")
     assert ended.returncode == 1
     assert "2 failed" in ended.stderr.replace("\n", " ") or ended.stderr.count("1 failed") == 2
     assert "context" in ended.stderr
 
 
-def test_a_wrong_model_and_a_wrong_number(server: Server) -> None:
+def test_bench_refuses_a_wrong_model_or_number(server: Server) -> None:
     assert run("bench", server.url, "--model", "no-such", "--requests", "1", "--concurrency", "1").returncode == 1
     assert run("bench", server.url, "--concurrency", "0").returncode == 2

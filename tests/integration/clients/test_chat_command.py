@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pexpect
 import pytest
-from helpers.chat_command import FIRST, SECOND, ask, begin, leave, run, terminal
+from helpers.chat_command import FIRST, SECOND, ask, quit_chat, run, terminal, wait_for_prompt
 from helpers.server import Server
 
 from llava_gateway.demo.images import describe
@@ -15,8 +15,8 @@ FIRST_GRID = ("red", "blue", "green", "white")
 SECOND_GRID = ("yellow", "black", "orange", "purple")
 
 
-def test_a_chat_with_a_picture_added_midway(server: Server, environment: dict[str, str]) -> None:
-    child = terminal(server.v1, environment, "--image", str(FIRST), "--temperature", "0")
+def test_image_can_be_added_during_a_chat(server: Server, own_home: dict[str, str]) -> None:
+    child = terminal(server.v1, own_home, "--image", str(FIRST), "--temperature", "0")
     child.expect_exact("llava-demo at")
     child.expect_exact("[1 picture] > ")
     said = ask(child, "Describe this image.")
@@ -31,7 +31,7 @@ def test_a_chat_with_a_picture_added_midway(server: Server, environment: dict[st
         assert "(1152 of images)" in said
     ask(child, "/save chat.json")
     assert "File exists" in ask(child, "/save chat.json")
-    leave(child)
+    quit_chat(child)
     saved = json.loads(Path("chat.json").read_text())
     assert [message["role"] for message in saved["messages"]] == ["user", "assistant", "user", "assistant"]
     del saved["messages"][-1]
@@ -39,9 +39,9 @@ def test_a_chat_with_a_picture_added_midway(server: Server, environment: dict[st
     assert again["choices"][0]["message"]["content"] == describe([FIRST_GRID, SECOND_GRID])
 
 
-def test_commands(server: Server, environment: dict[str, str]) -> None:
-    child = terminal(server.v1, environment, "--temperature", "0", "--max-tokens", "100")
-    begin(child)
+def test_chat_commands_work(server: Server, own_home: dict[str, str]) -> None:
+    child = terminal(server.v1, own_home, "--temperature", "0", "--max-tokens", "100")
+    wait_for_prompt(child)
     assert "/system TEXT" in ask(child, "/help")
     assert "no question yet" in ask(child, "/retry")
     assert "/help" in ask(child, "/imagine")
@@ -62,19 +62,19 @@ def test_commands(server: Server, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("piped", [True, False])
-def test_one_question(server: Server, environment: dict[str, str], piped: bool) -> None:
+def test_single_question_prints_only_the_answer(server: Server, own_home: dict[str, str], piped: bool) -> None:
     if piped:
-        ended = run(server.v1, environment, "--image", str(FIRST), "--temperature", "0", question="Describe\nthis image.\n")
+        ended = run(server.v1, own_home, "--image", str(FIRST), "--temperature", "0", question="Describe\nthis image.\n")
     else:
-        ended = run(server.v1, environment, "--image", str(FIRST), "--temperature", "0", "Describe", "this", "image.")
+        ended = run(server.v1, own_home, "--image", str(FIRST), "--temperature", "0", "Describe", "this", "image.")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, describe([FIRST_GRID]) + "\n", "")
 
 
-def test_the_servers_own_words(server: Server, environment: dict[str, str]) -> None:
-    ended = run(server.v1, environment, "--model", "no-such", "Hello")
+def test_server_error_is_printed_in_its_words(server: Server, own_home: dict[str, str]) -> None:
+    ended = run(server.v1, own_home, "--model", "no-such", "Hello")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "There is no model 'no-such' here" in ended.stderr
     Path("not.png").write_text("no picture")
-    ended = run(server.v1, environment, "--image", "not.png", "Describe this image.")
+    ended = run(server.v1, own_home, "--image", "not.png", "Describe this image.")
     assert ended.returncode == 1
     assert "messages[0].content[0]" in ended.stderr

@@ -21,7 +21,7 @@ def converted_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield started
 
 
-def test_the_same_tokens_as_its_twin(server: Server, converted_server: Server) -> None:
+def test_converted_model_gives_the_same_tokens_as_the_demo_model(server: Server, converted_server: Server) -> None:
     """Greedy, with the same words around: the demo's own template has no system prompt."""
     twin, ours = (openai.OpenAI(base_url=each.v1, api_key="none", max_retries=0) for each in (server, converted_server))
     system = {"role": "system", "content": CURIOUS_USER}
@@ -41,12 +41,12 @@ def test_the_same_tokens_as_its_twin(server: Server, converted_server: Server) -
         assert len(said[0][0]) > 1
 
 
-def test_a_picture_is_padded_as_the_original_does_it(converted_server: Server) -> None:
+def test_image_is_padded_as_by_the_original(converted_server: Server) -> None:
     """A wide picture's left and right ends are lost where it is cropped."""
     client = openai.OpenAI(base_url=converted_server.v1, api_key="none", max_retries=0)
     answers = []
     for ratio in (None, "pad", "crop"):
-        wide = originals.wide_picture()
+        wide = originals.wide_image()
         extra = {"image_aspect_ratio": ratio} if ratio else {}
         answer = client.chat.completions.create(
             model="my model",

@@ -27,29 +27,29 @@ def run(server: Server, *command: str, script: str | None = None) -> str:
     return ended.stdout
 
 
-def test_example_describe(server: Server) -> None:
+def test_describe_example_runs(server: Server) -> None:
     said = run(server, sys.executable, "examples/describe.py")
     assert said.startswith(describe([FIRST, SECOND]))
     assert "1152 for images" in said
 
 
-def test_example_stream(server: Server) -> None:
+def test_stream_example_runs(server: Server) -> None:
     lines = run(server, sys.executable, "examples/stream.py").splitlines()
     assert lines[0].startswith(describe([FIRST]))
     assert lines[1].startswith("Red.")
 
 
-def test_example_deepinfra(server: Server) -> None:
+def test_deepinfra_example_runs(server: Server) -> None:
     assert run(server, sys.executable, "examples/deepinfra.py").startswith(describe([FIRST]))
 
 
-def test_example_two_images_by_curl(server: Server) -> None:
+def test_two_images_example_runs_in_curl(server: Server) -> None:
     completion = json.loads(run(server, "examples/two_images.sh", server.v1))
     assert completion["choices"][0]["message"]["content"] == describe([FIRST, SECOND])
     assert completion["usage"]["prompt_tokens_details"]["image_tokens"] == 1152
 
 
-def test_readme_curl(server: Server) -> None:
+def test_readme_curl_request_works(server: Server) -> None:
     (script,) = (block for block in blocks("sh") if "curl" in block and "image_url" in block)
     completion = json.loads(run(server, "bash", "-euo", "pipefail", script=script.replace("http://127.0.0.1:8000", server.url)))
     assert completion["choices"][0]["message"]["content"] == describe([FIRST, SECOND])
@@ -60,19 +60,19 @@ def test_readme_curl(server: Server) -> None:
     assert usage == shown
 
 
-def test_readme_curl_for_json(server: Server) -> None:
+def test_readme_curl_request_for_json_works(server: Server) -> None:
     (script,) = (block for block in blocks("sh") if "json_schema" in block)
     completion = json.loads(run(server, "bash", "-euo", "pipefail", script=script.replace("http://127.0.0.1:8000", server.url)))
     assert json.loads(completion["choices"][0]["message"]["content"])["color"] in ("red", "blue")
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0][:40])
-def test_readme_python(server: Server, block: str) -> None:
+def test_readme_python_code_works(server: Server, block: str) -> None:
     said = run(server, sys.executable, "-", script=block.replace("http://127.0.0.1:8000", server.url))
     assert "the top right is blue" in said
 
 
-def test_readme_chat_in_the_terminal(server: Server) -> None:
+def test_readme_chat_command_works(server: Server) -> None:
     (block,) = (block for block in blocks("sh") if "llava-gateway chat" in block)
     argument, piped = (line.partition(">")[0] for line in block.splitlines() if "Describe this image." in line)
     for line in (argument, piped):

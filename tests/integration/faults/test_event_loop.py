@@ -46,7 +46,7 @@ def stalls(server: Server) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_attack_does_not_hold_the_event_loop(server: Server, attacks: Attacks, kind: str) -> None:
+def test_attack_does_not_block_the_event_loop(server: Server, attacks: Attacks, kind: str) -> None:
     before = stalls(server)
     for seed in range(1 if kind in CONNECTIONS else 3):
         attacks.run(kind, random.Random(seed))
@@ -56,7 +56,7 @@ def test_an_attack_does_not_hold_the_event_loop(server: Server, attacks: Attacks
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_a_heavy_request_does_not_hold_the_event_loop(server: Server, name: str) -> None:
+def test_heavy_request_does_not_block_the_event_loop(server: Server, name: str) -> None:
     path, request = HEAVY[name]
     before = stalls(server)
     answer = httpx.post(f"{server.url}{path}", json=request, timeout=120)
@@ -64,7 +64,7 @@ def test_a_heavy_request_does_not_hold_the_event_loop(server: Server, name: str)
     assert stalls(server) == before
 
 
-def test_an_answer_is_counted_until_its_client_has_read_it(server: Server) -> None:
+def test_answer_memory_is_counted_until_the_client_has_read_it(server: Server) -> None:
     """Its engine has no more to do with it then."""
 
     def held() -> float:

@@ -59,7 +59,7 @@ BROKEN_IMAGES = [
 
 
 @pytest.mark.parametrize(("url", "code"), BROKEN_IMAGES, ids=lambda value: value[:40])
-def test_broken_images(http: httpx.Client, url: str, code: str) -> None:
+def test_broken_image_is_named_in_the_error(http: httpx.Client, url: str, code: str) -> None:
     refused(http.post(CHAT, json=body(image_part(url), "Describe this image.")), 400, URL, code)
 
 
@@ -79,23 +79,23 @@ def test_broken_images(http: httpx.Client, url: str, code: str) -> None:
         ("/packed-twice", "failed_to_download_image"),
     ],
 )
-def test_misbehaving_origins(http: httpx.Client, origin: Origin, path: str, code: str) -> None:
+def test_misbehaving_image_server_gets_an_error_code(http: httpx.Client, origin: Origin, path: str, code: str) -> None:
     refused(http.post(CHAT, json=body(image_part(origin.url + path), "Describe this image.")), 400, URL, code)
 
 
-def test_an_origin_that_is_not_there(http: httpx.Client) -> None:
+def test_unreachable_image_server_gets_an_error_code(http: httpx.Client) -> None:
     refused(http.post(CHAT, json=body(image_part("http://127.0.0.1:9/x"), "hi")), 400, URL, "failed_to_download_image")
     refused(http.post(CHAT, json=body(image_part("http://no-such-host.invalid/x"), "hi")), 400, URL, "failed_to_download_image")
 
 
-def test_a_pixel_bomb(http: httpx.Client) -> None:
+def test_pixel_bomb_is_refused(http: httpx.Client) -> None:
     """A few KB that say they are 20000x20000."""
     header = PICTURE[:16] + (20000).to_bytes(4) * 2 + PICTURE[24:]
     header = header[:29] + zlib.crc32(header[12:29]).to_bytes(4) + header[33:]
     refused(http.post(CHAT, json=body(image_part(data_uri(header)), "hi")), 400, URL, "image_too_large")
 
 
-def test_markdown_urls_in_text_are_never_fetched(http: httpx.Client, origin: Origin) -> None:
+def test_url_in_text_is_never_fetched(http: httpx.Client, origin: Origin) -> None:
     before = len(origin.requests)
     assert http.post(CHAT, json=body(f"![x]({origin.url}/picture) {origin.url}/picture")).status_code == 200
     assert len(origin.requests) == before

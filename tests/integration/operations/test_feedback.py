@@ -30,14 +30,14 @@ def ballot(*messages: dict[str, Any], vote: str = "up", model: str = MODEL) -> d
     return {"model": model, "vote": vote, "messages": messages}
 
 
-def test_nothing_is_kept_without_the_flag(server: Server) -> None:
+def test_no_vote_is_kept_without_the_flag(server: Server) -> None:
     before = set(server.log.parent.rglob("*"))
-    answer = httpx.post(f"{server.url}/feedback", json=ballot(user(image(GRID), ASKED), said("Red.")))
+    answer = httpx.post(f"{server.url}/feedback", json=ballot(user(image(GRID), ASKED), said("Red.")), timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     assert set(server.log.parent.rglob("*")) == before
 
 
-def test_from_an_answer_to_a_dataset(feedback_server: FeedbackServer, tmp_path: Path) -> None:
+def test_vote_on_an_answer_is_exported_to_a_dataset(feedback_server: FeedbackServer, tmp_path: Path) -> None:
     asked = body(image(GRID), ASKED)
     headers = {"key": feedback_server.keys["alice"]}
     completion = httpx.post(f"{feedback_server.server.v1}/chat/completions", json=asked, headers=headers, timeout=60).json()
@@ -64,7 +64,7 @@ def test_from_an_answer_to_a_dataset(feedback_server: FeedbackServer, tmp_path: 
     assert (tmp_path / "dataset" / "images" / name).read_bytes() == picture
 
 
-def test_pictures_are_kept_in_order_and_once(feedback_server: FeedbackServer, origin: Origin) -> None:
+def test_images_are_kept_in_order_and_once(feedback_server: FeedbackServer, origin: Origin) -> None:
     shown = image(OTHER), "First.", image_part(f"{origin.url}/redirect"), image(OTHER)
     turns = user(*shown), said("Yes."), user("And?", image(GRID)), said("So.")
     assert feedback_server.vote(ballot({"role": "system", "content": "Be short."}, *turns, vote="flag")).status_code == 200
@@ -113,9 +113,7 @@ IMAGE = "messages[0].content[0].image_url.url"
         (ballot(user(image_part(cut_short())), said("!")), 400, IMAGE),
     ],
 )
-def test_what_is_no_vote_is_refused_and_leaves_nothing(
-    feedback_server: FeedbackServer, given: dict[str, Any], status: int, param: str
-) -> None:
+def test_bad_vote_is_refused_and_leaves_no_file(feedback_server: FeedbackServer, given: dict[str, Any], status: int, param: str) -> None:
     feedback_server.vote(ballot(*HELLO))
     before = {path: path.stat().st_size for path in feedback_server.folder.rglob("*")}
     answer = feedback_server.vote(given)
@@ -123,13 +121,13 @@ def test_what_is_no_vote_is_refused_and_leaves_nothing(
     assert {path: path.stat().st_size for path in feedback_server.folder.rglob("*")} == before
 
 
-def test_keys_and_their_limits_hold_for_votes(feedback_server: FeedbackServer) -> None:
-    assert httpx.post(f"{feedback_server.server.url}/feedback", json=ballot(*HELLO)).status_code == 401
+def test_keys_and_their_limits_apply_to_votes(feedback_server: FeedbackServer) -> None:
+    assert httpx.post(f"{feedback_server.server.url}/feedback", json=ballot(*HELLO), timeout=60).status_code == 401
     assert feedback_server.vote(ballot(*HELLO), "bob").json()["error"]["code"] == "model_not_found"
     assert feedback_server.vote(ballot(*HELLO), "carol").status_code == 200
     assert feedback_server.records()[-1]["key"] == "carol"
     assert feedback_server.vote(ballot(*HELLO), "carol").json()["error"]["code"] == "rate_limit_exceeded"
-    assert httpx.get(f"{feedback_server.server.url}/feedback", headers={"key": feedback_server.keys["dave"]}).status_code == 405
+    assert httpx.get(f"{feedback_server.server.url}/feedback", headers={"key": feedback_server.keys["dave"]}, timeout=60).status_code == 405
 
 
 def noise() -> bytes:
@@ -137,7 +135,7 @@ def noise() -> bytes:
     return encode(Image.frombytes("RGB", (500, 480), random.randbytes(500 * 480 * 3)))
 
 
-def test_a_full_directory_takes_no_more(feedback_server: FeedbackServer) -> None:
+def test_full_feedback_directory_refuses_votes(feedback_server: FeedbackServer) -> None:
     """The bound is 1 MiB, and what there is so far is some kilobytes."""
     assert feedback_server.vote(ballot(user(image_part(data_uri(noise()))), said("Noise."))).status_code == 200
     before = {path: path.stat().st_size for path in feedback_server.folder.rglob("*")}

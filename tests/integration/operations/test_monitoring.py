@@ -109,8 +109,8 @@ def traffic(server: Server, origin: Origin) -> None:
         assert answer.status_code == status, answer.text
 
 
-def test_metrics_that_are_asked_for_are_there(server: Server) -> None:
-    exposed = set(re.findall(r"^# TYPE (\S+)", httpx.get(f"{server.url}/metrics").text, re.MULTILINE))
+def test_every_queried_metric_is_exposed(server: Server) -> None:
+    exposed = set(re.findall(r"^# TYPE (\S+)", httpx.get(f"{server.url}/metrics", timeout=60).text, re.MULTILINE))
     chart = [trigger["metadata"]["query"] for trigger in rendered("ScaledObject", {"autoscaling": {"enabled": True}})["spec"]["triggers"]]
     for query in [*QUERIES, *chart, *(rule["expr"] for rule in ALERTS)]:
         names = set(METRIC.findall(query))
@@ -118,7 +118,7 @@ def test_metrics_that_are_asked_for_are_there(server: Server) -> None:
         assert {name.removesuffix("_bucket") for name in names} <= exposed, query
 
 
-def test_every_query_of_the_dashboard_has_data(watched: Prometheus) -> None:
+def test_every_dashboard_query_has_data(watched: Prometheus) -> None:
     empty = []
     for query in QUERIES:
         found = watched.query(query.replace("$instance", ".*").replace("$__rate_interval", "1m"))
@@ -127,7 +127,7 @@ def test_every_query_of_the_dashboard_has_data(watched: Prometheus) -> None:
     assert all(WITHOUT_DATA in query for query in empty), empty
 
 
-def test_prometheus_reads_the_gateway_and_evaluates_every_rule(watched: Prometheus) -> None:
+def test_prometheus_scrapes_the_gateway_and_evaluates_every_rule(watched: Prometheus) -> None:
     (target,) = watched.get("targets")["activeTargets"]
     assert (target["health"], target["lastError"], target["labels"]["job"]) == ("up", "", "llava-gateway")
 
@@ -140,12 +140,12 @@ def test_prometheus_reads_the_gateway_and_evaluates_every_rule(watched: Promethe
     assert {(rule["name"], rule["health"], rule.get("lastError", "")) for rule in rules if rule["health"] != "ok"} == set()
 
 
-def test_keda_gets_a_number(watched: Prometheus) -> None:
+def test_keda_query_returns_a_number(watched: Prometheus) -> None:
     (trigger,) = rendered("ScaledObject", {"autoscaling": {"enabled": True}})["spec"]["triggers"]
     assert watched.query(trigger["metadata"]["query"]) == [0.0]
 
 
-def test_the_health_check_of_the_image(server: Server) -> None:
+def test_image_health_check_tells_a_running_server_from_none(server: Server) -> None:
     (line,) = dockerfile("HEALTHCHECK")
     command = json.loads(line[line.index("[") :])
     for port, healthy in ((server.url.rpartition(":")[2], True), (str(free_port()), False)):

@@ -14,7 +14,7 @@ def paths(routes: list[BaseRoute]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_a_door_can_be_shut(name: str) -> None:
+def test_api_can_be_switched_off(name: str) -> None:
     everything = create_app(Settings(model=MODEL))
     shut = create_app(Settings(model=MODEL, apis=tuple(door for door in APIS if door != name)))
     alone = create_app(Settings(model=MODEL, apis=(name,)))

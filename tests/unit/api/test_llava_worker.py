@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from helpers.documentation import rows
-from helpers.llava_worker import GENERATE, asked, chunks, refused
+from helpers.llava_worker import GENERATE, chunks, refused, request
 from helpers.requests import MODEL
 from helpers.server import ROOT
 from hypothesis import given
@@ -37,14 +37,14 @@ DOCS = (ROOT / "docs" / "llava-worker.md").read_text()
     ],
     ids=str,
 )
-def test_how_fields_become_sampling(fields: dict[str, Any], expected: dict[str, Any] | None) -> None:
+def test_fields_become_sampling_params(fields: dict[str, Any], expected: dict[str, Any] | None) -> None:
     sampling = to_completion(GenerateRequest.parse({"prompt": "x"} | fields), MODEL).sampling
     for name, value in (expected or fields).items():
         assert getattr(sampling, name) == value
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
-def test_every_chunk_is_json_and_ends_with_the_only_nul(pieces: list[str]) -> None:
+def test_every_chunk_is_json_with_one_nul_at_its_end(pieces: list[str]) -> None:
     prompt, *deltas = pieces
     text = TextSoFar(prompt)
     for number, delta in enumerate(deltas, 2):
@@ -57,7 +57,7 @@ _json = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | s
 
 
 @given(st.dictionaries(st.sampled_from(sorted(GenerateRequest.model_fields | GenerateRequest.refused)), _json))
-def test_a_body_is_understood_or_refused(content: dict[str, Any]) -> None:
+def test_any_body_is_parsed_or_refused_by_name(content: dict[str, Any]) -> None:
     try:
         request = to_completion(GenerateRequest.parse(content), MODEL)
     except InvalidRequest as error:
@@ -69,13 +69,13 @@ def test_a_body_is_understood_or_refused(content: dict[str, Any]) -> None:
         assert 0 < request.sampling.top_p <= 1
 
 
-def test_a_model_that_still_loads_is_a_worker_out_of_reach() -> None:
-    """Another controller that has this server for a worker is told so as well."""
+def test_loading_model_is_reported_as_an_unreachable_worker() -> None:
+    """A controller that uses this server as a worker gets the same error."""
 
     async def ask() -> list[httpx.Response]:
-        app = create_app(Settings(model=MODEL), engine=lambda: pytest.fail("nobody starts the engine"))
+        app = create_app(Settings(model=MODEL), engine=lambda: pytest.fail("the test starts no engine"))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-            return [await client.post(GENERATE, json=asked()), await client.post("/worker_get_status"), await client.post("/list_models")]
+            return [await client.post(GENERATE, json=request()), await client.post("/worker_get_status"), await client.post("/list_models")]
 
     generate, status, models = asyncio.run(ask())
     refused(generate, 503, 3, "loading")
@@ -89,7 +89,7 @@ def test_a_model_that_still_loads_is_a_worker_out_of_reach() -> None:
     [(EngineFailed("It failed."), 1), (RequestTimeout("It took too long."), 1), (Unavailable("It stops."), 3)],
     ids=str,
 )
-def test_an_error_after_the_stream_has_begun_is_its_last_chunk(error: Any, error_code: int) -> None:
+def test_error_after_the_start_of_a_stream_is_its_last_chunk(error: Any, error_code: int) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -103,17 +103,17 @@ def test_an_error_after_the_stream_has_begun_is_its_last_chunk(error: Any, error
 
 
 @pytest.mark.parametrize("model", [GenerateRequest, AddressRequest, HeartBeat])
-def test_docs_say_what_is_done_with_every_field(model: Any) -> None:
+def test_documentation_describes_every_field(model: Any) -> None:
     for row in rows(model):
         assert row in DOCS, row
 
 
-def test_docs_name_no_field_that_is_gone() -> None:
+def test_documentation_names_no_removed_field() -> None:
     named = set(re.findall(r"^\| `([a-z_]+)` \| (?:honoured|ignored|refused) \|", DOCS, re.MULTILINE))
     assert named == {row.split("`")[1] for model in (GenerateRequest, AddressRequest, HeartBeat) for row in rows(model)}
 
 
-def test_docs_name_every_path() -> None:
-    app = create_app(Settings(model=MODEL, apis=("llava_worker",)), engine=lambda: pytest.fail("nobody starts the engine"))
+def test_documentation_names_every_path() -> None:
+    app = create_app(Settings(model=MODEL, apis=("llava_worker",)), engine=lambda: pytest.fail("the test starts no engine"))
     paths = {route.path for route in app.routes} - {"/health", "/ready", "/metrics"}  # type: ignore[attr-defined]
     assert {path for path in paths if f"`POST {path}`" not in DOCS} == set()

@@ -24,8 +24,12 @@ from llava_gateway.settings import Settings, SettingsError
 @pytest.mark.parametrize(
     ("options", "status"), [({}, 503), ({"auth": "none"}, 403), ({"api_keys": ("secret",)}, 403), ({"lora_dir": ""}, 404)]
 )
-def test_without_a_keys_file(tmp_path: Path, options: dict[str, Any], status: int) -> None:
+def test_loading_without_a_keys_file_is_for_loopback_only(tmp_path: Path, options: dict[str, Any], status: int) -> None:
     """On loopback whoever reaches the port may load, and is told here that the model is loading; where the port is open, nobody may."""
+
+    (tmp_path / "corner").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "corner" / name).touch()
 
     async def load() -> httpx.Response:
         app = create_app(Settings(model=MODEL, **{"lora_dir": str(tmp_path), **options}))
@@ -38,7 +42,7 @@ def test_without_a_keys_file(tmp_path: Path, options: dict[str, Any], status: in
     check_error(answer.text)
 
 
-def test_both_of_vllms_forms() -> None:
+def test_both_of_vllms_forms_of_lora_modules_are_parsed() -> None:
     given = ("serve", "--lora-modules", "a=/a,b=/b", '{"name": "c", "path": "/c,d", "base_model_name": "x"}', "--lora-modules", "e=/e=")
     settings, rest = flags.parse([*given[1:], "--max-loras", "3"])
     assert rest == ["--max-loras", "3"]
@@ -57,18 +61,18 @@ def test_both_of_vllms_forms() -> None:
         *("{", '{"name": "a"}', '{"name": 1, "path": "/a"}', '{"name": "a", "path": "/a", "rank": 3}', "a=/a,a=/b", f"{MODEL}=/a"),
     ],
 )
-def test_names_and_paths_that_cannot_be(given: str) -> None:
+def test_bad_lora_modules_are_refused(given: str) -> None:
     with pytest.raises(SettingsError, match="lora_modules"):
         create_app(Settings(model=MODEL, lora_modules=given))
 
 
-def test_the_documentation_has_every_field() -> None:
+def test_documentation_describes_every_field() -> None:
     document = (ROOT / "docs" / "lora.md").read_text()
     for row in (*rows(LoadRequest), *rows(UnloadRequest)):
         assert row in document.splitlines()
 
 
-def test_a_model_that_vllm_does_not_adapt(tmp_path: Path) -> None:
+def test_model_without_lora_support_is_refused(tmp_path: Path) -> None:
     tiny_models.TINY["onevision"](tmp_path / "model")
     with pytest.raises(EngineStartError, match="no LoRA for llava_onevision models"):
         engine_arguments(str(tmp_path / "model"), ["--enable-lora"])

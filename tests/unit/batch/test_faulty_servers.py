@@ -66,7 +66,7 @@ def hang_up(handler: http.server.BaseHTTPRequestHandler) -> None:
 ANSWER = answer(200, {"choices": [{"message": {"content": "Yes."}}]})
 
 
-def test_nothing_but_pictures_is_sent(tmp_path: Path) -> None:
+def test_only_images_are_sent(tmp_path: Path) -> None:
     """Whoever wrote the file of requests may have named any file that its reader can read."""
     sent: list[bytes] = []
 
@@ -108,7 +108,7 @@ def test_nothing_but_pictures_is_sent(tmp_path: Path) -> None:
     assert len(sent) == 2
 
 
-def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
+def test_busy_server_is_asked_again_after_retry_after(tmp_path: Path) -> None:
     lines, out = write(tmp_path / "in.jsonl", [line("a", "Hello")]), tmp_path / "out.jsonl"
     with troubled(answer(429, {}, retry_after="2"), hang_up, answer(503, {}, retry_after="1"), ANSWER) as url:
         began = time.monotonic()
@@ -127,7 +127,7 @@ def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
         (hang_up, None, "no_answer"),
     ],
 )
-def test_patience_ends_with_the_reason(tmp_path: Path, handle: Handle, status: int | None, code: str) -> None:
+def test_failure_is_recorded_when_the_patience_ends(tmp_path: Path, handle: Handle, status: int | None, code: str) -> None:
     lines, out = write(tmp_path / "in.jsonl", [line("a", "Hello")]), tmp_path / "out.jsonl"
     with troubled(handle) as url:
         assert main([str(lines), str(out), "--base-url", url, "--patience", "0"]) == 1
@@ -135,7 +135,7 @@ def test_patience_ends_with_the_reason(tmp_path: Path, handle: Handle, status: i
         assert (entry["response"] and entry["response"]["status_code"], entry["error"]["code"]) == (status, code)
 
 
-def test_a_full_disk_is_told_and_goes_on(tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_the_run_resumes(tmp_path: Path) -> None:
     lines, out = write(tmp_path / "in.jsonl", [line(str(number), "Hello") for number in range(10)]), tmp_path / "out.jsonl"
     with troubled(ANSWER) as url:
         command = f"ulimit -f 1; trap '' XFSZ; exec {sys.executable} -m llava_gateway batch {lines} {out} --base-url {url}"

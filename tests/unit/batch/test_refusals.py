@@ -43,7 +43,7 @@ GOOD = json.dumps(line("a", "Hello"))
         ([""], "no lines"),
     ],
 )
-def test_a_file_that_is_wrong_is_refused_whole(
+def test_bad_input_line_refuses_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: list[str], complaint: str
 ) -> None:
     path = tmp_path / "in.jsonl"
@@ -53,7 +53,7 @@ def test_a_file_that_is_wrong_is_refused_whole(
     assert complaint in told
 
 
-def test_files_that_are_none_or_somebody_elses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsuitable_input_and_output_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines, out, pipe, diary = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "pipe", "diary"))
     lines.write_text(GOOD)
     os.mkfifo(pipe)
@@ -73,7 +73,7 @@ def test_files_that_are_none_or_somebody_elses(tmp_path: Path, capsys: pytest.Ca
         assert "another run" in refusal(capsys, lines, out)
 
 
-def test_arguments_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     lines.write_text(GOOD)
     assert "IN and OUT" in refusal(capsys, lines)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from helpers.chat_command import COMMAND, FIRST, ask, begin, leave, run, terminal
+from helpers.chat_command import COMMAND, FIRST, ask, quit_chat, run, terminal, wait_for_prompt
 from helpers.server import free_port
 
 DONE = b"data: [DONE]\n\n"
@@ -74,96 +74,96 @@ def scripted() -> Iterator[Scripted]:
     server.server_close()
 
 
-def test_history_is_kept_and_private(scripted: Scripted, environment: dict[str, str]) -> None:
+def test_history_is_kept_in_a_private_file(scripted: Scripted, own_home: dict[str, str]) -> None:
     scripted.answers = [(200, chunk("Good.", "stop") + DONE)] * 2
-    child = terminal(scripted.v1, environment)
-    begin(child)
+    child = terminal(scripted.v1, own_home)
+    wait_for_prompt(child)
     ask(child, "How are you?")
-    leave(child)
+    quit_chat(child)
     file = Path("state/llava-gateway/chat_history")
     assert file.stat().st_mode & 0o777 == 0o600
-    child = terminal(scripted.v1, environment)
-    begin(child)
+    child = terminal(scripted.v1, own_home)
+    wait_for_prompt(child)
     child.send("\x1b[A")  # up
     child.expect_exact("How are you?")
     child.send("\r")
     child.expect_exact("Good.")
-    begin(child)
-    leave(child)
+    wait_for_prompt(child)
+    quit_chat(child)
     assert [asked["messages"][0]["content"] for asked in scripted.asked] == ["How are you?"] * 2
 
 
-def test_paths_are_completed(scripted: Scripted, environment: dict[str, str]) -> None:
+def test_image_paths_are_completed(scripted: Scripted, own_home: dict[str, str]) -> None:
     Path("my pictures").mkdir()
     Path("my pictures/it's one.png").write_bytes(b"x")
-    child = terminal(scripted.v1, environment)
-    begin(child)
+    child = terminal(scripted.v1, own_home)
+    wait_for_prompt(child)
     child.send("/im\tmy\tit\t")
     child.expect_exact("one.png")
     child.send("\r")
     child.expect_exact("[1 picture] > ")
-    leave(child)
+    quit_chat(child)
 
 
-def test_what_is_pasted_is_one_question(scripted: Scripted, environment: dict[str, str]) -> None:
+def test_pasted_lines_are_one_question(scripted: Scripted, own_home: dict[str, str]) -> None:
     scripted.answers = [(200, chunk("Yes.", "stop") + DONE)]
-    child = terminal(scripted.v1, environment)
-    begin(child)
+    child = terminal(scripted.v1, own_home)
+    wait_for_prompt(child)
     child.send("\x1b[200~one\ntwo\x1b[201~\r")
     child.expect_exact("Yes.")
-    begin(child)
-    leave(child)
+    wait_for_prompt(child)
+    quit_chat(child)
     assert scripted.asked[0]["messages"] == [{"role": "user", "content": "one\ntwo"}]
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_came(scripted: Scripted, environment: dict[str, str]) -> None:
+def test_ctrl_c_stops_the_answer_and_keeps_its_text(scripted: Scripted, own_home: dict[str, str]) -> None:
     scripted.answers = [(200, chunk("one two") + b": keep-alive\n\n"), (200, chunk("three", "stop") + DONE)]
-    child = terminal(scripted.v1, environment)
-    begin(child)
+    child = terminal(scripted.v1, own_home)
+    wait_for_prompt(child)
     child.sendline("Count.")
     child.expect_exact("one two")
     child.sendintr()
     child.expect_exact("stopped")
     assert scripted.left.wait(10), "the server was left to go on"
-    begin(child)
+    wait_for_prompt(child)
     assert "three" in ask(child, "More.")
     assert [message["content"] for message in scripted.asked[1]["messages"]] == ["Count.", "one two", "More."]
     child.send("half a line")
     child.expect_exact("half a line")
     child.sendintr()
-    begin(child)
+    wait_for_prompt(child)
     child.sendintr()
     child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 0
 
 
-def test_a_refused_question_is_not_kept_but_can_be_asked_again(scripted: Scripted, environment: dict[str, str]) -> None:
+def test_refused_question_is_not_kept_but_can_be_retried(scripted: Scripted, own_home: dict[str, str]) -> None:
     busy = json.dumps({"error": {"message": "Come back later.", "type": "overloaded"}}).encode()
     scripted.answers = [(503, busy), (200, chunk("Hi.", "stop") + DONE), (503, busy), (200, chunk("Red.", "stop") + DONE)]
-    child = terminal(scripted.v1, environment, "--image", str(FIRST))
+    child = terminal(scripted.v1, own_home, "--image", str(FIRST))
     child.expect_exact("[1 picture] > ")
     assert "Come back later. (status 503)" in ask(child, "What is it?")
     assert "Hi." in ask(child, "Hello")
     assert "Come back later." in ask(child, "/retry")
     assert "Red." in ask(child, "/retry")
-    leave(child)
+    quit_chat(child)
     assert [len(asked["messages"]) for asked in scripted.asked] == [1, 1, 1, 1]
     assert scripted.asked[0]["messages"][0]["content"][0]["type"] == "image_url"
     assert scripted.asked[1]["messages"] == scripted.asked[3]["messages"] == [{"role": "user", "content": "Hello"}]
 
 
-def test_no_server_can_steer_the_terminal(scripted: Scripted, environment: dict[str, str]) -> None:
+def test_server_text_cannot_control_the_terminal(scripted: Scripted, own_home: dict[str, str]) -> None:
     evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\x08\r\ud83d"
     escaped = json.dumps({"choices": [{"delta": {"content": f"<{evil}>"}}]}).encode()
     stream = b"data: " + escaped + b"\n\n" + chunk("one\u2028two\x85", "stop") + DONE
     refusal = json.dumps({"error": {"message": f"No {evil}"}}).encode()
     scripted.models = [f"m{evil}"]
     scripted.answers = [(200, stream), (400, refusal), (200, b'data: {"error": {"message": "Ended\\u001b[2J."}}\n\n' + DONE)]
-    child = terminal(scripted.v1, environment)
-    begin(child)
+    child = terminal(scripted.v1, own_home)
+    wait_for_prompt(child)
     said = ask(child, "Hello") + ask(child, "Hello") + ask(child, "Hello") + str(child.before)
-    leave(child)
+    quit_chat(child)
     assert "one\u2028two" in said
     assert "No " in said
     assert "Ended" in said
@@ -172,10 +172,10 @@ def test_no_server_can_steer_the_terminal(scripted: Scripted, environment: dict[
     assert "\x1b[2J" not in said
 
 
-def test_a_closed_pipe_ends_silently(scripted: Scripted, environment: dict[str, str]) -> None:
+def test_closed_pipe_ends_the_command_silently(scripted: Scripted, own_home: dict[str, str]) -> None:
     scripted.answers = [(200, chunk("many words " * 1000) * 50 + chunk("", "stop") + DONE)]
     script = f'{" ".join(COMMAND)} --base-url {scripted.v1} Hello | head -c 4; exit "${{PIPESTATUS[0]}}"'
-    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, env=environment, check=False)
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, env=own_home, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + 13, "many", "")
 
 
@@ -191,24 +191,24 @@ def test_a_closed_pipe_ends_silently(scripted: Scripted, environment: dict[str, 
         (422, b'{"detail": "No such field."}', "", "No such field. (status 422)"),
     ],
 )
-def test_what_goes_wrong_is_said(
-    scripted: Scripted, environment: dict[str, str], status: int, body: bytes, printed: str, said: str
+def test_failure_is_printed_in_one_line(
+    scripted: Scripted, own_home: dict[str, str], status: int, body: bytes, printed: str, said: str
 ) -> None:
     scripted.answers = [(status, body)]
-    ended = run(scripted.v1, environment, "--key", "k", "Hello")
+    ended = run(scripted.v1, own_home, "--key", "k", "Hello")
     assert (ended.returncode, ended.stdout) == (1, printed)
     assert said in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     assert scripted.keys == ["Bearer k"]
 
 
-def test_nobody_there(environment: dict[str, str]) -> None:
+def test_chat_without_a_server_ends_with_one_line(own_home: dict[str, str]) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    ended = run(url, environment, "Hello")
+    ended = run(url, own_home, "Hello")
     assert ended.returncode == 1
     assert url in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
-    child = terminal(url, environment)
+    child = terminal(url, own_home)
     child.expect_exact(url)
     child.expect(pexpect.EOF)
     child.wait()
@@ -230,8 +230,8 @@ def test_nobody_there(environment: dict[str, str]) -> None:
         ([" "], "no question"),
     ],
 )
-def test_wrong_arguments_are_one_line(environment: dict[str, str], arguments: list[str], said: str) -> None:
-    ended = run("http://127.0.0.1:1", environment, *arguments)
+def test_wrong_argument_is_refused_in_one_line(own_home: dict[str, str], arguments: list[str], said: str) -> None:
+    ended = run("http://127.0.0.1:1", own_home, *arguments)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert said in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

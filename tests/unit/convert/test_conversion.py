@@ -20,7 +20,7 @@ from llava_gateway.cli.convert import main
 from llava_gateway.prompts.templates import CURIOUS_USER
 
 
-def test_weights_and_files(converted: Path) -> None:
+def test_converted_checkpoint_has_the_demos_weights_and_files(converted: Path) -> None:
     check_is_the_demo(converted)
     index = json.loads((converted / "model.safetensors.index.json").read_bytes())["weight_map"]
     shards = sorted(converted.glob("*.safetensors"))
@@ -36,12 +36,12 @@ def test_weights_and_files(converted: Path) -> None:
     assert not any(report.values())
 
 
-def test_added_rows_are_never_the_likeliest(converted: Path) -> None:
+def test_added_rows_are_never_the_likeliest_token(converted: Path) -> None:
     head = weights_of(converted)[ADDED_ROWS[0]]
     torch.testing.assert_close(head[640:], head[:640].mean(0).expand(64, -1))
 
 
-def test_a_checkpoint_that_holds_its_tower_in_safetensors(tmp_path: Path, clip: Path) -> None:
+def test_checkpoint_with_its_vision_tower_is_converted(tmp_path: Path, clip: Path) -> None:
     """Only the tower's configuration is wanted from elsewhere."""
     originals.demo_original(tmp_path / "src", tmp_path / "tower")
     (tmp_path / "src" / "pytorch_model.bin").unlink()
@@ -53,7 +53,7 @@ def test_a_checkpoint_that_holds_its_tower_in_safetensors(tmp_path: Path, clip: 
 
 
 @pytest.mark.parametrize("prefix", ["model.mm_projector.", "mm_projector."])
-def test_a_projector_alone(tmp_path: Path, clip: Path, prefix: str) -> None:
+def test_projector_and_a_base_are_merged(tmp_path: Path, clip: Path, prefix: str) -> None:
     write_base(tmp_path / "base")
     (tmp_path / "src").mkdir()
     projector = {name: tensor for name, tensor in originals.demo_weights().items() if "mm_projector" in name}
@@ -67,7 +67,7 @@ def test_a_projector_alone(tmp_path: Path, clip: Path, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("rank_stabilised", [False, True])
-def test_a_lora(tmp_path: Path, clip: Path, rank_stabilised: bool) -> None:
+def test_lora_and_a_base_are_merged(tmp_path: Path, clip: Path, rank_stabilised: bool) -> None:
     """W + alpha / r B A, with the projector of non_lora_trainables.bin."""
     base = write_base(tmp_path / "base")
     rank, alpha = 4, 16
@@ -90,7 +90,7 @@ def test_a_lora(tmp_path: Path, clip: Path, rank_stabilised: bool) -> None:
     check_is_the_demo(tmp_path / "dst", wanted)
 
 
-def test_v1_with_a_linear_projector_and_sentencepiece(tmp_path: Path) -> None:
+def test_v1_with_linear_projector_and_sentencepiece_is_converted(tmp_path: Path) -> None:
     source, target = tmp_path / "llava-v1", tmp_path / "dst"
     weights = originals.random_original(source, mm_use_im_start_end=True)
     pieces = originals.sentencepiece_tokenizer(source)
@@ -111,7 +111,7 @@ def test_v1_with_a_linear_projector_and_sentencepiece(tmp_path: Path) -> None:
     assert processor.tokenizer.decode(after) == prompt.partition("<im_end>")[2]
 
 
-def test_goes_on_where_it_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_conversion_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target, partial = tmp_path / "src", tmp_path / "dst", tmp_path / "dst.partial"
     originals.random_original(source, layers=20, intermediate=5000)
     originals.sentencepiece_tokenizer(source)
@@ -145,11 +145,11 @@ def test_goes_on_where_it_was_killed(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert (target / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_memory_is_a_shard_not_the_checkpoint(tmp_path: Path) -> None:
+def test_conversion_holds_one_shard_in_memory(tmp_path: Path) -> None:
     originals.random_original(tmp_path / "src", layers=12, intermediate=20000)
     originals.sentencepiece_tokenizer(tmp_path / "src")
     script = (
-        "import resource, sys; from llava_gateway.cli.main.convert import main; import llava_gateway.convert.run\n"
+        "import resource, sys; from llava_gateway.cli.convert import main; import llava_gateway.convert.run\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "status = main(sys.argv[1:])\n"
         "sys.exit(status or str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
@@ -161,7 +161,7 @@ def test_memory_is_a_shard_not_the_checkpoint(tmp_path: Path) -> None:
     assert int(ended.stderr) << 10 < size / 2
 
 
-def test_a_full_disk_is_told_and_gone_on_from(tmp_path: Path, clip: Path) -> None:
+def test_full_disk_is_reported_and_the_conversion_resumes(tmp_path: Path, clip: Path) -> None:
     originals.demo_original(tmp_path / "src", clip)
 
     def small_files() -> None:
@@ -175,7 +175,7 @@ def test_a_full_disk_is_told_and_gone_on_from(tmp_path: Path, clip: Path) -> Non
     check_is_the_demo(tmp_path / "dst")
 
 
-def test_nothing_is_overwritten(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_directory_is_not_overwritten(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     originals.demo_original(tmp_path / "src", clip)
     (tmp_path / "dst").mkdir()
     (tmp_path / "dst" / "mine").touch()

@@ -49,7 +49,7 @@ def adapter(**values: object) -> Spoil:
     return spoil
 
 
-def test_what_is_an_original(tmp_path: Path, converted: Path) -> None:
+def test_original_checkpoints_are_recognised(tmp_path: Path, converted: Path) -> None:
     assert original_kind(CHECKPOINT) is None
     assert original_kind(converted) is None
     assert original_kind(tmp_path / "nothing") is None
@@ -60,7 +60,7 @@ def test_what_is_an_original(tmp_path: Path, converted: Path) -> None:
     assert f"`llava-gateway convert {source} {source}-hf`" in str(advice(source))
 
 
-def test_serve_says_the_command_that_converts(tmp_path: Path, clip: Path) -> None:
+def test_serve_names_the_conversion_command(tmp_path: Path, clip: Path) -> None:
     source = tmp_path / "my llava"
     originals.demo_original(source, clip)
     asked = [sys.executable, "-m", "llava_gateway", "serve", str(source), "--port", "58127"]
@@ -145,7 +145,7 @@ def projector_alone(source: Path) -> None:
         (adapter(r=0), "is no configuration of a LoRA"),
     ],
 )
-def test_what_cannot_be_converted(
+def test_unsuitable_checkpoint_is_refused_in_one_line(
     spoil: Spoil, said: str, tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

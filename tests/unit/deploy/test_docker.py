@@ -21,11 +21,11 @@ NEEDED = Settings().shutdown_timeout + LAST_WORDS + STOP_TIMEOUT
 """Seconds that a gateway may take to end, with its defaults."""
 
 
-def test_hadolint() -> None:
+def test_dockerfile_passes_hadolint() -> None:
     programs.run("hadolint", DOCKERFILE)
 
 
-def test_the_image_is_built_from_files_that_are_there() -> None:
+def test_image_is_built_from_existing_files() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     sources = [source for line in dockerfile("COPY") if "--from" not in line for source in line.split()[:-1]]
     assert {"llava_gateway", "deploy/install", "pyproject.toml"} <= set(sources)
@@ -34,7 +34,7 @@ def test_the_image_is_built_from_files_that_are_there() -> None:
         assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
 
 
-def test_the_image_runs_as_nobody_in_particular_on_a_pinned_base() -> None:
+def test_image_runs_unprivileged_on_a_pinned_base() -> None:
     assert dockerfile("USER") == ["10001:10001"]
     bases = {line.split()[0] for line in dockerfile("FROM")} - {"base"}
     assert all(re.fullmatch(r"[a-z./-]+:\d+\.\d+\.\d+-\S+", base) for base in bases)
@@ -48,7 +48,7 @@ def compose(*files: str) -> dict[str, Any]:
     return services
 
 
-def test_compose() -> None:
+def test_compose_services_are_local_and_pinned() -> None:
     services = compose("compose.yaml", "compose.gpu.yaml")
     assert all(port["host_ip"] == "127.0.0.1" for service in services.values() for port in service["ports"])
     assert all(re.search(r":(v?\d+\.\d+\.\d+|cpu)$", service["image"]) for service in services.values())
@@ -67,14 +67,14 @@ def seconds(text: str) -> int:
     return sum(int(number) * {"m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)([ms])", text))
 
 
-def test_compose_wants_a_key() -> None:
+def test_compose_needs_a_key() -> None:
     command = [programs.find("docker-compose"), "-f", DEPLOY / "compose" / "compose.yaml", "config"]
     ended = subprocess.run(command, env=os.environ | {"LLAVA_KEY": ""}, capture_output=True, text=True)
     assert ended.returncode != 0
     assert "LLAVA_KEY is missing a value: make one with `openssl rand -hex 32`" in ended.stderr
 
 
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     program = str(Path(sys.executable).parent / "llava-gateway")
     text = UNIT.read_text().replace("/opt/llava-gateway/.venv/bin/llava-gateway", program).replace("User=llava-gateway", "User=daemon")

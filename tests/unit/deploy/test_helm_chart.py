@@ -34,7 +34,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("values", VARIANTS, ids=lambda values: ",".join(values) or "defaults")
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
-def test_the_chart_renders_what_kubernetes_takes(version: str, values: dict[str, Any]) -> None:
+def test_chart_renders_valid_kubernetes_resources(version: str, values: dict[str, Any]) -> None:
     assert {message["severity"] for message in lint(CHART, values, strict=True)["messages"]} <= {1}  # that it has no icon
     kinds = set()
     for resource in render(values):
@@ -54,17 +54,17 @@ def test_the_chart_renders_what_kubernetes_takes(version: str, values: dict[str,
         ({"settings": {"shutdown_timeout": "30s"}}, "/settings/shutdown_timeout"),
     ],
 )
-def test_the_chart_names_a_wrong_value(wrong: dict[str, Any], named: str) -> None:
+def test_chart_names_a_wrong_value(wrong: dict[str, Any], named: str) -> None:
     with pytest.raises(HelmValuesError, match=named):
         list(render(wrong))
 
 
-def test_the_chart_knows_every_setting() -> None:
+def test_chart_knows_every_setting() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(schema["properties"]["settings"]["propertyNames"]["enum"]) == set(Settings.model_fields) - FIXED
 
 
-def test_settings_get_through_the_chart() -> None:
+def test_settings_reach_the_gateway_through_the_chart() -> None:
     given = {"max_running_tokens": 2_000_000, "keep_alive": 0.5, "apis": "openai,chat_ui", "cors_origins": "https://chat.example.com"}
     (container,) = rendered("Deployment", {"settings": given})["spec"]["template"]["spec"]["containers"]
     with pytest.MonkeyPatch.context() as patch:
@@ -78,13 +78,13 @@ def test_settings_get_through_the_chart() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 30, 120])
-def test_a_pod_may_end_in_peace(timeout: int) -> None:
+def test_pod_gets_enough_time_to_stop(timeout: int) -> None:
     spec = rendered("Deployment", {"settings": {"shutdown_timeout": timeout}})["spec"]["template"]["spec"]
     delay = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert spec["terminationGracePeriodSeconds"] > delay + timeout + LAST_WORDS + STOP_TIMEOUT
 
 
-def test_a_pod_is_confined() -> None:
+def test_pod_is_confined() -> None:
     spec = rendered("Deployment", {})["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     assert spec["enableServiceLinks"] is spec["automountServiceAccountToken"] is False
@@ -99,7 +99,7 @@ def test_a_pod_is_confined() -> None:
     assert container["resources"]["limits"] == {"memory": "24Gi", "nvidia.com/gpu": 1}
 
 
-def test_a_pod_is_given_time_to_load_its_model() -> None:
+def test_pod_gets_enough_time_to_load_its_model() -> None:
     (container,) = rendered("Deployment", {"startupSeconds": 1201})["spec"]["template"]["spec"]["containers"]
     startup = container["startupProbe"]
     assert startup["failureThreshold"] * startup["periodSeconds"] >= 1201
@@ -114,7 +114,7 @@ BLOCKS = [(ip_network(block["cidr"]), [ip_network(network) for network in block[
 @given(st.ip_addresses() | st.ip_addresses(network="2000::/3"))
 @example(IPv6Address("fec0::1"))
 @example(IPv4Address("169.254.169.254"))
-def test_the_network_policy_lets_out_what_the_gateway_fetches(address: IPv4Address | IPv6Address) -> None:
+def test_network_policy_allows_the_addresses_that_the_gateway_fetches_from(address: IPv4Address | IPv6Address) -> None:
     let_out = any(address in network and not any(address in kept for kept in inside) for network, inside in BLOCKS)
     if isinstance(address, IPv6Address) and (address.ipv4_mapped or embedded(address)):
         return  # IPv4 inside, which a network policy cannot look at

@@ -11,13 +11,13 @@ RULES_TEST = ROOT / "deploy" / "prometheus" / "rules_test.yml"
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 
 
-def test_the_configuration_and_the_rules() -> None:
+def test_prometheus_configuration_and_rules_are_valid() -> None:
     programs.run("promtool", "check", "config", "--syntax-only", CONFIG)
     programs.run("promtool", "check", "rules", RULES)
     programs.run("promtool", "test", "rules", RULES_TEST, cwd=RULES_TEST.parent)
 
 
-def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
+def test_every_alert_is_tested_to_fire_and_to_stay_silent() -> None:
     fires, silent = set[str](), 0
     for test in yaml.safe_load(RULES_TEST.read_text())["tests"]:
         for check in test.get("promql_expr_test", []):
@@ -34,7 +34,7 @@ def test_every_alert_has_a_runbook() -> None:
         assert rule["annotations"]["runbook"] == f"docs/reliability.md#{rule['alert'].lower()}"
 
 
-def test_alerts_name_codes_that_there_are() -> None:
+def test_alerts_name_existing_error_codes() -> None:
     package = "".join(path.read_text() for path in (ROOT / "llava_gateway").rglob("*.py"))
     for query in [*QUERIES, *(rule["expr"] for rule in ALERTS)]:
         for codes in re.findall(r'reason=~?"([^"]+)"', query):
@@ -42,7 +42,7 @@ def test_alerts_name_codes_that_there_are() -> None:
                 assert re.search(rf'\bcode ?= ?"{code}"', package), code
 
 
-def test_the_dashboard_is_well_formed() -> None:
+def test_dashboard_is_well_formed() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:

@@ -27,7 +27,7 @@ def application(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "rayservice.yaml"])
-def test_ray_serve_takes_what_is_built_of_the_file(name: str) -> None:
+def test_ray_serve_accepts_the_application(name: str) -> None:
     given = application(name)
     module, _, builder = given["import_path"].partition(":")
     built = getattr(importlib.import_module(module), builder)(ClusterConfig.model_validate(given["args"]))
@@ -55,25 +55,25 @@ def test_ray_serve_takes_what_is_built_of_the_file(name: str) -> None:
         ({"ingress": {"num_replica": 2}}, "num_replica"),
     ],
 )
-def test_what_is_wrong_is_named(change: dict[str, Any], named: str) -> None:
+def test_wrong_value_is_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises((ValueError, TypeError, SettingsError), match=named):
         build(ClusterConfig.model_validate(application("demo.yaml")["args"] | change))
 
 
-def test_what_the_environment_must_not_bring_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forbidden_setting_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAVA_FEEDBACK_DIR", "/votes")
     with pytest.raises(SettingsError, match="feedback_dir"):
         build(ClusterConfig.model_validate(application("demo.yaml")["args"]))
 
 
-def test_each_deployment_has_a_name_of_its_own() -> None:
+def test_deployment_names_are_unique() -> None:
     names = ("a-1", "a", "ingress", "\u6a21\u578b", "/", "a-1-1")
     models = [{"model": "llava-demo", "served_model_name": name} for name in names]
     config = ClusterConfig.model_validate(application("demo.yaml")["args"] | {"models": models})
     assert list(_deployment_names(config)) == ["a-1", "a-1-1", "ingress-2", "model-3", "model-4", "a-1-1-5"]
 
 
-def test_kubernetes_takes_the_rayservice() -> None:
+def test_rayservice_pods_are_valid() -> None:
     """KubeRay's own kind has no schema here: of it, what becomes pods."""
     service, policy = yaml.safe_load_all((RAY / "rayservice.yaml").read_text())
     kubernetes_validate.validate(policy, KUBERNETES, strict=True)
@@ -85,6 +85,6 @@ def test_kubernetes_takes_the_rayservice() -> None:
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-def test_the_cluster_is_let_out_to_public_addresses_alone() -> None:
+def test_cluster_may_reach_only_public_addresses() -> None:
     _, policy = yaml.safe_load_all((RAY / "rayservice.yaml").read_text())
     assert [each["ipBlock"] for each in policy["spec"]["egress"][-1]["to"]] == egress()

@@ -16,7 +16,7 @@ from llava_gateway.feedback.store import Store, read
 DOCS = (ROOT / "docs" / "feedback.md").read_text()
 
 
-def test_a_directory_that_cannot_be_is_one_line_at_the_start(tmp_path: Path) -> None:
+def test_unusable_feedback_directory_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = run("serve", "llava-demo", "--port", "58126", "--feedback-dir", tmp_path / "file")
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
@@ -41,7 +41,7 @@ for number in count():
 """
 
 
-def test_votes_that_were_answered_survive_a_kill(tmp_path: Path) -> None:
+def test_answered_votes_survive_a_kill(tmp_path: Path) -> None:
     """Two writers on one directory, killed in the middle, five times over."""
     answered: set[str] = set()
     for attempt in range(5):
@@ -65,7 +65,7 @@ def test_votes_that_were_answered_survive_a_kill(tmp_path: Path) -> None:
     assert not list((tmp_path / "images").glob(".*"))
 
 
-def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
+def test_torn_line_costs_only_its_own_vote(tmp_path: Path) -> None:
     store, log = Store(tmp_path, 1 << 20), tmp_path / "feedback.jsonl"
     first, torn, after = vote_on("1"), vote_on("2"), vote_on("3")
     store.add(first, {})
@@ -99,12 +99,12 @@ add("3")
 """
 
 
-def test_a_line_that_does_not_fit_the_disk_is_taken_back(tmp_path: Path) -> None:
+def test_line_cut_by_a_full_disk_is_removed(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert (ended.stdout, ended.stderr) == ("refused\n", "")
     assert [vote and vote.conversations[0].value for vote in read(tmp_path)] == ["1", "3"]
 
 
-def test_docs_say_what_every_field_is() -> None:
+def test_documentation_describes_every_field() -> None:
     for row in rows(FeedbackRequest):
         assert row in DOCS, row

@@ -15,7 +15,7 @@ from llava_gateway.types import VisionConfig
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_pixels_are_those_of_the_models_own_processor(name: str, tmp_path: Path) -> None:
+def test_pixels_equal_those_of_the_models_processor(name: str, tmp_path: Path) -> None:
     """The processor has the picture as it is on one side, and as the gateway prepares it on the other."""
     TINY[name](tmp_path / name)
     processor = AutoProcessor.from_pretrained(tmp_path / name).image_processor
@@ -49,7 +49,7 @@ def covered(size: tuple[int, int], grids: tuple[tuple[int, int], ...]) -> int:
 
 
 @pytest.mark.parametrize("pinpoints", [NEXT_GRIDS, ONEVISION_GRIDS], ids=["next", "onevision"])
-def test_shrinking_changes_neither_the_grid_nor_the_tokens(pinpoints: list[list[int]]) -> None:
+def test_shrinking_keeps_the_grid_and_the_tokens(pinpoints: list[list[int]]) -> None:
     from transformers.image_processing_utils import select_best_resolution
 
     grids = tuple((width, height) for height, width in pinpoints)

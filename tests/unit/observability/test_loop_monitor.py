@@ -7,7 +7,7 @@ from llava_gateway.observability import metrics
 from llava_gateway.observability.loop_monitor import LoopMonitor
 
 
-def test_a_stall_is_seen_and_a_busy_machine_is_none() -> None:
+def test_stall_is_counted_and_a_busy_machine_is_not() -> None:
     def counts() -> tuple[float, float]:
         return tuple(  # type: ignore[return-value]
             sum(sample.value for sample in metric.collect()[0].samples if sample.name.endswith("_sum"))

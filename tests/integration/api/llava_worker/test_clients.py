@@ -14,11 +14,11 @@ from llava_gateway.demo.images import describe
 
 
 def web_server(controller: str, prompt: str, images: list[str], **fields: Any) -> Iterator[str]:
-    """What LLaVA's Gradio web server does for a page and for a question: the answer as the page shows it, again and again."""
-    assert httpx.post(f"{controller}/refresh_all_workers").status_code == 200
-    models = httpx.post(f"{controller}/list_models").json()["models"]
+    """Send the requests that LLaVA's Gradio web server sends for a question, and yield the text that its page shows after each chunk."""
+    assert httpx.post(f"{controller}/refresh_all_workers", timeout=60).status_code == 200
+    models = httpx.post(f"{controller}/list_models", timeout=60).json()["models"]
     model = sorted(models)[0]
-    worker = httpx.post(f"{controller}/get_worker_address", json={"model": model}).json()["address"]
+    worker = httpx.post(f"{controller}/get_worker_address", json={"model": model}, timeout=60).json()["address"]
     assert worker
     payload = {
         "model": model,
@@ -38,29 +38,29 @@ def web_server(controller: str, prompt: str, images: list[str], **fields: Any) -
             yield chunk["text"][len(prompt) :].strip()
 
 
-def test_the_web_server_shows_an_answer_that_grows(server: Server) -> None:
+def test_llava_web_server_shows_a_growing_answer(server: Server) -> None:
     shown = list(web_server(server.url, DESCRIBE, [base64_of(GRID)]))
     assert shown[-1] == describe([GRID])
     assert len(shown) > 10
     assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
 
 
-def test_the_web_servers_later_turns_and_regenerate(server: Server) -> None:
+def test_llava_web_server_gets_the_same_answer_to_a_later_turn_twice(server: Server) -> None:
     turns = llava_v1("<image>\nDescribe this image.", describe([GRID]), "What color is the bottom right?", None)
     for _ in range(2):
         *_, shown = web_server(server.url, turns, [base64_of(GRID)])
         assert shown == "Orange."
 
 
-def test_the_web_server_shows_an_error(server: Server) -> None:
+def test_llava_web_server_shows_the_error_message(server: Server) -> None:
     (shown,) = web_server(server.url, DESCRIBE, ["!!!!"])
     assert shown == "images[0]: The image is not valid base64. (error_code: 1)"
-    (shown,) = web_server(server.url, HELLO, [], max_new_tokens=0)  # as far left as its slider goes
+    (shown,) = web_server(server.url, HELLO, [], max_new_tokens=0)  # the lowest value of the page's slider
     assert shown.startswith("max_new_tokens: ")
 
 
-def test_test_message(server: Server) -> None:
-    """It asks with the first separator of its template for a stop, a space, and does not ask for the assistant's turn."""
+def test_llava_test_message_gets_a_stream_of_chunks(server: Server) -> None:
+    """`test_message` sends its template's first separator, a space, as the stop string, and no assistant turn at the end."""
     prompt = llava_v1("Tell me a story with more than 1000 words.")
     payload = {"model": MODEL, "prompt": prompt, "max_new_tokens": 32, "temperature": 0.7, "stop": " "}
     before = tokens(server)
@@ -71,6 +71,6 @@ def test_test_message(server: Server) -> None:
     assert 1 < tokens(server)["completion"] - before["completion"] <= 32
 
 
-def test_the_example(server: Server) -> None:
+def test_llava_worker_example_runs(server: Server) -> None:
     truth = describe([("red", "blue", "green", "white")])
     assert run_example(server, "llava_worker.py") == [f"models: {MODEL}", f"worker: {server.url}", truth]

@@ -10,20 +10,20 @@ from helpers.server import Server
 
 
 @pytest.mark.parametrize("content", [{}, {"json": {}}, {"content": b"whatever"}])
-def test_paths_that_are_asked_without_a_body(plain_http: httpx.Client, content: dict[str, Any]) -> None:
+def test_controller_path_works_without_a_body(plain_http: httpx.Client, content: dict[str, Any]) -> None:
     assert plain_http.post("/refresh_all_workers", **content).content == b"null"
     assert plain_http.post("/list_models", **content).json() == {"models": [MODEL]}
     assert plain_http.post("/worker_get_status", **content).json() == {"model_names": [MODEL], "speed": 1, "queue_length": 0}
 
 
-def test_the_workers_address_is_the_one_that_the_client_came_by(plain_http: httpx.Client, server: Server) -> None:
+def test_worker_address_is_the_address_that_the_client_used(plain_http: httpx.Client, server: Server) -> None:
     assert plain_http.post("/get_worker_address", json={"model": MODEL}).json() == {"address": server.url}
     named = plain_http.post("/get_worker_address", json={"model": MODEL}, headers={"host": "localhost:10000"})
     assert named.json() == {"address": "http://localhost:10000"}
     assert plain_http.post("/get_worker_address", json={"model": "gpt-5"}).json() == {"address": ""}
 
 
-def test_no_other_worker_is_taken_for_registered(plain_http: httpx.Client, server: Server) -> None:
+def test_another_worker_cannot_register(plain_http: httpx.Client, server: Server) -> None:
     status = {"model_names": ["other"], "speed": 1, "queue_length": 0}
     worker = {"worker_name": "http://localhost:21002", "check_heart_beat": True, "worker_status": status}
     refused(plain_http.post("/register_worker", json=worker), 400, 1, "controller")
@@ -42,10 +42,10 @@ def test_no_other_worker_is_taken_for_registered(plain_http: httpx.Client, serve
         ("/receive_heart_beat", {"worker_name": 5}, "worker_name"),
     ],
 )
-def test_bad_questions_to_the_controller(plain_http: httpx.Client, path: str, content: dict[str, Any], named: str) -> None:
+def test_bad_controller_request_names_the_field(plain_http: httpx.Client, path: str, content: dict[str, Any], named: str) -> None:
     refused(plain_http.post(path, json=content), 400, 1, named)
 
 
-def test_other_methods(plain_http: httpx.Client) -> None:
+def test_get_request_is_refused_with_405(plain_http: httpx.Client) -> None:
     for path in (GENERATE, "/list_models", "/get_worker_address"):
         refused(plain_http.get(path), 405, 1)

@@ -16,8 +16,8 @@ from helpers.sambastudio import (
     PREDICTION,
     V2_PATH,
     about,
+    base64_image,
     conversation,
-    picture,
     post,
     predict,
     refused,
@@ -29,14 +29,14 @@ from llava_gateway.demo.images import Grid, describe, draw, encode
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
 
 
-def counted(server: Server, prompt: str, *grids: Grid) -> int:
-    """What the OpenAI door says that the same prompt costs."""
+def prompt_tokens(server: Server, prompt: str, *grids: Grid) -> int:
+    """Return the number of tokens that OpenAI's API counts for the same prompt."""
     messages = [{"role": "system", "content": CURIOUS_HUMAN}, user(*map(image, grids), prompt)]
-    count: int = httpx.post(f"{server.url}/tokenize", json={"messages": messages, "chat_template": "llava-hf"}).json()["count"]
+    count: int = httpx.post(f"{server.url}/tokenize", json={"messages": messages, "chat_template": "llava-hf"}, timeout=60).json()["count"]
     return count
 
 
-def test_the_documented_request(server: Server) -> None:
+def test_documented_request_gets_the_documented_response(server: Server) -> None:
     params = {
         "do_sample": {"type": "bool", "value": "false"},
         "max_tokens_to_generate": {"type": "int", "value": "1000"},
@@ -60,40 +60,39 @@ def test_the_documented_request(server: Server) -> None:
         "stop_reason": "end_of_text",
     }
     assert "".join(tokens) == describe([GRID])
-    text = counted(server, "Describe this image.", GRID) - 576
-    assert total == text + 576 + len(tokens) + 1  # the end of the text is a token
+    text = prompt_tokens(server, "Describe this image.", GRID) - 576
+    assert total == text + 576 + len(tokens) + 1  # the end of the text is a token, too
 
 
-def test_text(server: Server) -> None:
-    """An instance is an object, or only its prompt."""
+def test_instance_may_be_an_object_or_a_string(server: Server) -> None:
     for instance in ("Hello", {"prompt": "Hello"}, {"prompt": "Hello", "image_content": None}):
         (prediction,) = predict(server, instance)
         assert prediction["completion"] == NO_IMAGE
-        assert prediction["total_tokens_count"] == counted(server, "Hello") + len(prediction["tokens"]) + 1
+        assert prediction["total_tokens_count"] == prompt_tokens(server, "Hello") + len(prediction["tokens"]) + 1
 
 
-def test_an_image_that_is_missing_is_not_made_up(server: Server) -> None:
+def test_model_does_not_invent_a_missing_image(server: Server) -> None:
     for prompt in ("Describe this image.", "<image>\nDescribe this image."):
         (prediction,) = predict(server, {"prompt": prompt})
         assert "no image" in prediction["completion"]
 
 
-def test_two_images(server: Server) -> None:
+def test_two_images_keep_their_order(server: Server) -> None:
     (prediction,) = predict(server, about(GRID, OTHER, prompt="Describe these images."))
     assert prediction["completion"] == describe([GRID, OTHER])
     assert prediction["prompt"].count("<image>") == 2
     completion = len(prediction["tokens"]) + 1
-    assert prediction["total_tokens_count"] == counted(server, "Describe these images.", GRID, OTHER) + completion
+    assert prediction["total_tokens_count"] == prompt_tokens(server, "Describe these images.", GRID, OTHER) + completion
 
 
-def test_images_are_base64_of_any_format(server: Server) -> None:
+def test_image_is_accepted_in_each_form_of_base64(server: Server) -> None:
     data = encode(draw(GRID), "JPEG", quality=95)
-    for content in (base64.b64encode(data).decode(), base64.encodebytes(data).decode(), "data:image/png;base64," + picture(GRID)):
+    for content in (base64.b64encode(data).decode(), base64.encodebytes(data).decode(), "data:image/png;base64," + base64_image(GRID)):
         (prediction,) = predict(server, {"prompt": "What color is the bottom right?", "image_content": content})
         assert prediction["completion"] == "Orange."
 
 
-def test_a_batch_comes_back_in_order(server: Server) -> None:
+def test_batch_keeps_its_order(server: Server) -> None:
     colors = ("red", "blue", "green", "white", "black")
     instances: list[Any] = [about((color, "red", "blue", "green"), prompt="What color is the top left?") for color in colors]
     instances.insert(2, "Hello")
@@ -102,7 +101,7 @@ def test_a_batch_comes_back_in_order(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", [PATH, V2_PATH, NLP_PATH])
-def test_a_batch_of_the_largest_size(server: Server, path: str) -> None:
+def test_batch_of_128_is_accepted_and_129_refused(server: Server, path: str) -> None:
     holder, answers = {PATH: ("instances", "predictions"), V2_PATH: ("items", "items"), NLP_PATH: ("inputs", "data")}[path]
     prompts: list[Any] = ["Hello"] * 128
     asked = {holder: [{"value": prompt} for prompt in prompts] if path == V2_PATH else prompts, "params": {"max_tokens_to_generate": 1}}
@@ -110,8 +109,8 @@ def test_a_batch_of_the_largest_size(server: Server, path: str) -> None:
     refused(post(server, path, asked | {holder: asked[holder] + asked[holder][:1]}), 400, holder)
 
 
-def test_params_typed_and_plain(server: Server) -> None:
-    """Either form on either path, and `str` of Python's values."""
+def test_typed_and_plain_params_mean_the_same(server: Server) -> None:
+    """Both forms are accepted on both paths, also with Python's `str` of the values."""
     plain = {"max_tokens_to_generate": 4, "do_sample": False, "top_p": 0.5, "stop_sequences": ["zebra"]}
     written = {name: {"type": "whatever", "value": value} for name, value in plain.items()}
     for params in (plain, typed(**plain), written, plain | {"temperature": None, "brand_new": {"type": "int", "value": "1"}}):
@@ -121,8 +120,7 @@ def test_params_typed_and_plain(server: Server) -> None:
         assert (len(prediction["tokens"]), prediction["stop_reason"]) == (4, "max_len_reached")
 
 
-def test_defaults(server: Server) -> None:
-    """No params: greedy, and a hundred tokens at most."""
+def test_answer_without_params_is_greedy_and_limited_to_100_tokens(server: Server) -> None:
     asked = {"instances": [about(*[GRID] * 4, prompt="Describe these images.")] * 2}
     first, second = post(server, PATH, asked).json()["predictions"]
     assert len(first["tokens"]) == 100
@@ -131,7 +129,7 @@ def test_defaults(server: Server) -> None:
     assert describe([GRID] * 4).startswith(first["completion"])
 
 
-def test_sampling_is_drawn_only_where_it_is_asked_for(server: Server) -> None:
+def test_answer_is_sampled_only_with_do_sample(server: Server) -> None:
     hot = {"temperature": 2.0, "top_k": 1000, "max_tokens_to_generate": 20}
     drawn = {prediction["completion"] for prediction in predict(server, *["Hello"] * 8, do_sample=True, **hot)}
     greedy = {prediction["completion"] for prediction in predict(server, *["Hello"] * 8, do_sample=False, **hot)}
@@ -141,7 +139,7 @@ def test_sampling_is_drawn_only_where_it_is_asked_for(server: Server) -> None:
 
 
 @pytest.mark.parametrize("value", ["color", '"zebra","color"', '["color"]', "['zebra', 'color']"])
-def test_stop_sequences(server: Server, value: str) -> None:
+def test_stop_sequence_ends_the_answer_in_each_spelling(server: Server, value: str) -> None:
     (prediction,) = predict(server, "Hello", stop_sequences="image. I")
     assert (prediction["completion"], prediction["stop_reason"]) == ("I see no ", "stop_sequence")
     assert "".join(prediction["tokens"]).startswith("I see no image. I")
@@ -149,27 +147,27 @@ def test_stop_sequences(server: Server, value: str) -> None:
     assert (prediction["completion"], prediction["stop_reason"]) == ("I see no image. I am a ", "stop_sequence")
 
 
-def test_the_template_of_sambanovas_checkpoints(server: Server) -> None:
+def test_preprocessing_llava_sn_uses_sambanovas_template(server: Server) -> None:
     (prediction,) = predict(server, about(GRID), preprocessing="llava-sn")
     assert prediction["prompt"] == f"{CURIOUS_HUMAN}\n\n### Human: Describe this image.\n<image>\n\n###"
     assert "###" not in prediction["completion"]
 
 
-def test_logprobs(server: Server) -> None:
+def test_logprobs_have_offsets_and_sorted_alternatives(server: Server) -> None:
     (prediction,) = predict(server, about(GRID), top_logprobs=3)
     offsets, tops = prediction["logprobs"]["text_offset"], prediction["logprobs"]["top_logprobs"]
     assert "".join(prediction["tokens"]) == prediction["completion"] == describe([GRID])
     for token, offset, top in zip(prediction["tokens"], offsets, tops, strict=True):
         assert prediction["completion"][offset:].startswith(token)
-        assert next(iter(top)) == token  # greedy: the likeliest
+        assert next(iter(top)) == token  # the most likely token, as the answer is greedy
         assert 1 <= len(top) <= 3
         assert list(top.values()) == sorted(top.values(), reverse=True)
         assert top[token] <= 0
 
 
-def test_conversations(server: Server) -> None:
+def test_conversation_in_a_prompt_is_read_only_with_process_prompt(server: Server) -> None:
     turns = (("user", "Describe this image."), ("assistant", describe([GRID])), ("user", "What color is the bottom right?"))
-    instance = {"prompt": conversation(*turns), "image_content": picture(GRID)}
+    instance = {"prompt": conversation(*turns), "image_content": base64_image(GRID)}
     (prediction,) = predict(server, instance, process_prompt=True)
     assert prediction["completion"] == "Orange."
     prompt = f"USER: <image>\nDescribe this image. ASSISTANT: {describe([GRID])}</s>USER: What color is the bottom right? ASSISTANT:"
@@ -184,7 +182,7 @@ def test_conversations(server: Server) -> None:
     assert '"conversation_id"' in as_it_is["prompt"]
 
 
-def test_v2(server: Server) -> None:
+def test_v2_items_keep_their_ids(server: Server) -> None:
     asked = {
         "items": [{"id": "item0", "value": about(GRID)}, {"value": "Hello"}, {"id": "c", "value": conversation(("user", "Hello"))}],
         "params": {"max_tokens_to_generate": 200, "do_sample": False},
@@ -197,7 +195,7 @@ def test_v2(server: Server) -> None:
     assert post(server, V2_PATH, asked).json()["items"][0]["value"]["completion"] == NO_IMAGE
 
 
-def test_nlp(server: Server) -> None:
+def test_nlp_inputs_are_answered(server: Server) -> None:
     data = post(server, NLP_PATH, {"inputs": ["Hello", "Describe this image."], "params": typed(max_tokens_to_generate=50)}).json()["data"]
     assert [prediction["completion"] for prediction in data] == [NO_IMAGE, NO_IMAGE]
     assert set(data[0]) == PREDICTION

@@ -16,8 +16,8 @@ from helpers.sambastudio import (
     V2_PATH,
     V2_STREAM,
     about,
+    base64_image,
     conversation,
-    picture,
     post,
     predict,
     refused,
@@ -73,7 +73,7 @@ PARAMS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("params", "field"), PARAMS, ids=lambda value: str(value)[:50])
-def test_bad_params(server: Server, params: dict[str, Any], field: str) -> None:
+def test_bad_param_is_named_in_the_error(server: Server, params: dict[str, Any], field: str) -> None:
     as_typed = {name: {"type": "x", "value": value} for name, value in params.items()}
     refused(post(server, PATH, {"instances": ["Hello"], "params": as_typed}), 400, f"params.{field}")
     refused(post(server, V2_STREAM, {"items": [{"value": "Hello"}], "params": params}), 400, f"params.{field}")
@@ -93,7 +93,7 @@ BODIES: list[tuple[str, dict[str, Any], str]] = [
     (PATH, {"instances": [{"prompt": "Hello", "image_content": 5}]}, "instances[0].image_content"),
     (PATH, {"instances": [{"prompt": "Hello", "image_content": {"url": "x"}}]}, "instances[0].image_content"),
     (PATH, {"instances": [{"prompt": "Hello", "image_content": ["", 5]}]}, "instances[0].image_content[0]"),
-    (PATH, {"instances": [{"prompt": "Hello", "image_content": [picture(GRID)] * 1025}]}, "instances[0].image_content"),
+    (PATH, {"instances": [{"prompt": "Hello", "image_content": [base64_image(GRID)] * 1025}]}, "instances[0].image_content"),
     (PATH, {"instances": [about(*[GRID] * 8)]}, "instances[0].prompt"),
     (PATH, {"instances": ["word " * 6000]}, "instances[0]"),
     (PATH, {"instances": ["Hello", "Hello"], "params": {"max_tokens_to_generate": 4096}}, "instances[0]"),
@@ -120,7 +120,7 @@ BODIES: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "field"), BODIES, ids=lambda value: str(value)[:50])
-def test_bad_bodies(server: Server, path: str, body: dict[str, Any], field: str) -> None:
+def test_bad_body_field_is_named_in_the_error(server: Server, path: str, body: dict[str, Any], field: str) -> None:
     refused(post(server, path, body), 400, field)
 
 
@@ -144,7 +144,7 @@ def test_bad_bodies(server: Server, path: str, body: dict[str, Any], field: str)
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_bad_conversations(server: Server, prompt: str, field: str) -> None:
+def test_bad_conversation_field_is_named_in_the_error(server: Server, prompt: str, field: str) -> None:
     refused(post(server, PATH, {"instances": [prompt], "params": typed(process_prompt=True)}), 400, "instances[0]" + field)
     asked = {"items": [{"value": {"prompt": prompt}}], "params": {"process_prompt": True}}
     refused(post(server, V2_STREAM, asked), 400, "items[0].value.prompt" + field)
@@ -153,7 +153,7 @@ def test_bad_conversations(server: Server, prompt: str, field: str) -> None:
 BROKEN = {
     "no base64": "!!!!",
     "no image": base64.b64encode(b"hello, world").decode(),
-    "half an image": picture(GRID)[:400],
+    "half an image": base64_image(GRID)[:400],
     "a path": "/etc/passwd",
     "too thin": base64.b64encode(encode(draw(GRID, (1, 4000)))).decode(),
     "too many pixels": base64.b64encode(encode(draw(GRID, (9000, 6000)))).decode(),
@@ -161,23 +161,25 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_broken_images(server: Server, broken: str) -> None:
+def test_broken_image_is_named_in_the_error(server: Server, broken: str) -> None:
     instance = {"prompt": "Describe this image.", "image_content": broken}
     refused(post(server, PATH, {"instances": [about(GRID), instance]}), 400, "instances[1].image_content")
-    refused(post(server, STREAM, {"instance": instance | {"image_content": [picture(GRID), broken]}}), 400, "instance.image_content[1]")
+    refused(
+        post(server, STREAM, {"instance": instance | {"image_content": [base64_image(GRID), broken]}}), 400, "instance.image_content[1]"
+    )
     refused(post(server, V2_PATH, {"items": [{"value": instance}]}), 400, "items[0].value.image_content")
 
 
-def test_what_is_no_request(server: Server) -> None:
+def test_malformed_request_is_refused_on_each_path(server: Server) -> None:
     json_type = {"content-type": "application/json"}
     for path in (PATH, STREAM, V2_PATH, V2_STREAM, NLP_PATH, NLP_STREAM):
-        refused(httpx.post(server.url + path, content=b"{", headers=json_type), 400)
-        refused(httpx.post(server.url + path, content=b"[]", headers=json_type), 400)
-        refused(httpx.post(server.url + path, content=b"{}", headers={"content-type": "text/plain"}), 415)
-        refused(httpx.get(server.url + path), 405)
-    refused(httpx.post(server.url + PATH, content=b" " * (9 << 20), headers=json_type), 413)
+        refused(httpx.post(server.url + path, content=b"{", headers=json_type, timeout=60), 400)
+        refused(httpx.post(server.url + path, content=b"[]", headers=json_type, timeout=60), 400)
+        refused(httpx.post(server.url + path, content=b"{}", headers={"content-type": "text/plain"}, timeout=60), 415)
+        refused(httpx.get(server.url + path, timeout=60), 405)
+    refused(httpx.post(server.url + PATH, content=b" " * (9 << 20), headers=json_type, timeout=60), 413)
 
 
-def test_after_all_that_the_server_still_answers(server: Server) -> None:
+def test_server_answers_after_all_refusals(server: Server) -> None:
     (prediction,) = predict(server, about(OTHER))
     assert prediction["completion"] == describe([OTHER])

@@ -14,14 +14,14 @@ from llava_gateway.api.text_generation_webui.chat import (
 from llava_gateway.demo.images import describe
 
 
-def test_a_chat(plain_http: httpx.Client) -> None:
+def test_chat_with_an_image_keeps_its_history(plain_http: httpx.Client) -> None:
     turns = chat(plain_http, f"{tag(GRID)}\n{ASK}", mode="instruct")
     assert turns == [[f"{tag(GRID)}\n{ASK}", describe([GRID])]]
     turns = chat(plain_http, "What color is the bottom right?", *turns)
     assert turns[1] == ["What color is the bottom right?", "Orange."]
 
 
-def test_a_chat_sees_the_last_image_alone_unless_all_are_asked_for(plain_http: httpx.Client) -> None:
+def test_chat_sees_only_the_last_image_by_default(plain_http: httpx.Client) -> None:
     said = f"{tag(GRID)} {tag(OTHER)} Describe these images."
     assert chat(plain_http, said, add_all_images_to_prompt=True)[0][1] == describe([GRID, OTHER])
     assert "Image 2" not in chat(plain_http, said)[0][1]
@@ -30,19 +30,19 @@ def test_a_chat_sees_the_last_image_alone_unless_all_are_asked_for(plain_http: h
 
 
 @pytest.mark.parametrize(("name", "template"), TEMPLATES.items())
-def test_instruction_templates_are_ours(plain_http: httpx.Client, name: str, template: str) -> None:
-    """Whatever the model makes of them, it makes the same through another door."""
+def test_instruction_template_gives_the_same_answer_as_in_openais_api(plain_http: httpx.Client, name: str, template: str) -> None:
+    """The model answers in the same way through OpenAI's API with the same template."""
     asked = body(image(GRID), ASK, chat_template=template, max_tokens=20)
     said = plain_http.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"]
     assert chat(plain_http, f"{tag(GRID)}\n{ASK}", instruction_template=name, max_new_tokens=20)[0][1] == said
 
 
 @pytest.mark.parametrize("name", ["LLaVA-v1", "Vicuna-v1.1", "llava-hf", "None", None])
-def test_instruction_templates_that_the_model_knows(plain_http: httpx.Client, name: str | None) -> None:
+def test_instruction_template_close_to_the_models_own_describes_the_image(plain_http: httpx.Client, name: str | None) -> None:
     assert chat(plain_http, f"{tag(GRID)}\n{ASK}", instruction_template=name)[0][1] == describe([GRID])
 
 
-def test_the_system_message(plain_http: httpx.Client) -> None:
+def test_system_message_depends_on_the_mode(plain_http: httpx.Client) -> None:
     def said(**fields: Any) -> str:
         return chat(plain_http, "Hello", max_new_tokens=8, do_sample=True, temperature=1.5, seed=3, **fields)[0][1]
 
@@ -58,7 +58,7 @@ def test_the_system_message(plain_http: httpx.Client) -> None:
     assert said(context_instruct=one) == said_elsewhere(one)
 
 
-def test_regenerate_and_continue(plain_http: httpx.Client) -> None:
+def test_regenerate_and_continue_complete_the_last_answer(plain_http: httpx.Client) -> None:
     asked = f"{tag(GRID)}\n{ASK}"
     assert chat(plain_http, "of no effect", [asked, "Wrong."], regenerate=True) == [[asked, describe([GRID])]]
     begun = describe([GRID])[:20]
@@ -66,7 +66,7 @@ def test_regenerate_and_continue(plain_http: httpx.Client) -> None:
     assert chat(plain_http, "", [asked, ""], _continue=True) == [[asked, describe([GRID])]]
 
 
-def test_a_greeting_is_no_message_of_the_user(plain_http: httpx.Client) -> None:
+def test_greeting_is_not_a_user_message(plain_http: httpx.Client) -> None:
     greeted = [GREETING, "Hello! What shall I describe?"]
     turns = chat(plain_http, "Hello", greeted, max_new_tokens=20)
     messages = [{"role": "assistant", "content": greeted[1]}, user("Hello")]
@@ -77,7 +77,7 @@ def test_a_greeting_is_no_message_of_the_user(plain_http: httpx.Client) -> None:
     refused(plain_http.post(f"{API}/chat", json=nothing), 400, "regenerate")
 
 
-def test_what_the_client_shows_is_kept_apart(plain_http: httpx.Client) -> None:
+def test_visible_history_is_kept_apart_from_the_internal_one(plain_http: httpx.Client) -> None:
     history = {"internal": [["Hello", "Hi"]], "visible": [["<b>Hello</b>", "<b>Hi</b>"]]}
 
     def visible(**fields: Any) -> Any:

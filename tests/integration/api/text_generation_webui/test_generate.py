@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 from helpers.documentation import run_example
 from helpers.server import Server
-from helpers.text_generation_webui import API, ASK, FIRST, GRID, HELLO, OTHER, asking, generate, refused, tag
+from helpers.text_generation_webui import API, ASK, FIRST, GRID, HELLO, OTHER, generate, prompt_about, refused, tag
 
 from llava_gateway.demo.images import data_uri, describe, draw, encode
 
@@ -16,37 +16,37 @@ def tokens(plain_http: httpx.Client, prompt: str, **fields: Any) -> int:
     return int(plain_http.post(f"{API}/token-count", json={"prompt": prompt} | fields).json()["results"][0]["tokens"])
 
 
-def test_text(plain_http: httpx.Client) -> None:
-    assert generate(plain_http, HELLO) == ANSWER  # with its leading space: the prompt is the client's to the letter
+def test_prompt_is_used_unchanged(plain_http: httpx.Client) -> None:
+    assert generate(plain_http, HELLO) == ANSWER  # with its leading space: nothing is added to the prompt or removed
 
 
-def test_an_image(plain_http: httpx.Client) -> None:
-    assert generate(plain_http, asking(tag(GRID))).strip() == describe([GRID])
+def test_image_in_a_prompt_is_described(plain_http: httpx.Client) -> None:
+    assert generate(plain_http, prompt_about(tag(GRID))).strip() == describe([GRID])
 
 
-def test_the_dialects_defaults_tell_the_truth_too(plain_http: httpx.Client) -> None:
-    answer = plain_http.post(f"{API}/generate", json={"prompt": asking(tag(GRID))})
+def test_default_sampling_describes_the_image(plain_http: httpx.Client) -> None:
+    answer = plain_http.post(f"{API}/generate", json={"prompt": prompt_about(tag(GRID))})
     assert answer.json()["results"][0]["text"].strip() == describe([GRID])
 
 
-def test_the_last_image_alone_unless_all_are_asked_for(plain_http: httpx.Client) -> None:
-    two = asking(tag(GRID), tag(OTHER))
+def test_only_the_last_image_is_used_by_default(plain_http: httpx.Client) -> None:
+    two = prompt_about(tag(GRID), tag(OTHER))
     assert generate(plain_http, two).strip() == describe([OTHER])
-    both = asking(tag(GRID), tag(OTHER), text="Describe these images.")
+    both = prompt_about(tag(GRID), tag(OTHER), text="Describe these images.")
     assert generate(plain_http, both, add_all_images_to_prompt=True).strip() == describe([GRID, OTHER])
     assert tokens(plain_http, two, add_all_images_to_prompt=True) == tokens(plain_http, two) + 576
 
 
-def test_tokens_are_those_of_the_other_doors(plain_http: httpx.Client) -> None:
-    count = plain_http.post("/tokenize", json={"prompt": asking("<image>"), "images": [data_uri(encode(draw(GRID)))]}).json()["count"]
-    assert tokens(plain_http, asking(tag(GRID))) == count
+def test_token_count_agrees_with_the_other_apis(plain_http: httpx.Client) -> None:
+    count = plain_http.post("/tokenize", json={"prompt": prompt_about("<image>"), "images": [data_uri(encode(draw(GRID)))]}).json()["count"]
+    assert tokens(plain_http, prompt_about(tag(GRID))) == count
     assert tokens(plain_http, HELLO) == 9
     assert tokens(plain_http, HELLO, add_bos_token=False) == 8
     assert tokens(plain_http, "") == 1
-    assert tokens(plain_http, asking('<img src="data:image/png;base64,nonsense">')) == count  # none is opened
+    assert tokens(plain_http, prompt_about('<img src="data:image/png;base64,nonsense">')) == count  # none is open_stream
 
 
-def test_the_model(plain_http: httpx.Client) -> None:
+def test_model_path_tells_the_model_and_refuses_to_load_another(plain_http: httpx.Client) -> None:
     assert plain_http.get(f"{API}/model").json() == {"result": "llava-demo"}
     assert plain_http.post(f"{API}/model", json={}).json() == {"result": "llava-demo"}
     assert plain_http.post(f"{API}/model", json={"action": "list"}).json() == {"result": ["llava-demo"]}
@@ -56,7 +56,7 @@ def test_the_model(plain_http: httpx.Client) -> None:
         assert len(refused(plain_http.post(f"{API}/model", json={"action": action, "model_name": "x"}), 400, "action")) < 200
 
 
-def test_the_engine_does_as_told(plain_http: httpx.Client) -> None:
+def test_sampling_fields_reach_the_engine(plain_http: httpx.Client) -> None:
     assert generate(plain_http, HELLO, stopping_strings=["demo", "small"]) == ANSWER.partition("small")[0]
     assert generate(plain_http, HELLO, grammar_string='root ::= "yes" | "no"') in ("yes", "no")
     first = plain_http.post("/tokenize", json={"prompt": HELLO + ANSWER}).json()["tokens"][tokens(plain_http, HELLO)]
@@ -69,17 +69,17 @@ def test_the_engine_does_as_told(plain_http: httpx.Client) -> None:
     assert len(long) > len(ANSWER)
 
 
-def test_an_earlier_image_is_not_even_opened(plain_http: httpx.Client) -> None:
-    assert generate(plain_http, asking('<img src="data:image/png;base64,!!!!">', tag(GRID))).strip() == describe([GRID])
+def test_unused_earlier_image_is_not_decoded(plain_http: httpx.Client) -> None:
+    assert generate(plain_http, prompt_about('<img src="data:image/png;base64,!!!!">', tag(GRID))).strip() == describe([GRID])
 
 
-def test_a_picture_that_is_missing(plain_http: httpx.Client) -> None:
-    for prompt in (asking(), asking("<img>"), asking('<img src="">'), asking('<img src="/etc/passwd">')):
+def test_model_does_not_invent_a_missing_image(plain_http: httpx.Client) -> None:
+    for prompt in (prompt_about(), prompt_about("<img>"), prompt_about('<img src="">'), prompt_about('<img src="/etc/passwd">')):
         assert "no image" in generate(plain_http, prompt)
 
 
-def test_harmless_fields_are_taken(plain_http: httpx.Client) -> None:
-    """All that the documentation's own examples send, and what no version has had."""
+def test_documented_and_unknown_fields_are_accepted(plain_http: httpx.Client) -> None:
+    """These are the fields of the documentation's examples, and an unknown one."""
     generation = {
         "auto_max_new_tokens": False,
         "max_tokens_second": 0,
@@ -117,10 +117,10 @@ def test_harmless_fields_are_taken(plain_http: httpx.Client) -> None:
     asked = {"user_input": tag(GRID) + ASK, "history": {"internal": [], "visible": []}, "mode": "instruct"} | generation | persons
     answer = plain_http.post(f"{API}/chat", json=asked | {"instruction_template": "Vicuna-v1.1"})
     assert answer.json()["results"][0]["history"]["visible"][0][1] == describe([GRID])
-    answer = plain_http.post(f"{API}/generate", json={"prompt": asking(tag(GRID))} | generation)
+    answer = plain_http.post(f"{API}/generate", json={"prompt": prompt_about(tag(GRID))} | generation)
     assert answer.json()["results"][0]["text"].strip() == describe([GRID])
 
 
-def test_example(server: Server) -> None:
+def test_webui_example_runs(server: Server) -> None:
     truth = describe([FIRST])
     assert run_example(server, "webui.py") == ["model: llava-demo", "tokens: 587", f"generate: {truth}", f"chat: {truth}", "chat: Red."]

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 from helpers.server import Server
-from helpers.text_generation_webui import API, GRID, HELLO, asking, events, is_error, opened, refused, tag
+from helpers.text_generation_webui import API, GRID, HELLO, events, is_error, open_stream, prompt_about, refused, tag
 from websockets.exceptions import ConnectionClosedError
 
 from llava_gateway.api.text_generation_webui.chat import (
@@ -129,51 +129,51 @@ CHATS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param"), FIELDS + PROMPTS, ids=lambda value: str(value)[:60])
-def test_prompts_that_are_refused(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+def test_bad_prompt_field_is_named_in_the_error(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     assert len(refused(plain_http.post(f"{API}/generate", json={"prompt": HELLO} | fields), 400, param)) < 500
 
 
 @pytest.mark.parametrize(("fields", "param"), FIELDS + CHATS, ids=lambda value: str(value)[:60])
-def test_chats_that_are_refused(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+def test_bad_chat_field_is_named_in_the_error(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     assert len(refused(plain_http.post(f"{API}/chat", json={"user_input": "Hello"} | fields), 400, param)) < 500
 
 
 @pytest.mark.parametrize(("fields", "param"), [*PROMPTS[:6], PROMPTS[8], PROMPTS[10], ({"add_bos_token": 1}, "add_bos_token")])
-def test_counts_that_are_refused(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+def test_bad_token_count_field_is_named_in_the_error(plain_http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     refused(plain_http.post(f"{API}/token-count", json={"prompt": HELLO} | fields), 400, param)
 
 
-def test_missing_prompt(plain_http: httpx.Client) -> None:
+def test_missing_prompt_is_refused(plain_http: httpx.Client) -> None:
     for path in ("generate", "token-count"):
         refused(plain_http.post(f"{API}/{path}", json={}), 400, "prompt")
     refused(plain_http.post(f"{API}/chat", json={}), 400, "user_input")
 
 
-PICTURE = encode(draw(GRID))
+IMAGE = encode(draw(GRID))
 BROKEN = [
     ("data:image/jpeg;base64,!!!!", "invalid_base64_image"),
     ("data:image/jpeg;base64,", "empty_image_file"),
     ("data:nothing", "invalid_base64_image"),
     (data_uri(b"hello, world"), "invalid_image_format"),
-    (data_uri(PICTURE[: len(PICTURE) // 2]), "invalid_image"),
+    (data_uri(IMAGE[: len(IMAGE) // 2]), "invalid_image"),
     (data_uri(encode(draw(GRID, (1, 4000)))), "invalid_image"),
     (data_uri(encode(draw(GRID, (9000, 6000)))), "image_too_large"),
 ]
 
 
 @pytest.mark.parametrize(("uri", "code"), BROKEN, ids=lambda value: value[:40])
-def test_broken_images(plain_http: httpx.Client, server: Server, uri: str, code: str) -> None:
-    picture = f'<img src="{uri}">'
-    refused(plain_http.post(f"{API}/generate", json={"prompt": asking(picture)}), 400, "prompt", code)
-    refused(plain_http.post(f"{API}/chat", json={"user_input": picture}), 400, "user_input", code)
-    history = {"internal": [["Hello", "Hi"], [picture, "Red."]]}
+def test_broken_image_is_named_in_the_error(plain_http: httpx.Client, server: Server, uri: str, code: str) -> None:
+    image = f'<img src="{uri}">'
+    refused(plain_http.post(f"{API}/generate", json={"prompt": prompt_about(image)}), 400, "prompt", code)
+    refused(plain_http.post(f"{API}/chat", json={"user_input": image}), 400, "user_input", code)
+    history = {"internal": [["Hello", "Hi"], [image, "Red."]]}
     refused(plain_http.post(f"{API}/chat", json={"user_input": "Why?", "history": history}), 400, "history.internal[1][0]", code)
-    with opened(server, "stream") as socket:
-        error, _ = events(socket, {"prompt": asking(picture)})
+    with open_stream(server, "stream") as socket:
+        error, _ = events(socket, {"prompt": prompt_about(image)})
         is_error(error, "prompt", code)
 
 
-def test_bodies(plain_http: httpx.Client, server: Server) -> None:
+def test_malformed_body_and_wrong_method_are_refused(plain_http: httpx.Client, server: Server) -> None:
     json_type = {"content-type": "application/json"}
     refused(plain_http.post(f"{API}/generate", content=b" " * (9 << 20), headers=json_type), 413, None)
     for content in (b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000):
@@ -181,7 +181,7 @@ def test_bodies(plain_http: httpx.Client, server: Server) -> None:
     refused(plain_http.post(f"{API}/generate", content=b"{}", headers={"content-type": "text/plain"}), 415, None)
     refused(plain_http.get(f"{API}/generate"), 405, None, "method_not_allowed")
     refused(plain_http.delete(f"{API}/model"), 405, None, "method_not_allowed")
-    with opened(server, "stream") as socket:
+    with open_stream(server, "stream") as socket:
         with pytest.raises(ConnectionClosedError) as closed:
             events(socket, {"prompt": " " * (9 << 20)})
-        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009  # a client that still sends may find the connection gone
+        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009  # a client that still sends may find a closed connection

@@ -38,7 +38,7 @@ def transfer(page: Page, **files: bytes) -> Any:
     return page.evaluate_handle(FILL, [names, [base64.b64encode(content).decode() for content in files.values()]])
 
 
-def test_an_answer_streams_and_says_what_it_cost(chat: Chat) -> None:
+def test_answer_streams_and_shows_its_cost(chat: Chat) -> None:
     chat.page.evaluate(
         """() => {
             window.lengths = new Set();
@@ -56,7 +56,7 @@ def test_an_answer_streams_and_says_what_it_cost(chat: Chat) -> None:
     expect(chat.question).to_be_focused()
 
 
-def test_two_pictures_dropped(chat: Chat) -> None:
+def test_two_dropped_images_are_described(chat: Chat) -> None:
     files = transfer(chat.page, one_png=picture(ONE), two_png=picture(TWO))
     chat.page.dispatch_event("#scroller", "drop", {"dataTransfer": files})
     expect(chat.page.locator("#pictures img")).to_have_count(2)
@@ -64,7 +64,7 @@ def test_two_pictures_dropped(chat: Chat) -> None:
     assert chat.wait_for_answers(1) == [describe([ONE, TWO])]
 
 
-def test_pasted_pictures_are_made_smaller_upright_and_once(chat: Chat) -> None:
+def test_pasted_image_is_shrunk_and_turned_upright(chat: Chat) -> None:
     large, clear = io.BytesIO(), io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by a quarter, clockwise
@@ -84,7 +84,7 @@ def test_pasted_pictures_are_made_smaller_upright_and_once(chat: Chat) -> None:
     assert red > 180 > 60 > max(green, blue), "the top left has become the top right"
 
 
-def test_a_picture_by_its_address_is_fetched_by_the_server_alone(chat: Chat, origin: Origin) -> None:
+def test_image_by_url_is_fetched_only_by_the_server(chat: Chat, origin: Origin) -> None:
     chat.page.get_by_role("button", name="Address").click()
     for wrong in ("", "picture.png", "file:///etc/passwd", "javascript:alert(1)"):
         chat.page.locator("#address").fill(wrong)
@@ -97,7 +97,7 @@ def test_a_picture_by_its_address_is_fetched_by_the_server_alone(chat: Chat, ori
     assert chat.wait_for_answers(1) == [describe([ORIGIN_GRID])]
 
 
-def test_what_is_not_a_picture_is_named_and_pictures_can_be_taken_back(chat: Chat) -> None:
+def test_file_that_is_not_an_image_is_named_and_an_image_can_be_removed(chat: Chat) -> None:
     chat.page.locator("#files").set_input_files([{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"}])
     expect(chat.page.locator("#status")).to_have_text("notes.txt is not an image.")
     chat.choose(picture(ONE), picture(TWO))
@@ -106,7 +106,7 @@ def test_what_is_not_a_picture_is_named_and_pictures_can_be_taken_back(chat: Cha
     assert chat.wait_for_answers(1) == [describe([TWO])]
 
 
-def test_escape_stops_and_the_question_can_be_answered_again(chat: Chat) -> None:
+def test_escape_stops_an_answer_that_can_be_repeated(chat: Chat) -> None:
     whole = describe([ONE, TWO])
     chat.choose(picture(ONE), picture(TWO))
     chat.at_first_text("stop")
@@ -120,7 +120,7 @@ def test_escape_stops_and_the_question_can_be_answered_again(chat: Chat) -> None
     expect(chat.costs).not_to_contain_text("stopped")
 
 
-def test_edit_sends_the_history_as_it_then_is(chat: Chat) -> None:
+def test_edited_question_sends_the_shortened_history(chat: Chat) -> None:
     bodies = sent(chat.page)
     chat.set(system="Be brief.", temperature="0", max_tokens="60")
     chat.choose(picture(ONE))
@@ -151,8 +151,8 @@ def test_edit_sends_the_history_as_it_then_is(chat: Chat) -> None:
     assert [message["role"] for message in bodies[3]["messages"]] == ["system", "user"]
 
 
-def test_an_error_is_shown_as_the_server_words_it(chat: Chat, server: Server) -> None:
-    message = httpx.post(f"{server.v1}/chat/completions", json=body("Hello", max_tokens=0)).json()["error"]["message"]
+def test_error_is_shown_in_the_servers_words(chat: Chat, server: Server) -> None:
+    message = httpx.post(f"{server.v1}/chat/completions", json=body("Hello", max_tokens=0), timeout=60).json()["error"]["message"]
     chat.set(max_tokens="0")
     chat.ask("Hello")
     chat.wait_for_answers(1)
@@ -163,7 +163,7 @@ def test_an_error_is_shown_as_the_server_words_it(chat: Chat, server: Server) ->
     expect(chat.errors).to_be_hidden()
 
 
-def test_reading_on_is_not_disturbed(chat: Chat) -> None:
+def test_new_text_does_not_scroll_a_reader_away(chat: Chat) -> None:
     chat.page.set_viewport_size({"width": 500, "height": 420})
     top = "() => document.getElementById('scroller').scrollTop"
     chat.choose(picture(ONE), picture(TWO))
@@ -180,20 +180,20 @@ def test_reading_on_is_not_disturbed(chat: Chat) -> None:
     expect(chat.page.locator("#latest")).to_be_hidden()
 
 
-def test_the_browser_itself_lets_no_text_become_html(chat: Chat) -> None:
+def test_browser_refuses_to_make_html_of_text(chat: Chat) -> None:
     with pytest.raises(Error, match="TrustedHTML"):
         chat.page.evaluate("() => { document.querySelector('#turns').innerHTML = '<b>x</b>' }")
     chat.watch.wrong.clear()  # which names this
 
 
-def test_mounted_below_a_path_while_the_model_loads(chat_at: OpenChat) -> None:
+def test_page_works_below_a_path_while_the_model_loads(chat_at: OpenChat) -> None:
     port = free_port()
     app = create_app(Settings(model="llava-demo"), engine=lambda: pytest.fail("nobody starts the engine"))
     running = uvicorn.Server(uvicorn.Config(Starlette(routes=[Mount("/llava", app)]), port=port, lifespan="off", log_config=None))
     thread = threading.Thread(target=running.run)
     thread.start()
     try:
-        httpx.Client(transport=httpx.HTTPTransport(retries=6)).get(f"http://127.0.0.1:{port}/llava/health")
+        httpx.Client(transport=httpx.HTTPTransport(retries=6), timeout=60).get(f"http://127.0.0.1:{port}/llava/health")
         chat = chat_at(f"http://127.0.0.1:{port}/llava")
         chat.wait_for_models()
         chat.ask("Hello")

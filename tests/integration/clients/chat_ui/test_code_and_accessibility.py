@@ -18,7 +18,7 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touc
 
 
 @pytest.mark.parametrize("language", ["curl", "Python"])
-def test_the_conversation_as_code_gets_the_same_answer(chat: Chat, language: str) -> None:
+def test_copied_code_gets_the_same_answer(chat: Chat, language: str) -> None:
     chat.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     chat.set(temperature="0", system='It\'s a "test" \\ of $quotes and\nlines 🦙.')
     chat.choose(picture(ONE), picture(TWO))
@@ -32,7 +32,7 @@ def test_the_conversation_as_code_gets_the_same_answer(chat: Chat, language: str
     assert (json.loads(said)["choices"][0]["message"]["content"] if language == "curl" else said.strip()) == answer
 
 
-def test_without_a_clipboard_the_code_is_shown(chat: Chat) -> None:
+def test_code_is_shown_where_there_is_no_clipboard(chat: Chat) -> None:
     chat.page.evaluate("() => { Object.defineProperty(navigator, 'clipboard', {value: undefined}) }")  # as on http pages of other machines
     chat.set()
     chat.ask("Hello")
@@ -42,7 +42,7 @@ def test_without_a_clipboard_the_code_is_shown(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("context", [{}, {"color_scheme": "dark"}, PHONE, {**PHONE, "color_scheme": "dark"}], ids=str)
-def test_accessible_in_light_and_dark_wide_and_narrow(chat_at: OpenChat, server: Server, context: dict[str, Any]) -> None:
+def test_page_is_accessible(chat_at: OpenChat, server: Server, context: dict[str, Any]) -> None:
     chat = chat_at(server.url, **context)
     chat.wait_for_models()
     check_accessible(chat.page)
@@ -64,7 +64,7 @@ def test_accessible_in_light_and_dark_wide_and_narrow(chat_at: OpenChat, server:
     check_accessible(chat.page)
 
 
-def test_a_touch_screens_enter_begins_a_line(chat_at: OpenChat, server: Server) -> None:
+def test_enter_begins_a_line_on_a_touch_screen(chat_at: OpenChat, server: Server) -> None:
     chat = chat_at(server.url, **PHONE)
     chat.question.fill("Hello")
     chat.question.press("Enter")

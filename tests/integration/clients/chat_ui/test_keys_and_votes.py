@@ -14,7 +14,7 @@ from llava_gateway.api.chat_ui.router import FILES
 from llava_gateway.demo.images import describe
 
 
-def test_a_key_is_asked_for_once_and_kept_in_the_session(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
+def test_key_is_asked_once_and_kept_in_the_session(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
     chat = chat_at(feedback_server.server.url)
     dialog = chat.page.get_by_role("dialog", name="A key for this server")
     for wrong in ("", "wrong"):
@@ -48,7 +48,7 @@ def with_key(chat: Chat) -> Chat:
     return chat
 
 
-def test_two_models_side_by_side_and_votes(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
+def test_two_models_keep_their_own_histories_and_take_votes(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
     chat = with_key(chat_at(feedback_server.server.url))
     before = len(feedback_server.records())
     bodies = sent(chat.page)
@@ -75,7 +75,7 @@ def test_two_models_side_by_side_and_votes(chat_at: OpenChat, feedback_server: F
     check_accessible(chat.page)
 
 
-def test_no_votes_where_none_are_kept_and_one_model_has_no_comparison(chat: Chat) -> None:
+def test_votes_and_comparison_are_hidden_where_unavailable(chat: Chat) -> None:
     chat.ask("Hello")
     chat.wait_for_answers(1)
     expect(chat.page.get_by_role("button", name="Answer again")).to_be_visible()
@@ -83,23 +83,23 @@ def test_no_votes_where_none_are_kept_and_one_model_has_no_comparison(chat: Chat
     expect(chat.page.get_by_role("button", name="Compare")).to_be_hidden()
 
 
-def test_the_page_needs_no_key_and_is_not_sent_twice(feedback_server: FeedbackServer) -> None:
+def test_page_needs_no_key_and_is_cached(feedback_server: FeedbackServer) -> None:
     url = feedback_server.server.url
     paths = ["/", *(f"/page/{name}" for name in FILES if name != "index.html")]
     for path in paths:
-        answer = httpx.get(url + path)
+        answer = httpx.get(url + path, timeout=60)
         assert answer.status_code == 200
         assert "default-src 'none'" in answer.headers["content-security-policy"]
-        again = httpx.get(url + path, headers={"if-none-match": answer.headers["etag"]})
+        again = httpx.get(url + path, headers={"if-none-match": answer.headers["etag"]}, timeout=60)
         assert (again.status_code, again.content) == (304, b"")
     for path in ("/page", "/page/", "/page/index.html", "/page/../v1/models", "/page/nope.js", "//"):
-        assert httpx.get(url + path).status_code == 401
-    wrong = httpx.post(url + "/")
+        assert httpx.get(url + path, timeout=60).status_code == 401
+    wrong = httpx.post(url + "/", timeout=60)
     assert (wrong.status_code, wrong.json()["error"]["message"]) == (405, "POST is not allowed here.")  # in the API's words
 
 
 @pytest.mark.last
-def test_an_error_in_the_stream_is_shown_below_what_came(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
+def test_error_in_a_stream_is_shown_below_the_partial_answer(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
     chat = with_key(chat_at(feedback_server.server.url))
     chat.choose(*[picture(ONE)] * 5)
     chat.ask("Describe these images.")  # at such length that there is time to end the server

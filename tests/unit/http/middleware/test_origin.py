@@ -9,10 +9,10 @@ ELSEWHERE = ("evil.example", "evil.example:80", "localhost.evil.example", "127.0
 
 
 @pytest.mark.parametrize("host", HERE)
-def test_hosts_of_this_machine(host: str) -> None:
+def test_host_of_this_machine_is_recognised(host: str) -> None:
     assert _is_here(host)
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)
-def test_other_hosts(host: str) -> None:
+def test_other_host_is_not_taken_for_this_machine(host: str) -> None:
     assert not _is_here(host)

@@ -1,4 +1,4 @@
-"""The line that a user types: editing, completion and a history that is kept, by readline where Python has it."""
+"""Input lines of a terminal, with editing, completion and a history that is kept. Uses readline if Python has it."""
 
 import contextlib
 import os
@@ -8,34 +8,37 @@ from pathlib import Path
 
 try:
     import readline
-except ImportError:  # how Python was built decides that
+except ImportError:  # some builds of Python have no readline
     readline = None  # type: ignore[assignment]
 
-KEPT = 1000
-"""Lines of history."""
+HISTORY_LINES = 1000
 LAST_WORD = re.compile(r"(?:\\.|[^\s\\])*$")
 
 
-class Line:
-    """Reads lines. `commands` begin a line, and are completed there; `with_paths` are those that paths follow."""
+class LineEditor:
+    """Reads lines from the user."""
 
-    def __init__(self, commands: Sequence[str], with_paths: Sequence[str]) -> None:
+    def __init__(self, commands: Sequence[str], path_commands: Sequence[str]) -> None:
+        """`commands`: completed at the beginning of a line. `path_commands`: the commands whose arguments are paths."""
         self._commands = commands
-        self._with_paths = with_paths
+        self._path_commands = path_commands
         self._matches: list[str] = []
         self._history: Path | None = None
         if readline:
             readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
-            readline.parse_and_bind("set enable-bracketed-paste on")  # what is pasted is one question, however many lines it has
+            readline.parse_and_bind("set enable-bracketed-paste on")  # a pasted text of several lines is one question
             readline.set_completer_delims(" \t\n")
             readline.set_completer(self._complete)
-            readline.set_history_length(KEPT)
-            with contextlib.suppress(OSError, RuntimeError):  # rather a chat without a history than none
+            readline.set_history_length(HISTORY_LINES)
+            with contextlib.suppress(OSError, RuntimeError):  # without a history file, the chat still works
                 self._history = _history_file()
                 readline.read_history_file(self._history)
 
     def read(self, prompt: str) -> str | None:
-        """A line that is not blank, without white space at its end; None if the user has had enough: Ctrl-D, or Ctrl-C on an empty line."""
+        """Return a line that is not blank, without white space at its end.
+
+        Returns None if the user leaves: with Ctrl-D, or with Ctrl-C on an empty line.
+        """
         while True:
             before = readline.get_current_history_length() if readline else 0
             try:
@@ -48,17 +51,18 @@ class Line:
                 if not readline or not readline.get_line_buffer():
                     return None
                 continue
-            self._keep(before)
+            self._save_history(before)
             if line.strip():
                 return line.rstrip()
 
-    def _keep(self, before: int) -> None:
-        """Add what was typed to the file at once: chats at the same time do not overwrite each other's."""
+    def _save_history(self, before: int) -> None:
+        """Append the new lines to the history file at once, so that concurrent chats do not overwrite each other's lines."""
         if self._history and (new := readline.get_current_history_length() - before):
             with contextlib.suppress(OSError):
                 readline.append_history_file(new, self._history)
 
     def _complete(self, text: str, state: int) -> str | None:
+        """Return the candidate number `state` for the word `text`, as readline asks for it."""
         if state == 0:
             line = readline.get_line_buffer()[: readline.get_endidx()]
             self._matches = self._candidates(line, text)
@@ -68,15 +72,18 @@ class Line:
         command, space, _ = line.partition(" ")
         if not space:
             return [f"{known} " for known in self._commands if known.startswith(command)]
-        if command not in self._with_paths:
+        if command not in self._path_commands:
             return []
-        found = LAST_WORD.search(line)
-        word = found.group() if found else ""
-        return [path[len(word) - len(text) :] for path in paths(word)]
+        match = LAST_WORD.search(line)
+        word = match.group() if match else ""
+        return [path[len(word) - len(text) :] for path in matching_paths(word)]
 
 
-def paths(word: str) -> list[str]:
-    """The paths that begin as `word` does, spaces and quotes escaped by backslashes in both; a directory's ends with a slash."""
+def matching_paths(word: str) -> list[str]:
+    """Return the paths that begin with `word`. A directory's path ends with a slash.
+
+    In `word` and in the result, spaces and quotes are escaped by backslashes.
+    """
     start = re.sub(r"\\(.)", r"\1", word)
     stem = start.rpartition("/")[2]
     head = start[: len(start) - len(stem)]
@@ -89,7 +96,7 @@ def paths(word: str) -> list[str]:
 
 
 def _history_file() -> Path:
-    """Which no other user may read. Raises OSError, or RuntimeError if there is no home directory."""
+    """Return the history file, which only its owner can read. Raises OSError, or RuntimeError if there is no home directory."""
     state = os.environ.get("XDG_STATE_HOME")
     folder = (Path(state) if state else Path.home() / ".local" / "state") / "llava-gateway"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,17 +1,20 @@
-"""The worker class that vLLM runs on a CPU, in the engine's own process.
+"""The worker class that vLLM runs on a CPU, in the engine's own process. Importing this file imports vLLM.
 
-vLLM finds the class by its name (`compat.CPU_WORKER`). `compat` says what the class is for and which private names of vLLM it reads.
+vLLM finds the class by its name, `seeds.CPU_WORKER`. `seeds` says why the class exists. Read in vLLM 0.32.0.
 """
 
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from llava_gateway.engine.vllm.compat import without_discarded_rows
+from llava_gateway.engine.vllm.compat.seeds import without_discarded_rows
 
 
 class CpuWorker(CPUWorker):  # type: ignore[misc]
-    """vLLM's CPU worker, which survives a seeded prompt that is read in several steps."""
+    """vLLM's CPU worker, which survives a seeded prompt that is read in several steps.
+
+    Touches: `CPUWorker.sample_tokens`, `CPUWorker.use_v2_model_runner` and `CPUWorker.model_runner`.
+    """
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Sample the next token of each row of a batch, and return vLLM's own output object.
