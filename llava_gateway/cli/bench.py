@@ -19,8 +19,8 @@ from rich.table import Table
 from llava_gateway.cli.parser import Parser
 from llava_gateway.client.remote import base_url
 from llava_gateway.loadtest.bodies import chat_bodies
-from llava_gateway.loadtest.client import Outcome, Target
-from llava_gateway.loadtest.run import Result, load
+from llava_gateway.loadtest.client import LoadTarget, Outcome
+from llava_gateway.loadtest.run import LoadResult, run_load_test
 
 PATH = "/chat/completions"
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status. 1: a request failed. 2: the server does not list its models."""
     options = make_parser().parse_args(arguments)
     try:
-        target = Target(base_url(options.url), options.key)
+        target = LoadTarget(base_url(options.url), options.key)
         model = options.model or _first_model(target)
     except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
         sys.stderr.write(f"llava-gateway bench: {options.url} does not list its models ({error}); is it an OpenAI-compatible server?\n")
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
-def _measure(target: Target, model: str, options: argparse.Namespace, concurrency: int, console: Console) -> Result:
+def _measure(target: LoadTarget, model: str, options: argparse.Namespace, concurrency: int, console: Console) -> LoadResult:
     fields: dict[str, Any] = {"ignore_eos": True} if options.ignore_eos else {}
     bodies = chat_bodies(model, max_tokens=options.max_tokens, images=options.images, image_size=options.image_size, **fields)
     requests = options.requests or concurrency * 8
@@ -61,10 +61,10 @@ def _measure(target: Target, model: str, options: argparse.Namespace, concurrenc
             progress.update(task, advance=1, tokens=received)
 
         deadline = time.monotonic() + options.seconds
-        return asyncio.run(load(target, PATH, bodies, concurrency, requests, on_outcome, deadline))
+        return asyncio.run(run_load_test(target, PATH, bodies, concurrency, requests, on_outcome, deadline))
 
 
-def _row(result: Result) -> dict[str, float | int | None]:
+def _row(result: LoadResult) -> dict[str, float | int | None]:
     """Return the figures of one concurrency: times in milliseconds, rates per second. None: nothing was measured."""
     first_tokens = [outcome.first * 1000 for outcome in result.answered if outcome.first is not None]
     gaps = [
@@ -93,7 +93,7 @@ def _quantile(values: list[float], percent: int) -> float | None:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def _table(results: list[Result]) -> Table:
+def _table(results: list[LoadResult]) -> Table:
     rows = [_row(result) for result in results]
     table = Table()
     table.add_column("at once")
@@ -110,7 +110,7 @@ def _cell(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
-def _first_model(target: Target) -> str:
+def _first_model(target: LoadTarget) -> str:
     """Return the first model that the server lists. Raises httpx.HTTPError, and other errors if the response has another format."""
     headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
     response = httpx.get(f"{target.url.rstrip('/')}/models", headers=headers, timeout=10).raise_for_status()

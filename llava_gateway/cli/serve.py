@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 MALLOPT = {-3: 32 << 20, -1: 256 << 20}
 """glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h), in bytes."""
-LAST_WORDS = 5
+ERROR_SEND_TIMEOUT = 5
 """Seconds to send the errors of aborted requests at shutdown."""
 
 make_parser = flags.make_parser
@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
             ws=websocket_protocol(settings, app.state.body_reader),
             ws_max_size=settings.max_body_mb << 20,
             ws_per_message_deflate=False,
-            timeout_graceful_shutdown=LAST_WORDS,
+            timeout_graceful_shutdown=ERROR_SEND_TIMEOUT,
         )
         super().__init__(config)
         self._gateway = app.state.gateway

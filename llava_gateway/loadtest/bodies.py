@@ -22,7 +22,7 @@ def photograph(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def another(jpeg: bytes, number: int) -> bytes:
+def with_new_pixels(jpeg: bytes, number: int) -> bytes:
     """Return a variant of the photograph that costs as much to decode, but has different pixels.
 
     So a cache misses, whether its key is the file's content or the pixels. Each of the low 48 bits of `number` is added to an entry of the
@@ -47,7 +47,7 @@ def chat_bodies(
     for number in itertools.count():
         content: list[dict[str, Any]] = [{"type": "text", "text": f"Question {number}: describe the image."}]
         for _ in range(images):
-            uri = "data:image/jpeg;base64," + base64.b64encode(another(photo, next(numbers))).decode()
+            uri = "data:image/jpeg;base64," + base64.b64encode(with_new_pixels(photo, next(numbers))).decode()
             content.insert(0, {"type": "image_url", "image_url": {"url": uri}})
         body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens, "temperature": 0, **fields}
         if stream:

@@ -29,7 +29,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Target:
+class LoadTarget:
     """The server under test."""
 
     url: str

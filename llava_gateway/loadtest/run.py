@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from llava_gateway.loadtest.client import Connection, Outcome, Target
+from llava_gateway.loadtest.client import Connection, LoadTarget, Outcome
 
 
 @dataclass
-class Result:
+class LoadResult:
     """The outcomes of a load test."""
 
     concurrency: int
@@ -34,21 +34,21 @@ class Result:
         return sum(outcome.completion_tokens for outcome in self.answered)
 
 
-async def load(
-    target: Target,
+async def run_load_test(
+    target: LoadTarget,
     path: str,
     bodies: Iterator[bytes],
     concurrency: int,
     requests: int,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     deadline: float = float("inf"),
-) -> Result:
+) -> LoadResult:
     """Send `requests` requests in all with `concurrency` clients.
 
     `path`: relative to the API's URL. `bodies`: must not end. `deadline`: no request starts later; on the clock of time.monotonic.
     Raises nothing: a failure is an outcome with an error.
     """
-    result = Result(concurrency)
+    result = LoadResult(concurrency)
     left = requests
 
     async def client() -> None:

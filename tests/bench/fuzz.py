@@ -2,7 +2,7 @@
 come together: the engine has to answer or the gateway to refuse. After each batch nothing may be left running, the engine must be the same
 one, and two requests with known answers must get them. A batch that fails is written to a file, for `--replay FILE`.
 
-    python tests/fuzz.py --minutes 10 --server small        # one kind of server (SERVERS); without it, all of them in turn
+    make fuzz FUZZ="--minutes 10 --server small"     # one kind of server (SERVERS); without it, all of them in turn
 """
 
 import argparse

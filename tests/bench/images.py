@@ -15,8 +15,8 @@ from typing import Any
 from bench.peers import Peer
 
 from llava_gateway.demo import MODEL_NAME
-from llava_gateway.loadtest.bodies import another, photograph
-from llava_gateway.loadtest.client import Outcome, Target
+from llava_gateway.loadtest.bodies import photograph, with_new_pixels
+from llava_gateway.loadtest.client import LoadTarget, Outcome
 
 Row = dict[str, float]
 SIZES = {"12 MP": (4000, 3000), "2 MP": (1600, 1200), "0.1 MP": (384, 288)}
@@ -28,7 +28,7 @@ def pictures(size: tuple[int, int]) -> Iterator[str]:
     """Photographs without end, each another one, as data URIs."""
     photo = photograph(*size)
     for number in itertools.count(secrets.randbits(40)):
-        yield "data:image/jpeg;base64," + base64.b64encode(another(photo, number)).decode()
+        yield "data:image/jpeg;base64," + base64.b64encode(with_new_pixels(photo, number)).decode()
 
 
 def request(*urls: str, answers: int = 0) -> bytes:
@@ -84,7 +84,7 @@ def at_once(peer: Peer, bodies: list[bytes]) -> float:
 
 async def _answers(peer: Peer, bodies: list[bytes]) -> tuple[list[Outcome], float]:
     """To each, asked over a connection of its own; and the seconds that all took together."""
-    target = Target(f"{peer.url}/v1")
+    target = LoadTarget(f"{peer.url}/v1")
     connections = [await target.connect() for _ in bodies]
     requests = [target.head("/chat/completions", len(body)) + body for body in bodies]
     start = time.perf_counter()

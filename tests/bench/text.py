@@ -9,8 +9,8 @@ from bench.peers import Peer
 
 from llava_gateway.demo import MODEL_NAME
 from llava_gateway.loadtest.bodies import chat_bodies
-from llava_gateway.loadtest.client import Target
-from llava_gateway.loadtest.run import Result, load
+from llava_gateway.loadtest.client import LoadTarget
+from llava_gateway.loadtest.run import LoadResult, run_load_test
 
 Row = dict[str, float]
 STREAMS = (1, 32, 128)
@@ -21,8 +21,9 @@ PATH = "/chat/completions"
 
 def rows(peer: Peer, seconds: float) -> Iterator[tuple[str, Row]]:
     """Each measured for about so long."""
-    target = Target(f"{peer.url}/v1")
-    asyncio.run(load(target, PATH, chat_bodies(MODEL_NAME, max_tokens=8), 8, 16))  # the first of its kind pays for what is made once
+    target = LoadTarget(f"{peer.url}/v1")
+    # The first requests pay for caches and compiled code.
+    asyncio.run(run_load_test(target, PATH, chat_bodies(MODEL_NAME, max_tokens=8), 8, 16))
     for streams in STREAMS:
         result, cpu = _measured(peer, target, streams, seconds, TOKENS, stream=True)
         first = sorted(outcome.first * 1000 for outcome in result.answered if outcome.first is not None)
@@ -43,7 +44,7 @@ def idle_streams(peer: Peer, count: int = IDLE) -> float:
     """Memory of the front end for streams that wait for the engine: MiB more than before."""
 
     async def hold() -> float:
-        target, before = Target(f"{peer.url}/v1"), peer.rss()
+        target, before = LoadTarget(f"{peer.url}/v1"), peer.rss()
         body = next(chat_bodies(MODEL_NAME, max_tokens=3000, ignore_eos=True))
         connections = [await target.connect() for _ in range(count)]
         asked = [asyncio.create_task(connection.ask(target.head(PATH, len(body)) + body)) for connection in connections]
@@ -58,10 +59,10 @@ def idle_streams(peer: Peer, count: int = IDLE) -> float:
     return asyncio.run(hold())
 
 
-def _measured(peer: Peer, target: Target, at_once: int, seconds: float, max_tokens: int, *, stream: bool) -> tuple[Result, float]:
+def _measured(peer: Peer, target: LoadTarget, at_once: int, seconds: float, max_tokens: int, *, stream: bool) -> tuple[LoadResult, float]:
     """The load, and the front end's CPU for it in seconds."""
     bodies = chat_bodies(MODEL_NAME, max_tokens=max_tokens, stream=stream, ignore_eos=True)
     before = peer.cpu()
-    result = asyncio.run(load(target, PATH, bodies, at_once, 1_000_000, deadline=time.monotonic() + seconds))
+    result = asyncio.run(run_load_test(target, PATH, bodies, at_once, 1_000_000, deadline=time.monotonic() + seconds))
     assert not result.errors, result.errors[0]
     return result, peer.cpu() - before

@@ -63,10 +63,10 @@ class Chat:
         self.page.locator("#model option").first.wait_for(state="attached")
 
     def choose(self, *images: bytes) -> None:
-        before = self.page.locator("#pictures li").count()
+        before = self.page.locator("#images li").count()
         files = [{"name": f"{number}.png", "mimeType": "image/png", "buffer": image} for number, image in enumerate(images)]
         self.page.locator("#files").set_input_files(files)  # type: ignore[arg-type]
-        expect(self.page.locator("#pictures li")).to_have_count(before + len(images))
+        expect(self.page.locator("#images li")).to_have_count(before + len(images))
 
     def set(self, **fields: str) -> None:
         """Fill fields of the settings, and leave the settings open."""

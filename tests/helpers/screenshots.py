@@ -1,4 +1,4 @@
-"""Screenshots of the chat page for docs/pictures: `make pictures`."""
+"""Screenshots of the chat page for docs/pictures: `make screenshots`."""
 
 import tempfile
 from pathlib import Path

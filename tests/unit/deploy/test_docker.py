@@ -12,12 +12,12 @@ from helpers import programs
 from helpers.deployment import DEPLOY, DOCKERFILE, dockerfile
 from helpers.server import ROOT
 
-from llava_gateway.cli.serve import LAST_WORDS
+from llava_gateway.cli.serve import ERROR_SEND_TIMEOUT
 from llava_gateway.engine.vllm.engine import STOP_TIMEOUT
 from llava_gateway.settings import Settings
 
 UNIT = DEPLOY / "systemd" / "llava-gateway.service"
-NEEDED = Settings().shutdown_timeout + LAST_WORDS + STOP_TIMEOUT
+NEEDED = Settings().shutdown_timeout + ERROR_SEND_TIMEOUT + STOP_TIMEOUT
 """Seconds that a gateway may take to end, with its defaults."""
 
 

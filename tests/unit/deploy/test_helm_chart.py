@@ -12,7 +12,7 @@ from helpers.deployment import CHART, egress, render, rendered
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llava_gateway.cli.serve import LAST_WORDS
+from llava_gateway.cli.serve import ERROR_SEND_TIMEOUT
 from llava_gateway.engine.vllm.engine import STOP_TIMEOUT
 from llava_gateway.images.url_policy import embedded, is_allowed
 from llava_gateway.settings import Settings
@@ -81,7 +81,7 @@ def test_settings_reach_the_gateway_through_the_chart() -> None:
 def test_pod_gets_enough_time_to_stop(timeout: int) -> None:
     spec = rendered("Deployment", {"settings": {"shutdown_timeout": timeout}})["spec"]["template"]["spec"]
     delay = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert spec["terminationGracePeriodSeconds"] > delay + timeout + LAST_WORDS + STOP_TIMEOUT
+    assert spec["terminationGracePeriodSeconds"] > delay + timeout + ERROR_SEND_TIMEOUT + STOP_TIMEOUT
 
 
 def test_pod_is_confined() -> None:

@@ -5,7 +5,7 @@ import { showImages } from "./image_list.js";
 import { showStatus } from "./status.js";
 
 const text = document.getElementById("question");
-const list = document.getElementById("pictures");
+const list = document.getElementById("images");
 const files = document.getElementById("files");
 const dialog = document.getElementById("address-dialog");
 const address = document.getElementById("address");

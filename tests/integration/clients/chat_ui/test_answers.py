@@ -60,7 +60,7 @@ def test_answer_streams_and_shows_its_cost(chat: Chat) -> None:
 def test_two_dropped_images_are_described(chat: Chat) -> None:
     files = transfer(chat.page, one_png=png(ONE), two_png=png(TWO))
     chat.page.dispatch_event("#scroller", "drop", {"dataTransfer": files})
-    expect(chat.page.locator("#pictures img")).to_have_count(2)
+    expect(chat.page.locator("#images img")).to_have_count(2)
     chat.ask("Describe these images.")
     assert chat.wait_for_answers(1) == [describe([ONE, TWO])]
 
@@ -74,7 +74,7 @@ def test_pasted_image_is_shrunk_and_turned_upright(chat: Chat) -> None:
     files = transfer(chat.page, large_jpeg=large.getvalue(), clear_png=clear.getvalue())
     bodies = sent_bodies(chat.page)
     chat.page.evaluate("(files) => dispatchEvent(new ClipboardEvent('paste', {clipboardData: files}))", files)
-    expect(chat.page.locator("#pictures img")).to_have_count(2)
+    expect(chat.page.locator("#images img")).to_have_count(2)
     chat.ask("Hello")
     chat.wait_for_answers(1)
     first, second, text = bodies[0]["messages"][0]["content"]
@@ -93,7 +93,7 @@ def test_image_by_url_is_fetched_only_by_the_server(chat: Chat, origin: Origin) 
         expect(chat.page.locator("#address-error")).to_have_text("An image's address begins with http:// or https://.")
     chat.page.locator("#address").fill(f"{origin.url}/picture")
     chat.page.locator("#address").press("Enter")
-    expect(chat.page.locator("#pictures .address")).to_have_text(f"{origin.url}/picture")
+    expect(chat.page.locator("#images .address")).to_have_text(f"{origin.url}/picture")
     chat.ask("Describe this image.")
     assert chat.wait_for_answers(1) == [describe([ORIGIN_GRID])]
 
