@@ -134,7 +134,7 @@ def _no_engine() -> Engine:
 
 
 def _settings(config: ClusterConfig, model: ModelConfig | None = None) -> Settings:
-    """Return the settings of the gateway; with `model`, those of a gateway that serves this model alone. Raises SettingsError."""
+    """Return the settings of the gateway. With `model`: the settings of a gateway for this model alone. Raises SettingsError."""
     for name in NOT_FOR_CLUSTERS:
         if name in config.settings:
             raise SettingsError(f"settings: {name} is not for a cluster, or belongs to a model (docs/cluster.md)")
@@ -145,7 +145,7 @@ def _settings(config: ClusterConfig, model: ModelConfig | None = None) -> Settin
         if getattr(settings, name):
             raise SettingsError(f"{name} is not for a cluster, whose replicas share no disk (docs/cluster.md)")
     if settings.auth == "auto" and not settings.api_keys and not settings.keys_file:
-        raise SettingsError("set settings.keys_file or LLAVA_API_KEYS; or auth: none to let everybody use the cluster who can reach it")
+        raise SettingsError("set settings.keys_file or LLAVA_API_KEYS; or auth: none if every client that can reach the cluster may use it")
     if model is None:
         return settings
     return Settings(**config.settings, **model.model_dump(include=set(Settings.model_fields)))

@@ -46,7 +46,7 @@ class Address:
     host: str
     port: int
     token: str
-    """A secret of the replica and the gateways, who have it from Ray. Either end proves that it knows the token, and never sends it."""
+    """A secret of the replica and the gateways, which get it from Ray. Either end proves that it knows the token, and never sends it."""
 
 
 def address_of(metadata: Mapping[str, Any]) -> Address | None:

@@ -1,4 +1,4 @@
-"""The engine of a gateway on a cluster: it sends requests to the replicas of a Ray Serve deployment, each of which has an engine."""
+"""The engine of a gateway on a cluster: it sends requests to the replicas of a Ray Serve deployment."""
 
 import asyncio
 import logging
