@@ -1,4 +1,4 @@
-"""The gateway on a cluster of Ray Serve. `import_path: llava_gateway.cluster:build` names the application."""
+"""The gateway on a cluster of Ray Serve. `build` returns the application: `import_path: llava_gateway.cluster:build`."""
 
 from typing import TYPE_CHECKING, Any
 

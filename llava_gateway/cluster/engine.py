@@ -1,4 +1,4 @@
-"""An engine that is somewhere else: replicas of a deployment of Ray Serve, each with an engine of its own."""
+"""The engine of a gateway on a cluster: it sends requests to the replicas of a Ray Serve deployment."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llava_gateway.cluster.delta_receiver import DeltaReceiver, Expected, ReplicaLost
+from llava_gateway.cluster.delta_receiver import DeltaReceiver, PendingAnswer, ReplicaLost
 from llava_gateway.cluster.delta_sender import Address
 from llava_gateway.errors import EngineFailed, GatewayError, InvalidRequest, TooManyRequests
 from llava_gateway.observability.context import current_context
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
-"""Replicas that a request is given to, one after the other, while they die without having said anything."""
-PAUSE = 1.0
-"""Seconds after which the model is asked for again."""
-LOOK_INTERVAL = 0.5
-"""Seconds after which a request that nobody answers yet looks for replicas that have come or gone."""
-LAST_WORD = 2
-"""Seconds that a replica gets to say what a request that was given up has used."""
-ON_ITS_WAY = 10
-"""Seconds that the end of an answer may take to come in once the replica has sent it."""
+MAX_ATTEMPTS = 3
+"""Replicas that a request is sent to, one after the other, if they die before their first delta."""
+DESCRIBE_INTERVAL = 1.0
+"""Seconds between two attempts to get the model's description at the start."""
+RECONNECT_INTERVAL = 0.5
+"""Seconds between two looks for new replicas, while a request has no delta yet."""
+USAGE_TIMEOUT = 2
+"""Seconds that a replica has to report the usage of a request that was aborted."""
+END_TIMEOUT = 10
+"""Seconds that the end of an answer may take to arrive after the replica has sent it."""
 
 
 class RayEngine:
-    """All replicas of one model. Ray Serve starts and ends them, and keeps them well; this only asks them."""
+    """All replicas of one model. Implements `engine.base.Engine`. Ray Serve starts, watches and ends the replicas."""
 
     stage = "waiting for a replica"
 
@@ -41,7 +41,11 @@ class RayEngine:
         replicas: Callable[[], Mapping[str, Address]],
         adapters: tuple[LoraAdapter, ...] = (),
     ) -> None:
-        """`replicas`: those that take requests, as far as is known here. `adapters`: what every replica loads when it starts."""
+        """`handle`: of the deployment of `Replica`.
+
+        `replicas`: returns the replicas that accept requests, as far as this process knows.
+        `adapters`: the LoRA adapters that every replica loads when it starts.
+        """
         self._handle = handle
         self._delta_receiver = delta_receiver
         self._replicas = replicas
@@ -53,23 +57,23 @@ class RayEngine:
         return self._started and not self._replicas()
 
     async def start(self) -> ModelInfo:
-        """Returns when a replica has loaded the model, however long that takes."""
+        """Return the model's description when a replica has loaded the model, however long that takes."""
         while True:
             try:
                 model: ModelInfo = await _result(self._handle.describe.remote())
-            except GatewayError as error:  # that replica died, and there will be others
+            except GatewayError as error:  # this replica has died; Ray Serve starts another one
                 log.warning("a replica did not describe its model: %s", error.message)
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(DESCRIBE_INTERVAL)
             else:
                 self._started = True
                 return model
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 error: GatewayError | None = await _result(self._handle.check_structured_output.remote(structured_output))
             except ReplicaLost:
-                if attempt == ATTEMPTS:
+                if attempt == MAX_ATTEMPTS:
                     raise
             else:
                 break
@@ -77,45 +81,46 @@ class RayEngine:
             raise error
 
     async def load_adapter(self, adapter: LoraAdapter) -> None:
-        """Every replica loads its adapters when it starts; those of a running cluster do not change."""
+        """Raise InvalidRequest unless every replica loads this adapter when it starts. A running cluster cannot load others."""
         if adapter not in self._adapters:
-            raise InvalidRequest("The adapters of a cluster stand in its configuration.", param="lora_name")
+            raise InvalidRequest("A cluster serves only the adapters that its configuration names.", param="lora_name")
 
     async def unload_adapter(self, adapter: LoraAdapter) -> None:
-        """What `load_adapter` has taken, stays."""
+        """Do nothing: the replicas keep their adapters."""
 
     async def generate(
         self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
     ) -> None:
-        """As the protocol has it; a request whose replica dies before the first delta is given to another one."""
-        for attempt in range(1, ATTEMPTS + 1):
-            number, answer = self._delta_receiver.expect(usage, on_delta)
+        """Generate an answer like `Engine.generate`. If a replica dies before its first delta, another one gets the request."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            number, answer = self._delta_receiver.register(usage, on_delta)
             try:
-                await self._ask(number, answer, prompt, sampling, stream)
+                await self._send(number, answer, prompt, sampling, stream)
             except ReplicaLost:
-                if answer.begun or attempt == ATTEMPTS:
+                if answer.started or attempt == MAX_ATTEMPTS:
                     raise
-                log.warning("a replica was lost before it answered; another one is asked")
+                log.warning("a replica was lost before its first delta; the request goes to another one")
             else:
                 return
             finally:
-                self._delta_receiver.forget(number)
+                self._delta_receiver.unregister(number)
 
-    async def _ask(self, number: int, answer: Expected, prompt: Prompt, sampling: SamplingParams, stream: bool) -> None:
-        self._listen()
+    async def _send(self, number: int, answer: PendingAnswer, prompt: Prompt, sampling: SamplingParams, stream: bool) -> None:
+        """Send a request to a replica of Ray Serve's choice, and return when its answer is whole. Raises GatewayError."""
+        self._connect()
         affinity = prompt.images[0].digest if prompt.images else ""
         trace, gateway = current_context().trace, self._delta_receiver.name
         response = self._handle.generate.remote(
             prompt, sampling, stream=stream, trace=trace, affinity=affinity, gateway=gateway, number=number
         )
-        asking = asyncio.create_task(_result(response))
-        asking.add_done_callback(lambda done: done.cancelled() or done.exception())  # has been seen, should nobody wait for it
+        call = asyncio.create_task(_result(response))
+        call.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the error as retrieved
         try:
-            await self._first_of(asking, answer)
+            await self._wait_for_either(call, answer)
             if not answer.end.done():
-                if not await asking:
+                if not await call:
                     raise ReplicaLost
-                async with asyncio.timeout(ON_ITS_WAY):
+                async with asyncio.timeout(END_TIMEOUT):
                     await asyncio.shield(answer.end)
             answer.end.result()
         except TimeoutError:
@@ -123,46 +128,58 @@ class RayEngine:
         finally:
             if not answer.is_whole:
                 response.cancel()
-                await _last_word(asking, answer)
+                await _wait_for_usage(call, answer)
 
-    async def _first_of(self, asking: asyncio.Task[bool], answer: Expected) -> None:
-        """Returns when either has ended. Until the answer has begun the request may wait for a replica. Raises Lost if none is left."""
-        while not (asking.done() or answer.end.done()):
-            timeout = None if answer.begun else LOOK_INTERVAL
-            await asyncio.wait((asking, answer.end), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.begun:
-                self._listen()
+    async def _wait_for_either(self, call: asyncio.Task[bool], answer: PendingAnswer) -> None:
+        """Return when the call or the answer has ended. Raises ReplicaLost if no replica is left.
 
-    def _listen(self) -> None:
-        """To all replicas that take requests. Raises Lost if there is none."""
+        Until the first delta the request may wait for a replica, so new replicas are connected meanwhile.
+        """
+        while not (call.done() or answer.end.done()):
+            timeout = None if answer.started else RECONNECT_INTERVAL
+            await asyncio.wait((call, answer.end), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.started:
+                self._connect()
+
+    def _connect(self) -> None:
+        """Connect to all replicas that accept requests. Raises ReplicaLost if there is none."""
         replicas = self._replicas()
-        self._delta_receiver.listen(replicas)
+        self._delta_receiver.connect(replicas)
         if not replicas:
-            raise ReplicaLost("No replica of this model is running.")
+            raise _no_replica()
 
     async def check(self, timeout: float) -> None:
+        """Raise ReplicaLost if no replica accepts requests. Each replica watches its own engine."""
         if not self._replicas():
-            raise ReplicaLost("No replica of this model is running.")
+            raise _no_replica()
 
     async def stop(self) -> None:
-        """The replicas are Ray Serve's, and other gateways'."""
+        """Do nothing: Ray Serve ends the replicas, and other gateways may use them."""
 
 
-async def _last_word(asking: asyncio.Task[bool], answer: Expected) -> None:
-    """Wait until the replica that had to give a request up has said what it has used. The message comes another way than Ray's answer."""
-    await asyncio.wait((asking, answer.end), timeout=LAST_WORD, return_when=asyncio.FIRST_COMPLETED)
+def _no_replica() -> ReplicaLost:
+    return ReplicaLost("No replica of this model is running.")
+
+
+async def _wait_for_usage(call: asyncio.Task[bool], answer: PendingAnswer) -> None:
+    """Wait until the replica has reported the usage of a request that was aborted.
+
+    The report comes over the delta connection, and the end of the call over Ray's. So the report may come a little later.
+    """
+    await asyncio.wait((call, answer.end), timeout=USAGE_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
     if not answer.end.done():
-        await asyncio.wait((answer.end,), timeout=LAST_WORD / 10)
+        await asyncio.wait((answer.end,), timeout=USAGE_TIMEOUT / 10)
 
 
 async def _result(response: "DeploymentResponse[Any]") -> Any:
-    with _failures():
+    """Return the result of a call of a replica's method. Raises GatewayError."""
+    with _ray_errors_translated():
         return await response
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
-    """Ray's errors as ours."""
+def _ray_errors_translated() -> Iterator[None]:
+    """Raise GatewayError in place of Ray's errors."""
     from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import BackPressureError, RayServeException
 

@@ -1,4 +1,7 @@
-"""One page of metrics for the whole cluster, whichever ingress replica Prometheus comes to: each has its own and the engines' asked for."""
+"""The metrics of the whole cluster on one page.
+
+Prometheus reaches only one ingress replica at a time. That replica collects the metrics of all replicas, its own included.
+"""
 
 import asyncio
 import logging
@@ -8,49 +11,54 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.registry import REGISTRY, Collector
-from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from llava_gateway.cluster.ray_compat import this_replica
+
 log = logging.getLogger(__name__)
 
 TIMEOUT = 5
-"""Seconds after which the page is made without the replicas of a deployment of which one has not answered."""
-OURS = "llava_"
+"""Seconds that the replicas of a deployment have to answer. If one does not, the page has none of the deployment's metrics."""
+GATEWAY_PREFIX = "llava_"
+"""How the names of the gateway's own metrics begin."""
 
-Page = tuple[dict[str, str], list[Metric]]
-"""A replica's labels, and what it has counted."""
+MetricsPage = tuple[dict[str, str], list[Metric]]
+"""The labels of a replica, and its metrics."""
 
 
-def page(*, ours: bool) -> Page:
-    """Of this process. `ours`: with the gateway's own metrics, which are nought in an engine's replica."""
-    replica = serve.get_replica_context()
-    labels = {"deployment": replica.deployment, "replica": replica.replica_id.unique_id}
-    return labels, [metric for metric in REGISTRY.collect() if ours or not metric.name.startswith(OURS)]
+def metrics_page(*, gateway: bool) -> MetricsPage:
+    """Return the metrics of this process. `gateway`: whether to include the gateway's own, which are all 0 in an engine's replica."""
+    return this_replica(), [metric for metric in REGISTRY.collect() if gateway or not metric.name.startswith(GATEWAY_PREFIX)]
 
 
 async def exposition(deployments: Iterable[DeploymentHandle[Any]]) -> bytes:
-    """What Prometheus reads. Each replica of these has a method `metrics` that returns its page."""
+    """Return the metrics of all replicas of these deployments in the format of Prometheus.
+
+    Each replica has a method `metrics` that returns its MetricsPage.
+    """
     pages = await asyncio.gather(*map(_pages, deployments))
     registry = CollectorRegistry()
     registry.register(_Pages(list(chain.from_iterable(pages))))
     return await asyncio.to_thread(generate_latest, registry)
 
 
-async def _pages(deployment: DeploymentHandle[Any]) -> list[Page]:
+async def _pages(deployment: DeploymentHandle[Any]) -> list[MetricsPage]:
     try:
         pages = await deployment.broadcast("metrics").results_async(timeout_s=TIMEOUT, return_exceptions=True)
     except TimeoutError:
-        log.warning("%s: a replica does not say what it has counted", deployment.deployment_name)
+        log.warning("%s: a replica does not report its metrics", deployment.deployment_name)
         return []
-    except (RayError, RayServeException):  # it has no replica
+    except (RayError, RayServeException):  # the deployment has no replica
         return []
     return [page for page in pages if not isinstance(page, BaseException)]
 
 
 class _Pages(Collector):
-    def __init__(self, pages: list[Page]) -> None:
+    """Joins the pages: one metric of each name, with the samples of all replicas."""
+
+    def __init__(self, pages: list[MetricsPage]) -> None:
         self._pages = pages
 
     def collect(self) -> Iterable[Metric]:

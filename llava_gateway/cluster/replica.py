@@ -1,9 +1,8 @@
-"""One engine in a replica of Ray Serve, which starts it, asks whether it is well, and puts another one in its place."""
+"""A replica of Ray Serve: a process with one engine, which a supervisor watches."""
 
 import asyncio
 import logging
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,8 @@ from typing import Any
 import ray
 
 from llava_gateway.cluster.delta_sender import DeltaSender, server_context
-from llava_gateway.cluster.metrics import Page, page
+from llava_gateway.cluster.metrics import MetricsPage, metrics_page
+from llava_gateway.cluster.ray_compat import process_stderr
 from llava_gateway.concurrency import cancel_and_wait
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm.engine import VllmEngine
@@ -27,34 +27,39 @@ log = logging.getLogger(__name__)
 
 
 class Replica:
-    """One for each process. Ray Serve awaits its constructor, and sends it requests once that has returned."""
+    """The class that Ray Serve deploys, one object for each process. It gets requests after its constructor has returned."""
 
     async def __init__(self, model: str, flags: Sequence[str], adapters: Sequence[LoraAdapter], settings: Settings) -> None:  # type: ignore[misc]
-        """`flags` are vLLM's own. Raises EngineStartError."""
-        logs.set_up(settings, sys.__stderr__)  # what Ray Serve has for sys.stderr keeps lines back
-        self._engine = Supervisor(partial(VllmEngine, model, flags), settings.engine_timeout, _die, adapters)
-        self._working: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        """Start the engine. Ray Serve awaits this constructor.
+
+        `flags`: vLLM's own, as on its command line. `adapters`: loaded at the start. Raises EngineStartError.
+        """
+        logs.set_up(settings, process_stderr())
+        self._engine = Supervisor(partial(VllmEngine, model, flags), settings.engine_timeout, _exit_process, adapters)
+        self._generations: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        """The running requests, by the name of the gateway that has sent them."""
         self._delta_sender = DeltaSender(self._abort)
         self._model = await self._engine.start()
         self._address = await self._delta_sender.start(ray.util.get_node_ip_address(), server_context())
 
     async def describe(self) -> ModelInfo:
+        """Return the description of the model."""
         return self._model
 
     def record_replica_metadata(self) -> dict[str, Any]:
-        """Called by Ray Serve, which tells all gateways: where they get their deltas."""
+        """Return the address that gateways connect to. Ray Serve calls this method, and hands the result to all gateways."""
         return asdict(self._address)
 
     def check_health(self) -> None:
-        """Called by Ray Serve now and then. Raises Unavailable."""
+        """Raise Unavailable if the engine is dead. Ray Serve calls this method regularly."""
         self._engine.check()
 
-    async def metrics(self) -> Page:
-        """For an ingress that is asked for them."""
-        return page(ours=False)
+    async def metrics(self) -> MetricsPage:
+        """Return this process's metrics, for the ingress that Prometheus has asked."""
+        return metrics_page(gateway=False)
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> GatewayError | None:
-        """As the engine's; what it would raise is returned."""
+        """Like `Engine.check_structured_output`, but return the error: Ray would wrap a raised one."""
         try:
             await self._engine.check_structured_output(structured_output)
         except GatewayError as error:
@@ -64,49 +69,56 @@ class Replica:
     async def generate(
         self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, trace: str | None, gateway: str, number: int, **_: object
     ) -> bool:
-        """As the engine's; the answer goes to this gateway, under this number of the request. Returns whether all of it is on its way; not
-        so if nobody reads it. More keywords are for the router."""
-        if not await self._delta_sender.reach(gateway):
+        """Generate an answer like `Engine.generate`, and send its deltas to a gateway.
+
+        `gateway`: the gateway's name. `number`: the gateway's number for the request. Further keywords are for the router.
+        Returns True when the whole answer has been sent, and False if the gateway is not connected or the request was aborted.
+        """
+        if not await self._delta_sender.wait_until_connected(gateway):
             return False
         usage = Usage()
 
         def on_delta(delta: Delta) -> None:
-            self._delta_sender.put(gateway, number, delta, usage)
+            self._delta_sender.send(gateway, number, delta, usage)
 
         with request_context(RequestContext(trace=trace)):
-            work = asyncio.create_task(self._engine.generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta))
-        working = self._working[gateway]
-        working.add(work)
+            generation = asyncio.create_task(self._engine.generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta))
+        generations = self._generations[gateway]
+        generations.add(generation)
         try:
-            await asyncio.wait((work,))
+            await asyncio.wait((generation,))
         finally:
             try:
-                await cancel_and_wait(work)
+                await cancel_and_wait(generation)
             finally:
-                working.discard(work)
-                self._delta_sender.put(gateway, number, None, usage, _end(work))  # also of one that was given up: what it has used
-        return not work.cancelled()
+                generations.discard(generation)
+                self._delta_sender.send(gateway, number, None, usage, _end(generation))  # an aborted request reports its usage, too
+        return not generation.cancelled()
 
     def _abort(self, gateway: str) -> None:
-        for work in self._working.pop(gateway, ()):
-            work.cancel()
+        """Abort all requests of a gateway."""
+        for generation in self._generations.pop(gateway, ()):
+            generation.cancel()
 
 
-def _end(work: asyncio.Task[None]) -> GatewayError | bool:
+def _end(generation: asyncio.Task[None]) -> GatewayError | bool:
+    """Return how a request has ended, as in `DeltaMessage`."""
     try:
-        if not work.cancelled():
-            work.result()
+        if not generation.cancelled():
+            generation.result()
     except Unavailable:
-        _die()
+        _exit_process()
     except GatewayError as error:
-        error.__cause__ = None  # vLLM's own, which whoever reads this need not be able to unpickle
+        error.__cause__ = None  # vLLM's error, whose class the gateway may not be able to import
         return error
     return True
 
 
-def _die() -> None:
-    """Without its engine the replica is of no use. As soon as its process has ended Ray Serve starts another one, and those who wait for
-    an answer ask elsewhere."""
+def _exit_process() -> None:
+    """End this process, because a replica without an engine is of no use.
+
+    Ray Serve then starts another replica, and the gateways send the waiting requests to other ones.
+    """
     log.error("The engine is dead, and this replica ends with it")
-    logging.shutdown()  # which writes what handlers hold
+    logging.shutdown()  # writes the lines that handlers hold
     os._exit(1)

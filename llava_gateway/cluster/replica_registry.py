@@ -13,7 +13,7 @@ _replicas: dict[str, Mapping[str, Address]] = {}
 
 
 def record_replicas(deployment: str, replicas: Mapping[str, Address]) -> None:
-    """Replace what is known of a deployment.
+    """Replace the known replicas of a deployment.
 
     `deployment`: its name in Ray Serve. `replicas`: the address that each replica sends its deltas from, by the replica's name.
     """

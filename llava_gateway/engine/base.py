@@ -20,9 +20,9 @@ class Engine(Protocol):
         """Load the model and return its description. Raises EngineStartError."""
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
-        """Return if the engine can hold an answer to this form.
+        """Return if the engine can hold an answer to this format.
 
-        Raises InvalidRequest if it cannot, TooManyRequests or Unavailable if the form cannot be checked at the moment.
+        Raises InvalidRequest if it cannot, TooManyRequests or Unavailable if the format cannot be checked at the moment.
         """
 
     async def load_adapter(self, adapter: LoraAdapter) -> None:

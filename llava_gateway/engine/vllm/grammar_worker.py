@@ -1,7 +1,7 @@
-"""A script that checks forms of answers: it reads a form from each line of its input, as JSON, and writes what is wrong with the form.
+"""A script that checks answer formats: it reads a format from each line of its input, as JSON, and writes what is wrong with the format.
 
 It is a process of its own, because a regular expression or a grammar of a few hundred bytes can keep a compiler busy for minutes, make it
-panic, or make every token of the answer slow. A form has `CPU_SECONDS` to be compiled and to be followed for `STEPS` tokens. The system
+panic, or make every token of the answer slow. A format has `CPU_SECONDS` to be compiled and to be followed for `STEPS` tokens. The system
 ends the process that takes longer. The first line of the input is the model's tokenizer.
 """
 
@@ -18,7 +18,7 @@ import llguidance
 
 Kind = Literal["json", "json_object", "regex", "choice", "grammar"]
 CPU_SECONDS = 0.2
-"""The CPU time for one form, in seconds: twenty times as much as a schema of 16,000 characters takes."""
+"""The CPU time for one format, in seconds: twenty times as much as a schema of 16,000 characters takes."""
 VALIDATION_SECONDS = 0.04
 """The CPU time for the validation alone, in seconds. vLLM repeats the validation on the gateway's event loop."""
 STEPS = 64
@@ -30,7 +30,7 @@ NICENESS = 10
 
 
 def error(tokenizer: llguidance.LLTokenizer, kind: Kind, spec: str) -> str:
-    """Return what is wrong with a form, or an empty text. The grammar is compiled as vLLM compiles it.
+    """Return what is wrong with a format, or an empty text. The grammar is compiled as vLLM compiles it.
 
     `kind`, `spec`: as in `StructuredOutput`.
     """
@@ -70,7 +70,7 @@ def _follow(tokenizer: llguidance.LLTokenizer, grammar: str) -> str:
 
 
 def main() -> None:
-    """Read the tokenizer, write "ready", and answer each form with a line of JSON."""
+    """Read the tokenizer, write "ready", and answer each format with a line of JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.nice(NICENESS)
     tokenizer = llguidance.LLTokenizer(json.loads(sys.stdin.readline()))

@@ -58,7 +58,7 @@ def check_lora_support(config: dict[str, Any]) -> None:
 def reserve_empty_slot(arguments: argparse.Namespace) -> None:
     """Add a slot for an adapter to `--max-loras` of vLLM's arguments, for an engine on a CPU. No adapter is ever loaded into it.
 
-    If a batch has prompts with and without adapters, vLLM 0.32 on a CPU applies the adapter in the last slot to those without.
+    If a batch has prompts with and without adapters, vLLM 0.32 on a CPU applies the adapter in the last slot to a prompt without one.
     """
     arguments.max_loras += 1
     arguments.max_cpu_loras = max(arguments.max_cpu_loras or 0, arguments.max_loras)

@@ -26,7 +26,7 @@ Step = tuple[SchedulerStats | None, IterationStats | None, MultiModalCacheStats 
 
 
 class BulkStatLogger(PrometheusStatLogger):  # type: ignore[misc]
-    """Holds the statistics of steps until there is a batch of them, or until somebody reads the metrics.
+    """Holds the statistics of steps until there is a batch of them, or until the metrics are read.
 
     A loop over a batch costs less than a call for each step, because the code stays in the processor's caches.
     """

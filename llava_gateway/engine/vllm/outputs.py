@@ -26,7 +26,7 @@ def token_logprobs(choice: "CompletionOutput", sampling: SamplingParams, tokeniz
     vLLM lists, for each position of the answer, the token that was drawn, and then the most probable tokens in descending order. The token
     that ended the answer is left out unless the client wants it in the text. A stop string consists of ordinary tokens, which stay.
     """
-    flat = cast("FlatLogprobs | None", choice.logprobs)  # `sampling_params` asks for this form
+    flat = cast("FlatLogprobs | None", choice.logprobs)  # `sampling_params` asks for this class
     if not flat:
         return ()
     positions = list(zip(flat.start_indices, flat.end_indices, strict=True))
@@ -51,7 +51,7 @@ def finish_reason(reason: str | None, structured_output: StructuredOutput | None
         raise Unavailable("The engine dropped this request, most likely because it is stopping.", code="engine_abort", retry_after=1)
     if reason == "error" and structured_output is not None:
         raise InvalidRequest(
-            "The engine cannot hold the answer to this form: it is too complicated, or other fields forbid the tokens that it needs.",
+            "The engine cannot hold the answer to this format: it is too complicated, or other fields forbid the tokens that it needs.",
             param=structured_output.param,
         )
     if reason not in FINISH_REASONS:

@@ -32,7 +32,7 @@ class ProcessGuard:
         for pid in set(pids) - self._watched:
             self._watched.add(pid)
             if start := start_time(pid):
-                with suppress(BrokenPipeError):  # somebody has ended the guard
+                with suppress(BrokenPipeError):  # the guard was killed
                     self._process.stdin.write(f"{pid} {start}\n".encode())
                     self._process.stdin.flush()
 

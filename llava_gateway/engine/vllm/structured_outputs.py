@@ -1,4 +1,7 @@
-"""Checks whether the engine can hold an answer to a form. The check runs in processes where a bad form does no harm: `grammar_worker`."""
+"""Checks whether the engine can hold an answer to a format.
+
+The check runs in processes of its own, where a bad format does no harm: see `grammar_worker`.
+"""
 
 import asyncio
 import json
@@ -16,7 +19,7 @@ from llava_gateway.types import StructuredOutput
 
 SCRIPT = Path(__file__).with_name("grammar_worker.py")
 WORKERS = 2
-"""Worker processes that check forms at the same time."""
+"""Worker processes that check formats at the same time."""
 MAX_WAITING = 32
 """Forms that wait for a worker. Each takes a fraction of a second at most, so the last one waits for some seconds."""
 TIMEOUT = 20
@@ -28,23 +31,23 @@ MAX_VERDICT_LENGTH = 300
 
 
 class GrammarChecker:
-    """Has worker processes check forms, and remembers their verdicts.
+    """Has worker processes check formats, and remembers their verdicts.
 
-    A worker starts with the first form, and again after a form has ended it. Used from one event loop.
+    A worker starts with the first format, and again after a format has ended it. Used from one event loop.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._idle: list[asyncio.Task[Process]] = []
-        """Workers without a form. The tasks start them, so some may be starting still."""
+        """Workers without a format. The tasks start them, so some may be starting still."""
         self._alive: set[Process] = set()
         self._slots = asyncio.Semaphore(WORKERS)
         self._waiting = 0
         self._verdicts: dict[bytes, str] = {}
-        """By the digest of the form, because a form may have 64 KiB, and takes more in memory. An empty verdict: the form is good."""
+        """By the digest of the format, because a format may have 64 KiB, and takes more in memory. An empty verdict: the format is good."""
 
     async def check(self, structured_output: StructuredOutput) -> None:
-        """Return if the engine can hold an answer to this form.
+        """Return if the engine can hold an answer to this format.
 
         Raises InvalidRequest for `structured_output.param` if it cannot, TooManyRequests or Unavailable if there is no time to check.
         """
@@ -57,7 +60,7 @@ class GrammarChecker:
             if len(self._verdicts) > MAX_VERDICTS:
                 del self._verdicts[next(iter(self._verdicts))]
         if verdict:
-            raise InvalidRequest(f"The engine cannot hold an answer to this form: {verdict}", param=structured_output.param)
+            raise InvalidRequest(f"The engine cannot hold an answer to this format: {verdict}", param=structured_output.param)
 
     def close(self) -> None:
         """End the workers."""
@@ -66,13 +69,13 @@ class GrammarChecker:
                 worker.kill()
 
     async def _verdict(self, question: bytes) -> str:
-        """Return what is wrong with a form, or an empty text. Raises TooManyRequests, Unavailable or EngineFailed."""
+        """Return what is wrong with a format, or an empty text. Raises TooManyRequests, Unavailable or EngineFailed."""
         if self._waiting >= MAX_WAITING:
-            raise TooManyRequests("Too many forms of answers wait to be checked. Try again later.", code="queue_full", retry_after=1)
+            raise TooManyRequests("Too many answer formats wait to be checked. Try again later.", code="queue_full", retry_after=1)
         self._waiting += 1
         try:
             async with self._slots, asyncio.timeout(TIMEOUT):
-                for _ in range(2):  # once more if the worker has ended for another reason than the form
+                for _ in range(2):  # once more if the worker has ended for another reason than the format
                     answer, ended = await self._ask(question)
                     if answer:
                         return str(json.loads(answer))
@@ -80,7 +83,7 @@ class GrammarChecker:
                         break
                 return "it is too complicated, or ambiguous"
         except TimeoutError:
-            raise Unavailable("The server is too busy to check this form of an answer.", code="busy", retry_after=1) from None
+            raise Unavailable("The server is too busy to check this format of an answer.", code="busy", retry_after=1) from None
         finally:
             self._waiting -= 1
 
@@ -103,7 +106,7 @@ class GrammarChecker:
         return answer, 0 if answer else await worker.wait()
 
     async def _worker(self) -> asyncio.Task[Process]:
-        """Return the task that has started a worker, which lives and has no form. Raises EngineFailed."""
+        """Return the task that has started a worker, which lives and has no format. Raises EngineFailed."""
         while True:
             starting = self._idle.pop() if self._idle else asyncio.create_task(self._start())
             try:

@@ -1,4 +1,4 @@
-"""Deltas between a replica and a gateway of a cluster, over real sockets: all of them, in order, to whom they belong and to nobody else."""
+"""Deltas between a replica and a gateway of a cluster, over real sockets: they arrive complete, in order, and only at their own gateway."""
 
 import asyncio
 import pickle
@@ -21,26 +21,29 @@ HOST = "127.0.0.1"
 USAGE = Usage(prompt_tokens=587, image_tokens=576, cached_tokens=512, completion_tokens=1)
 
 
-class Replica:
+class SenderReplica:
+    """A replica's end of the connections, without an engine."""
+
     def __init__(self) -> None:
-        self.gone: list[str] = []
-        self.outbox = DeltaSender(self.gone.append)
+        self.disconnected: list[str] = []
+        """Names of gateways whose connection has ended."""
+        self.sender = DeltaSender(self.disconnected.append)
 
     async def start(self) -> Address:
-        self.address = await self.outbox.start(HOST, server_context())
+        self.address = await self.sender.start(HOST, server_context())
         return self.address
 
-    def say(self, gateway: str, number: int, text: str) -> None:
-        self.outbox.put(gateway, number, Delta(0, text, 1), USAGE)
+    def send_text(self, gateway: str, number: int, text: str) -> None:
+        self.sender.send(gateway, number, Delta(0, text, 1), USAGE)
 
 
-def run(work: Callable[[Replica, DeltaReceiver], Awaitable[None]]) -> None:
+def run(work: Callable[[SenderReplica, DeltaReceiver], Awaitable[None]]) -> None:
     async def main() -> None:
-        replica, inbox = Replica(), DeltaReceiver(client_context())
-        inbox.listen({"a": await replica.start()})
-        assert await replica.outbox.reach(inbox.name)
+        replica, receiver = SenderReplica(), DeltaReceiver(client_context())
+        receiver.connect({"a": await replica.start()})
+        assert await replica.sender.wait_until_connected(receiver.name)
         async with asyncio.timeout(20):
-            await work(replica, inbox)
+            await work(replica, receiver)
 
     asyncio.run(main())
 
@@ -51,34 +54,34 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_each_request_gets_its_own_in_order() -> None:
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
-        said: dict[int, list[str]] = {}
+def test_each_request_gets_its_own_deltas_in_order() -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
+        texts_of: dict[int, list[str]] = {}
         answers = []
         for _ in range(3):
             texts: list[str] = []
             usage = Usage()
-            number, answer = inbox.expect(usage, lambda delta, texts=texts: texts.append(delta.text))  # type: ignore[misc]
-            said[number] = texts
+            number, answer = receiver.register(usage, lambda delta, texts=texts: texts.append(delta.text))  # type: ignore[misc]
+            texts_of[number] = texts
             answers.append((number, answer, usage))
         for step in range(50):
             for number, *_ in answers:
-                replica.say(inbox.name, number, f"{number}-{step}")
+                replica.send_text(receiver.name, number, f"{number}-{step}")
             await asyncio.sleep(0)
         for number, answer, usage in answers:
             assert not answer.end.done()
-            replica.outbox.put(inbox.name, number, None, replace(USAGE, completion_tokens=50), True)
+            replica.sender.send(receiver.name, number, None, replace(USAGE, completion_tokens=50), True)
             await answer.end
-            assert said[number] == [f"{number}-{step}" for step in range(50)]
+            assert texts_of[number] == [f"{number}-{step}" for step in range(50)]
             assert usage == replace(USAGE, completion_tokens=50)
 
     run(work)
 
 
-def test_an_error_is_whole() -> None:
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
-        number, answer = inbox.expect(Usage(), print)
-        replica.outbox.put(inbox.name, number, None, USAGE, InvalidRequest("no such token", param="logit_bias.7", code="x"))
+def test_error_keeps_its_fields() -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
+        number, answer = receiver.register(Usage(), print)
+        replica.sender.send(receiver.name, number, None, USAGE, InvalidRequest("no such token", param="logit_bias.7", code="x"))
         with pytest.raises(InvalidRequest) as raised:
             await answer.end
         error = raised.value
@@ -87,94 +90,94 @@ def test_an_error_is_whole() -> None:
     run(work)
 
 
-def test_of_what_is_forgotten_nothing_comes() -> None:
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
+def test_unregistered_request_gets_no_deltas() -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
         texts: list[str] = []
-        left, _ = inbox.expect(Usage(), lambda delta: texts.append(delta.text))
-        stays, answer = inbox.expect(Usage(), lambda delta: texts.append(delta.text))
-        inbox.forget(left)
-        replica.say(inbox.name, left, "for nobody")
-        replica.outbox.put(inbox.name, stays, None, USAGE, True)
+        left, _ = receiver.register(Usage(), lambda delta: texts.append(delta.text))
+        stays, answer = receiver.register(Usage(), lambda delta: texts.append(delta.text))
+        receiver.unregister(left)
+        replica.send_text(receiver.name, left, "for nobody")
+        replica.sender.send(receiver.name, stays, None, USAGE, True)
         await answer.end
         assert texts == []
 
     run(work)
 
 
-def test_a_lost_replica_is_missed_by_those_it_answered() -> None:
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
-        other = Replica()
-        inbox.listen({"b": await other.start()})
-        assert await other.outbox.reach(inbox.name)
-        (first, of_a), (second, of_b) = (inbox.expect(Usage(), lambda delta: None) for _ in range(2))
-        replica.say(inbox.name, first, "I am")
-        other.say(inbox.name, second, "you are")
-        await until(lambda: of_a.begun and of_b.begun)
-        replica.outbox._gateways[inbox.name].writer.close()  # as its process does when it dies
+def test_lost_connection_ends_only_the_answers_of_its_replica() -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
+        other = SenderReplica()
+        receiver.connect({"b": await other.start()})
+        assert await other.sender.wait_until_connected(receiver.name)
+        (first, answer_of_a), (second, answer_of_b) = (receiver.register(Usage(), lambda delta: None) for _ in range(2))
+        replica.send_text(receiver.name, first, "I am")
+        other.send_text(receiver.name, second, "you are")
+        await until(lambda: answer_of_a.started and answer_of_b.started)
+        replica.sender._connections[receiver.name].writer.close()  # as the kernel does when the process dies
         with pytest.raises(ReplicaLost):
-            await of_a.end
-        other.outbox.put(inbox.name, second, None, USAGE, True)
-        await of_b.end
-        inbox.listen({"a": replica.address, "b": other.address})  # heard again
-        assert await replica.outbox.reach(inbox.name)
+            await answer_of_a.end
+        other.sender.send(receiver.name, second, None, USAGE, True)
+        await answer_of_b.end
+        receiver.connect({"a": replica.address, "b": other.address})  # a replica may connect again
+        assert await replica.sender.wait_until_connected(receiver.name)
 
     run(work)
 
 
-def test_a_replica_knows_when_a_gateway_has_gone() -> None:
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
-        for task in inbox._listening.values():
+def test_replica_notices_that_a_gateway_has_gone() -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
+        for task in receiver._connections.values():
             task.cancel()
-        await until(lambda: replica.gone)
-        assert replica.gone == [inbox.name]
-        replica.say(inbox.name, 1, "to nobody")
-        assert not replica.outbox._gateways
+        await until(lambda: replica.disconnected)
+        assert replica.disconnected == [receiver.name]
+        replica.send_text(receiver.name, 1, "to nobody")
+        assert not replica.sender._connections
 
     run(work)
 
 
 @pytest.mark.parametrize("hello", [b"0" * 128, b"", b"\xff" * 200], ids=["wrong", "none", "long"])
-def test_a_stranger_hears_nothing(hello: bytes) -> None:
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
+def test_program_without_the_token_gets_no_deltas(hello: bytes) -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
         reader, writer = await asyncio.open_connection(HOST, replica.address.port)
         writer.write(hello)
         if not hello:
             writer.write_eof()
-        replica.say(inbox.name, 1, "a secret")
+        replica.send_text(receiver.name, 1, "a secret")
         assert len(await reader.read()) == NAME_BYTES  # the challenge
-        assert list(replica.outbox._gateways) == [inbox.name]
-        assert not replica.gone
+        assert list(replica.sender._connections) == [receiver.name]
+        assert not replica.disconnected
 
     run(work)
 
 
-def test_a_stranger_on_the_port_of_a_dead_replica_is_not_believed() -> None:
-    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def test_program_on_the_port_of_a_dead_replica_is_refused() -> None:
+    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"0" * (NAME_BYTES + PROOF_BYTES))
         frame = pickle.dumps([(1, Delta(0, "a lie", 1), (0, 0, 0, 1), True)])
         writer.write(len(frame).to_bytes(4) + frame)
-        heard.append(await reader.readexactly(2 * NAME_BYTES + PROOF_BYTES))
+        received.append(await reader.readexactly(2 * NAME_BYTES + PROOF_BYTES))
 
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
         texts: list[str] = []
-        _, answer = inbox.expect(Usage(), lambda delta: texts.append(delta.text))
-        async with await asyncio.start_server(pretend, HOST, 0) as server:
+        _, answer = receiver.register(Usage(), lambda delta: texts.append(delta.text))
+        async with await asyncio.start_server(impostor, HOST, 0) as server:
             port = server.sockets[0].getsockname()[1]
-            inbox.listen({"b": replace(replica.address, port=port)})
-            await until(lambda: heard and "b" not in inbox._listening)
-        assert replica.address.token.encode() not in heard[0]
-        assert not answer.begun
+            receiver.connect({"b": replace(replica.address, port=port)})
+            await until(lambda: received and "b" not in receiver._connections)
+        assert replica.address.token.encode() not in received[0]
+        assert not answer.started
         assert texts == []
 
     run(work)
 
 
-def test_unauthenticated_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unauthenticated_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_gateway.cluster.delta_sender.MAX_UNAUTHENTICATED", 3)
 
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
         waiting = [await asyncio.open_connection(HOST, replica.address.port) for _ in range(3)]
         for reader, _ in waiting:
             await reader.readexactly(NAME_BYTES)
@@ -182,85 +185,85 @@ def test_unauthenticated_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await reader.read() == b""
         for _, writer in waiting:
             writer.close()
-        await until(lambda: replica.outbox._unauthenticated == 0)
+        await until(lambda: replica.sender._unauthenticated == 0)
         again = DeltaReceiver(None)
-        again.listen({"a": replica.address})
-        assert await replica.outbox.reach(again.name)
+        again.connect({"a": replica.address})
+        assert await replica.sender.wait_until_connected(again.name)
 
     run(work)
 
 
-def test_a_gateway_that_comes_anew_has_lost_what_it_had() -> None:
-    """As after a break of the network that the replica has not seen."""
+def test_gateway_that_connects_again_has_lost_its_requests() -> None:
+    """So it is after an interruption of the network that the replica has not noticed."""
 
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
         again = DeltaReceiver(None)
-        again.name = inbox.name
-        again.listen({"a": replica.address})
-        await until(lambda: replica.gone)
-        await until(lambda: not inbox._listening)
+        again.name = receiver.name
+        again.connect({"a": replica.address})
+        await until(lambda: replica.disconnected)
+        await until(lambda: not receiver._connections)
         texts: list[str] = []
-        number, answer = again.expect(Usage(), lambda delta: texts.append(delta.text))
-        replica.say(again.name, number, "here")
-        replica.outbox.put(again.name, number, None, USAGE, True)
+        number, answer = again.register(Usage(), lambda delta: texts.append(delta.text))
+        replica.send_text(again.name, number, "here")
+        replica.sender.send(again.name, number, None, USAGE, True)
         await answer.end
-        assert (texts, replica.gone) == (["here"], [inbox.name])
+        assert (texts, replica.disconnected) == (["here"], [receiver.name])
 
     run(work)
 
 
-def test_who_reads_nothing_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_gateway.cluster.delta_sender.MOST_UNREAD", 1 << 20)
+def test_gateway_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_gateway.cluster.delta_sender.MAX_UNREAD", 1 << 20)
 
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
-        def stuck(delta: Delta) -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
+        def block(delta: Delta) -> None:
             time.sleep(0.001)
 
-        number, _ = inbox.expect(Usage(), stuck)
-        while not replica.gone:
-            replica.say(inbox.name, number, "long" * 500_000)
+        number, _ = receiver.register(Usage(), block)
+        while not replica.disconnected:
+            replica.send_text(receiver.name, number, "long" * 500_000)
             await asyncio.sleep(0)
-        assert replica.gone == [inbox.name]
+        assert replica.disconnected == [receiver.name]
 
     run(work)
 
 
-def test_what_takers_add_to_the_usage_stays() -> None:
-    """n greedy choices are one, whose deltas are taken n times."""
+def test_tokens_that_on_delta_adds_to_the_usage_stay() -> None:
+    """n greedy choices are generated once, and their tokens are counted n times."""
 
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
         usage = Usage()
 
-        def take(delta: Delta) -> None:
+        def on_delta(delta: Delta) -> None:
             usage.completion_tokens += 2 * delta.tokens
 
-        number, answer = inbox.expect(usage, take)
+        number, answer = receiver.register(usage, on_delta)
         for tokens in (1, 2, 3):
-            replica.outbox.put(inbox.name, number, Delta(0, "x", 1), replace(USAGE, completion_tokens=tokens), tokens == 3)
+            replica.sender.send(receiver.name, number, Delta(0, "x", 1), replace(USAGE, completion_tokens=tokens), tokens == 3)
         await answer.end
         assert usage == replace(USAGE, completion_tokens=9)
 
     run(work)
 
 
-def test_a_taker_that_fails_fails_alone() -> None:
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
+def test_error_of_on_delta_ends_only_its_request() -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
         def fail(delta: Delta) -> None:
             raise ValueError(delta.text)
 
-        (poor, of_poor), (rich, of_rich) = inbox.expect(Usage(), fail), inbox.expect(Usage(), lambda delta: None)
-        replica.say(inbox.name, poor, "poison")
-        replica.outbox.put(inbox.name, rich, Delta(0, "x", 1), USAGE, True)
+        (failing, failing_answer), (other, other_answer) = receiver.register(Usage(), fail), receiver.register(Usage(), lambda delta: None)
+        replica.send_text(receiver.name, failing, "poison")
+        replica.sender.send(receiver.name, other, Delta(0, "x", 1), USAGE, True)
         with pytest.raises(EngineFailed):
-            await of_poor.end
-        await of_rich.end
+            await failing_answer.end
+        await other_answer.end
 
     run(work)
 
 
-def test_connections_are_looked_after_by_the_kernel() -> None:
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
-        connection = replica.outbox._gateways[inbox.name].writer.get_extra_info("socket")
+def test_kernel_probes_silent_connections() -> None:
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
+        connection = replica.sender._connections[receiver.name].writer.get_extra_info("socket")
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert 0 < connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
@@ -268,20 +271,20 @@ def test_connections_are_looked_after_by_the_kernel() -> None:
     run(work)
 
 
-def test_who_does_not_listen_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replica_does_not_wait_long_for_a_gateway_that_does_not_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_gateway.cluster.delta_sender.HELLO_TIMEOUT", 0.5)
 
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
-        assert not await replica.outbox.reach("another")
-        waiting = asyncio.create_task(replica.outbox.reach(DeltaReceiver(None).name))
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
+        assert not await replica.sender.wait_until_connected("another")
+        waiting = asyncio.create_task(replica.sender.wait_until_connected(DeltaReceiver(None).name))
         assert not await waiting
 
     run(work)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-def test_encrypted_where_ray_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With Ray's variables and a certificate, deltas arrive; who shows none, or does not encrypt, hears nothing."""
+def test_deltas_are_encrypted_if_ray_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Ray's variables and a certificate, deltas arrive. A client without encryption gets nothing."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=ray", "-keyout", str(key), "-out"]
     subprocess.run([*make, str(certificate)], check=True, capture_output=True)
@@ -290,13 +293,13 @@ def test_encrypted_where_ray_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_TLS_SERVER_KEY", str(key))
     monkeypatch.setenv("RAY_TLS_CA_CERT", str(certificate))
 
-    async def work(replica: Replica, inbox: DeltaReceiver) -> None:
-        number, answer = inbox.expect(Usage(), print)
+    async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
+        number, answer = receiver.register(Usage(), print)
         reader, writer = await asyncio.open_connection(HOST, replica.address.port)
         writer.write(b"0" * 128)
-        replica.outbox.put(inbox.name, number, None, USAGE, True)
+        replica.sender.send(receiver.name, number, None, USAGE, True)
         await answer.end
         assert replica.address.token.encode() not in await reader.read()
-        assert list(replica.outbox._gateways) == [inbox.name]
+        assert list(replica.sender._connections) == [receiver.name]
 
     run(work)

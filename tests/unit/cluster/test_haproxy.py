@@ -1,4 +1,4 @@
-"""Ray's HAProxy as `llava-gateway-haproxy` starts it: that it sees clients leave, which is what the command is for."""
+"""HAProxy as `llava-gateway-haproxy` starts it notices that clients leave. This is the purpose of the command."""
 
 import contextlib
 import os
@@ -40,17 +40,17 @@ backend back
 
 
 class Slow(ThreadingTCPServer):
-    """Answers nobody, and knows who has come and gone."""
+    """A server that does not answer, and records the connections that have come and gone."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Waits)
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.come: list[object] = []
         self.gone: list[object] = []
 
 
-class _Waits(BaseRequestHandler):
+class _Handler(BaseRequestHandler):
     server: Slow
 
     def handle(self) -> None:
@@ -72,7 +72,7 @@ def slow() -> Iterator[Slow]:
 
 @pytest.fixture
 def front(slow: Slow, tmp_path: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """HAProxy's port, and its process."""
+    """Start HAProxy, and return its port and its process."""
     port, config = free_port(), tmp_path / "haproxy.cfg"
     config.write_text(CONFIG.format(options="\n    ".join(RAYS_OPTIONS), port=port, behind=slow.server_address[1]))
     environment = os.environ | {"RAY_SERVE_HAPROXY_BINARY_PATH": str(COMMAND)}  # as Ray starts it
@@ -83,13 +83,13 @@ def front(slow: Slow, tmp_path: Path) -> Iterator[tuple[int, psutil.Process]]:
         process.kill()
 
 
-def test_ray_still_has_these_options() -> None:
-    """If not, the command may be needed no longer."""
+def test_ray_still_sets_these_options() -> None:
+    """Without them the command may no longer be needed."""
     for option in RAYS_OPTIONS:
         assert option in HAPROXY_CONFIG_TEMPLATE
 
 
-def test_it_sees_clients_leave(slow: Slow, front: tuple[int, psutil.Process]) -> None:
+def test_haproxy_notices_that_clients_leave(slow: Slow, front: tuple[int, psutil.Process]) -> None:
     port, haproxy = front
     clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(CLIENTS)]
     for part in (HEAD, b"{}"):

@@ -1,4 +1,4 @@
-"""The page of all replicas' metrics, where some have none."""
+"""The page of all replicas' metrics, if some replicas do not answer."""
 
 import asyncio
 from types import SimpleNamespace
@@ -8,13 +8,13 @@ from prometheus_client import Counter, Metric
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from llava_gateway.cluster.metrics import Page, exposition
+from llava_gateway.cluster.metrics import MetricsPage, exposition
 
 
-def deployment(pages: list[Page | BaseException] | Exception) -> Any:
-    """As Ray Serve's handle answers: with each replica's page or error, or with an error if there is no replica."""
+def deployment(pages: list[MetricsPage | BaseException] | Exception) -> Any:
+    """Return a handle like Ray Serve's, which has a page or an error for each replica, or an error if there is no replica."""
 
-    async def results(**_: object) -> list[Page | BaseException]:
+    async def results(**_: object) -> list[MetricsPage | BaseException]:
         if isinstance(pages, Exception):
             raise pages
         return pages
@@ -22,14 +22,14 @@ def deployment(pages: list[Page | BaseException] | Exception) -> Any:
     return SimpleNamespace(deployment_name="some", broadcast=lambda method: SimpleNamespace(results_async=results))
 
 
-def counted(number: int) -> list[Metric]:
+def samples(number: int) -> list[Metric]:
     counter = Counter("asked", "How often", registry=None)
     counter.inc(number)
     return list(counter.collect())
 
 
-def test_what_has_no_replica_does_not_take_the_others_away() -> None:
-    well = deployment([({"replica": "a"}, counted(3)), RayActorError(), ({"replica": "b"}, counted(4))])
+def test_deployment_without_replicas_does_not_hide_the_others() -> None:
+    well = deployment([({"replica": "a"}, samples(3)), RayActorError(), ({"replica": "b"}, samples(4))])
     gone = [deployment(error) for error in (DeploymentUnavailableError("some"), RayActorError(), TimeoutError())]
     page = asyncio.run(exposition([*gone, well])).decode()
     assert [line for line in page.splitlines() if line.startswith("asked_total")] == [

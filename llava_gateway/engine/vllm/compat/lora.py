@@ -46,7 +46,9 @@ def adapter_rank(adapter: "PEFTHelper", weight: str) -> int:
 
 
 def layer_name_mapper(config: "ModelConfig") -> Any:
-    """Return vLLM's `WeightsMapper` from the layer names of peft, for old and new versions of transformers, to those of vLLM.
+    """Return vLLM's `WeightsMapper`, which translates peft's names of layers to vLLM's names.
+
+    It knows the names of old and of new versions of transformers.
 
     Touches: `get_model_cls`, the model class's `hf_to_vllm_mapper` and `WeightsMapper.get_rename_mapper`.
     """

@@ -53,7 +53,7 @@ def discard_outputs(collector: "RequestOutputCollector") -> None:
     """Drop all further outputs of a request, such as those of its other choices after an error.
 
     Touches: `RequestOutputCollector.put`, which is replaced for this request.
-    Without it: outputs that nobody reads stay in memory until the request has ended.
+    Without it: unread outputs stay in memory until the request has ended.
     """
     collector.put = lambda output: None
 
@@ -70,8 +70,8 @@ async def abort(engine: "AsyncLLM", collector: "RequestOutputCollector") -> None
 def skip_token_texts(engine: "AsyncLLM", name: str) -> None:
     """Have vLLM leave out the text of each token in the log probabilities of a request that was just added.
 
-    vLLM decodes these tokens on the event loop, one by one: twenty for each of a hundred answers take 50 ms in every step. Nobody reads
-    these texts, because the gateway's own tokenizer has the tokens' exact bytes.
+    vLLM decodes these tokens on the event loop, one by one: twenty for each of a hundred answers take 50 ms in every step. The
+    texts are not needed, because the gateway's own tokenizer has the tokens' exact bytes.
 
     Touches: the names of `_states`, `RequestState.logprobs_processor` and `LogprobsProcessor.tokenizer`.
     Without it: the same answers, and a slower event loop.
@@ -85,7 +85,7 @@ def generated_tokens(engine: "AsyncLLM", name: str) -> int:
     """Return the number of tokens that a request has generated so far, over all its choices.
 
     vLLM reports the length of an answer that is not streamed only with the whole answer, so an aborted one would be counted as empty.
-    Counted are the choices that still run, and those that have ended and wait for the others.
+    The count includes running choices, and ended choices that wait for the others.
 
     Touches: the names of `_states`, `RequestState.detokenizer`, `IncrementalDetokenizer.num_output_tokens`, `RequestState.parent_req` and
     `ParentRequest.output_aggregator`.

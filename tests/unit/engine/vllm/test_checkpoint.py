@@ -1,4 +1,4 @@
-"""Models that cannot be served are refused at once, in one line that says why and what to do."""
+"""A model that cannot be served is refused at once, with one line that gives the reason and the remedy."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from llava_gateway.engine.vllm.launch import engine_arguments
 from llava_gateway.errors import EngineStartError
 
 WEIGHTS = "model.safetensors"
-ON_CPU = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="says what a CPU cannot run")
+ON_CPU = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="is about the limits of a CPU")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_checkpoints(name: str, checkpoint: Path) -> None:
+def test_broken_checkpoint_is_refused_with_its_fault(name: str, checkpoint: Path) -> None:
     damage, words = BROKEN[name]
     damage(checkpoint)
     message = refusal(checkpoint)
@@ -94,7 +94,7 @@ def test_broken_checkpoints(name: str, checkpoint: Path) -> None:
     assert all(word in message for word in words), message
 
 
-def test_a_whole_checkpoint_passes(checkpoint: Path) -> None:
+def test_whole_checkpoint_passes(checkpoint: Path) -> None:
     assert check_checkpoint(str(checkpoint), ())["model_type"] == "llava"
     remove(checkpoint, "tokenizer.json")
     check_checkpoint(str(checkpoint), ("--tokenizer=elsewhere",))
@@ -103,13 +103,13 @@ def test_a_whole_checkpoint_passes(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["/no-such-folder/llava", "./no-such-folder/llava", "../no-such-folder"])
-def test_a_directory_that_is_not_there(model: str) -> None:
+def test_missing_directory_is_not_taken_for_a_name_on_the_hub(model: str) -> None:
     assert refusal(model) == f"there is no directory {model}"
 
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
-    """Answers as the Hugging Face Hub does, with one model of each kind."""
+    """Start a server like the Hugging Face Hub, with a gated, an original and a missing model. Return its URL."""
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -137,8 +137,8 @@ def hub() -> Iterator[str]:
         server.shutdown()
 
 
-def ended(folder: Path, model: str, *flags: str, **environment: str) -> str:
-    """What `serve` said at last; it has to have ended by itself, with status 1 and without a traceback."""
+def last_error(folder: Path, model: str, *flags: str, **environment: str) -> str:
+    """Run `serve`, which must end by itself with status 1 and without a traceback. Return the reason that it has logged."""
     command = [sys.executable, "-m", "llava_gateway", "serve", model, "--port", str(free_port()), *flags]
     surroundings = os.environ | {"HF_HOME": str(folder)} | environment
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=surroundings, cwd=folder)
@@ -157,9 +157,9 @@ def ended(folder: Path, model: str, *flags: str, **environment: str) -> str:
         ("no name/at/all", ("neither a directory here nor the name of a model",)),
     ],
 )
-def test_models_of_the_hub(hub: str, model: str, words: tuple[str, ...], tmp_path: Path) -> None:
-    said = ended(tmp_path, model, HF_ENDPOINT=hub)
-    assert all(word in said for word in words), said
+def test_model_that_the_hub_refuses_ends_the_server_with_the_reason(hub: str, model: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    reason = last_error(tmp_path, model, HF_ENDPOINT=hub)
+    assert all(word in reason for word in words), reason
 
 
 @pytest.mark.parametrize(
@@ -167,18 +167,18 @@ def test_models_of_the_hub(hub: str, model: str, words: tuple[str, ...], tmp_pat
     [({}, "the Hugging Face Hub cannot be reached"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
     ids=["no network", "offline"],
 )
-def test_no_hub(environment: dict[str, str], words: str, tmp_path: Path) -> None:
-    said = ended(tmp_path, "llava-hf/llava-1.5-7b-hf", HF_ENDPOINT=f"http://127.0.0.1:{free_port()}", **environment)
-    assert words in said
-    assert "no earlier download" in said
+def test_unreachable_hub_ends_the_server_with_the_reason(environment: dict[str, str], words: str, tmp_path: Path) -> None:
+    reason = last_error(tmp_path, "llava-hf/llava-1.5-7b-hf", HF_ENDPOINT=f"http://127.0.0.1:{free_port()}", **environment)
+    assert words in reason
+    assert "no earlier download" in reason
 
 
 def test_broken_weights_end_the_server(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / WEIGHTS).write_bytes(b"")
-    assert "is damaged or cut short" in ended(tmp_path, str(checkpoint))
+    assert "is damaged or cut short" in last_error(tmp_path, str(checkpoint))
 
 
-RUNS: list[tuple[dict[str, Any] | None, str | None]] = [  # what config.json says, and --quantization
+RUNS: list[tuple[dict[str, Any] | None, str | None]] = [  # `quantization_config` of config.json, and --quantization
     (None, None),
     ({"quant_method": "awq", "bits": 4}, None),
     ({"quant_method": "gptq", "bits": 4}, "gptq"),
@@ -195,23 +195,23 @@ DOES_NOT_RUN = [
 
 @ON_CPU
 @pytest.mark.parametrize(("found", "asked"), RUNS)
-def test_quantisation_that_the_cpu_runs(found: dict[str, Any] | None, asked: str | None) -> None:
+def test_quantization_of_the_cpu_is_accepted(found: dict[str, Any] | None, asked: str | None) -> None:
     check_quantization({"quantization_config": found} if found else {}, asked)
 
 
 @ON_CPU
 @pytest.mark.parametrize(("found", "asked", "words"), DOES_NOT_RUN)
-def test_quantisation_that_the_cpu_does_not_run(found: dict[str, Any] | None, asked: str | None, words: str) -> None:
+def test_quantization_that_does_not_run_on_the_cpu_is_refused(found: dict[str, Any] | None, asked: str | None, words: str) -> None:
     with pytest.raises(EngineStartError, match=f"^{words}"):
         check_quantization({"quantization_config": found} if found else {}, asked)
 
 
 @ON_CPU
-def test_quantisation_is_checked_before_vllm_starts(checkpoint: Path) -> None:
+def test_quantization_is_checked_before_vllm_starts(checkpoint: Path) -> None:
     with pytest.raises(EngineStartError, match=r"^--quantization fp8 does not run on a CPU; supported there: awq"):
         engine_arguments(str(checkpoint), ["--quantization", "fp8"])
 
 
 @ON_CPU
-def test_quantisation_that_cannot_be_ends_the_server(tmp_path: Path) -> None:
-    assert "Cannot find the config file for awq" in ended(tmp_path, "llava-demo", "--quantization", "awq")
+def test_quantization_that_the_checkpoint_lacks_ends_the_server(tmp_path: Path) -> None:
+    assert "Cannot find the config file for awq" in last_error(tmp_path, "llava-demo", "--quantization", "awq")

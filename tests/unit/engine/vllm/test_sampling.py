@@ -20,8 +20,8 @@ def runner(*discarded: bool, rows: int | None = None) -> Any:
     return SimpleNamespace(input_batch=batch, discard_request_mask=SimpleNamespace(np=np.array(discarded)))
 
 
-def test_a_discarded_draw_does_not_advance_a_seed() -> None:
-    """Of four rows the third has no seed, and the mask has an old entry behind them."""
+def test_discarded_draw_does_not_advance_a_generator() -> None:
+    """The third of four rows has no seed, and the mask has an old entry after them."""
     model_runner = runner(True, False, True, True, True, rows=4)
     generators = model_runner.input_batch.generators
     generators |= {0: "a", 1: "b", 3: "d", 4: "not of this batch"}
@@ -49,7 +49,7 @@ def test_generators_come_back_after_an_error() -> None:
         ("0.32.0", "a.B", "a.B"),
     ],
 )
-def test_the_worker_is_ours_only_in_a_vllm_that_was_read(monkeypatch: pytest.MonkeyPatch, version: str, given: str, chosen: str) -> None:
+def test_worker_is_ours_only_in_a_known_version_of_vllm(monkeypatch: pytest.MonkeyPatch, version: str, given: str, chosen: str) -> None:
     monkeypatch.setattr("vllm.__version__", version)
     arguments: Any = SimpleNamespace(worker_cls=given)
     seeds.choose_cpu_worker(arguments)
@@ -69,7 +69,7 @@ def config(worker: str, *, v2: bool = False) -> Any:
     return SimpleNamespace(use_v2_model_runner=v2, parallel_config=SimpleNamespace(worker_cls=worker))
 
 
-def test_seeds_work_with_our_worker_or_none_of_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_work_with_our_worker_and_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: True))
     assert seeds.seeds_work(config(seeds.CPU_WORKER))
     assert seeds.seeds_work(config("auto", v2=True))
@@ -78,7 +78,7 @@ def test_seeds_work_with_our_worker_or_none_of_cpus(monkeypatch: pytest.MonkeyPa
     assert seeds.seeds_work(config("vllm.v1.worker.gpu_worker.Worker"))
 
 
-def test_a_seed_that_could_end_the_engine_is_refused() -> None:
+def test_seed_that_could_end_the_engine_is_refused() -> None:
     with pytest.raises(InvalidRequest) as refused:
         sampling_params(SamplingParams(max_tokens=1, seed=7), stream=False, seeds_work=False)
     assert refused.value.param == "seed"
@@ -88,8 +88,8 @@ def test_a_seed_that_could_end_the_engine_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "top"), [(0, ()), (2, ((b"red", -1.0), (b"blue", -9999.0)))])
-def test_log_probabilities_in_vllms_own_container(wanted: int, top: tuple[tuple[bytes, float], ...]) -> None:
-    """The token drawn is the third in rank. A list of objects for each log probability would keep the garbage collector busy."""
+def test_log_probabilities_are_read_from_vllms_container(wanted: int, top: tuple[tuple[bytes, float], ...]) -> None:
+    """The drawn token is the third in rank. One object for each log probability would keep the garbage collector busy."""
     params = sampling_params(SamplingParams(max_tokens=1, logprobs=wanted), stream=True, seeds_work=True)
     container = create_sample_logprobs(params.flat_logprobs)
     assert isinstance(container, FlatLogprobs)

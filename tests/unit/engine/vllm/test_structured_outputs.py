@@ -1,4 +1,4 @@
-"""The processes that try forms: no client, and no accident to one of them, makes another client's answer wrong."""
+"""The processes that check forms: a client that leaves, or a process that ends, does not harm other clients."""
 
 import asyncio
 import signal
@@ -15,7 +15,7 @@ from llava_gateway.errors import InvalidRequest, TooManyRequests
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import StructuredOutput
 
-VOCABULARY = Tokenizer((CHECKPOINT / "tokenizer.json").read_text())
+TOKENIZER = Tokenizer((CHECKPOINT / "tokenizer.json").read_text())
 BOMB = 'start: s\ns: s s | "a" | " " | /[a-z]/ | "%d"'
 
 
@@ -28,10 +28,10 @@ def workers() -> list[psutil.Process]:
 
 
 def run(work: Any) -> None:
-    """Runs `work(checker)`; leaves no process."""
+    """Run `work(checker)`, which must leave no process behind."""
 
     async def main() -> None:
-        checker = GrammarChecker(VOCABULARY)
+        checker = GrammarChecker(TOKENIZER)
         try:
             await work(checker)
         finally:
@@ -42,10 +42,10 @@ def run(work: Any) -> None:
     assert not workers()
 
 
-def test_good_and_bad_forms() -> None:
+def test_bad_form_is_refused_and_good_one_passes() -> None:
     async def work(checker: GrammarChecker) -> None:
         await checker.check(form(1))
-        for _ in range(2):  # the second time by heart
+        for _ in range(2):  # the second verdict is remembered
             with pytest.raises(InvalidRequest, match="look-around") as refused:
                 await checker.check(StructuredOutput("regex", "(?=a)b", "here"))
             assert refused.value.param == "here"
@@ -56,7 +56,7 @@ def test_good_and_bad_forms() -> None:
     run(work)
 
 
-def test_clients_that_leave_while_a_worker_starts_leave_no_process_behind() -> None:
+def test_clients_that_leave_during_the_start_of_a_worker_leave_no_process() -> None:
     async def work(checker: GrammarChecker) -> None:
         for number in range(12):
             task = asyncio.create_task(checker.check(form(number)))
@@ -70,7 +70,7 @@ def test_clients_that_leave_while_a_worker_starts_leave_no_process_behind() -> N
     run(work)
 
 
-def test_a_worker_that_was_ended_from_outside_is_replaced() -> None:
+def test_killed_worker_is_replaced() -> None:
     async def work(checker: GrammarChecker) -> None:
         await checker.check(form(1))
         for worker in workers():
@@ -84,7 +84,7 @@ def test_a_worker_that_was_ended_from_outside_is_replaced() -> None:
     run(work)
 
 
-def test_many_bombs_at_once_are_bounded() -> None:
+def test_many_expensive_forms_at_once_are_bounded() -> None:
     async def work(checker: GrammarChecker) -> None:
         bombs: list[Coroutine[Any, Any, None]] = [checker.check(StructuredOutput("grammar", BOMB % number)) for number in range(40)]
         ends = await asyncio.gather(*bombs, return_exceptions=True)
@@ -95,8 +95,8 @@ def test_many_bombs_at_once_are_bounded() -> None:
     run(work)
 
 
-def test_forms_that_are_remembered_take_little_memory() -> None:
-    """Three hundred regular expressions of emoji were kept as they came: 219 MB."""
+def test_remembered_forms_take_little_memory() -> None:
+    """Three hundred regular expressions of emoji once took 219 MB, because the forms themselves were kept."""
 
     async def work(checker: GrammarChecker) -> None:
         async def refused(number: int) -> None:
