@@ -34,11 +34,13 @@ class Writer(Protocol):
 
 
 class ResponseWriter:
-    """Writes the response to one request: either `json`, `body` or `parts`, or `stream` or `events` with frames within the block.
+    """Writes the response to one request: either by `json`, `body` or `parts`, or by frames within the block of `stream` or `events`.
 
-    response = ResponseWriter(send)
-    async with response.events(keep_alive=15):
-        await response.event(b'{"text":"Hello"}')
+    This response has one event:
+
+        response = ResponseWriter(send)
+        async with response.events(keep_alive=15):
+            await response.event(b'{"text":"Hello"}')
     """
 
     def __init__(self, send: Send, *, writer: Writer | None = None, started: bool = False, headers: Iterable[Header] = ()) -> None:

@@ -174,7 +174,7 @@ def test_requests_that_come_at_once_share_the_limit(clock: SimpleNamespace) -> N
                 inside.append(caller)
             except Exception as error:
                 waits.append(getattr(error, "retry_after", None))
-                await caller.leave()
+                await caller.release()
 
         await asyncio.gather(*(ask() for _ in range(40)))
         assert len(inside) == 2
@@ -201,12 +201,12 @@ def test_what_is_not_used_is_given_back() -> None:
         assert headers(caller)["remaining-tokens"] == "70"  # the third may still use all of it
         await caller.record_usage(50)
         assert headers(caller)["remaining-tokens"] == "800"
-        await caller.leave()
+        await caller.release()
         refused_later = await rates.admit(key)
         await refused_later.reserve(700, 800, answers=1)
         assert headers(refused_later)["remaining-tokens"] == "0"
-        await refused_later.leave()  # without an answer
-        await refused_later.leave()
+        await refused_later.release()  # without an answer
+        await refused_later.release()
         assert headers(await rates.admit(key))["remaining-tokens"] == "800"
 
     asyncio.run(scenario())
@@ -248,7 +248,7 @@ def test_a_prompt_that_grows_is_reserved_as_it_is() -> None:
         await other.reserve(100, 100, answers=1)
         refusal = await refused(other.reserve(401, 401))
         assert refusal.message == "The key carol may use 1000 tokens per minute, and this prompt has 501."
-        await other.leave()
+        await other.release()
         assert (await refused(caller.reserve(900, 900))).retry_after is None
         await caller.record_usage(350)
         assert headers(caller)["remaining-tokens"] == "650"
@@ -265,13 +265,13 @@ def test_requests_at_once(clock: SimpleNamespace) -> None:
             assert refusal.message == "The key carol may have 2 requests running at once."
             assert refusal.retry_after == 1
         await rates.admit(Key("dave", digest("dave"), concurrent=1))
-        await first.leave()
-        await first.leave()
+        await first.release()
+        await first.release()
         third = await rates.admit(key)
         await refused(rates.admit(key))
-        await second.leave()
-        await third.leave()
-        await (await rates.admit(key)).leave()
+        await second.release()
+        await third.release()
+        await (await rates.admit(key)).release()
         for _ in range(3):  # whoever is refused by the minute leaves no place taken
             assert "per minute" in (await refused(rates.admit(key))).message
         clock.now += 120
@@ -289,7 +289,7 @@ def test_a_key_without_limits_costs_nothing(key: Key) -> None:
         await caller.reserve(10**9, 10**9, answers=1)
         await caller.record_usage(10**9)
         assert caller.headers() == []
-        await caller.leave()
+        await caller.release()
         await rates.close()
 
     asyncio.run(scenario())
