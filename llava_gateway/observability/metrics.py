@@ -60,7 +60,7 @@ IMAGE_URLS = Counter(
     ["source"],
 )
 IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images, in bytes")
-IMAGE_FILE_BYTES = Gauge("llava_image_file_bytes", "Memory of image files that are decoded or wait to be decoded, in bytes")
+IMAGE_FILE_BYTES = Gauge("llava_image_file_bytes", "Memory of image files that are being decoded or wait for it, in bytes")
 IMAGE_WORKERS = Gauge("llava_image_workers", "Processes that decode images whose cost is not known in advance")
 IMAGES_WAITING = Gauge("llava_images_waiting", "Images that wait for one of llava_image_workers")
 IMAGE_WORKER_ENDS = Counter(
