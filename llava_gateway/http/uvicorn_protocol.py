@@ -60,6 +60,7 @@ class HttpProtocol(HttpToolsProtocol):
     """The client has sent a request before the last response was complete. Nothing more is read."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept a connection, or abort it beyond `max_connections`."""
         super().connection_made(transport)
         if len(self.connections) > self.settings.max_connections:
             transport.abort()
@@ -72,6 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Parse the next bytes. Refuse a client that sends more than MAX_HEAD bytes without progress."""
         if self._pipelined:
             return
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
@@ -156,6 +158,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        """Start the app for a request. An error raised here ends the connection with a 400, or with the response of a Refused."""
         if self.cycle is not None and not self.cycle.response_complete:
             # A pipelined request is dropped. To keep it, reading would have to stop, and a disconnect would then go unnoticed. A client
             # that pipelines must be prepared to send its request again (RFC 9112, section 9.3.2).
@@ -227,9 +230,11 @@ class _BodyWriter:
 
     @property
     def is_ready(self) -> bool:
+        """Whether the response is in chunks and the client reads fast enough."""
         return self._cycle.chunked_encoding is True and not self._cycle.flow.write_paused
 
     def write(self, data: bytes) -> None:
+        """Send `data` as one chunk, unless the client has disconnected."""
         if not self._cycle.disconnected:
             self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 

@@ -71,6 +71,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        """Parse the next bytes, in slices between which the limits are checked."""
         if not self.handshake_initiated:  # the request's head, from the HTTP protocol
             super().data_received(data)
             return
@@ -140,6 +141,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             await super().send(message)
 
     async def receive(self) -> ASGIReceiveEvent:
+        """Return the next event. Reading goes on unless the client does not read."""
         message = await self.queue.get()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
@@ -148,6 +150,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return message
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        """Release the memory of messages that the app has not received."""
         super().on_task_complete(task)
         while not self.queue.empty():
             message: Any = self.queue.get_nowait()
