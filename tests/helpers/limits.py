@@ -1,4 +1,4 @@
-"""Keys with limits, and what tests of limits ask of them."""
+"""API keys with limits, and checks for tests of rate limits."""
 
 import contextlib
 import shutil
@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers.server import free_port
@@ -18,13 +19,13 @@ from llava_gateway.auth.api_keys import Key, digest
 from llava_gateway.auth.rate_limits import KeyLease, RateLimited
 
 
-def limited(**limits: int) -> Key:
+def limited(**limits: Any) -> Key:
     return Key("carol", digest("carol"), **limits)
 
 
 @contextmanager
 def stopped_clock() -> Iterator[SimpleNamespace]:
-    """What the counts in memory take for the time, in seconds."""
+    """Replace the clock of the counts in memory by one that stands still. `now`: in seconds."""
     stopped = SimpleNamespace(now=60_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counts, "time", SimpleNamespace(monotonic_ns=lambda: round(stopped.now * 1e6) * 1000))
@@ -49,7 +50,7 @@ def needs_redis() -> None:
 
 
 class Redis:
-    """A real one, on a free port, that keeps nothing."""
+    """A real Redis server on a free port that saves nothing to disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
