@@ -1,6 +1,10 @@
 """LLaVA behind an OpenAI-compatible API, on vLLM.
 
-`create_app` makes the ASGI app, for embedding; `Settings` is what it takes.
+To embed the gateway, call `create_app` with `Settings`. It returns an ASGI app:
+
+    from llava_gateway import Settings, create_app
+
+    app = create_app(Settings(model="llava-demo"))
 """
 
 from importlib import import_module
@@ -16,7 +20,7 @@ __all__ = ["Settings", "__version__", "create_app"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported on demand: vLLM's own processes import this package too, and need none of it."""
+    """Import a public name on demand. vLLM's processes import this package, too, and must not load the whole gateway."""
     modules = {"create_app": "llava_gateway.app", "Settings": "llava_gateway.settings"}
     if name in modules:
         return getattr(import_module(modules[name]), name)

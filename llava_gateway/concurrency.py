@@ -1,4 +1,4 @@
-"""Ending a task and waiting until it has ended, whatever happens meanwhile."""
+"""Helpers for tasks: cancel a task and wait for its end, and run a bounded number of tasks at once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -6,17 +6,20 @@ from typing import Any, TypeVar
 
 
 async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
-    """Cancel it, and return when it has done what it does then; what a request has used is known only afterwards. Who waits here and is
-    cancelled once more, as servers do with requests whose clients have left, is so afterwards."""
+    """Cancel a task, and return when it has ended. Its cleanup is complete then: the usage of a request is known only afterwards.
+
+    A server may cancel the caller, too, when the client has disconnected. This still waits for the task first, and then raises
+    CancelledError.
+    """
     task.cancel()
-    again: asyncio.CancelledError | None = None
+    cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.wait((task,))
         except asyncio.CancelledError as error:
-            again = error
-    if again:
-        raise again
+            cancelled = error
+    if cancelled:
+        raise cancelled
 
 
 A = TypeVar("A")
@@ -24,14 +27,17 @@ T = TypeVar("T")
 
 
 async def gather_limited(work: Callable[[A], Awaitable[T]], items: Iterable[A], limit: int | None = None) -> list[T]:
-    """The results, in order; at most `limit` are worked on at once. If one fails, its error; the others are then cancelled, and have
-    ended. Each begins in a turn of the event loop of its own, so that a hundred of them do not hold it."""
-    places = asyncio.Semaphore(limit) if limit else None
+    """Call `work` with each item in a task of its own, and return the results in order.
+
+    `limit`: the upper bound of calls at the same time; None: no bound. If a call fails, the other calls are cancelled, and its error is
+    raised when they have ended. The tasks start in different iterations of the event loop, so that a hundred of them do not block it.
+    """
+    semaphore = asyncio.Semaphore(limit) if limit else None
 
     async def one(item: A) -> T:
-        if places is None:
+        if semaphore is None:
             return await work(item)
-        async with places:
+        async with semaphore:
             return await work(item)
 
     try:
@@ -42,6 +48,6 @@ async def gather_limited(work: Callable[[A], Awaitable[T]], items: Iterable[A], 
                     await asyncio.sleep(0)
                 tasks.append(group.create_task(one(item)))
     except ExceptionGroup as failures:
-        failures.__traceback__ = None  # whose frames hold it in turn before Python 3.13, and the items' memory with it
+        failures.__traceback__ = None  # before Python 3.13 its frames keep it and the items in memory
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]

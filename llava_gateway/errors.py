@@ -43,15 +43,21 @@ class GatewayError(Exception):
 
 
 class InvalidRequest(GatewayError):
+    """The client can correct the request; `param` names the field."""
+
     status = 400
     type = "invalid_request_error"
 
 
 class ContextLengthExceeded(InvalidRequest):
+    """The prompt, or the prompt and its answer, do not fit the model's context."""
+
     code = "context_length_exceeded"
 
 
 class InvalidImage(InvalidRequest):
+    """An image cannot be fetched, decoded or accepted; `code` is one of OpenAI's image codes."""
+
     code = "invalid_image"
 
 
@@ -61,43 +67,59 @@ def image_too_large(max_bytes: int) -> InvalidImage:
 
 
 class Unauthorized(GatewayError):
+    """The request has no API key, or an unknown one."""
+
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
 
 
 class Forbidden(GatewayError):
+    """The client may not do this: its web page's origin is not allowed, or its key has no admin rights."""
+
     status = 403
     type = "invalid_request_error"
 
 
 class NotFound(GatewayError):
+    """There is no such path or model."""
+
     status = 404
     type = "invalid_request_error"
 
 
 class MethodNotAllowed(GatewayError):
+    """The path exists, but not with this HTTP method."""
+
     status = 405
     type = "invalid_request_error"
 
 
 class BodyTooSlow(GatewayError):
+    """The request's body was not complete in time."""
+
     status = 408
     type = "invalid_request_error"
     code = "body_timeout"
 
 
 class BodyTooLarge(GatewayError):
+    """The request's body, raw or parsed, is beyond a limit."""
+
     status = 413
     type = "invalid_request_error"
 
 
 class UnsupportedMediaType(GatewayError):
+    """The request's body is not JSON, or is compressed."""
+
     status = 415
     type = "invalid_request_error"
 
 
 class TooManyRequests(GatewayError):
+    """A limit of the server or of the API key is reached; the client may retry later."""
+
     status = 429
     type = "rate_limit_error"
 
@@ -107,17 +129,23 @@ class EngineFailed(GatewayError):
 
 
 class Unavailable(GatewayError):
+    """The engine is starting, stopping or dead, or the server cannot do this now; the client may retry later."""
+
     status = 503
     type = "overloaded"
 
 
 class RequestTimeout(GatewayError):
+    """The answer was not complete in time."""
+
     status = 504
     type = "server_error"
     code = "request_timeout"
 
 
 class InsufficientStorage(GatewayError):
+    """There is no room on disk for the data of this request."""
+
     status = 507
     type = "server_error"
 

@@ -1,6 +1,6 @@
-"""Reading files that somebody else has named.
+"""Reading files whose names come from users or clients.
 
-The name may be that of a FIFO or a device, and opening one of these can block for ever. These functions never block.
+A name may belong to a FIFO or a device, and opening one of these can block forever. These functions never block.
 """
 
 import os
@@ -9,9 +9,11 @@ from pathlib import Path
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a regular file, or of one behind symbolic links.
+    """Return the content of a regular file. Symbolic links are followed.
 
-    `max_bytes`: the largest content. Raises OSError if the file is larger, is not a regular file, or cannot be read.
+    `max_bytes`: the upper bound of the content. Raises OSError if the file is larger, is not a regular file, or cannot be read.
+
+        template = read_file(Path("template.jinja"), 1 << 20).decode()
     """
     with open(path, "rb", opener=_open_without_blocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

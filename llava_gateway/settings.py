@@ -199,4 +199,5 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources of settings, the one with the highest priority first. pydantic-settings calls this."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)

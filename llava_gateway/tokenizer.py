@@ -1,4 +1,4 @@
-"""A model's tokens: text to ids and back, and the exact bytes of each token."""
+"""The tokenizer of a model: text to token ids and back, and the exact bytes of each token."""
 
 import json
 import re
@@ -10,74 +10,87 @@ from llava_gateway.errors import InvalidRequest
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """How byte-level BPE writes each byte as a printable character (after GPT-2): printable Latin-1 as itself, the rest from U+0100 on."""
+    """Return the byte for each character of byte-level BPE, as GPT-2 defines it.
+
+    Printable Latin-1 characters stand for themselves. The other bytes are the characters from U+0100.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
 BYTE_LEVEL = _byte_level_alphabet()
-BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's way to spell a byte that its vocabulary has no character for
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+"""SentencePiece's token for a byte of a character that its vocabulary does not have."""
 
 
 class Tokenizer:
-    """Wraps a Hugging Face fast tokenizer."""
+    """A Hugging Face fast tokenizer.
+
+    Any checkpoint's `tokenizer.json` will do:
+
+        tokenizer = Tokenizer(Path("tokenizer.json").read_text())
+        tokenizer.encode("Hello!", add_special_tokens=True).ids
+    """
 
     def __init__(self, tokenizer: str) -> None:
-        """`tokenizer` is the JSON of a `tokenizer.json`."""
+        """`tokenizer`: the JSON of a `tokenizer.json`."""
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer)
         self._byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer)["decoder"])
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
         self.control_tokens = {token.content for token in added.values() if token.special}
-        """What the model may see but no client may write: `<s>`, `</s>`, `<image>`, ..."""
+        """The special tokens as texts, such as `<s>`, `</s>` and `<image>`. No client's text may become one of them."""
         tokens = self._tokenizer.get_vocab()
         self.size = max(tokens.values()) + 1
-        """Token ids run from 0 to this, exclusive."""
+        """The number of token ids, which start at 0."""
         self.longest_token = max(map(len, tokens))
-        """In characters."""
+        """The length of the longest token in the vocabulary, in characters."""
         self._bytes: dict[int, bytes] = {}
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
-        """Pickled as its JSON: a model's description goes from the engine's process to the gateway's."""
+        """Pickle the tokenizer as its JSON. A model's description goes from the engine's process to the gateway's."""
         return Tokenizer, (self.to_json(),)
 
     def to_json(self) -> str:
-        """As in `tokenizer.json`."""
+        """Return the content of a `tokenizer.json`."""
         return self._tokenizer.to_str()
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
-        """`text` as token ids, with each token's place in it. Control tokens are recognised where the text spells them."""
+        """Return the token ids of `text`, and each token's position in it. A control token's text becomes that token."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text, control tokens included."""
+        """Return the text of token ids, control tokens included."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def token_id(self, token: str) -> int | None:
+        """Return the id of a token as the vocabulary writes it, or None."""
         return self._tokenizer.token_to_id(token)
 
     def token(self, token_id: int) -> str:
-        """The token as the vocabulary writes it: `▁Hello`, `<0x0A>`."""
+        """Return the token as the vocabulary writes it, such as `▁Hello` or `<0x0A>`; empty for an unknown id."""
         return self._tokenizer.id_to_token(token_id) or ""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What the token adds to a text, in UTF-8; half a character if that is what it is."""
+        """Return the bytes that a token adds to a text, in UTF-8. They may be an incomplete character."""
         found = self._bytes.get(token_id)
         if found is None:
-            found = self._bytes[token_id] = self._added.get(token_id) or self._spell(self.token(token_id))
+            found = self._bytes[token_id] = self._added.get(token_id) or self._bytes_of(self.token(token_id))
         return found
 
     def check(self, token_ids: Sequence[int], param: str) -> None:
-        """InvalidRequest, naming the first by `param[index]`, for ids that are not the model's."""
+        """Raise InvalidRequest for the first id that is not one of the model's. Its field is `param[index]`."""
         for index, token_id in enumerate(token_ids):
             if not 0 <= token_id < self.size:
                 raise self.refusal(token_id, f"{param}[{index}]")
 
     def refusal(self, token_id: int, param: str) -> InvalidRequest:
-        return InvalidRequest(f"{param}: {token_id} is no token of this model; its token ids are 0 to {self.size - 1}.", param=param)
+        """Return the error for a token id that is not one of the model's."""
+        return InvalidRequest(f"{param}: {token_id} is not a token id of this model; its token ids are 0 to {self.size - 1}.", param=param)
 
-    def _spell(self, token: str) -> bytes:
+    def _bytes_of(self, token: str) -> bytes:
+        """Return the bytes of a token as the vocabulary writes it."""
         if self._byte_level:
             return bytes(BYTE_LEVEL[character] for character in token)
         if byte := BYTE_TOKEN.fullmatch(token):

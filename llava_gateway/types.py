@@ -264,7 +264,7 @@ class VisionConfig:
 
     @cached_property
     def digest(self) -> str:
-        """16 hexadecimal digits. Models with equal digests get equal pixels from equal images."""
+        """Return 16 hexadecimal digits. Models with equal digests get equal pixels from equal images."""
         return blake3(repr(self).encode()).hexdigest(8)
 
 

@@ -1,1 +1,1 @@
-"""API keys and their limits."""
+"""API keys and their rate limits."""

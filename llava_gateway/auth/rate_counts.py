@@ -1,4 +1,4 @@
-"""Where windows are kept: in this process."""
+"""The storage of windows: its interface, and the storage in this process."""
 
 import time
 from collections.abc import Sequence
@@ -8,18 +8,27 @@ from llava_gateway.auth.sliding_window import MINUTE, Change, Outcome, Window
 
 
 class Counts(Protocol):
-    """Windows by the name of their place. Used from one event loop."""
+    """Windows by name. Used from one event loop."""
 
     async def change(self, changes: Sequence[tuple[str, Change]]) -> list[Outcome]:
-        """Raises Unavailable, after which it is not known whether the changes were made."""
+        """Change the windows of these names, and return the outcomes in order.
+
+        Raises Unavailable. It is not known then whether the changes were made.
+        """
 
     async def settle(self, changes: Sequence[tuple[str, Change]]) -> list[Outcome]:
-        """Of what has been used already. Cancelling it leaves nothing undone. Raises nothing; the outcomes are missing if it failed."""
+        """Like `change`, for tokens that have been used already.
 
-    async def close(self) -> None: ...
+        The changes are made even if the caller is cancelled. Returns an empty list if they could not be made; raises nothing.
+        """
+
+    async def close(self) -> None:
+        """Close the connections."""
 
 
 class MemoryCounts:
+    """Windows in the memory of this process. Empty windows are dropped once a minute."""
+
     def __init__(self) -> None:
         self._windows: dict[str, Window] = {}
         self._sweep_at = 0
@@ -27,9 +36,9 @@ class MemoryCounts:
     async def change(self, changes: Sequence[tuple[str, Change]]) -> list[Outcome]:
         now = time.monotonic_ns() // 1000
         if now >= self._sweep_at:
-            self._windows = {place: window for place, window in self._windows.items() if not window.is_empty(now)}
+            self._windows = {name: window for name, window in self._windows.items() if not window.is_empty(now)}
             self._sweep_at = now + MINUTE
-        return [self._window(place).change(now, change) for place, change in changes]
+        return [self._window(name).change(now, change) for name, change in changes]
 
     async def settle(self, changes: Sequence[tuple[str, Change]]) -> list[Outcome]:
         return await self.change(changes)
@@ -37,8 +46,8 @@ class MemoryCounts:
     async def close(self) -> None:
         pass
 
-    def _window(self, place: str) -> Window:
-        window = self._windows.get(place)
+    def _window(self, name: str) -> Window:
+        window = self._windows.get(name)
         if window is None:
-            window = self._windows[place] = Window()
+            window = self._windows[name] = Window()
         return window

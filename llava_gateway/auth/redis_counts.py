@@ -1,5 +1,8 @@
-"""Windows in a Redis that several gateways share. A change is one script there, by Redis' own clock: gateways that race cannot let too much
-through, and their clocks do not matter. A window's key expires once it is empty. What a dead gateway had reserved leaves with its minute.
+"""Windows in a Redis that several gateways share.
+
+A change is one script that runs in Redis, by the clock of Redis. So simultaneous changes of several gateways cannot exceed a limit, and the
+clocks of the gateways do not matter. A window's key expires when the window is empty. The reservations of a gateway that died leave the
+window after their minute.
 """
 
 import asyncio
@@ -13,20 +16,21 @@ from llava_gateway.errors import Unavailable
 log = logging.getLogger(__name__)
 
 TIMEOUT = 2.0
-"""Seconds that Redis gets for one script, connecting included."""
+"""Seconds that one script may take, with the connection to Redis."""
 RETRY_AFTER = 1.0
-"""Seconds until what could not be settled is tried once more."""
+"""Seconds until a settlement that failed is tried once more."""
 CONNECTIONS = 32
-"""To Redis, at most."""
+"""The upper bound of connections to Redis."""
 
 SCRIPT = """
--- As Window of window.py, which explains it. KEYS: places. ARGV: MINUTE, BUCKET, then the fields of a Change for each place.
--- A log is one flat array, three numbers for each bucket, which costs less than half of what an array of arrays would.
+-- The same algorithm as Window in sliding_window.py, which explains it.
+-- KEYS: the keys of windows. ARGV: MINUTE, BUCKET, then the fields of one Change for each window.
+-- A log is one flat array with three numbers for each bucket, which takes less than half the memory of an array of arrays.
 local time = redis.call('TIME')
 local now, MINUTE, BUCKET = time[1] * 1000000 + time[2], tonumber(ARGV[1]), tonumber(ARGV[2])
 
-local function change(place, limit, least, most, bucket, unused, owed)
-  local stored = redis.call('GET', place)
+local function change(key, limit, min_grant, max_grant, bucket, unused, new_debt)
+  local stored = redis.call('GET', key)
   local total, debt, log = 0, 0, {}
   if stored then total, debt, log = unpack(cmsgpack.unpack(stored)) end
 
@@ -44,21 +48,21 @@ local function change(place, limit, least, most, bucket, unused, owed)
   local function wait(cost)
     local missing = cost - limit + total + debt
     if missing <= 0 then return 0 end
-    local turns = math.max(0, math.ceil((missing - total) / limit))
-    local spared = total - (missing - turns * limit)
+    local minutes = math.max(0, math.ceil((missing - total) / limit))
+    local spared = total - (missing - minutes * limit)
     for index = #log, 1, -3 do
       spared = spared - log[index]
-      if spared < 0 then return turns * MINUTE + log[index - 1] - now end
+      if spared < 0 then return minutes * MINUTE + log[index - 1] - now end
     end
-    return (turns + 1) * MINUTE
+    return (minutes + 1) * MINUTE
   end
 
   local newest = log[#log - 1]
   if newest and newest <= now and debt >= limit and limit == total then
-    local turns = math.min(math.floor(debt / limit), math.floor((now - newest) / MINUTE) + 1)
-    debt = debt - turns * limit
+    local minutes = math.min(math.floor(debt / limit), math.floor((now - newest) / MINUTE) + 1)
+    debt = debt - minutes * limit
     for index = 1, #log, 3 do
-      log[index], log[index + 1] = log[index] + turns * MINUTE, log[index + 1] + turns * MINUTE
+      log[index], log[index + 1] = log[index] + minutes * MINUTE, log[index + 1] + minutes * MINUTE
     end
   end
   local first = 1
@@ -81,13 +85,13 @@ local function change(place, limit, least, most, bucket, unused, owed)
   if unused > 0 then
     for index = #log - 2, 1, -3 do
       if log[index] == bucket then
-        local given = math.min(unused, log[index + 2])
-        log[index + 2], total = log[index + 2] - given, total - given
+        local returned = math.min(unused, log[index + 2])
+        log[index + 2], total = log[index + 2] - returned, total - returned
         break
       end
     end
   end
-  debt = debt + owed
+  debt = debt + new_debt
   local paid = math.min(debt, limit - total)
   if paid > 0 then
     debt = debt - paid
@@ -95,104 +99,108 @@ local function change(place, limit, least, most, bucket, unused, owed)
   end
 
   local remaining = math.max(0, limit - total)
-  local granted, opened, until_least = -1, 0, 0
-  if least > remaining then
-    until_least = wait(least)
+  local granted, opened, wait_for_grant = -1, 0, 0
+  if min_grant > remaining then
+    wait_for_grant = wait(min_grant)
   else
-    granted = math.min(most, remaining)
+    granted = math.min(max_grant, remaining)
     if granted > 0 then opened = add(granted) end
     remaining = remaining - granted
   end
   if #log == 0 then
-    redis.call('DEL', place)
+    redis.call('DEL', key)
   else
     local packed = cmsgpack.pack({total, debt, log})
     local minutes = 2 + math.floor(debt / limit)
-    if packed ~= stored then redis.call('SET', place, packed, 'PX', string.format('%.0f', minutes * MINUTE / 1000)) end
+    if packed ~= stored then redis.call('SET', key, packed, 'PX', string.format('%.0f', minutes * MINUTE / 1000)) end
   end
-  return {granted, opened, remaining, until_least, wait(limit)}
+  return {granted, opened, remaining, wait_for_grant, wait(limit)}
 end
 
 local outcomes = {}
-for index, place in ipairs(KEYS) do
-  local given = {}
-  for field = 1, 6 do given[field] = tonumber(ARGV[2 + (index - 1) * 6 + field]) end
-  outcomes[index] = change(place, unpack(given))
+for index, key in ipairs(KEYS) do
+  local fields = {}
+  for field = 1, 6 do fields[field] = tonumber(ARGV[2 + (index - 1) * 6 + field]) end
+  outcomes[index] = change(key, unpack(fields))
 end
 return outcomes
 """
 
 
 class RedisCounts:
-    """As `counts.Counts`."""
+    """Windows in Redis; implements `rate_counts.Counts`."""
 
     def __init__(self, url: str) -> None:
-        """ValueError if the URL is none, or if Redis' client is not installed. Its text has no URL, which may hold a password."""
+        """Create the storage; the first change connects.
+
+        Raises ValueError if `url` is not valid, or if the Redis client is not installed. The message never shows the URL, which may contain
+        a password.
+        """
         if not url.startswith(("redis://", "rediss://")):
-            raise ValueError("limits are counted in `memory` or at a redis:// or rediss:// URL")
+            raise ValueError("rate_limit_storage must be `memory`, or a redis:// or rediss:// URL")
         try:
             from redis.asyncio import BlockingConnectionPool, Redis
             from redis.asyncio.retry import Retry
             from redis.backoff import NoBackoff
             from redis.exceptions import RedisError
         except ImportError:
-            raise ValueError("for limits counted in Redis install the extra: llava-gateway[redis]") from None
+            raise ValueError("rate_limit_storage in Redis needs llava-gateway[redis]") from None
         self._errors = (RedisError, OSError)
-        try:  # connections that fail soon: one fresh attempt, no pauses
+        try:  # one retry and no pause, so that a failing Redis is noticed soon
             pool = BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=TIMEOUT, retry=Retry(NoBackoff(), 1))
         except ValueError:
-            raise ValueError("the URL of the Redis that counts limits is not valid") from None
+            raise ValueError("the Redis URL in rate_limit_storage is not valid") from None
         self._redis = Redis.from_pool(pool)
         self._script = self._redis.register_script(SCRIPT)
         self._settling: set[asyncio.Task[None]] = set()
         self._failing = False
 
     async def change(self, changes: Sequence[tuple[str, Change]]) -> list[Outcome]:
-        keys = [f"llava-gateway/{place}" for place, _ in changes]
+        keys = [f"llava-gateway/{name}" for name, _ in changes]
         async with self._reachable():
             outcomes = await self._script(keys, (MINUTE, BUCKET, *(field for _, change in changes for field in change)))
         return [Outcome(*outcome) for outcome in outcomes]
 
     async def settle(self, changes: Sequence[tuple[str, Change]]) -> list[Outcome]:
-        """What fails is tried once more in the background; then it is lost."""
-        first: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._settle(changes, first))
+        """Like `change`, but a failure is tried once more in the background. A second failure loses the changes."""
+        first_attempt: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._settle(changes, first_attempt))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
-        await asyncio.wait((first,))
-        return first.result()
+        await asyncio.wait((first_attempt,))
+        return first_attempt.result()
 
     async def close(self) -> None:
         if self._settling:
             await asyncio.wait(self._settling, timeout=TIMEOUT + RETRY_AFTER)
         await self._redis.aclose(close_connection_pool=True)
 
-    async def _settle(self, changes: Sequence[tuple[str, Change]], first: asyncio.Future[list[Outcome]]) -> None:
-        """`first`: is told how the first attempt went."""
+    async def _settle(self, changes: Sequence[tuple[str, Change]], first_attempt: asyncio.Future[list[Outcome]]) -> None:
+        """Make the changes. `first_attempt`: gets the outcomes of the first attempt, or an empty list."""
         try:
-            first.set_result(await self.change(changes))
+            first_attempt.set_result(await self.change(changes))
         except Unavailable:
-            first.set_result([])
+            first_attempt.set_result([])
             await asyncio.sleep(RETRY_AFTER)
             try:
                 await self.change(changes)
             except Unavailable:
-                log.debug("what a request has used is not counted: %s", changes)
+                log.debug("The usage of a request is not counted: %s", changes)
         finally:
-            if not first.done():  # whatever has failed, a request waits for this
-                first.set_result([])
+            if not first_attempt.done():  # whatever has failed: a request waits for this
+                first_attempt.set_result([])
 
     @asynccontextmanager
     async def _reachable(self) -> AsyncIterator[None]:
-        """Around what Redis is asked. Raises Unavailable if that fails or takes too long; logs when an outage begins and ends."""
+        """Run the block, which calls Redis. Raises Unavailable if Redis fails or takes too long. An outage is logged once."""
         try:
             async with asyncio.timeout(TIMEOUT):
                 yield
         except self._errors as error:
             if not self._failing:
                 self._failing = True
-                log.error("keys with limits are refused, for their requests cannot be counted: %s", str(error) or "Redis is silent")
+                log.error("API keys with limits are refused, because Redis cannot count their requests: %s", str(error) or "no response")
             raise Unavailable("The server cannot count requests now.", code="limits_unavailable", retry_after=5) from error
         if self._failing:
             self._failing = False
-            log.warning("requests can be counted again")
+            log.warning("Redis counts requests again")

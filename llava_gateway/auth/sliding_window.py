@@ -1,43 +1,47 @@
-"""A sliding log of what a key has used within the last minute. Times are whole microseconds of one clock, whichever it is."""
+"""A sliding log of the usage of one limit within the last minute.
+
+Times are whole microseconds of one clock; the caller chooses the clock. A cost is one request or a number of tokens.
+"""
 
 from collections import deque
 from typing import NamedTuple
 
 MINUTE = 60_000_000
 BUCKET = MINUTE // 120
-"""Costs that come within this time share a bucket, which counts in full until the last of them is a minute old. So a log stays short,
-however many costs there are, and errs on the strict side, by half a second at most."""
+"""Costs within this time share a bucket, which counts in full until its last cost is a minute old. So a log stays short with any number of
+costs. Its error is half a second at most, and always on the strict side."""
 
 
 class Change(NamedTuple):
-    """What is to be done to a window, in this order: settle an earlier grant, then grant anew."""
+    """A change of a window: an earlier grant is settled, then a new one is made."""
 
     limit: int
-    """Of any sixty seconds."""
-    least: int = 0
-    """Granted or refused."""
-    most: int = 0
-    """Granted as far as the limit allows, at least `least`."""
+    """The upper bound of the costs in any sixty seconds."""
+    min_grant: int = 0
+    """The cost that is needed. If it does not fit, nothing is granted."""
+    max_grant: int = 0
+    """The cost that is wanted. It is granted as far as the limit allows, but never less than `min_grant`."""
     bucket: int = 0
-    """The grant that `unused` belongs to."""
+    """The bucket of the earlier grant that `unused` belongs to."""
     unused: int = 0
-    """Given back, unless the bucket has left the window."""
+    """The part of an earlier grant that is returned, unless the bucket has left the window."""
     debt: int = 0
-    """Used without a grant. It takes room as room becomes free, before anything is granted, however many minutes it fills."""
+    """A cost that arose without a grant. It takes all room that becomes free before anything is granted, in as many minutes as it needs."""
 
 
 class Outcome(NamedTuple):
-    """How the window stands after a change."""
+    """The state of the window after a change."""
 
     granted: int
-    """-1: `least` does not fit, and nothing was granted."""
+    """-1: `min_grant` does not fit, and nothing was granted."""
     bucket: int
-    """Names the grant when it is settled."""
+    """Identifies the grant, for a later `Change`."""
     remaining: int
+    """The cost that still fits now."""
     wait: int
-    """Until `least` fits if nothing else is used; 0 if it did."""
+    """Microseconds until `min_grant` fits if nothing else is used; 0 if it was granted."""
     reset: int
-    """Until the whole limit is there again."""
+    """Microseconds until the whole limit is available again."""
 
 
 class Window:
@@ -47,38 +51,40 @@ class Window:
 
     def __init__(self) -> None:
         self._log: deque[tuple[int, int, int]] = deque()
-        """Buckets, oldest first: when the first of their costs came, when they leave the window, and the sum of their costs."""
+        """The buckets, oldest first: the time of the first cost, the time when the bucket leaves the window, and the sum of its costs."""
         self._total = 0
-        """Of the log; at least the limit while there is a debt."""
+        """The sum of the log's costs. While there is a debt, it is at least the limit."""
         self._debt = 0
 
     def is_empty(self, now: int) -> bool:
+        """Return whether nothing counts at the time `now`, so that the window can be dropped."""
         return not self._debt and (not self._log or self._log[-1][1] <= now)
 
     def change(self, now: int, change: Change) -> Outcome:
-        limit, least, most, bucket, unused, debt = change
+        """Apply a change at the time `now`, which never decreases."""
+        limit, min_grant, max_grant, bucket, unused, debt = change
         self._expire(now, limit)
         if unused:
-            self._give_back(bucket, unused)
+            self._return_unused(bucket, unused)
         self._debt += debt
         paid = min(self._debt, limit - self._total)
         if paid > 0:
             self._debt -= paid
             self._add(now, paid)
         remaining = max(0, limit - self._total)
-        if least > remaining:
-            return Outcome(-1, 0, remaining, self._wait(now, limit, least), self._wait(now, limit, limit))
-        granted = min(most, remaining)
+        if min_grant > remaining:
+            return Outcome(-1, 0, remaining, self._wait(now, limit, min_grant), self._wait(now, limit, limit))
+        granted = min(max_grant, remaining)
         opened = self._add(now, granted) if granted else 0
         return Outcome(granted, opened, remaining - granted, 0, self._wait(now, limit, limit))
 
     def _expire(self, now: int, limit: int) -> None:
-        """Drop the buckets that have left the window; a debt takes their room at once."""
+        """Drop the buckets that have left the window. A debt takes their room at once."""
         log = self._log
-        if log and log[-1][1] <= now and self._debt >= limit == self._total:  # whole minutes of nothing but debt: each repeats the log
-            turns = min(self._debt // limit, (now - log[-1][1]) // MINUTE + 1)
-            self._debt -= turns * limit
-            self._log = log = deque((opened + turns * MINUTE, until + turns * MINUTE, cost) for opened, until, cost in log)
+        if log and log[-1][1] <= now and self._debt >= limit == self._total:  # whole minutes of debt alone: each repeats the log
+            minutes = min(self._debt // limit, (now - log[-1][1]) // MINUTE + 1)
+            self._debt -= minutes * limit
+            self._log = log = deque((opened + minutes * MINUTE, until + minutes * MINUTE, cost) for opened, until, cost in log)
         while log and log[0][1] <= now:
             opened, until, cost = log.popleft()
             self._total -= cost
@@ -88,17 +94,17 @@ class Window:
                 self._total += paid
                 log.append((opened + MINUTE, until + MINUTE, paid))
 
-    def _give_back(self, bucket: int, unused: int) -> None:
+    def _return_unused(self, bucket: int, unused: int) -> None:
         for index in reversed(range(len(self._log))):
             opened, until, cost = self._log[index]
             if opened == bucket:
-                given = min(unused, cost)
-                self._log[index] = (opened, until, cost - given)
-                self._total -= given
+                returned = min(unused, cost)
+                self._log[index] = (opened, until, cost - returned)
+                self._total -= returned
                 return
 
     def _add(self, now: int, cost: int) -> int:
-        """Returns the name of the bucket."""
+        """Add a cost to the newest bucket or to a new one. Return the time of the bucket's first cost, which identifies the bucket."""
         log = self._log
         if log and now - log[-1][0] < BUCKET:
             opened, until, before = log[-1]
@@ -110,14 +116,14 @@ class Window:
         return opened
 
     def _wait(self, now: int, limit: int, cost: int) -> int:
-        """Until `cost` fits, of which the debt goes first."""
+        """Return the microseconds until `cost` fits. The debt is paid first."""
         missing = cost - limit + self._total + self._debt
         if missing <= 0:
             return 0
-        turns = max(0, -((self._total - missing) // limit))  # minutes of nothing but debt
-        spared = self._total - (missing - turns * limit)  # of the log: its newest part may stay
+        minutes = max(0, -((self._total - missing) // limit))  # of debt alone
+        spared = self._total - (missing - minutes * limit)  # the cost that may stay in the log: its newest part
         for _, until, cost_then in reversed(self._log):
             spared -= cost_then
             if spared < 0:
-                return turns * MINUTE + until - now
-        return (turns + 1) * MINUTE  # of a cost beyond the limit
+                return minutes * MINUTE + until - now
+        return (minutes + 1) * MINUTE  # for a cost beyond the limit

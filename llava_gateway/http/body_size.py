@@ -1,6 +1,6 @@
-"""How much memory a request takes: an upper estimate before its JSON is parsed, and a closer one of the fields that are kept.
+"""Estimates of the memory that a request takes: an upper bound before its JSON is parsed, and a closer estimate after its validation.
 
-Both count what CPython 3.11 allocates, list and dictionary tables included, and round up.
+Both count the memory that CPython 3.11 allocates, with the tables of lists and dictionaries, and round up.
 """
 
 import sys
@@ -13,47 +13,54 @@ from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import BodySlice
 
 VALUE = 76
-"""Bytes for a value in a list: a short string or a number (up to 64), and its places in the list and in the list's validated copy."""
+"""Bytes for a value in a list: up to 64 for a number or a short string, and its pointers in the list and in the list's validated copy."""
 FIELD = 112
-"""Bytes for a key: a string of its own, and its place in a dictionary."""
+"""Bytes for a key in a dictionary: its string, and its entry in the dictionary's table."""
 OBJECT, ARRAY = 240, 96
-"""Bytes for a dictionary or a list that is not empty."""
+"""Bytes for a dictionary and for a list that are not empty."""
 TEXT_COPIES = 2
-"""Of a text, besides the parsed string: a prompt is rendered from it, a picture in it is encoded and decoded."""
+"""Copies of a text beside the parsed string: a prompt is rendered from it, or an image in it is encoded and decoded."""
 MAX_VALUES = 600_000
-"""Of a body. They are parsed in less than 50 ms, during which nobody else is served. 128 prompts of 4,096 token ids are 524,416 values."""
+"""The upper bound of values in a body. They are parsed in less than 50 ms, during which no other request is served. 128 prompts of 4,096
+token ids are 524,416 values."""
 MAX_FIELDS = 150_000
-"""Of a body, objects and lists among them, which take longer than other values."""
+"""The upper bound of fields, objects and lists in a body. They take longer to parse than other values."""
 SMALL, BYTES_PER_BYTE = 4096, 128
-"""Of a JSON text up to so many bytes, each is taken for so many: a closer estimate would cost as much as parsing it. (`{},` are 316.)"""
+"""A JSON text of up to `SMALL` bytes is estimated at `BYTES_PER_BYTE` for each of its bytes: a closer estimate would cost as much as
+parsing the text. (`{},` takes 316 bytes.)"""
 _SLICE = 1 << 20
-_WIDE = bytes(range(0xF0, 0x100))
-"""How characters begin in UTF-8 that CPython keeps in four bytes."""
+_FOUR_BYTE_LEADS = bytes(range(0xF0, 0x100))
+"""The first bytes of UTF-8 characters that CPython stores in four bytes each."""
 _SCALARS = {int, float, bool, type(None)}
 
 
 def parsed_size(pieces: Sequence[memoryview]) -> int:
-    """Most bytes that these pieces of a JSON text take once they are parsed, whatever they hold. InvalidRequest if they hold too many
-    values. Commas, colons and brackets within strings are counted like those outside."""
-    text = sum(map(len, pieces))
-    if text <= SMALL:
-        return text * BYTES_PER_BYTE
+    """Return an upper bound of the memory that the pieces of a JSON text take once they are parsed, in bytes.
+
+    Commas, colons and brackets within strings are counted like those outside. Raises InvalidRequest for too many values.
+    """
+    text_bytes = sum(map(len, pieces))
+    if text_bytes <= SMALL:
+        return text_bytes * BYTES_PER_BYTE
     structure = values = fields = 0
-    width = 1
+    char_width = 1
     for piece in pieces:
-        for start in range(0, len(piece), _SLICE):  # in slices, so that a body of commas is refused after the first
-            part = bytes(piece[start : start + _SLICE + 2])  # two more, so that no escape is cut in two
+        for start in range(0, len(piece), _SLICE):  # in slices, so that a body of commas is refused after the first slice
+            part = bytes(piece[start : start + _SLICE + 2])  # two bytes of the next slice, so that `\ud` is not cut in two
             objects, arrays, commas, keys = part.count(b"{"), part.count(b"["), part.count(b","), part.count(b":")
             structure += OBJECT * objects + ARRAY * arrays + VALUE * commas + FIELD * keys
             values += commas + objects + arrays
             fields += keys + objects + arrays
             _check(values, fields)
-            width = max(width, _width(part))
-    return structure + text * (width + TEXT_COPIES)
+            char_width = max(char_width, _char_width(part))
+    return structure + text_bytes * (char_width + TEXT_COPIES)
 
 
-def held_size(request: BaseModel) -> tuple[int, int]:
-    """Bytes of the strings, lists and dictionaries in a validated request, and of the pictures that are left in its body."""
+def validated_size(request: BaseModel) -> tuple[int, int]:
+    """Return the memory of the strings, lists and dictionaries in a validated request, and the size of its images that stay in the body.
+
+    Both are in bytes.
+    """
     size = images = 0
     unseen: list[Any] = [request]
     while unseen:
@@ -82,9 +89,12 @@ def _check(values: int, fields: int) -> None:
         raise InvalidRequest(f"The body has more than {MAX_FIELDS} objects, lists and fields.")
 
 
-def _width(part: bytes) -> int:
-    """Bytes that CPython may take for each character of a string in this JSON text: one emoji makes a whole string four times as long."""
+def _char_width(part: bytes) -> int:
+    """Return an upper bound of the bytes per character of the strings in a JSON text, as CPython stores them.
+
+    A single emoji in a string makes every character of that string take four bytes.
+    """
     if part.isascii() and b"\\u" not in part:
         return 1
-    wide = len(part.translate(None, _WIDE)) < len(part) or b"\\ud" in part or b"\\uD" in part
-    return 4 if wide else 2
+    is_wide = len(part.translate(None, _FOUR_BYTE_LEADS)) < len(part) or b"\\ud" in part or b"\\uD" in part
+    return 4 if is_wide else 2

@@ -1,4 +1,8 @@
-"""One JSON endpoint of a door, as an ASGI app: let in, read, handle, and whatever happens, answer in the door's words or fall silent."""
+"""JSON endpoints as ASGI apps, one for HTTP and one for WebSockets.
+
+An endpoint admits a request, reads its body and calls the API's handler. It answers errors in the API's format. A client that disconnects
+cancels the handler.
+"""
 
 import asyncio
 import logging
@@ -21,11 +25,17 @@ from llava_gateway.serving.admission import Admission
 log = logging.getLogger(__name__)
 
 Handle = Callable[[JsonBody, ResponseWriter], Coroutine[Any, Any, None]]
+"""Parses the body and writes the response. Raises GatewayError."""
 
 
 @dataclass(frozen=True)
 class JsonEndpoint:
-    """A client that leaves cancels `handle`, which closes what it has opened: generation stops, streamed or not."""
+    """An ASGI app that answers HTTP requests with a JSON body.
+
+    A client that disconnects cancels `handle`. The handler then leaves `gateway.open`, which aborts the generation, streamed or not.
+
+        Route("/v1/chat/completions", JsonEndpoint(handle, render_error, gateway.admission, body_reader), methods=["POST"])
+    """
 
     handle: Handle
     render_error: ErrorRenderer
@@ -33,25 +43,27 @@ class JsonEndpoint:
     body_reader: RequestBodyReader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Errors other than GatewayError are left to the middleware."""
         response = ResponseWriter(send, writer=scope.get("writer"))
         try:
             async with self.admission.enter(), self.body_reader.json(scope, receive) as body:
                 await run_until_disconnect(_disconnected(receive, response), self.handle(body, response))
         except ClientDisconnected:
             metrics.DISCONNECTS.inc()
-            log.debug("the client left")
+            log.debug("The client disconnected")
         except GatewayError as error:
             if error.status == 500:
                 log.error("%s", error.message, exc_info=error)
             current_context().code = error.code or error.type
-            error.__traceback__ = error.__context__ = error.__cause__ = None  # their frames hold the body, which is no longer counted
+            # Their frames keep the body alive, whose memory is no longer reserved.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
             await self.render_error(error, response)
 
 
-async def run_until_disconnect(gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
-    """Do the work; cancel it as soon as `gone` has come to its end. ClientLeft then."""
+async def run_until_disconnect(disconnected: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
+    """Run `work`, and cancel it when `disconnected` returns first. Raises ClientDisconnected then, otherwise the error of `work`."""
     task = asyncio.create_task(work)
-    watch = asyncio.create_task(gone)
+    watch = asyncio.create_task(disconnected)
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -64,7 +76,10 @@ async def run_until_disconnect(gone: Coroutine[Any, Any, None], work: Coroutine[
 
 
 async def _disconnected(receive: Receive, response: ResponseWriter) -> None:
-    """Until the client has left before its answer was whole. (Servers say the same of a client whose answer is.)"""
+    """Return when the client has disconnected before the response was complete.
+
+    ASGI servers also send `http.disconnect` after a complete response. This does not return then.
+    """
     while (await receive())["type"] != "http.disconnect":
         pass
     if response.ended:
@@ -75,21 +90,26 @@ NORMAL, POLICY_VIOLATION = 1000, 1008
 
 
 class WebSocketWriter:
-    """Sends values as messages, which answer one of the client's."""
+    """Sends the messages that answer one message of the client, each a JSON value."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.ended = False
-        """Whether its last message is on its way. The client may send its next one from then on."""
+        """The last message has been sent. The client may send its next message."""
 
     async def __call__(self, value: Any, *, last: bool = False) -> None:
+        """Send `value` as one message."""
         self.ended = last
         await self._send({"type": "websocket.send", "text": orjson.dumps(value).decode()})
 
 
 @dataclass(frozen=True)
 class JsonWebSocketEndpoint:
-    """An ASGI app. A client that leaves cancels `handle`, as one that sends a message while another is being answered does."""
+    """An ASGI app that answers the messages of a WebSocket, one after the other. Each message is a request with a JSON body.
+
+    Each message is authenticated, admitted and recorded as a request of its own. A client that disconnects cancels `handle`. A client that
+    sends a message before the last one has been answered is disconnected.
+    """
 
     handle: Callable[[JsonBody, WebSocketWriter], Coroutine[Any, Any, None]]
     render_error: Callable[[GatewayError, WebSocketWriter], Awaitable[None]]
@@ -97,6 +117,7 @@ class JsonWebSocketEndpoint:
     body_reader: RequestBodyReader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket until the client closes it, or has been silent for `body_reader.timeout` seconds."""
         await receive()
         await send({"type": "websocket.accept"})
         try:
@@ -115,19 +136,19 @@ class JsonWebSocketEndpoint:
             await send({"type": "websocket.close", "code": NORMAL})
 
     async def _answer(self, message: Message, early: list[Message], scope: Scope, receive: Receive, send: Send) -> None:
-        """`early`: gets the next message if that comes between the answer's last one and its end here."""
+        """Answer one message. `early`: the client's next message is put here if it arrives before this method has returned."""
         answer = WebSocketWriter(send)
-        body = message.pop("bytes", None) or (message.pop("text", None) or "").encode()  # held by nobody else
+        body = message.pop("bytes", None) or (message.pop("text", None) or "").encode()  # popped, so that nothing else keeps it alive
         with scope["recorder"].record(scope) as record:
             try:
                 async with AsyncExitStack() as stack:
-                    if reservation := message.get("reservation"):  # our server has counted the message on its way
+                    if reservation := message.get("reservation"):  # our WebSocket protocol has reserved memory while the message arrived
                         stack.callback(reservation.release)
                     if admit := scope.get("admit"):
                         await stack.enter_async_context(admit())
                     await stack.enter_async_context(self.admission.enter())
                     if reservation:
-                        reservation.release()  # the next line counts it anew
+                        reservation.release()  # the next line reserves the memory again
                     request = stack.enter_context(self.body_reader.message(body))
                     del body
                     await run_until_disconnect(_message_or_disconnect(receive, send, answer, early), self.handle(request, answer))
@@ -138,13 +159,13 @@ class JsonWebSocketEndpoint:
             except ClientDisconnected:
                 raise
             except Exception:
-                log.exception("request %s failed", record.context.id)
+                log.exception("The request %s failed", record.context.id)
                 record.status, record.context.code = 500, "server_error"
-                await self.render_error(GatewayError("The server failed on this request; its log says more."), answer)
+                await self.render_error(GatewayError("The server failed on this request. The server's log has the details."), answer)
 
 
 async def _message_or_disconnect(receive: Receive, send: Send, answer: WebSocketWriter, early: list[Message]) -> None:
-    """Until anything comes from the client, which is to wait for its answer."""
+    """Return when the client disconnects, or sends a message before its last one has been answered: the WebSocket is closed then."""
     message = await receive()
     if answer.ended:
         early.append(message)

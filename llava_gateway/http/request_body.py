@@ -1,5 +1,8 @@
-"""Reading a request's body: bounded while it arrives, in bytes and in time, alone and together with all others. What it takes once it is
-parsed is reserved before, and given back as far as it was not needed."""
+"""Reading the body of a request, with limits.
+
+The size of each body, the memory of all bodies together and the time of arrival are bounded. The memory for the parsed JSON is reserved
+before parsing. The part of the reservation that the parsed request does not need is released afterwards.
+"""
 
 import asyncio
 import re
@@ -14,94 +17,108 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from llava_gateway.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, TooManyRequests, UnsupportedMediaType
-from llava_gateway.http.body_size import held_size, parsed_size
+from llava_gateway.http.body_size import parsed_size, validated_size
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import timed
 from llava_gateway.settings import Settings
 from llava_gateway.types import BodySlice
 
-_HEAD = re.compile(rb"(?:data:[ -~]{0,200}?,)?[A-Za-z0-9+/_%-]{16}")
+_IMAGE_START = re.compile(rb"(?:data:[ -~]{0,200}?,)?[A-Za-z0-9+/_%-]{16}")
+"""How base64 and a `data:` URI begin."""
 _COLON = re.compile(rb"\s*:")
-_BETWEEN = re.compile(rb"\s*[,:\]}]")
-"""How the text after a string's closing quote begins."""
+_AFTER_STRING = re.compile(rb"\s*[,:\]}]")
+"""How the JSON text after a string's closing quote begins."""
 LONG = 1 << 18
-"""Bytes from which base64, and a `data:` URI, is left in place. No text of a prompt may be as long."""
+"""The length in bytes from which a base64 string or `data:` URI becomes a BodySlice. No text of a prompt may be as long."""
 MAX_TEXT = 4 << 20
-"""Bytes of a string that is no picture. No model's context has room for as much."""
+"""The upper bound of a string that is not an image, in bytes. No model's context has room for a longer text."""
 
 
 class JsonText:
-    """A JSON text, looked through but not parsed yet."""
+    """A JSON text that has been scanned for images and sizes, but not parsed yet."""
 
     def __init__(self, body: bytes | bytearray, *, max_text: int | None = MAX_TEXT) -> None:
-        """`max_text`: bytes of the longest string that is no picture; None: strings may be as long as the body. InvalidRequest for longer
-        strings, and for too many values."""
-        self._pieces, self._images = _cut(body, max_text)
+        """Scan `body`.
+
+        `max_text`: the upper bound of a string that is not an image, in bytes. None: no bound but the body's. Raises InvalidRequest for a
+        longer string, and for too many values.
+        """
+        self._pieces, self._images = _cut_out_images(body, max_text)
         self.parsed_size = parsed_size(self._pieces)
-        """Most bytes that it takes once it is parsed, without the pictures that are left in place."""
+        """An upper bound of the memory of the parsed value, in bytes, without the images that stay in the body."""
         self.image_size = sum(len(image.ascii) for image in self._images)
-        """Bytes of these."""
+        """The size of the images that stay in the body, in bytes."""
 
     def parse(self) -> Any:
-        """The value; strings that are long base64 or `data:` URIs are `InPlace`. InvalidRequest if this is not JSON."""
+        """Return the value, with a BodySlice for each long base64 string and `data:` URI. Raises InvalidRequest if this is not JSON."""
         try:
             if not self._images:
                 return orjson.loads(self._pieces[0])
-            names = [secrets.token_hex(16) for _ in self._images]
-            text = b"".join(part for piece, name in zip(self._pieces, [*names, ""], strict=True) for part in (piece, name.encode()))
-            return _with(dict(zip(names, self._images, strict=True)), orjson.loads(text))
+            placeholders = [secrets.token_hex(16) for _ in self._images]  # random, so that no client's string is taken for one
+            ends = [*placeholders, ""]
+            text = b"".join(part for piece, end in zip(self._pieces, ends, strict=True) for part in (piece, end.encode()))
+            return _put_back(dict(zip(placeholders, self._images, strict=True)), orjson.loads(text))
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
 
 
 def loads(body: bytes | bytearray) -> Any:
-    """The JSON text's value. InvalidRequest."""
+    """Return the value of a JSON text, as `JsonText.parse` does. Raises InvalidRequest."""
     return JsonText(body).parse()
 
 
-def _cut(body: bytes | bytearray, max_text: int | None) -> tuple[list[memoryview], list[BodySlice]]:
-    """What is around the long strings of base64, and these. Quotes stay with what is around, so that what was not JSON does not become
-    it. Looks between two quotes around every LONG / 2 bytes: what is LONG cannot slip through, and each byte is looked at twice at most."""
+def _cut_out_images(body: bytes | bytearray, max_text: int | None) -> tuple[list[memoryview], list[BodySlice]]:
+    """Return the pieces of a body around its long base64 strings, and these strings.
+
+    Quotes stay in the pieces, so that a text that is not JSON does not become JSON. The scan jumps LONG / 2 bytes and looks at the two
+    quotes around that position: no string of LONG bytes is missed, and each byte is looked at twice at most.
+    """
     view = memoryview(body)
     pieces: list[memoryview] = []
-    found: list[BodySlice] = []
-    done = last = 0
-    while (at := last + LONG // 2) < len(body) and (end := body.find(b'"', at)) >= 0:
-        start = body.rfind(b'"', last, at) + 1
+    images: list[BodySlice] = []
+    piece_start = last_quote = 0
+    while (position := last_quote + LONG // 2) < len(body) and (end := body.find(b'"', position)) >= 0:
+        start = body.rfind(b'"', last_quote, position) + 1
         if start and end - start >= LONG:
             if _is_image(body, start, end):
-                pieces.append(view[done:start])
-                found.append(BodySlice(view[start:end]))
-                done = end
+                pieces.append(view[piece_start:start])
+                images.append(BodySlice(view[start:end]))
+                piece_start = end
             elif max_text is not None and end - start > max_text and _is_text(body, start, end):
                 raise InvalidRequest(f"The body has a text of more than {max_text} bytes, which is longer than any prompt.")
-        last = end
-    pieces.append(view[done:])
-    return pieces, found
+        last_quote = end
+    pieces.append(view[piece_start:])
+    return pieces, images
 
 
 def _is_image(body: bytes | bytearray, start: int, end: int) -> bool:
-    """Whether a whole string that begins and ends here, if this is JSON, looks like base64, and is no key. What follows a string's closing
-    quote never does, nor does what an escape precedes or is within."""
-    escaped = body[start - 2 : start - 1] == b"\\" or body.find(b"\\", start, end) >= 0
-    return bool(_HEAD.match(body, start, end)) and not escaped and not _COLON.match(body, end + 1)
+    """Return whether the bytes between two quotes are a whole JSON string that looks like base64 and is not a key, if the body is JSON.
+
+    The bytes may also lie between two strings. Such bytes begin with a comma, a colon or a bracket, and never look like base64. A string
+    with an escape in it, and one whose opening quote is escaped, is not an image either.
+    """
+    has_escape = body[start - 2 : start - 1] == b"\\" or body.find(b"\\", start, end) >= 0
+    return bool(_IMAGE_START.match(body, start, end)) and not has_escape and not _COLON.match(body, end + 1)
 
 
 def _is_text(body: bytes | bytearray, start: int, end: int) -> bool:
-    """Whether a string begins here, if this is JSON, that is no picture in base64, not even one with white space in escapes."""
-    return not (_BETWEEN.match(body, start, end) or _HEAD.match(body, start, end))
+    """Return whether the bytes after a quote begin a JSON string that is not base64, even base64 with escaped white space in it."""
+    return not (_AFTER_STRING.match(body, start, end) or _IMAGE_START.match(body, start, end))
 
 
-def _with(found: dict[str, BodySlice], document: Any) -> Any:
-    """The document with what was cut out in the places of its names. (A loop: documents may be nested more deeply than Python calls.)"""
+def _put_back(images: dict[str, BodySlice], document: Any) -> Any:
+    """Return the document with the images in the fields of their placeholders.
+
+    This is a loop because documents may be nested more deeply than Python functions may call each other.
+    """
     root = [document]
     unseen: list[Any] = [root]
     while unseen:
         container = unseen.pop()
         for key, value in container.items() if isinstance(container, dict) else enumerate(container):
             if isinstance(value, str):
-                if value in found:
-                    container[key] = found[value]
+                if value in images:
+                    container[key] = images[value]
             elif isinstance(value, dict | list):
                 unseen.append(value)
     return root[0]
@@ -111,76 +128,85 @@ T = TypeVar("T", bound=BaseModel)
 
 JSON_TYPES = ("application/json", "text/json", "")
 _LARGE = 1 << 20
-"""Bytes up to which an estimate of a parsed body is kept as it is: to measure what is held would cost more than it gives back."""
+"""A reservation of up to this many bytes is kept as it is: measuring the parsed request would cost more than the memory is worth."""
 
 
 class ClientDisconnected(Exception):
-    """The client closed the connection before its answer was whole."""
+    """The client closed the connection before the response was complete."""
 
 
 class RequestBodyReader:
-    """All bodies that are in memory."""
+    """Reads request bodies and counts the memory of all bodies that are in flight. Used from one event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self.max_body, self.max_together = settings.max_body_mb << 20, settings.max_bodies_mb << 20
+        """Take the limits from `max_body_mb`, `max_bodies_mb` and `body_timeout`."""
+        self.max_body = settings.max_body_mb << 20
+        """The upper bound of one body, in bytes."""
+        self.max_total = settings.max_bodies_mb << 20
+        """The upper bound of the memory of all bodies, in bytes."""
         self.timeout = settings.body_timeout
+        """In seconds."""
         self.bytes = 0
+        """The memory that is reserved now."""
         metrics.BODY_BYTES.set_function(lambda: self.bytes)
 
     @asynccontextmanager
     async def json(self, scope: Scope, receive: Receive) -> AsyncIterator["JsonBody"]:
-        """The body, whose memory is counted as long as the block runs. GatewayError for media types other than JSON and bodies that are too
-        large or too slow; ClientLeft if the rest of it will not come."""
+        """Yield the body of an HTTP request. Its memory is reserved until the block ends.
+
+        Raises UnsupportedMediaType unless the media type is JSON, BodyTooLarge, BodyTooSlow, TooManyRequests if other bodies leave no room,
+        and ClientDisconnected.
+        """
         headers = Headers(scope=scope)
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in JSON_TYPES and not media_type.endswith("+json"):
             raise UnsupportedMediaType(f"The body must be application/json, not {media_type}.")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("The body must not be compressed.")
-        with self._share() as share:
+        with self._reserved() as reservation:
             with timed("body"):
-                body = JsonBody(await self._read_in_time(headers, receive, share), share)
+                body = JsonBody(await self._read_in_time(headers, receive, reservation), reservation)
             yield body
 
     @contextmanager
     def message(self, message: bytes) -> Iterator["JsonBody"]:
-        """As `json`, of what a WebSocket has brought."""
-        with self._share() as share:
-            share.grow_to(len(message))
-            body = JsonBody(message, share)
+        """Yield a WebSocket's message as a body. Its memory is reserved until the block ends. Raises BodyTooLarge and TooManyRequests."""
+        with self._reserved() as reservation:
+            reservation.grow_to(len(message))
+            body = JsonBody(message, reservation)
             del message
             yield body
 
     def reservation(self) -> "BodyReservation":
-        """For the bytes of a message that is on its way. Its holder releases it."""
+        """Return an empty reservation, for the bytes of a message that is arriving. The caller releases it."""
         return BodyReservation(self)
 
     @contextmanager
-    def _share(self) -> Iterator["BodyReservation"]:
-        share = BodyReservation(self)
+    def _reserved(self) -> Iterator["BodyReservation"]:
+        reservation = BodyReservation(self)
         try:
-            yield share
+            yield reservation
         finally:
-            share.release()
+            reservation.release()
 
-    async def _read_in_time(self, headers: Headers, receive: Receive, share: "BodyReservation") -> bytes | bytearray:
+    async def _read_in_time(self, headers: Headers, receive: Receive, reservation: "BodyReservation") -> bytes | bytearray:
         try:
             async with asyncio.timeout(self.timeout):
-                return await self._read(headers, receive, share)
+                return await self._read(headers, receive, reservation)
         except TimeoutError:
-            raise BodyTooSlow(f"The body was not whole after {self.timeout:g} s.") from None
+            raise BodyTooSlow(f"The body was not complete after {self.timeout:g} s.") from None
 
-    async def _read(self, headers: Headers, receive: Receive, share: "BodyReservation") -> bytes | bytearray:
+    async def _read(self, headers: Headers, receive: Receive, reservation: "BodyReservation") -> bytes | bytearray:
         declared = headers.get("content-length", "")
         if declared.isdecimal():
-            share.check(int(declared))
-        body, more = bytearray(), True  # grows in place, where joined chunks would be held twice
+            reservation.check(int(declared))
+        body, more = bytearray(), True  # grows in place; joining a list of chunks would hold them twice
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
             chunk, more = message.get("body", b""), message.get("more_body", False)
-            share.grow_to(len(body) + len(chunk))
+            reservation.grow_to(len(body) + len(chunk))
             if not body and not more:
                 return cast(bytes, chunk)
             body += chunk
@@ -188,32 +214,35 @@ class RequestBodyReader:
 
 
 class JsonBody:
-    """A request's body and its reservation. It is parsed once, and gone then, except for pictures that stand in it."""
+    """The body of one request and its reservation. A body is parsed once; afterwards only the images that stay in it keep it alive."""
 
-    def __init__(self, body: bytes | bytearray, share: "BodyReservation") -> None:
+    def __init__(self, body: bytes | bytearray, reservation: "BodyReservation") -> None:
         self._body: bytes | bytearray | None = body
-        self._share = share
+        self._reservation = reservation
 
-    def parse(self, keep: Callable[[dict[str, Any]], T], *, max_text: int | None) -> T:
-        """What `keep` makes of the JSON object, which is dropped. The memory for parsing is reserved first, and more than `held_size` of
-        the result is given back. `max_text`: as for `JsonText`. Raises GatewayError."""
+    def parse(self, validate: Callable[[dict[str, Any]], T], *, max_text: int | None) -> T:
+        """Parse the JSON object, drop it, and return the request that `validate` has made of it.
+
+        The memory for parsing is reserved first. Afterwards the reservation shrinks to the size of the result. `max_text`: as for
+        `JsonText`. Raises InvalidRequest, BodyTooLarge and TooManyRequests, and the errors of `validate`.
+        """
         body, self._body = self._body, None
         assert body is not None
         size, text = len(body), JsonText(body, max_text=max_text)
         del body
-        reserved = _with_images(size, text.image_size) + text.parsed_size
-        self._share.reserve(reserved)
-        kept = keep(_object(text))
+        reserved = _with_decoded(size, text.image_size) + text.parsed_size
+        self._reservation.reserve(reserved)
+        request = validate(_object(text))
         if reserved > _LARGE:
-            held, images = held_size(kept)
-            self._share.shrink_to((_with_images(size, images) if images else 0) + held)
+            request_size, images = validated_size(request)
+            self._reservation.shrink_to((_with_decoded(size, images) if images else 0) + request_size)
         elif not text.image_size:
-            self._share.shrink_to(text.parsed_size)
-        return kept
+            self._reservation.shrink_to(text.parsed_size)
+        return request
 
 
-def _with_images(body: int, images: int) -> int:
-    """Bytes of a body and of the pictures in it: they are decoded while it is held."""
+def _with_decoded(body: int, images: int) -> int:
+    """Return the size of a body and of its base64 images once they are decoded, in bytes. The body stays in memory meanwhile."""
     return body + images * 3 // 4
 
 
@@ -225,36 +254,41 @@ def _object(text: JsonText) -> dict[str, Any]:
 
 
 class BodyReservation:
-    """One body's part of all of them."""
+    """The part of the reader's memory that is reserved for one body."""
 
     def __init__(self, body_reader: RequestBodyReader) -> None:
         self._body_reader = body_reader
         self._bytes = 0
 
     def check(self, size: int) -> None:
-        """Raises BodyTooLarge."""
+        """Raise BodyTooLarge if a body of `size` bytes is beyond the limit for one body."""
         if size > self._body_reader.max_body:
             raise BodyTooLarge(f"The body is larger than {self._body_reader.max_body >> 20} MiB.")
 
     def grow_to(self, size: int) -> None:
-        """The body has so many bytes. Raises BodyTooLarge, or TooManyRequests if it is the others that leave no room."""
+        """Reserve memory for a raw body of `size` bytes.
+
+        Raises BodyTooLarge if the body is beyond a limit, or TooManyRequests if other bodies leave no room.
+        """
         self.check(size)
         self.reserve(size)
 
     def reserve(self, size: int) -> None:
-        """So many bytes, whatever they are for. Raises as `grow_to`."""
-        if size > self._body_reader.max_together:
-            raise BodyTooLarge(f"The body takes more than {self._body_reader.max_together >> 20} MiB of memory once it is parsed.")
+        """Make the reservation at least `size` bytes, which may be more than one raw body may have. Raises as `grow_to`."""
+        if size > self._body_reader.max_total:
+            raise BodyTooLarge(f"The body takes more than {self._body_reader.max_total >> 20} MiB of memory once it is parsed.")
         more = max(size - self._bytes, 0)
-        if self._body_reader.bytes + more > self._body_reader.max_together:
+        if self._body_reader.bytes + more > self._body_reader.max_total:
             raise TooManyRequests("The server is busy with large requests. Try again later.", code="bodies_full", retry_after=1)
         self._body_reader.bytes += more
         self._bytes += more
 
     def shrink_to(self, size: int) -> None:
-        less = max(self._bytes - size, 0)
-        self._body_reader.bytes -= less
-        self._bytes -= less
+        """Release the memory beyond `size` bytes."""
+        excess = max(self._bytes - size, 0)
+        self._body_reader.bytes -= excess
+        self._bytes -= excess
 
     def release(self) -> None:
+        """Release all memory of the reservation. A second call does nothing."""
         self.shrink_to(0)

@@ -1,4 +1,4 @@
-"""Writing a response: once as JSON, or frame by frame as server-sent events."""
+"""Writing a response: as one JSON body, as a body in parts, or as a stream such as server-sent events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -16,93 +16,114 @@ Header = tuple[bytes, bytes]
 UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 KEEP_ALIVE = b": keep-alive\n\n"
 Parts = Sequence[bytes | bytearray]
-"""Of a body, in order."""
+"""The parts of a body, in order."""
 JSON = b"application/json"
 PIECE = 1 << 20
-"""Bytes of a body that leave at once. Between two pieces others are served."""
+"""The size of the pieces in which a long body is sent, in bytes. Other requests are served between two pieces."""
 
 
 class Writer(Protocol):
-    """Our server's short cut for what stands in the middle of a response's body; `writer` in the ASGI scope."""
+    """A shortcut to the socket for the middle of a response's body. Our HTTP protocol puts one into the ASGI scope, as `writer`."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether the client reads fast enough for more."""
+        """Whether the client reads fast enough for more data."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes) -> None:
+        """Send the next bytes of the body at once."""
 
 
 class ResponseWriter:
-    """The response to one request. Knows whether its status line has left."""
+    """Writes the response to one request: either by `json`, `body` or `parts`, or by frames within the block of `stream` or `events`.
+
+    This response has one event:
+
+        response = ResponseWriter(send)
+        async with response.events(keep_alive=15):
+            await response.event(b'{"text":"Hello"}')
+    """
 
     def __init__(self, send: Send, *, writer: Writer | None = None, started: bool = False, headers: Iterable[Header] = ()) -> None:
-        """`headers`: besides those that whoever renders it gives it."""
+        """Create the writer.
+
+        `send`: the ASGI application's. `writer`: the server's shortcut, if it has one. `started`: whether the status line has been sent
+        already. `headers`: are added to the headers that each method sends.
+        """
         self._send = send
         self._writer = writer
         self.started = started
+        """The status line has been sent, so an error can no longer change the status."""
         self.ended = False
-        """Whether its last piece is on its way. What is left to do then is ours, and no matter of the client's."""
+        """The last chunk has been sent; a disconnect no longer cancels the request."""
         self._headers = tuple(headers)
         self._silent = True
 
     async def json(self, status: int, value: Any, headers: tuple[Header, ...] = ()) -> None:
+        """Send a whole response with `value` as JSON."""
         await self.body(status, orjson.dumps(value), JSON, headers)
 
     async def body(self, status: int, body: bytes, media_type: bytes, headers: tuple[Header, ...] = ()) -> None:
-        await self._start(status, (*_described(media_type, len(body)), *headers))
+        """Send a whole response."""
+        await self._start(status, (*_content_headers(media_type, len(body)), *headers))
         self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def parts(self, status: int, parts: Parts, media_type: bytes) -> None:
-        """As `body`, of a body in parts, which are never copied into one."""
-        await self._start(status, _described(media_type, sum(map(len, parts))))
-        held: list[bytes | bytearray] = []
+        """Send a whole response whose body is in parts. The parts are never joined to one copy of the body."""
+        await self._start(status, _content_headers(media_type, sum(map(len, parts))))
+        pending: list[bytes | bytearray] = []
         size = 0
         for part in parts:
             for start in range(0, len(part), PIECE):
-                held.append(part[start : start + PIECE])
-                size += len(held[-1])
+                pending.append(part[start : start + PIECE])
+                size += len(pending[-1])
                 if size > PIECE:
-                    await self._send({"type": "http.response.body", "body": b"".join(held), "more_body": True})
+                    await self._send({"type": "http.response.body", "body": b"".join(pending), "more_body": True})
                     await asyncio.sleep(0)
-                    held, size = [], 0
+                    pending, size = [], 0
         self.ended = True
-        await self._send({"type": "http.response.body", "body": b"".join(held)})
+        await self._send({"type": "http.response.body", "body": b"".join(pending)})
 
     @asynccontextmanager
     async def stream(self, media_type: bytes, keep_alive: float, silence: bytes, last: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
-        """A response in pieces; ends with the block and with what `last` then makes, or with `end` if the block fails. It is never silent
-        for longer than `keep_alive` seconds: `silence` goes out, which says nothing, so that nobody between here and the client takes the
-        connection for dead."""
+        """Start a response whose body is sent within the block, by `frames` and `deltas`.
+
+        `keep_alive`: the upper bound of the stream's silence, in seconds. `silence`: the bytes that break a silence. They have no meaning
+        in this media type, and keep proxies from closing the connection. `last`: returns the last bytes of the body when the block ends.
+        If the block raises an error, the response stays open: the error's renderer ends it with `end`.
+        """
         await self._start(200, ((b"content-type", media_type), *UNBUFFERED))
-        ticking = asyncio.create_task(self._tick(keep_alive / 2, silence))
+        ticker = asyncio.create_task(self._tick(keep_alive / 2, silence))
         try:
             yield
         finally:
-            ticking.cancel()
+            ticker.cancel()
         await self.end(last())
 
     @asynccontextmanager
     async def events(self, keep_alive: float, last: Callable[[], bytes] = bytes) -> AsyncIterator[None]:
-        """A stream of server-sent events."""
+        """Start a response of server-sent events, as `stream` does; `event` sends one."""
         async with self.stream(b"text/event-stream; charset=utf-8", keep_alive, KEEP_ALIVE, last):
             yield
 
     async def event(self, data: bytes) -> None:
-        """One server-sent event; `data` has no line breaks (JSON never does)."""
+        """Send one server-sent event. `data`: without line breaks, such as JSON."""
         await self.frames(b"data: " + data + b"\n\n")
 
     async def frames(self, frames: bytes) -> None:
-        """Pieces of the stream, framed as its media type has them."""
+        """Send bytes of the stream, framed as its media type requires."""
         self._silent = False
         await self._send({"type": "http.response.body", "body": frames, "more_body": True})
 
-    async def deltas(self, answer: DeltaStream, render: Callable[[Delta], bytes]) -> None:
-        """All deltas of an answer, rendered as `frames` has them; a delta may show as nothing. With a writer they leave as soon as the
-        engine has them, and are held and joined while the client is slow."""
+    async def deltas(self, deltas: DeltaStream, render: Callable[[Delta], bytes]) -> None:
+        """Send all deltas of an answer.
+
+        `render`: returns a delta's frames, or nothing. With a `writer` each delta is sent in the engine's call stack. While the client is
+        slow, the deltas are held and joined. Raises the engine's error.
+        """
         writer = self._writer
 
-        def take(delta: Delta) -> bool:
+        def write_at_once(delta: Delta) -> bool:
             assert writer
             if not writer.is_ready:
                 return False
@@ -111,15 +132,17 @@ class ResponseWriter:
                 writer.write(frames)
             return True
 
-        async for delta in answer.deltas(take if writer else None):
+        async for delta in deltas.deltas(write_at_once if writer else None):
             if frames := render(delta):
                 await self.frames(frames)
 
     async def end(self, last: bytes = b"") -> None:
+        """Send the last bytes of a stream's body and end the response."""
         self.ended = True
         await self._send({"type": "http.response.body", "body": last})
 
     async def _tick(self, interval: float, silence: bytes) -> None:
+        """Send `silence` after each interval in which no frames were sent."""
         while True:
             self._silent = True
             await asyncio.sleep(interval)
@@ -131,16 +154,16 @@ class ResponseWriter:
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
 
 
-def _described(media_type: bytes, length: int) -> tuple[Header, Header]:
+def _content_headers(media_type: bytes, length: int) -> tuple[Header, Header]:
     return (b"content-type", media_type), (b"content-length", str(length).encode())
 
 
 def retry_after(error: GatewayError) -> tuple[Header, ...]:
-    """The header that says when a retry makes sense, if one does."""
+    """Return the `retry-after` header of an error, if a retry may succeed."""
     return () if error.retry_after is None else ((b"retry-after", str(error.retry_after).encode()),)
 
 
 ErrorRenderer = Callable[[GatewayError, ResponseWriter], Awaitable[None]]
-"""Renders an error as a door's dialect has it, before or after the status line has left."""
+"""Sends an error in an API's format, before or after the status line has been sent."""
 FindErrorRenderer = Callable[[Scope], ErrorRenderer]
-"""The `Fail` of the door that a request is at."""
+"""Returns the error renderer of the API that serves a request's path."""

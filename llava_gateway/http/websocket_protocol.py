@@ -1,5 +1,22 @@
-"""uvicorn's WebSocket protocol with limits: the bytes of an unfinished message are counted with all bodies, a message must be whole in
-time, and frames are bounded in number. A client that does not read is not read from."""
+"""uvicorn's WebSocket protocol, with protection against hostile clients.
+
+The memory of an unfinished message counts as the memory of a request body. A message must be complete in time, and its number of frames is
+bounded. Nothing is read from a client that does not read.
+
+These names of uvicorn are not documented. They were read in uvicorn 0.54.0; `tests/unit/http/test_uvicorn_contract.py` fails when one of
+them changes.
+
+- `uvicorn._types`: `ASGIReceiveEvent`, `ASGISendEvent`. Only for type checks.
+- `uvicorn.protocols.websockets.websockets_sansio_impl.WebSocketsSansIOProtocol` is the base class of `WebSocketProtocol`.
+  Its methods that are overridden: `connection_made`, `connection_lost`, `pause_writing`, `resume_writing`, `data_received`,
+  `handle_events`, `handle_text`, `handle_bytes`, `handle_cont`, `handle_ping`, `handle_parser_exception`, `send`, `receive`,
+  `on_task_complete`.
+  Its attributes that are read: `conn`, `disconnected`, `handshake_complete`, `handshake_initiated`, `loop`, `queue`, `transport`,
+  `writable`.
+  Its attributes that are also set: `close_sent`, `close_timeout`, `close_timer`, `read_paused`.
+- Of its `conn`, a `ServerProtocol` of the library `websockets`: `events`, `reader.buffer`, `current_size`, `close_sent`, `fail`,
+  `data_to_send`.
+"""
 
 import asyncio
 from typing import Any
@@ -13,18 +30,18 @@ from llava_gateway.http.request_body import RequestBodyReader
 from llava_gateway.settings import Settings
 
 SLICE = 1 << 12
-"""Bytes that are parsed before limits are looked at again."""
+"""Bytes that are parsed before the limits are checked again."""
 FREE_FRAMES, BYTES_PER_FRAME = 1000, 1024
-"""Frames that may come until a message is whole, and bytes that allow for one more. Clients that split messages do so by 4 KiB or more."""
-GOODBYE = 3
-"""Seconds that a client gets to close its side."""
+"""A message may have `FREE_FRAMES` frames, and one more for each `BYTES_PER_FRAME` bytes. Clients split messages at 4 KiB or more."""
+CLOSE_TIMEOUT = 3
+"""Seconds that a client has for closing its side."""
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's protocol for one WebSocket, with this server's limits.
+    """One WebSocket with the limits of the settings. `websocket_protocol` makes the class for a server.
 
-    Every message, a text too, reaches the application as bytes. Its key `reservation` is the memory that the message takes of the body
-    reader's limit; the application releases it.
+    The app receives every message as bytes, also a text. The event's key `reservation` is the `BodyReservation` for the message's memory,
+    which the app releases.
     """
 
     settings: Settings
@@ -36,15 +53,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._reservation = self.body_reader.reservation()
         self._deadline: asyncio.TimerHandle | None = None
         self._new_frames = self._new_bytes = 0
-        self.close_timeout = GOODBYE
-        self._left = False
+        self.close_timeout = CLOSE_TIMEOUT
+        self._closing = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._drop_message()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """A client that does not read sends nothing more either: each of its pings would add to what it is to read."""
+        """Stop reading from a client that does not read: each of its pings would add a pong to the bytes that it has not read."""
         super().pause_writing()
         self.transport.pause_reading()
 
@@ -54,19 +71,20 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        """Parse the next bytes, in slices between which the limits are checked."""
         if not self.handshake_initiated:  # the request's head, from the HTTP protocol
             super().data_received(data)
             return
-        if not self.handshake_complete:  # a client has to wait until then
+        if not self.handshake_complete:  # the client must wait for the response to the handshake
             self.transport.abort()
             return
         for start in range(0, len(data), SLICE):
-            if self._left or self.transport.is_closing():
+            if self._closing or self.transport.is_closing():
                 break
             part = data[start : start + SLICE]
             self._new_bytes += len(part)
             super().data_received(part)
-            self._count()
+            self._check_limits()
 
     def handle_events(self) -> None:
         self._new_frames += len(self.conn.events)
@@ -79,7 +97,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.handle_cont(event)
 
     def handle_cont(self, event: Frame) -> None:
-        """Fragments are joined as they come: each in a list would take a hundred bytes, even if it is empty."""
+        """Join fragments as they arrive: in a list each would take a hundred bytes, even an empty one."""
         if not event.fin:
             self._message += event.data
             return
@@ -93,6 +111,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().handle_ping()
 
     def _deliver(self, message: bytes) -> None:
+        """Put a complete message into the app's queue, and stop reading until the app has received it."""
         if not self.queue.empty():
             self._fail(CloseCode.POLICY_VIOLATION, "one message at a time")
             return
@@ -113,15 +132,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_parser_exception(self) -> None:
         assert self.conn.close_sent is not None
-        self._leave(self.conn.close_sent.code, self.conn.close_sent.reason)
+        self._close(self.conn.close_sent.code, self.conn.close_sent.reason)
 
     async def send(self, message: ASGISendEvent) -> None:
-        """What comes after a close is dropped: the application may not know of it yet."""
+        """Send an event. Events after a close are dropped: the app may not know of the close yet."""
         await self.writable.wait()
         if not (self.close_sent or self.disconnected):
             await super().send(message)
 
     async def receive(self) -> ASGIReceiveEvent:
+        """Return the next event. Reading goes on unless the client does not read."""
         message = await self.queue.get()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
@@ -130,14 +150,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return message
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        """Release the memory of messages that the app has not received."""
         super().on_task_complete(task)
         while not self.queue.empty():
             message: Any = self.queue.get_nowait()
             if reservation := message.get("reservation"):
                 reservation.release()
 
-    def _count(self) -> None:
-        """Hold the bytes of the unfinished message, and the frames since the last whole one, against the limits."""
+    def _check_limits(self) -> None:
+        """Check the bytes of the unfinished message and the frames since the last complete message. Close the WebSocket beyond a limit."""
         size = len(self._message) + len(self.conn.reader.buffer)
         if self._new_frames > FREE_FRAMES + self._new_bytes // BYTES_PER_FRAME:
             self._fail(CloseCode.POLICY_VIOLATION, "too many small frames")
@@ -158,16 +179,20 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._fail(code, error.message)
 
     def _fail(self, code: CloseCode, reason: str) -> None:
-        if self.close_sent:  # it has been told once
+        """Close the WebSocket with an error; abort the connection if a close has been sent already."""
+        if self.close_sent:
             self.transport.abort()
             return
         self.conn.fail(code, reason)
-        self._leave(code, reason)
+        self._close(code, reason)
 
-    def _leave(self, code: int, reason: str) -> None:
-        """Say goodbye and hear the client out: to close with bytes unread would reset the connection before it has read the reason."""
+    def _close(self, code: int, reason: str) -> None:
+        """Send the close frame and go on reading, without parsing, until the client has closed its side.
+
+        Closing a connection with unread bytes would reset it, perhaps before the client has read the reason.
+        """
         self._drop_message()
-        self.close_sent = self._left = True
+        self.close_sent = self._closing = True
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
         if self.transport.can_write_eof():
@@ -175,7 +200,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(GOODBYE, self.transport.abort)
+        self.close_timer = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
 
     def _drop_message(self) -> None:
         self._message = bytearray()
@@ -189,5 +214,5 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 def websocket_protocol(settings: Settings, body_reader: RequestBodyReader) -> type[WebSocketProtocol]:
-    """Return the protocol class for a server with these limits, as `uvicorn.Config(ws=...)` takes it."""
+    """Return the protocol class for a server with these settings, as `uvicorn.Config(ws=...)` takes it."""
     return type("WebSocketProtocol", (WebSocketProtocol,), {"settings": settings, "body_reader": body_reader})

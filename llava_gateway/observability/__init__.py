@@ -1,1 +1,1 @@
-"""Metrics, logs, traces and the usage log."""
+"""Observability: request contexts, metrics, logs, traces and the usage log."""

@@ -1,7 +1,7 @@
-"""The context of one request, as the operator sees it: who asked for what, and where the time went.
+"""The context of one request, for the operator: its client, its model, its usage, and the time of its stages.
 
-Code that learns something writes it here. When the request has ended, its line in the log, its line in the usage log, its metrics and its
-trace are made from the context. The context travels in a context variable, so functions on the way do not pass it on.
+Each part of the gateway writes its facts into the context. When the request has ended, its line in the log, its line in the usage log, its
+metrics and its trace are made from the context. The context is in a context variable, so functions need not pass it on.
 """
 
 from collections.abc import Iterator
@@ -17,27 +17,39 @@ from llava_gateway.types import Usage
 
 @dataclass(slots=True)
 class RequestContext:
+    """The facts about one request.
+
+    The middleware makes a context for each HTTP request. An embedder that calls the gateway itself may make one:
+
+        with request_context(RequestContext(id=new_id(), key_name="nightly-job")) as context:
+            async with gateway.open(request) as deltas:
+                text = "".join([delta.text async for delta in deltas])
+        print(context.usage)
+    """
+
     id: str = ""
+    """The request's id, which the response has as `x-request-id`."""
     trace: str | None = None
-    """`traceparent` (W3C Trace Context) for whatever this request calls."""
+    """The `traceparent` header (W3C Trace Context) for calls that this request makes."""
     address: str = ""
     """The client's IP address."""
     key_name: str = ""
     """The name of the API key; empty if the server asks for none."""
     model: str = ""
+    """The name of the model or LoRA adapter; empty until it is known."""
     code: str | None = None
-    """The code of the error that ended the request."""
+    """The code of the error that ended the request. None: no error."""
     usage: Usage = field(default_factory=Usage)
     images: list[str] = field(default_factory=list)
-    """Digest and size of each image."""
+    """The digest and size of each image, as one text."""
     stages: list[tuple[str, float, float]] = field(default_factory=list)
-    """Name, begin and end of each stage, by `time.perf_counter`."""
+    """The name, begin and end of each stage, in seconds of `time.perf_counter`."""
 
     @property
     def client(self) -> str:
-        """The client for fair sharing: the key's name, or the address if the server asks for no key.
+        """The identity of the client for fair sharing: the key's name, or the address if the server asks for no key.
 
-        An IPv6 address counts by its first 64 bits, since one client has them all.
+        An IPv6 address counts by its first 64 bits, because a client usually has all addresses behind them.
         """
         if self.key_name:
             return self.key_name
@@ -50,7 +62,7 @@ _current: ContextVar[RequestContext] = ContextVar("request_context")
 
 
 def current_context() -> RequestContext:
-    """Return the context of the request that this code works for. Outside a request it is a new one that nobody reads."""
+    """Return the context of the request that this code works for. Outside a request this is a new context, which is not recorded."""
     return _current.get(None) or RequestContext()
 
 

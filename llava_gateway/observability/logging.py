@@ -1,4 +1,7 @@
-"""How lines of the log look: text for people, or JSON for machines. A record's `fields` come after its message."""
+"""The format of log lines: text for people, or JSON for machines.
+
+A log call may have fields, with `extra={"fields": {...}}`. They follow the message.
+"""
 
 import logging
 import sys
@@ -11,18 +14,22 @@ from llava_gateway.settings import Settings
 
 
 def set_up(settings: Settings, stream: TextIO | None = None) -> None:
-    """For a process of ours. `stream`: where lines go, if not to sys.stderr. What no line shows is not looked for (Python's logging HOWTO,
-    "Optimization")."""
+    """Set up logging in a process of the gateway, with the settings `log_level` and `log_format`.
+
+    `stream`: the destination; default: sys.stderr. Facts that no line shows are not collected (Python's logging HOWTO, "Optimization").
+    """
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("llava_gateway").setLevel(settings.log_level.upper())
-    logging.getLogger("vllm").setLevel(logging.ERROR)  # it follows VLLM_LOGGING_LEVEL once it is imported
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # vLLM sets its level from VLLM_LOGGING_LEVEL when it is imported
 
 
 class TextFormatter(logging.Formatter):
+    """Formats a record as a line of text, with fields as `name=value`."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
@@ -32,6 +39,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
+    """Formats a record as one JSON object, with fields beside `time`, `level`, `logger` and `message`."""
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
@@ -46,6 +55,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _text(value: object) -> str:
+    """Return a field's value without spaces."""
     if isinstance(value, dict):
         return ",".join(f"{name}:{number}" for name, number in value.items())
     return ",".join(map(str, value)).replace(" ", ":") if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""Measures how long the event loop is held. Whatever runs on it for long lets every other request wait."""
+"""Measures how long the event loop is blocked. Code that runs on the loop for long delays every other request."""
 
 import asyncio
 import time
@@ -6,20 +6,22 @@ import time
 from llava_gateway.observability import metrics
 
 INTERVAL = 0.01
+"""Seconds between two measurements."""
 
 
 class LoopMonitor:
-    """Observes one event loop from `start` to `stop`. Costs a few microseconds a hundred times a second."""
+    """Measures the delay of one event loop from `start` to `stop`. A measurement takes a few microseconds."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """To be called on the event loop."""
+        """Start measuring the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._schedule()
 
     def stop(self) -> None:
+        """Stop measuring."""
         if self._timer:
             self._timer.cancel()
 
@@ -29,6 +31,7 @@ class LoopMonitor:
         self._timer = self._loop.call_at(self._due, self._observe)
 
     def _observe(self) -> None:
+        """Record how late this timer runs. A stall is the part in which the loop's own thread used the CPU."""
         delay = max(self._loop.time() - self._due, 0.0)
         metrics.LOOP_DELAY.observe(delay)
         metrics.LOOP_STALL.observe(min(delay, time.thread_time() - self._cpu_time))

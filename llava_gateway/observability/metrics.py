@@ -1,4 +1,4 @@
-"""What Prometheus is told. Counters and histograms of the gateway; vLLM adds its own (`vllm:*`) to the same registry."""
+"""The gateway's metrics for Prometheus. vLLM adds its own metrics (`vllm:*`) to the same registry."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,69 +11,69 @@ from llava_gateway.observability.context import RequestContext
 LOOP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 HTTP_REQUESTS = Counter("llava_http_requests_total", "HTTP requests by route and status", ["route", "status"])
-DISCONNECTS = Counter("llava_client_disconnects_total", "Clients that left before their answer was whole")
+DISCONNECTS = Counter("llava_client_disconnects_total", "Clients that disconnected before their answer was complete")
 REJECTIONS = Counter("llava_rejections_total", "Requests that ended with an error, by its code", ["reason"])
-RUNNING = Gauge("llava_requests_running", "Requests that hold a place at the engine")
-QUEUED = Gauge("llava_requests_queued", "Requests that wait for a place")
-IN_FLIGHT = Gauge("llava_requests_inside", "Requests from before their body is read until their answer has left")
+RUNNING = Gauge("llava_requests_running", "Requests that run at the engine")
+QUEUED = Gauge("llava_requests_queued", "Requests that wait for a slot at the engine")
+IN_FLIGHT = Gauge("llava_requests_inside", "Requests in flight: from before the body is read until the answer has been sent")
 TASKS = Gauge("llava_tasks", "Tasks of the event loop")
 LOOP_DELAY = Histogram(
     "llava_event_loop_delay_seconds",
-    "How late a timer of the event loop runs that is due a hundred times a second",
+    "Delay of a timer of the event loop that is due a hundred times a second",
     buckets=LOOP_BUCKETS,
 )
 LOOP_STALL = Histogram(
     "llava_event_loop_stall_seconds",
-    "As llava_event_loop_delay_seconds, but at most the CPU time of the event loop's own thread: a busy machine is no stall",
+    "Like llava_event_loop_delay_seconds, but at most the CPU time of the event loop's own thread, so that a busy machine is not a stall",
     buckets=LOOP_BUCKETS,
 )
-BODY_BYTES = Gauge("llava_body_bytes", "Memory of request bodies")
-ANSWER_BYTES = Gauge("llava_answer_bytes", "Memory that is reserved for answers until they have left")
-ENGINE_UP = Gauge("llava_engine_up", "1 if the engine, each of them, has answered within the last seconds")
-ENGINE_RESTARTS = Gauge("llava_engine_restarts", "How often the engine has died and come back")
-TOKENS = Counter("llava_tokens_total", "Tokens by kind: text and image of prompts, completion", ["kind"])
-KEY_REQUESTS = Counter("llava_key_requests_total", "Requests by the name of their key", ["key"])
-KEY_TOKENS = Counter("llava_key_tokens_total", "Tokens by the name of the key and by kind", ["key", "kind"])
+BODY_BYTES = Gauge("llava_body_bytes", "Memory of request bodies, in bytes")
+ANSWER_BYTES = Gauge("llava_answer_bytes", "Memory that is reserved for answers until they have been sent, in bytes")
+ENGINE_UP = Gauge("llava_engine_up", "1 if every engine has answered within the last seconds")
+ENGINE_RESTARTS = Gauge("llava_engine_restarts", "Restarts of the engine after it has died")
+TOKENS = Counter("llava_tokens_total", "Tokens by kind: text and image (of prompts), completion", ["kind"])
+KEY_REQUESTS = Counter("llava_key_requests_total", "Requests by the name of the API key", ["key"])
+KEY_TOKENS = Counter("llava_key_tokens_total", "Tokens by the name of the API key, and by kind", ["key", "kind"])
 MODEL_REQUESTS = Counter("llava_model_requests_total", "Requests that reached the engine, by the name of the model or adapter", ["model"])
 MODEL_TOKENS = Counter("llava_model_tokens_total", "Tokens by the name of the model or adapter, and by kind", ["model", "kind"])
 USAGE_LOG_FAILURES = Counter("llava_usage_log_failures_total", "Requests that could not be written to the usage log")
 STAGE = Histogram(
     "llava_stage_seconds",
-    "Where a request's time goes: body, prompt (rendering), images (in all), fetch and decode (of one), queue, first_token (of streams), "
-    "answer (from the engine's start to the last token), total",
+    "Duration of a request's stages: body, prompt (rendering), images (all), fetch and decode (of one image), queue, "
+    "first_token (of streams), answer (from the engine's start to the last token), total",
     ["stage"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
 )
 INTER_TOKEN = Histogram(
     "llava_inter_token_seconds",
-    "Mean time between two tokens of a stream; one observation for each",
+    "Mean time between two tokens of a stream; one observation per stream",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
 IMAGES = Counter(
     "llava_images_total",
-    "Images by where they came from: decoded, cached (prepared before), shared (being prepared for another request)",
+    "Images by source: decoded, cached (prepared earlier), shared (being prepared for another request)",
     ["source"],
 )
 IMAGE_URLS = Counter(
     "llava_image_urls_total",
-    "Image URLs by what they took: fetched, unchanged (asked, and not sent again), fresh (not asked), shared",
+    "Image URLs by source: fetched, unchanged (requested, but not sent again), fresh (not requested), shared (with another request)",
     ["source"],
 )
-IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images")
-IMAGE_FILE_BYTES = Gauge("llava_image_file_bytes", "Memory of image files that are being decoded or wait for that")
-IMAGE_WORKERS = Gauge("llava_image_workers", "Processes that decode images whose cost is not known beforehand")
-IMAGES_WAITING = Gauge("llava_images_waiting", "Images that wait for such a process")
+IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images, in bytes")
+IMAGE_FILE_BYTES = Gauge("llava_image_file_bytes", "Memory of image files that are being decoded or wait for it, in bytes")
+IMAGE_WORKERS = Gauge("llava_image_workers", "Processes that decode images whose cost is not known in advance")
+IMAGES_WAITING = Gauge("llava_images_waiting", "Images that wait for one of llava_image_workers")
 IMAGE_WORKER_ENDS = Counter(
     "llava_image_worker_ends_total",
-    "Such processes that ended before their image was decoded, by why: cpu (it took too much time), left (nobody waited any longer), "
-    "busy (the machine took too long), died",
+    "Processes of llava_image_workers that ended before their image was decoded, by cause: cpu (too much CPU time), "
+    "left (no request waited any longer), busy (the machine was too slow), died",
     ["cause"],
 )
-URL_CACHE_BYTES = Gauge("llava_url_cache_bytes", "Memory of what is known about image URLs")
-# The registry takes a lock and makes a tuple to find what a few labels name.
+URL_CACHE_BYTES = Gauge("llava_url_cache_bytes", "Memory of the cache of image URLs, in bytes")
+# Cached, because `labels` takes a lock and makes a tuple.
 _stage, _tokens_of, _http_requests = cache(STAGE.labels), cache(TOKENS.labels), cache(HTTP_REQUESTS.labels)
 MAX_NAMES = 1000
-"""Names of keys and of adapters that get a line of their own; more of them share `other`."""
+"""The upper bound of different names of keys, models and adapters in labels. Further names are counted as `other`."""
 _names: set[str] = set()
 
 
@@ -85,7 +85,7 @@ def watch(
     engine_restarts: Callable[[], int],
     engine_up: Callable[[], bool],
 ) -> None:
-    """Read the gauges from these functions, each time that Prometheus asks."""
+    """Read the gauges from these functions each time that Prometheus asks."""
     RUNNING.set_function(running)
     QUEUED.set_function(queued)
     IN_FLIGHT.set_function(in_flight)
@@ -95,7 +95,7 @@ def watch(
 
 
 def count(context: RequestContext, route: str, status: int, seconds: float) -> None:
-    """A call that has ended, after so many seconds."""
+    """Count a request that has ended. `route`: the path's pattern. `seconds`: its duration."""
     _http_requests(route, str(status)).inc()
     for name, begin, end in context.stages:
         _stage(name).observe(end - begin)
@@ -120,11 +120,12 @@ def count(context: RequestContext, route: str, status: int, seconds: float) -> N
 
 
 async def exposition() -> bytes:
-    """The page that Prometheus reads."""
+    """Return all metrics in Prometheus' text format."""
     return generate_latest()
 
 
 def _tokens(context: RequestContext) -> Sequence[tuple[str, int]]:
+    """Return the request's tokens by kind."""
     usage = context.usage
     return (
         ("text", usage.prompt_tokens - usage.image_tokens),
@@ -140,6 +141,7 @@ def _count_inter_token(context: RequestContext) -> None:
 
 
 def _label(name: str) -> str:
+    """Return the label's value for a name."""
     if name not in _names and len(_names) >= MAX_NAMES:
         return "other"
     _names.add(name)

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans, where the operator wants them (the extra `otel`): one for a request and one for each of its stages."""
+"""OpenTelemetry spans, with the extra `otel`: one span for a request and one for each of its stages."""
 
 import time
 from typing import TYPE_CHECKING
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 class Tracing:
+    """Sends spans to a collector, in batches and in the background."""
+
     def __init__(self, endpoint: str) -> None:
-        """`endpoint`: a collector's URL for OTLP over HTTP. Raises ImportError without the extra."""
+        """`endpoint`: the collector's URL for OTLP over HTTP. Raises ImportError without the extra `otel`."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -26,10 +28,13 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         self._tracer = self._provider.get_tracer("llava_gateway")
         self._context = TraceContextTextMapPropagator()
-        self._clock = time.time_ns() - time.perf_counter_ns()
+        self._clock_offset = time.time_ns() - time.perf_counter_ns()
 
     def begin(self, context: RequestContext, headers: Headers) -> "Span":
-        """The request's span, below the client's if it sent one; what the request calls is below this."""
+        """Start the span of a request, and set `context.trace` for the calls that the request makes.
+
+        The span is a child of the client's span if the headers have a `traceparent`.
+        """
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         span = self._tracer.start_span("request", context=self._context.extract(dict(headers)), kind=SpanKind.SERVER)
@@ -39,6 +44,7 @@ class Tracing:
         return span
 
     def end(self, span: "Span", context: RequestContext, method: str, route: str, status: int) -> None:
+        """End the span of a request, and add a span for each stage."""
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
         span.update_name(f"{method} {route}")
@@ -58,14 +64,14 @@ class Tracing:
         if status >= 500:
             span.set_status(Status(StatusCode.ERROR))
         for name, start, stop in context.stages:
-            stage = self._tracer.start_span(name, context=set_span_in_context(span), start_time=self._at(start))
-            stage.end(self._at(stop))
+            stage = self._tracer.start_span(name, context=set_span_in_context(span), start_time=self._epoch_ns(start))
+            stage.end(self._epoch_ns(stop))
         span.end()
 
     def close(self) -> None:
-        """Send what has not been sent. Takes seconds if nobody answers."""
+        """Send the remaining spans. This takes seconds if the collector does not answer."""
         self._provider.shutdown()
 
-    def _at(self, moment: float) -> int:
-        """Nanoseconds of the clock on the wall, of a `time.perf_counter`."""
-        return int(moment * 1e9) + self._clock
+    def _epoch_ns(self, moment: float) -> int:
+        """Return a time of `time.perf_counter` as nanoseconds since the Unix epoch."""
+        return int(moment * 1e9) + self._clock_offset

@@ -1,6 +1,9 @@
-"""Who used how much: a line of JSON for each request that reached the engine. A line is one write to a file opened for appending, so that
-what is written survives the death of this process, and several may write to one file. A line that a full disk or a power failure has torn
-is cut off at the next start; each writer holds a shared lock, so that nobody cuts what another is about to finish."""
+"""The usage log: a file with one line of JSON for each request that reached the engine.
+
+A line is one write to a file that is open for appending. So written lines survive the death of this process, and several processes may
+write to one file. A line that a full disk or a power failure left incomplete is removed at the next start. Each writer holds a shared lock,
+so that no process removes a line that another one is about to complete.
+"""
 
 import errno
 import fcntl
@@ -18,22 +21,29 @@ from llava_gateway.observability.context import RequestContext
 
 log = logging.getLogger(__name__)
 
-BEGINNING = b'{"time":"'
-"""Of every line."""
+LINE_START = b'{"time":"'
+"""The first bytes of every line."""
 TAIL = 64 << 10
-"""Bytes at the end of the file that are looked at; a line is far shorter."""
+"""Bytes at the end of the file that are inspected. A line is far shorter."""
 
 
 class UsageLog:
+    """Writes the usage log. A file that has been renamed, as logrotate does, is replaced by a new one."""
+
     def __init__(self, path: Path) -> None:
-        """Raises OSError if it cannot be written. A FIFO needs a reader. Nothing waits: what a FIFO or a device cannot take is lost."""
+        """Open the file. Raises OSError if it cannot be written; a FIFO needs a reader.
+
+        Writing never blocks: a line that a FIFO or a device cannot take is lost.
+        """
         self.path = path
-        self._failing = self._torn = False
-        """`_torn`: the file ends within a line, and the next one has to begin on its own."""
+        self._failing = False
+        """Whether the last write failed. An outage is logged once."""
+        self._torn = False
+        """Whether the file ends within a line. The next line starts with a line feed then."""
         self._file = self._open()
 
     def write(self, context: RequestContext, status: int, seconds: float) -> None:
-        """A full disk costs lines, which the metrics count, and no answer."""
+        """Write the line of a request that took `seconds`. Raises nothing: the metrics count a failure, such as a full disk."""
         usage = context.usage
         line = orjson.dumps(
             {
@@ -62,15 +72,15 @@ class UsageLog:
             self._failing = False
 
     def _append(self, line: bytes) -> None:
-        self._follow()
+        self._reopen_if_moved()
         line = b"\n" * self._torn + line
         written = os.write(self._file.fileno(), line)
         self._torn = written < len(line)
-        if self._torn:  # the disk has filled up within the line; the next one begins on its own
+        if self._torn:  # the disk has filled up within the line
             self._torn = os.write(self._file.fileno(), line[written:]) < len(line) - written
 
-    def _follow(self) -> None:
-        """Begin a new file where the old one has been moved away, as logrotate does."""
+    def _reopen_if_moved(self) -> None:
+        """Start a new file if the old one has been renamed or deleted."""
         try:
             moved = not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
         except FileNotFoundError:
@@ -81,7 +91,7 @@ class UsageLog:
 
     def _open(self) -> FileIO:
         try:
-            file = open(self.path, "ab", buffering=0, opener=_without_waiting)  # noqa: SIM115
+            file = open(self.path, "ab", buffering=0, opener=_open_without_blocking)  # noqa: SIM115
         except OSError as error:
             if error.errno == errno.ENXIO:
                 raise OSError(errno.ENXIO, "Is a socket, or a FIFO that nobody reads") from error
@@ -90,22 +100,24 @@ class UsageLog:
         if stat.S_ISBLK(mode):
             file.close()
             raise OSError(errno.ENOTSUP, "Is a block device")
-        self._torn = stat.S_ISREG(mode) and not _mend(self.path, file)
+        self._torn = stat.S_ISREG(mode) and not _remove_torn_line(self.path, file)
         return file
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
 
 
-def _mend(path: Path, file: FileIO) -> bool:
-    """Whether the file ends with a whole line. A line that was begun is cut off, unless somebody else writes to the file, too. Takes the
-    writer's lock."""
+def _remove_torn_line(path: Path, file: FileIO) -> bool:
+    """Remove an incomplete last line, unless another process writes to the file, too. Return whether the file ends with a complete line.
+
+    Afterwards the file has this writer's shared lock.
+    """
     try:
         alone = _lock(file, fcntl.LOCK_EX)
         try:
             size, rest = _last_line(path)
-            if rest and alone and (kept := _kept(rest)) is not None:
+            if rest and alone and (kept := _valid_length(rest)) is not None:
                 file.truncate(size - len(rest) + kept)
                 return kept == 0
             return not rest
@@ -116,18 +128,20 @@ def _mend(path: Path, file: FileIO) -> bool:
 
 
 def _last_line(path: Path) -> tuple[int, bytes]:
-    """The file's size, and its end without a line feed, of TAIL bytes at most."""
+    """Return the file's size, and the bytes after its last line feed, TAIL bytes at most."""
     with path.open("rb") as reader:
         size = reader.seek(0, os.SEEK_END)
         reader.seek(max(0, size - TAIL))
         return size, reader.read(TAIL).rpartition(b"\n")[2]
 
 
-def _kept(rest: bytes) -> int | None:
-    """How much of it stays: all of a line of which the line feed alone is missing, nothing of one that was begun. None: it is none of a
-    gateway's, and not touched."""
-    line = rest.rstrip(b"\0")  # as a power failure may leave them
-    if not (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
+def _valid_length(rest: bytes) -> int | None:
+    """Return how many bytes of an incomplete line stay in the file.
+
+    All of them if only the line feed is missing; 0 for a part of a line. None: this is not a line of a gateway, and is not touched.
+    """
+    line = rest.rstrip(b"\0")  # a power failure may leave zeros
+    if not (line.startswith(LINE_START) or LINE_START.startswith(line)):
         return None
     try:
         orjson.loads(line)
@@ -137,7 +151,7 @@ def _kept(rest: bytes) -> int | None:
 
 
 def _lock(file: FileIO, kind: int) -> bool:
-    """At once or not at all. Where there are no locks, as on some network file systems, nobody has one."""
+    """Take a lock of this kind without waiting, and return whether this succeeded. It fails on network file systems without locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:

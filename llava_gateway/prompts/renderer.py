@@ -1,7 +1,8 @@
-"""From messages to token ids, through the model's own chat template, as Hugging Face's processor renders it, or a named one.
+"""From messages to token ids, through the model's own chat template or a built-in one.
 
-Text of a client can never become an image or a control token: wherever it spells one (`<image>`, `</s>`), it is broken apart with a
-Unicode noncharacter before the template sees it, and the tokens of that noncharacter are taken out again before the engine does.
+The model's template is rendered as Hugging Face's processor renders it. A client's text can never become an image or a control token. Where
+a text contains a control token (`<image>`, `</s>`), a Unicode noncharacter splits it before the template sees the text. The tokens of the
+noncharacter are removed before the engine gets the prompt.
 """
 
 import re
@@ -19,24 +20,34 @@ from llava_gateway.errors import ContextLengthExceeded, EngineStartError, Invali
 from llava_gateway.prompts.templates import BUILT_IN, Template
 from llava_gateway.types import ChatRequest, CompletionRequest, Message, ModelInfo, Request, Text
 
-SEAM = "\ufdd0"  # noncharacters are for internal use and never for interchange (Unicode, section 23.7)
+SEPARATOR = "\ufdd0"
+"""Splits control tokens in texts. Noncharacters are for internal use and never for interchange (Unicode, section 23.7)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
+    """A prompt as text and as token ids."""
+
     text: str
-    """Empty where the client sent token ids."""
+    """Empty if the client sent token ids."""
     token_ids: list[int]
-    """One image token per image."""
+    """With one image token per image; `PromptRenderer.expand` expands them."""
     stop: tuple[str, ...] = ()
-    """Where the template has answers end."""
+    """The template's stop strings."""
 
 
 class PromptRenderer:
-    """Renders the prompts of one model."""
+    """Renders the prompts of one model.
+
+    A renderer needs the model's description, and no engine:
+
+        renderer = PromptRenderer(model)
+        prompt = renderer.chat([Message("user", (ImageUrl(url, "image"), Text("What is in this image?")))])
+        token_ids = renderer.expand(prompt.token_ids, [576])
+    """
 
     def __init__(self, model: ModelInfo, template: Template | None = None) -> None:
-        """`template`: instead of the model's own. Raises EngineStartError if that is no Jinja."""
+        """`template`: replaces the model's own template. Raises EngineStartError if the template is not valid Jinja."""
         self._tokenizer = model.tokenizer
         controls = model.tokenizer.control_tokens | {model.image_token}
         self._control = re.compile("|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True)))
@@ -50,7 +61,10 @@ class PromptRenderer:
         self._named: dict[str, _Compiled] = {}
 
     def render(self, request: Request, template: str | None = None) -> RenderedPrompt:
-        """`template`: the name of a built-in one, instead of the default. Raises InvalidRequest."""
+        """Return the prompt of a request. Raises InvalidRequest.
+
+        `template`: the name of a built-in template, instead of the default one.
+        """
         if isinstance(request, ChatRequest):
             return self.chat(request.messages, template, continue_last=request.continue_last, param=request.param)
         return self.completion(request)
@@ -58,8 +72,12 @@ class PromptRenderer:
     def chat(
         self, messages: Sequence[Message], template: str | None = None, *, continue_last: bool = False, param: str = "messages"
     ) -> RenderedPrompt:
-        """The prompt that asks for the assistant's next message, or, if `continue_last`, for more of the last one, which is the
-        assistant's. InvalidRequest if the template refuses the messages."""
+        """Return the prompt for the assistant's next message.
+
+        `template`: the name of a built-in template. `continue_last`: the prompt asks for more of the last message, which must be the
+        assistant's. `param`: the path of the messages in the client's request. Raises InvalidRequest if the template refuses the messages,
+        and ContextLengthExceeded for texts that cannot fit.
+        """
         self._check_length((part.text for message in messages for part in message.content if isinstance(part, Text)), param)
         compiled = self._compiled(template)
         try:
@@ -68,17 +86,20 @@ class PromptRenderer:
             raise InvalidRequest(f"The chat template refuses these messages: {error}", param=param) from error
         encoding = self._tokenizer.encode(text, add_special_tokens=self._wants_special_tokens(text))
         token_ids = encoding.ids
-        if SEAM in text:
-            token_ids = [token for token, (start, end) in zip(token_ids, encoding.offsets, strict=True) if text[start:end] != SEAM]
-            text = text.replace(SEAM, "")
+        if SEPARATOR in text:
+            token_ids = [token for token, (start, end) in zip(token_ids, encoding.offsets, strict=True) if text[start:end] != SEPARATOR]
+            text = text.replace(SEPARATOR, "")
         images = sum(not isinstance(part, Text) for message in messages for part in message.content)
         if token_ids.count(self.image_id) != images:
             raise InvalidRequest("The chat template does not show all images of these messages.", param=param)
         return RenderedPrompt(text, token_ids, compiled.template.stop)
 
     def completion(self, request: CompletionRequest) -> RenderedPrompt:
-        """A prompt that the client has written out, `<image>` wherever an image goes. InvalidRequest if there is nothing
-        in it, if a token id is not the model's, or if images and placeholders are not as many."""
+        """Return the prompt that the client has written out, with one placeholder (`<image>`) per image.
+
+        Raises InvalidRequest if the prompt is empty, if a token id is not one of the model's, or if the numbers of images and placeholders
+        differ. Raises ContextLengthExceeded for a prompt that cannot fit.
+        """
         prompt, images, param = request.prompt, len(request.images), request.param
         if isinstance(prompt, str):
             self._check_length((prompt,), param)
@@ -101,7 +122,7 @@ class PromptRenderer:
         return RenderedPrompt(prompt if isinstance(prompt, str) else "", token_ids)
 
     def expand(self, token_ids: Sequence[int], image_tokens: Iterable[int]) -> list[int]:
-        """The prompt as the engine reads it, with so many tokens for each of its images."""
+        """Return the token ids as the engine reads them. `image_tokens`: the number of tokens for each image, in order."""
         remaining, expanded = iter(image_tokens), list[int]()
         for token_id in token_ids:
             expanded += [token_id] * (next(remaining) if token_id == self.image_id else 1)
@@ -115,40 +136,41 @@ class PromptRenderer:
         return self._named[template]
 
     def _text(self, compiled: "_Compiled", messages: Sequence[Message], continue_last: bool) -> str:
-        """With a SEAM in each control token that a client has spelt. Raises TemplateError."""
+        """Render the messages, with a SEPARATOR in each control token of a client's text. Raises TemplateError."""
         plain = [self._plain(message) for message in messages]
         if compiled.template.system and not any(message.role == "system" for message in messages):
             plain.insert(0, {"role": "system", "content": [{"type": "text", "text": compiled.template.system}]})
-        begun = "".join(part["text"] for part in plain.pop()["content"]) if continue_last else ""
+        last_text = "".join(part["text"] for part in plain.pop()["content"]) if continue_last else ""
         text = compiled.jinja.render(messages=plain, add_generation_prompt=True, **self._variables)
-        return text + ("" if not begun or text[-1:].isspace() else " ") + begun
+        return text + ("" if not last_text or text[-1:].isspace() else " ") + last_text
 
     def _plain(self, message: Message) -> dict[str, Any]:
-        """A message as Hugging Face's templates expect it."""
+        """Return a message as Hugging Face's templates expect it, with its control tokens split."""
         parts: list[dict[str, str]] = []
         tail = ""
         for part in message.content:
             if not isinstance(part, Text):
                 parts.append({"type": "image"})
                 continue
-            text = self._defuse(part.text)
-            if self._control.search(tail + text[: self._longest_control]):  # spelt across parts, which a template may join
-                text = SEAM + text
+            text = self._split_controls(part.text)
+            if self._control.search(tail + text[: self._longest_control]):  # across parts, which a template may join
+                text = SEPARATOR + text
             tail = (tail + text)[-self._longest_control :]
             parts.append({"type": "text", "text": text})
         return {"role": message.role, "content": parts}
 
-    def _defuse(self, text: str) -> str:
-        if SEAM in text:
-            text = text.replace(SEAM, "")
-        return self._control.sub(lambda found: found[0][0] + SEAM + found[0][1:], text)
+    def _split_controls(self, text: str) -> str:
+        """Put a SEPARATOR after the first character of each control token."""
+        if SEPARATOR in text:
+            text = text.replace(SEPARATOR, "")
+        return self._control.sub(lambda found: found[0][0] + SEPARATOR + found[0][1:], text)
 
     def _wants_special_tokens(self, text: str) -> bool:
-        """Whether the tokenizer is to begin the prompt with `<s>`: not where the text does so itself."""
+        """Return whether the tokenizer must add `<s>`. A text may already begin with it."""
         return not (self._bos and text.startswith(self._bos))
 
     def _check_length(self, texts: Iterable[str], param: str) -> None:
-        """Text that cannot fit the context is refused before it costs anything: megabytes would keep the tokenizer busy for seconds."""
+        """Raise ContextLengthExceeded if the texts cannot fit the context. The tokenizer would take seconds for megabytes of text."""
         chars = sum(map(len, texts))
         if chars > self._max_chars:
             raise ContextLengthExceeded(
@@ -158,19 +180,22 @@ class PromptRenderer:
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
+    """A template and its compiled Jinja."""
+
     template: Template
     jinja: jinja2.Template
 
 
 def _compile(template: Template) -> _Compiled:
+    """Compile a template. Raises EngineStartError if it is not valid Jinja."""
     try:
         return _Compiled(template, _environment().from_string(template.jinja))
     except jinja2.TemplateSyntaxError as error:
-        raise EngineStartError(f"the chat template is not Jinja: {error.message} (line {error.lineno})") from error
+        raise EngineStartError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from error
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what a model says, for training; here it is transparent (as in transformers' templates)."""
+    """Accepts `{% generation %}` blocks, which mark the model's messages for training in transformers' templates. Renders their content."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -180,6 +205,7 @@ class _Generation(Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
+    """Return a sandbox with the settings and functions of Hugging Face's templates."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.globals["raise_exception"] = _raise
     return environment

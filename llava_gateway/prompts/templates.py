@@ -1,7 +1,7 @@
-"""Conversation templates by name, for models that bring none and for dialects that name one.
+"""Built-in chat templates by name, for models without a template and for APIs whose requests name one.
 
-Written as Hugging Face's are: Jinja over `messages` (roles system, user, assistant; content as parts of type text and image). The forms are
-LLaVA's own (`llava/conversation.py`), Hugging Face's for `llava-hf`, and SambaStudio's for `llava-sn`.
+They are written like Hugging Face's: Jinja over `messages`, with the roles system, user and assistant, and content as parts of type text
+and image. Their formats are LLaVA's own (`llava/conversation.py`), except for Hugging Face's `llava-hf` and SambaStudio's `llava-sn`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from llava_gateway.files import read_file
 from llava_gateway.settings import SettingsError
 
 MAX_BYTES = 1 << 20
-"""Of a file of Jinja."""
+"""The upper bound of a template file, in bytes."""
 CURIOUS_USER = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -84,11 +84,13 @@ _PLAIN = "{%- for message in messages -%}{{ images(message) + text(message) + '\
 
 @dataclass(frozen=True, slots=True)
 class Template:
+    """A chat template: its Jinja source, its system message and its stop strings."""
+
     jinja: str
     system: str = ""
-    """What the system says where the client's messages do not let it say anything; empty: nothing."""
+    """The system message for chats that have none. Empty: no system message."""
     stop: tuple[str, ...] = ()
-    """Where answers end, besides the model's own end."""
+    """The strings that end an answer, besides the model's end-of-sequence token."""
 
 
 BUILT_IN = {
@@ -104,14 +106,14 @@ BUILT_IN = {
 
 
 def built_in(name: str, param: str) -> Template:
-    """The template of this name. InvalidRequest, naming the field, if there is none."""
+    """Return the built-in template of this name. Raises InvalidRequest, with `param` as its field, if there is none."""
     if name not in BUILT_IN:
         raise InvalidRequest(f"{param}: there is no template {name[:50]!r}; there are {', '.join(BUILT_IN)}.", param=param)
     return BUILT_IN[name]
 
 
 def chosen(name_or_file: str) -> Template:
-    """The operator's choice: a built-in template's name, or a file of Jinja. Raises SettingsError."""
+    """Return the template of the setting `template`: a built-in one by name, or one from a Jinja file. Raises SettingsError."""
     if name_or_file in BUILT_IN:
         return BUILT_IN[name_or_file]
     try:
@@ -121,7 +123,10 @@ def chosen(name_or_file: str) -> Template:
 
 
 def aliases(given: Sequence[str]) -> dict[str, str | None]:
-    """Names of a model, and the built-in template that goes with each (`NAME=TEMPLATE`), if any. Raises SettingsError."""
+    """Return the aliases of the setting `model_alias`, each with the name of its built-in template. None: the server's template.
+
+    `given`: each is `NAME` or `NAME=TEMPLATE`. Raises SettingsError.
+    """
     found: dict[str, str | None] = {}
     for alias in given:
         name, _, template = alias.partition("=")

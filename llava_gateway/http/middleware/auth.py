@@ -1,4 +1,4 @@
-"""Keys, asked for before anything else: every path, known or not, but those that are exempt by their exact name. Pure ASGI middleware."""
+"""Middleware that requires an API key for every path, known or not, except for the exempt paths. It runs before the app sees a request."""
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,10 +15,15 @@ from llava_gateway.observability.context import current_context
 
 
 class AuthMiddleware:
+    """Pure ASGI middleware. It leases the key for each HTTP request, and adds the `x-ratelimit-*` headers to its response.
+
+    A WebSocket's endpoint leases the key for each message, with the function `admit` in the scope.
+    """
+
     def __init__(
         self, app: ASGIApp, keys: Keys, limits: RateLimits, exempt: Collection[str], find_error_renderer: FindErrorRenderer
     ) -> None:
-        """`exempt`: paths that need no key."""
+        """`exempt`: the exact paths that need no key."""
         self.app = app
         self.keys = keys
         self.limits = limits
@@ -30,36 +35,37 @@ class AuthMiddleware:
             await self.app(scope, receive, send)
             return
         secret = _secret(scope)
-        if scope["type"] == "websocket":  # each message is a request, which is let in by itself
+        if scope["type"] == "websocket":  # each message is a request, which is admitted on its own
             try:
                 self._key(secret)
             except GatewayError as error:
                 await send({"type": "websocket.close", "code": 1008, "reason": error.code or ""})
             else:
-                await self.app({**scope, "admit": partial(self._admitted, secret)}, receive, send)
+                await self.app({**scope, "admit": partial(self._lease, secret)}, receive, send)
             return
         async with AsyncExitStack() as stack:
             try:
-                lease = await stack.enter_async_context(self._admitted(secret))
+                lease = await stack.enter_async_context(self._lease(secret))
             except GatewayError as error:
                 await self._refuse(error, scope, send)
                 return
 
-            async def limited(message: Message) -> None:
+            async def send_with_limits(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     message["headers"] = [*message["headers"], *lease.headers()]
                 await send(message)
 
-            await self.app(scope, receive, limited)
+            await self.app(scope, receive, send_with_limits)
 
     @asynccontextmanager
-    async def _admitted(self, secret: str) -> AsyncIterator[KeyLease]:
-        """One request of the current call, by whom it is. Raises GatewayError."""
+    async def _lease(self, secret: str) -> AsyncIterator[KeyLease]:
+        """Count one request of the key within the block, and put the key's name into the request's context. Raises GatewayError."""
         async with self.limits.lease(self._key(secret)) as lease:
             current_context().key_name = lease.key.name
             yield lease
 
     def _key(self, secret: str) -> Key:
+        """Return the key of a secret. Raises Unauthorized."""
         key = self.keys.find(secret)
         if key is None:
             raise Unauthorized("This server wants a key that it knows, as `Authorization: Bearer KEY` or `key: KEY`.")
@@ -74,8 +80,8 @@ class AuthMiddleware:
 
 
 def _secret(scope: Scope) -> str:
-    """The key that came with the request; empty if there is none."""
+    """Return the secret of `Authorization: Bearer SECRET` or `key: SECRET`; empty if there is none."""
     headers = Headers(scope=scope)
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    given = credentials.strip() if scheme.lower() == "bearer" and credentials.strip() else headers.get("key", "")
-    return given.encode("latin-1").decode(errors="replace")  # clients that have a key beyond ASCII send it as UTF-8
+    secret = credentials.strip() if scheme.lower() == "bearer" and credentials.strip() else headers.get("key", "")
+    return secret.encode("latin-1").decode(errors="replace")  # clients send characters beyond ASCII as UTF-8

@@ -1,5 +1,9 @@
-"""Around every request: an `x-request-id` and security headers on the response, a line in the log, numbers in the metrics, a line in
-the usage log, a trace; and an answer to what nobody has foreseen. Never a body, never a prompt, never a key."""
+"""The outermost middleware, which observes every request.
+
+It puts an `x-request-id` and security headers on the response. When a request has ended, it writes a line in the log and a line in the
+usage log, counts the request in the metrics and ends its trace span. It answers unexpected errors. It never records a body, a prompt or a
+key.
+"""
 
 import logging
 import re
@@ -22,20 +26,23 @@ log = logging.getLogger("llava_gateway.requests")
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-CLIENT_LEFT = 499
-"""As nginx counts a client that closed the connection before its answer began."""
+CLIENT_CLOSED_REQUEST = 499
+"""The status that nginx logs for a client that closed the connection before the response began."""
 QUIET = ("/health", "/ready", "/metrics")
+"""Routes whose requests are logged at the level `debug`."""
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"))
 
 
 @dataclass(slots=True)
 class Record:
+    """A request that is being recorded, with its context and its status."""
+
     context: RequestContext
-    status: int = CLIENT_LEFT
+    status: int = CLIENT_CLOSED_REQUEST
 
 
 class Recorder:
-    """Writes down what there is to know of each request."""
+    """Records each request in the log, the metrics, the usage log and the traces."""
 
     def __init__(self, usage_log: UsageLog | None, tracing: Tracing | None) -> None:
         self.usage_log = usage_log
@@ -43,7 +50,7 @@ class Recorder:
 
     @contextmanager
     def record(self, scope: Scope) -> Iterator[Record]:
-        """Around a request, which gets a call of its own. Its status is the block's to set."""
+        """Run the block as one request with a new context, and record the request when the block ends. The block sets `status`."""
         headers = Headers(scope=scope)
         method = scope.get("method", "WS")
         address, _ = scope.get("client") or ("", 0)
@@ -65,11 +72,10 @@ class Recorder:
 
 
 class ObservabilityMiddleware:
-    """Pure ASGI middleware, the outermost. Messages of a WebSocket are requests of their own: whoever answers them records them, with
-    the recorder in the scope."""
+    """Pure ASGI middleware. It puts the recorder into the scope of a WebSocket, whose endpoint records each message as a request."""
 
     def __init__(self, app: ASGIApp, find_error_renderer: FindErrorRenderer, recorder: Recorder) -> None:
-        """`fail_for`: for the error of a request that went wrong in a way that nobody has foreseen."""
+        """`find_error_renderer`: its renderer answers a request that failed with an unexpected error."""
         self.app = app
         self.find_error_renderer = find_error_renderer
         self.recorder = recorder
@@ -81,19 +87,20 @@ class ObservabilityMiddleware:
         with self.recorder.record(scope) as record:
             request_id = record.context.id.encode()
 
-            async def observed(message: Message) -> None:
+            async def send_with_headers(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     record.status = message["status"]
                     message["headers"] = [*message["headers"], (b"x-request-id", request_id), *HEADERS]
                 await send(message)
 
             try:
-                await self.app(scope, receive, observed)
+                await self.app(scope, receive, send_with_headers)
             except Exception:
-                log.exception("request %s failed", record.context.id)
+                log.exception("The request %s failed", record.context.id)
                 record.context.code = "server_error"
-                response = ResponseWriter(observed, started=record.status != CLIENT_LEFT)
-                await self.find_error_renderer(scope)(GatewayError("The server failed on this request; its log says more."), response)
+                response = ResponseWriter(send_with_headers, started=record.status != CLIENT_CLOSED_REQUEST)
+                error = GatewayError("The server failed on this request. The server's log has the details.")
+                await self.find_error_renderer(scope)(error, response)
 
 
 def _log(context: RequestContext, method: str, route: str, status: int, seconds: float) -> None:
@@ -128,11 +135,12 @@ def _log(context: RequestContext, method: str, route: str, status: int, seconds:
 
 
 def _request_id(headers: Headers) -> str:
-    """The client's own id if it is short and printable, else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if PRINTABLE_ID.fullmatch(given) else new_id()
+    """Return the client's `x-request-id` if it is short and printable, otherwise a new id."""
+    request_id = headers.get("x-request-id", "")
+    return request_id if PRINTABLE_ID.fullmatch(request_id) else new_id()
 
 
 def _trace(headers: Headers) -> str | None:
-    given = headers.get("traceparent", "")
-    return given if TRACEPARENT.fullmatch(given) else None
+    """Return the client's `traceparent` if it is valid (W3C Trace Context, section 3.2)."""
+    traceparent = headers.get("traceparent", "")
+    return traceparent if TRACEPARENT.fullmatch(traceparent) else None

@@ -1,6 +1,9 @@
-"""Without keys, whoever reaches the port may ask, and that is to be the people of this machine, not the pages that their browsers show. A
-page of another origin can send some requests without asking, and can make its own name lead here (DNS rebinding) to read the answer, too.
-Pure ASGI middleware."""
+"""Middleware that keeps foreign web pages from using a server without API keys.
+
+Such a server serves every client that reaches its port. The people of this machine may use it, but not the web pages that their browsers
+show. A page of another origin can send some requests without a CORS preflight. It can also point its own host name at this machine (DNS
+rebinding), and then read the responses, too.
+"""
 
 import ipaddress
 from collections.abc import Collection
@@ -14,8 +17,10 @@ from llava_gateway.observability.context import current_context
 
 
 class OriginMiddleware:
+    """Pure ASGI middleware that checks the headers `Host` and `Origin`."""
+
     def __init__(self, app: ASGIApp, allowed: Collection[str], find_error_renderer: FindErrorRenderer, *, loopback: bool) -> None:
-        """`allowed`: origins whose pages may ask; `*` is any. `loopback`: whether the Host must be a name of this machine, too."""
+        """`allowed`: the origins whose pages may send requests; `*` is any. `loopback`: whether the Host must name this machine."""
         self.app = app
         self.allowed = frozenset(allowed)
         self.find_error_renderer = find_error_renderer
@@ -38,17 +43,17 @@ class OriginMiddleware:
         host = headers.get("host", "")
         if self.loopback and not _is_here(host):
             raise Forbidden(
-                f"The Host {host[:100]!r} is not this machine. To serve under other names, set keys, or --auth none.",
+                f"The Host {host[:100]!r} is not this machine. To serve under other names, set API keys, or --auth none.",
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
         if origin is None or "*" in self.allowed or origin in self.allowed or (host and origin.partition("://")[2] == host):
             return
-        raise Forbidden(f"Pages of {origin[:100]!r} may not ask here; --cors-origins names those that may.", code="origin_not_allowed")
+        raise Forbidden(f"Pages of {origin[:100]!r} may not use this server: --cors-origins does not list them.", code="origin_not_allowed")
 
 
 def _is_here(host: str) -> bool:
-    """Whether a Host header names this machine or is an address, which no foreign page can have for its name."""
+    """Return whether a Host header names this machine, or is an address. A foreign page cannot have an address as its host name."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
     name = name.strip("[]").lower()
     if name in ("", "localhost") or name.endswith(".localhost"):

@@ -1,4 +1,4 @@
-"""The middleware around every request, by the operator's settings: observability, origins, API keys."""
+"""The middleware that the settings ask for: observability around all, then origins or API keys, and CORS."""
 
 import asyncio
 from collections.abc import Collection
@@ -17,15 +17,15 @@ from llava_gateway.observability.tracing import Tracing
 from llava_gateway.observability.usage_log import UsageLog
 from llava_gateway.settings import Settings, SettingsError
 
-EXPOSED = (
+EXPOSED_HEADERS = (
     *("x-request-id", "retry-after"),
-    *(f"x-ratelimit-{value}-{what}" for value in ("limit", "remaining", "reset") for what in ("requests", "tokens")),
+    *(f"x-ratelimit-{value}-{kind}" for value in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
 )
-"""Headers that pages of `--cors-origins` may read."""
+"""The response headers that pages of `--cors-origins` may read."""
 
 
 class MiddlewareStack:
-    """The middleware, and the connections that it holds open."""
+    """The middleware of an app, and the connections that the middleware keeps open."""
 
     def __init__(self, settings: Settings, exempt_paths: Collection[str], find_error_renderer: FindErrorRenderer) -> None:
         """`exempt_paths`: paths that need no API key. `find_error_renderer`: renders an error by its path. Raises SettingsError."""
@@ -43,7 +43,7 @@ class MiddlewareStack:
         self.middleware = [
             Middleware(ObservabilityMiddleware, find_error_renderer=find_error_renderer, recorder=Recorder(usage_log, self._tracing))
         ]
-        """The outermost first."""
+        """For `Starlette(middleware=...)`, the outermost first."""
         if not keys.any:
             loopback = settings.auth == "auto"
             self.middleware.append(
@@ -56,7 +56,7 @@ class MiddlewareStack:
                     allow_origins=settings.cors_origins,
                     allow_methods=("GET", "POST"),
                     allow_headers=("*",),
-                    expose_headers=EXPOSED,
+                    expose_headers=EXPOSED_HEADERS,
                 )
             )
         if keys.any:
@@ -65,17 +65,18 @@ class MiddlewareStack:
             )
 
     async def close(self) -> None:
-        """Send the traces that are left, and close the connections."""
+        """Send the remaining traces, and close the connections."""
         await self._limits.close()
         if self._tracing:
             await asyncio.to_thread(self._tracing.close)
 
 
 def _keys(settings: Settings) -> Keys:
+    """Return the keys of the settings. Raises KeyFileError, ValueError and SettingsError."""
     path = Path(settings.keys_file) if settings.keys_file else None
     if path:
-        KeyFile(path).read()  # at the start a mistake is better told than served with
+        KeyFile(path).read()  # so that a faulty file is reported at the start
     keys = Keys(settings.api_keys, path)
     if keys.any and settings.auth == "none":
-        raise SettingsError("there are keys, but auth is `none`: leave out one of them")
+        raise SettingsError("there are API keys, but auth is `none`: remove one of the two settings")
     return keys

@@ -175,7 +175,7 @@ def test_concurrent_requests_share_the_request_limit(clock: SimpleNamespace) -> 
                 inside.append(caller)
             except Exception as error:
                 waits.append(getattr(error, "retry_after", None))
-                await caller.leave()
+                await caller.release()
 
         await asyncio.gather(*(ask() for _ in range(40)))
         assert len(inside) == 2
@@ -202,12 +202,12 @@ def test_unused_reservation_is_given_back() -> None:
         assert headers(caller)["remaining-tokens"] == "70"  # the third may still use all of it
         await caller.record_usage(50)
         assert headers(caller)["remaining-tokens"] == "800"
-        await caller.leave()
+        await caller.release()
         refused_later = await rates.admit(key)
         await refused_later.reserve(700, 800, answers=1)
         assert headers(refused_later)["remaining-tokens"] == "0"
-        await refused_later.leave()  # without an answer
-        await refused_later.leave()
+        await refused_later.release()  # without an answer
+        await refused_later.release()
         assert headers(await rates.admit(key))["remaining-tokens"] == "800"
 
     asyncio.run(scenario())
@@ -249,7 +249,7 @@ def test_grown_prompt_is_reserved_in_full() -> None:
         await other.reserve(100, 100, answers=1)
         refusal = await refused(other.reserve(401, 401))
         assert refusal.message == "The key carol may use 1000 tokens per minute, and this prompt has 501."
-        await other.leave()
+        await other.release()
         assert (await refused(caller.reserve(900, 900))).retry_after is None
         await caller.record_usage(350)
         assert headers(caller)["remaining-tokens"] == "650"
@@ -266,13 +266,13 @@ def test_concurrent_limit_refuses_one_more(clock: SimpleNamespace) -> None:
             assert refusal.message == "The key carol may have 2 requests running at once."
             assert refusal.retry_after == 1
         await rates.admit(Key("dave", digest("dave"), concurrent=1))
-        await first.leave()
-        await first.leave()
+        await first.release()
+        await first.release()
         third = await rates.admit(key)
         await refused(rates.admit(key))
-        await second.leave()
-        await third.leave()
-        await (await rates.admit(key)).leave()
+        await second.release()
+        await third.release()
+        await (await rates.admit(key)).release()
         for _ in range(3):  # whoever is refused by the minute leaves no place taken
             assert "per minute" in (await refused(rates.admit(key))).message
         clock.now += 120
@@ -290,7 +290,7 @@ def test_key_without_limits_is_not_counted(key: Key) -> None:
         await caller.reserve(10**9, 10**9, answers=1)
         await caller.record_usage(10**9)
         assert caller.headers() == []
-        await caller.leave()
+        await caller.release()
         await rates.close()
 
     asyncio.run(scenario())

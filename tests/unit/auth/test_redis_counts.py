@@ -103,7 +103,7 @@ def test_redis_keys_expire(redis: Redis) -> None:
         rates = RateLimits(redis.url)
         caller = await rates.admit(limited(requests_per_minute=9, tokens_per_minute=100))
         await caller.reserve(10, 100, answers=1)
-        await (await rates.admit(limited(tokens_per_minute=9))).leave()
+        await (await rates.admit(limited(tokens_per_minute=9))).release()
         await rates.close()
 
     asyncio.run(scenario())
@@ -160,7 +160,7 @@ def test_lost_redis_refuses_keys_with_limits(redis: Redis, caplog: pytest.LogCap
         redis.__exit__()
         start = time.monotonic()
         await unavailable(caller.reserve(1, 1, answers=1))
-        await caller.leave()
+        await caller.release()
         for _ in range(3):
             await unavailable(rates.admit(key))
         assert time.monotonic() - start < 1

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http import request_body as web_json
-from llava_gateway.http.body_size import held_size
+from llava_gateway.http.body_size import validated_size
 from llava_gateway.http.request_body import LONG, MAX_TEXT, JsonText, loads
 from llava_gateway.types import BodySlice
 
@@ -146,4 +146,4 @@ class Held(BaseModel):
 @given(DOCUMENTS)
 def test_memory_of_a_parsed_request_is_counted(document: Any) -> None:
     loaded = [loads(json.dumps([document, "x" * 100]).encode()) for _ in range(10)]
-    assert held_size(Held(value=loaded))[0] >= built(loaded)
+    assert validated_size(Held(value=loaded))[0] >= built(loaded)
