@@ -6,7 +6,7 @@ from typing import Any, get_args
 import numpy as np
 import pillow_heif
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from transformers import AutoProcessor
@@ -20,6 +20,8 @@ from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.settings import AspectRatio
 from llava_gateway.types import BodySlice, ImageBase64, ImageSource, ImageUrl, VisionConfig
 
+NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""On a busy machine an example may take longer than Hypothesis allows by default."""
 pillow_heif.register_heif_opener()  # for writing, in tests
 VISION = VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576)
 CROP, PAD, RESIZE = (Transform(VISION, way) for way in get_args(AspectRatio))
@@ -226,6 +228,7 @@ def test_sniffing(name: str) -> None:
     assert sniff(FILES[name]) == name
 
 
+@NO_DEADLINE
 @given(st.sampled_from(sorted(FILES)), st.integers(0, 3000), st.binary(min_size=1, max_size=8))
 def test_damaged_files_are_images_or_refused(name: str, at: int, damage: bytes) -> None:
     data = FILES[name]
@@ -242,6 +245,7 @@ def unpacked(image: ImageSource, max_bytes: int = 1000) -> bytes:
     return decode_inlined(found, max_bytes)
 
 
+@NO_DEADLINE
 @given(st.binary(max_size=300))
 def test_base64_carries_any_bytes(data: bytes) -> None:
     uri = data_uri(data)
@@ -252,6 +256,7 @@ def test_base64_carries_any_bytes(data: bytes) -> None:
     assert unpacked(ImageBase64(BodySlice(memoryview(bare.encode())), "")) == data
 
 
+@NO_DEADLINE
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     for image in (ImageUrl("data:" + text, ""), ImageBase64(text, "")):

@@ -11,7 +11,7 @@ import pillow_heif
 import pytest
 from helpers import hostile_files as hostile
 from helpers.hostile_files import encode
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
@@ -19,6 +19,8 @@ from llava_gateway.errors import InvalidImage
 from llava_gateway.images.decode import is_cheap, open_image
 from llava_gateway.images.file_structure import MAX_JPEG_SCANS
 
+NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""On a busy machine an example may take longer than Hypothesis allows by default."""
 pillow_heif.register_heif_opener()  # for writing, in tests
 MAX_PIXELS = 50_000_000
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
@@ -160,6 +162,7 @@ def test_a_tile_larger_than_its_image_is_taken() -> None:
     assert image.size == (20, 10)
 
 
+@NO_DEADLINE
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF", "AVIF"]), st.integers(0, 3000), st.binary(min_size=1, max_size=8))
 def test_damage_is_judged_and_nothing_else(name: str, at: int, damage: bytes) -> None:
     """The walk over a damaged file ends, and says yes, no, or InvalidImage."""

@@ -4,12 +4,14 @@ import contextlib
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.url_policy import check_addresses, check_host, is_allowed, parse_url
 
+NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""On a busy machine an example may take longer than Hypothesis allows by default."""
 PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "239.1.1.1",
     "255.255.255.255", "192.0.0.8", "198.18.0.1", "240.0.0.1", "::1", "::", "fe80::1", "fc00::1", "fd12::1", "ff02::1", "2001:db8::1",
@@ -95,11 +97,13 @@ def address_of(bits: str) -> object:
     return ip_address(int(bits, 2).to_bytes(len(bits) // 8, "big"))
 
 
+@NO_DEADLINE
 @given(IPV4)
 def test_ipv4_addresses_are_public_by_the_registry(bits: str) -> None:
     assert is_allowed(address_of(bits)) == public(bits)
 
 
+@NO_DEADLINE
 @given(BITS_64, IPV4, st.sampled_from([0x5EFE, 0x0200_5EFE]))
 def test_isatap_addresses_are_judged_by_both_of_their_addresses(prefix: str, inner: str, marker: int) -> None:
     for outer, outer_public in (
@@ -110,12 +114,14 @@ def test_isatap_addresses_are_judged_by_both_of_their_addresses(prefix: str, inn
         assert is_allowed(address_of(outer + f"{marker:032b}" + inner)) == (outer_public and public(inner))
 
 
+@NO_DEADLINE
 @given(IPV4, st.sampled_from(["", "ffff:"]))
 def test_translated_and_mapped_addresses_are_judged_by_their_ipv4_address(inner: str, mapped: str) -> None:
     text = str(address_of(inner))
     assert is_allowed(ip_address(f"::{mapped}{text}" if mapped else f"64:ff9b::{text}")) == public(inner)
 
 
+@NO_DEADLINE
 @given(st.integers(0, 2**128 - 1))
 def test_what_is_not_routed_on_the_internet_is_refused_whatever_it_embeds(number: int) -> None:
     address = ip_address(number.to_bytes(16, "big"))
@@ -123,6 +129,7 @@ def test_what_is_not_routed_on_the_internet_is_refused_whatever_it_embeds(number
         assert not is_allowed(address)
 
 
+@NO_DEADLINE
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_inside_an_ipv6_is_no_way_around(address: object) -> None:
     inner = ip_address(str(address))
@@ -161,6 +168,7 @@ def test_odd_urls(url: str) -> None:
     assert refusal.value.code == "invalid_image_url"
 
 
+@NO_DEADLINE
 @given(st.text(max_size=40) | st.text(max_size=30).map("http://".__add__))
 def test_any_text_is_a_url_or_refused(url: str) -> None:
     with contextlib.suppress(InvalidImage):
