@@ -1,1 +1,1 @@
-"""Original LLaVA checkpoints, as LLaVA's own code writes and reads them, to the layout of the hub's `llava-hf` models, which is served."""
+"""Converts original LLaVA checkpoints, in the layout of LLaVA's own code, to the layout of the hub's `llava-hf` models, which is served."""

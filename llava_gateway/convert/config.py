@@ -1,4 +1,4 @@
-"""The configuration of the result, from the original's."""
+"""Converts the configuration of an original checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +11,18 @@ from llava_gateway.convert.source import ConvertError
 from llava_gateway.convert.tokens import IMAGE, Tokens
 
 STRATEGIES = {"patch": "default", "cls_patch": "full"}
-"""mm_vision_select_feature, and vision_feature_select_strategy."""
+"""The value of vision_feature_select_strategy by that of mm_vision_select_feature."""
 DTYPES = ("float16", "bfloat16", "float32")
 TEXT_KEYS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
     "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias",
     "attention_dropout", "mlp_bias",
 )  # fmt: skip
+"""The fields of the language model that are copied."""
 
 
 def check_kind(llava: Mapping[str, Any]) -> None:
-    """Raises ConvertError for an original checkpoint that is no LLaVA v1 or v1.5 on LLaMA."""
+    """Raise ConvertError if the original checkpoint is not a LLaVA v1 or v1.5 on LLaMA. `llava`: its config.json."""
     if (name := architecture(llava)) not in ("", "LlavaLlamaForCausalLM", "LlamaForCausalLM"):
         raise ConvertError(f"config.json has the architecture {name}; LLaVA v1 and v1.5 are converted (LlavaLlamaForCausalLM)")
     if llava.get("image_aspect_ratio") == "anyres" or llava.get("mm_patch_merge_type", "flat") != "flat":
@@ -31,7 +32,7 @@ def check_kind(llava: Mapping[str, Any]) -> None:
 
 
 def dtype_of(llava: Mapping[str, Any]) -> str:
-    """What the result's weights are of: what config.json says, else float16, as LLaVA's own code loads them. Raises ConvertError."""
+    """Return the data type of the converted weights: that of config.json, or else float16 as in LLaVA's own code. Raises ConvertError."""
     name = str(llava.get("torch_dtype") or llava.get("dtype") or "float16").removeprefix("torch.")
     if name not in DTYPES:
         raise ConvertError(f"config.json has torch_dtype {name}; {', '.join(DTYPES)} are converted")
@@ -39,7 +40,10 @@ def dtype_of(llava: Mapping[str, Any]) -> str:
 
 
 def result_config(llava: Mapping[str, Any], tokens: Tokens, rows: int, vision: CLIPVisionConfig, activation: str) -> LlavaConfig:
-    """`rows`: the vocabulary's size, padding included. `activation`: the projector's. Raises ConvertError."""
+    """Return the configuration of the converted model.
+
+    `rows`: the size of the vocabulary with its padding. `activation`: of the projector. Raises ConvertError.
+    """
     strategy = STRATEGIES[_feature(llava)]
     ids = {f"{name}_token_id": tokens.id_of(f"{name}_token") for name in ("bos", "eos", "pad")}
     try:

@@ -1,4 +1,4 @@
-"""Whether a directory holds an original LLaVA checkpoint. Imports nothing heavy: `serve` asks before it loads anything."""
+"""Detects original LLaVA checkpoints. The imports are light, because `serve` calls this module before it loads anything."""
 
 import json
 import shlex
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["merged", "lora", "projector"]
-"""The whole model; an adapter with `non_lora_trainables.bin`; `mm_projector.bin` alone. The last two need what they were trained on."""
+"""A whole model, a LoRA adapter with `non_lora_trainables.bin`, or `mm_projector.bin` alone. The last two need their base model."""
 LFS_POINTER = b"version https://git-lfs"
 LORA, NON_LORA, PROJECTOR = "adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin"
 
 
 def original_kind(path: Path) -> Kind | None:
-    """None for what is no original LLaVA checkpoint, such as a directory that was converted, or no directory at all."""
+    """Return the kind of an original checkpoint, or None for anything else, such as a converted checkpoint or a missing directory."""
     config = read_config(path)
     if "vision_config" in config:
         return None
@@ -26,13 +26,13 @@ def original_kind(path: Path) -> Kind | None:
 
 
 def is_lfs_pointer(file: Path) -> bool:
-    """Whether git cloned the file's place holder instead of the file. Raises OSError."""
+    """Return whether the file is a git-lfs pointer instead of the file itself. Raises OSError."""
     with file.open("rb") as opened:
         return opened.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def advice(path: Path) -> str | None:
-    """What to do with an original checkpoint, in one line with the exact command; None for anything else."""
+    """Return one line with the exact command that converts an original checkpoint, or None for anything else."""
     if (kind := original_kind(path)) is None:
         return None
     target = path.resolve().with_name(f"{path.resolve().name}-hf")
@@ -43,7 +43,7 @@ def advice(path: Path) -> str | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The directory's config.json; empty if there is none that can be read."""
+    """Return the directory's config.json, or an empty dictionary if there is none or it cannot be read."""
     try:
         config = json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError):
@@ -52,7 +52,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def architecture(config: Mapping[str, Any]) -> str:
-    """Empty if config.json names none."""
+    """Return the architecture that config.json names, or an empty string."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else ""
 

@@ -1,4 +1,4 @@
-"""The small files of a checkpoint in the hub's layout: those that say how pictures and text become what the model reads."""
+"""Writes the small files of a checkpoint in the hub's layout: the configurations of the image processor and the tokenizer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,11 @@ def write_processor(
     std: Sequence[float] = CLIP_STD,
     pads: bool = False,
 ) -> None:
-    """`side` and `patch` are in pixels; `strategy` is `default` (patches alone) or `full`; `mean` and `std` are of red, green and blue;
-    `pads`: pictures become square by padding, else by cropping."""
+    """Write the configuration of the image processor.
+
+    `side` and `patch`: in pixels. `strategy`: `default` (without the class token) or `full`. `mean` and `std`: of red, green and blue.
+    `pads`: images become square by padding instead of cropping.
+    """
     image_processor = {
         "image_processor_type": "LlavaImageProcessor" if pads else "CLIPImageProcessor",
         **({"do_pad": True} if pads else {}),
@@ -46,7 +49,7 @@ def write_processor(
 
 
 def write_tokenizer(directory: Path, tokenizer: Tokenizer, special: Mapping[str, str], image_token: str, length: int) -> None:
-    """`special`: `bos_token` and so on. `length`: the longest text, in tokens."""
+    """Write the tokenizer. `special`: the special tokens by name, such as `bos_token`. `length`: the longest text, in tokens."""
     tokenizer.save(str(directory / "tokenizer.json"))
     write_json(
         directory / "tokenizer_config.json",

@@ -1,4 +1,4 @@
-"""Where a model lies: in a directory, or on the hub."""
+"""Finds a model in a directory or on the hub."""
 
 from pathlib import Path
 
@@ -11,8 +11,10 @@ WANTED = ("*.json", "*.safetensors", "*.bin", "*.model")
 
 
 def locate(name: str, flag: str) -> Path:
-    """The directory itself, or that of the hub's cache, into which a model of the hub is downloaded. `flag` is what names it on the command
-    line. Raises ConvertError."""
+    """Return the model's directory. A model of the hub is downloaded into the hub's cache.
+
+    `flag`: the option that names the model on the command line, for error messages. Raises ConvertError.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path

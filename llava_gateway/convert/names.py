@@ -1,15 +1,15 @@
-"""What a tensor is called: in an original checkpoint, in the hub's `llava-hf` models, and in transformers."""
+"""Translates tensor names between original checkpoints, the hub's `llava-hf` models and transformers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from llava_gateway.convert.source import ConvertError, Lazy
+from llava_gateway.convert.source import ConvertError, LazyTensor
 
 LANGUAGE = ("model.layers.", "model.norm.", "model.embed_tokens.", "lm_head.")
 PROJECTOR = "model.mm_projector."
 VISION = "model.vision_tower.vision_tower."
 BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
-"""Ends of names of what is no weight: old versions of transformers saved it."""
+"""The endings of the names of buffers. They are not weights, but old versions of transformers saved them."""
 RENAMED = (  # transformers 5's names to the hub's
     ("lm_head.", "language_model.lm_head."),
     ("model.language_model.", "language_model.model."),
@@ -20,15 +20,21 @@ RENAMED = (  # transformers 5's names to the hub's
 
 @dataclass(slots=True)
 class Parts:
-    """An original checkpoint's tensors: `language` and `vision` with the hub's names, `projector` with what follows mm_projector."""
+    """The tensors of an original checkpoint.
 
-    language: dict[str, Lazy] = field(default_factory=dict)
-    projector: dict[str, Lazy] = field(default_factory=dict)
-    vision: dict[str, Lazy] = field(default_factory=dict)
+    `language` and `vision` have the hub's names. The names in `projector` are the rest of the original name after `mm_projector.`.
+    """
+
+    language: dict[str, LazyTensor] = field(default_factory=dict)
+    projector: dict[str, LazyTensor] = field(default_factory=dict)
+    vision: dict[str, LazyTensor] = field(default_factory=dict)
 
 
-def divide(tensors: Mapping[str, Lazy]) -> Parts:
-    """By an original checkpoint's names, in its order. Raises ConvertError for a tensor that has no place in LLaVA v1 and v1.5."""
+def split(tensors: Mapping[str, LazyTensor]) -> Parts:
+    """Split an original checkpoint's tensors into parts, in their order.
+
+    Raises ConvertError for a tensor that LLaVA v1 and v1.5 do not have.
+    """
     parts = Parts()
     for name, tensor in tensors.items():
         if name.startswith(LANGUAGE):
@@ -44,26 +50,27 @@ def divide(tensors: Mapping[str, Lazy]) -> Parts:
     return parts
 
 
-def without_buffers(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
+def without_buffers(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the tensors that are weights."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
 
 
-def adapted(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
-    """What is beside an adapter or is a projector alone, by the whole model's names."""
+def with_model_names(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the tensors saved beside an adapter, or those of a single projector, with the names of a whole model."""
     names = {name: name.removeprefix("base_model.model.") for name in tensors}
     return {f"model.{short}" if short.startswith("mm_projector.") else short: tensors[name] for name, short in names.items()}
 
 
-def clip_vision(tensors: Mapping[str, Lazy]) -> Iterator[tuple[str, Lazy]]:
-    """The vision half of a CLIP, with the hub's names."""
+def clip_vision(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
+    """Yield the vision tensors of a CLIP, with the hub's names."""
     for name, tensor in tensors.items():
         if name.startswith("vision_model."):
             yield f"vision_tower.{name}", tensor
 
 
 def hub_name(name: str) -> str:
-    """Of a weight of transformers' LlavaForConditionalGeneration. Raises ValueError for any other."""
-    for ours, hub in RENAMED:
-        if name.startswith(ours):
-            return hub + name.removeprefix(ours)
+    """Return the hub's name of a weight of transformers' LlavaForConditionalGeneration. Raises ValueError for any other name."""
+    for prefix, hub_prefix in RENAMED:
+        if name.startswith(prefix):
+            return hub_prefix + name.removeprefix(prefix)
     raise ValueError(f"a weight without a hub name: {name}")

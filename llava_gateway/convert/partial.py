@@ -1,4 +1,4 @@
-"""The directory that a conversion works in until it is done: TARGET.partial."""
+"""The directory of an unfinished conversion: TARGET.partial."""
 
 import fcntl
 import json
@@ -14,19 +14,23 @@ MANIFEST = "conversion.json"
 
 
 def check_target(target: Path) -> None:
-    """Raises ConvertError if something is there."""
+    """Raise ConvertError if `target` exists and is not an empty directory."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConvertError(f"{target} is there already; name a directory that is not")
 
 
 def partial_of(target: Path) -> Path:
+    """Return the directory of the unfinished conversion to `target`."""
     return target.with_name(f"{target.name}.partial")
 
 
 @contextmanager
 def partial(target: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
-    """The directory, new or as an earlier run of the same `manifest` left it; it becomes `target` if the context ends well. Held against
-    other runs. Raises ConvertError, and OSError."""
+    """Yield the directory of the conversion, and rename it to `target` if the block succeeds.
+
+    The directory is new, or comes from an earlier run with the same `manifest`. It is locked against other runs. Raises ConvertError, and
+    OSError.
+    """
     directory = partial_of(target)
     directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)

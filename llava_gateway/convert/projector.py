@@ -1,18 +1,21 @@
-"""The original's projector as the one that `llava-hf` models have: linear_2(act(linear_1(x)))."""
+"""Converts the projector to the form in `llava-hf` models: linear_2(activation(linear_1(x)))."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from llava_gateway.convert.source import ConvertError, Files, Lazy
+from llava_gateway.convert.source import ConvertError, LazyTensor, TensorFiles
 
 LINEAR = {"weight", "bias"}
 MLP = {"0.weight": "linear_1.weight", "0.bias": "linear_1.bias", "2.weight": "linear_2.weight", "2.bias": "linear_2.bias"}
 
 
-def converted(projector: Mapping[str, Lazy]) -> tuple[str, dict[str, Lazy]]:
-    """The activation's name, and the weights by the hub's names, of a projector by what follows `mm_projector.`. Raises ConvertError."""
+def convert_projector(projector: Mapping[str, LazyTensor]) -> tuple[str, dict[str, LazyTensor]]:
+    """Return the name of the activation, and the weights with the hub's names.
+
+    `projector`: the tensors by the rest of their names after `mm_projector.`. Raises ConvertError.
+    """
     if set(projector) == set(MLP):
         return "gelu", {f"multi_modal_projector.{MLP[name]}": tensor for name, tensor in projector.items()}
     if set(projector) == LINEAR and len(projector["weight"].shape) == 2:
@@ -22,24 +25,26 @@ def converted(projector: Mapping[str, Lazy]) -> tuple[str, dict[str, Lazy]]:
     raise ConvertError(f"the projector is neither linear nor mlp2x_gelu: of model.mm_projector there is {found}")
 
 
-def _two_layers(weight: Lazy, bias: Lazy) -> dict[str, Lazy]:
-    """W x + b (W: (text, vision)) with a layer of `text` units between, exactly: x is relu(x) - relu(-x), so linear_1 is (I, -I, 0) and
-    linear_2 (W, -W, 0)."""
+def _two_layers(weight: LazyTensor, bias: LazyTensor) -> dict[str, LazyTensor]:
+    """Return two layers, with `text` hidden units and ReLU between them, that compute W x + b exactly. Shape: W (text, vision).
+
+    Because x = relu(x) - relu(-x), linear_1 is (I, -I, 0) and linear_2 is (W, -W, 0).
+    """
     text, vision = weight.shape
     if text < 2 * vision:
         raise ConvertError(f"a linear projector from {vision} to {text} has no form with two layers; that takes {2 * vision} or more")
 
-    def first(files: Files) -> Tensor:
+    def first(files: TensorFiles) -> Tensor:
         one = torch.eye(vision)
         return torch.cat([one, -one, torch.zeros(text - 2 * vision, vision)])
 
-    def second(files: Files) -> Tensor:
+    def second(files: TensorFiles) -> Tensor:
         one = weight.read(files)
         return torch.cat([one, -one, one.new_zeros(text, text - 2 * vision)], 1)
 
     return {
-        "linear_1.weight": Lazy((text, vision), first),
-        "linear_1.bias": Lazy((text,), lambda files: torch.zeros(text)),
-        "linear_2.weight": Lazy((text, text), second),
+        "linear_1.weight": LazyTensor((text, vision), first),
+        "linear_1.bias": LazyTensor((text,), lambda files: torch.zeros(text)),
+        "linear_2.weight": LazyTensor((text, text), second),
         "linear_2.bias": bias,
     }

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint where they lie: by name, with their shapes, each read only when it is wanted."""
+"""Reads the tensors of a checkpoint lazily: names and shapes first, and the values only when they are needed."""
 
 import json
 import pickle
@@ -18,36 +18,37 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 class ConvertError(Exception):
-    """One line for whoever asked for the conversion."""
+    """An error that the command reports in one line."""
 
 
-class Files:
-    """Files of tensors, mapped into memory: what is not read takes none, and `close` gives back what was."""
+class TensorFiles:
+    """Files of tensors, mapped into memory. A tensor takes memory only after it is read, and until `close`."""
 
     def __init__(self) -> None:
         self._open: dict[Path, dict[str, Tensor]] = {}
 
     def read(self, path: Path) -> dict[str, Tensor]:
-        """Raises ConvertError."""
+        """Return the tensors of the file by name. Raises ConvertError."""
         if path not in self._open:
             self._open[path] = _load(path)
         return self._open[path]
 
     def close(self) -> None:
+        """Free the memory of all files. They can be read again."""
         self._open.clear()
 
 
 @dataclass(frozen=True, slots=True)
-class Lazy:
-    """A tensor to be."""
+class LazyTensor:
+    """A tensor that is read or computed later."""
 
     shape: tuple[int, ...]
-    read: Callable[[Files], Tensor]
-    """Raises ConvertError."""
+    read: Callable[[TensorFiles], Tensor]
+    """Returns the tensor. Raises ConvertError."""
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files of a model's weights. Raises ConvertError if there are none, or not all."""
+    """Return the files of a model's weights. Raises ConvertError if files are missing."""
     for index in INDEXES:
         if (directory / index).is_file():
             return _sharded(directory, index)
@@ -57,16 +58,17 @@ def weight_files(directory: Path) -> list[Path]:
     raise ConvertError(f"{directory} has no weights: neither {' nor '.join((*WHOLE, *INDEXES))} is there")
 
 
-def tensors(paths: Iterable[Path], files: Files) -> dict[str, Lazy]:
-    """All tensors of these files, by name. Raises ConvertError."""
+def tensors(paths: Iterable[Path], files: TensorFiles) -> dict[str, LazyTensor]:
+    """Return all tensors of the files by name. Raises ConvertError."""
     return {name: _lazy(path, name, tensor) for path in paths for name, tensor in files.read(path).items()}
 
 
-def _lazy(path: Path, name: str, tensor: Tensor) -> Lazy:
-    return Lazy(tuple(tensor.shape), lambda files: files.read(path)[name])
+def _lazy(path: Path, name: str, tensor: Tensor) -> LazyTensor:
+    return LazyTensor(tuple(tensor.shape), lambda files: files.read(path)[name])
 
 
 def _sharded(directory: Path, index: str) -> list[Path]:
+    """Return the files that an index lists. Raises ConvertError."""
     try:
         names = sorted(set(json.loads((directory / index).read_bytes())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -77,7 +79,7 @@ def _sharded(directory: Path, index: str) -> list[Path]:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    """Nothing in a pickle is run."""
+    """Return the tensors of a file by name. No code in a pickle is executed. Raises ConvertError."""
     try:
         if is_lfs_pointer(path):
             raise ConvertError(f"{path} is a pointer of git-lfs and not the weights; run `git lfs pull`")

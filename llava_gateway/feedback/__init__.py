@@ -1,1 +1,1 @@
-"""Votes on answers: kept in a directory where the operator has named one, and handed over as a dataset to train with."""
+"""Votes on answers. They are stored if the operator has set a directory for them, and exported as a training dataset."""

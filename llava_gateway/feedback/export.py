@@ -1,8 +1,8 @@
-"""A dataset of votes, as LLaVA's trainer and SambaStudio's fine-tuning take it: `images/`, `annotations_train.json` and
+"""Exports votes as a dataset for LLaVA's trainer and SambaStudio's fine-tuning: `images/`, `annotations_train.json` and
 `annotations_val.json`.
 
-The log is read twice, line by line: first for which vote is the last on its conversation, then for the samples. What has to be remembered
-of a vote is a digest.
+The log is read twice, line by line: first to find the last vote on each conversation, then to write the samples. Only a digest of each vote
+is kept in memory.
 """
 
 import shutil
@@ -22,51 +22,59 @@ import orjson
 from llava_gateway.errors import InvalidImage
 from llava_gateway.feedback.record import Vote, VoteName
 from llava_gateway.feedback.store import IMAGES, read
-from llava_gateway.images.decode import is_plain, open_image, plain
+from llava_gateway.images.decode import is_plain, open_image, to_plain
 
 TRAIN, VAL = "annotations_train.json", "annotations_val.json"
 CONTENTS = {IMAGES, TRAIN, VAL}
 
 
 class ExportError(Exception):
-    """One line for whoever asked for the export."""
+    """An error that the command reports in one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is to be in the dataset."""
+    """The selection of votes for the dataset."""
 
     votes: frozenset[VoteName] = frozenset({"up"})
     models: frozenset[str] = frozenset()
-    """Empty: all."""
+    """The models whose answers are exported; empty for all models."""
     val_fraction: float = 0.1
-    """0 to 1."""
+    """The fraction of samples for validation, 0 to 1."""
     seed: int = 0
-    """Another one divides the samples in another way."""
+    """Another seed selects other samples for validation."""
     several_pictures: bool = False
-    """Whether conversations about several pictures are taken, with a list of them as `image`."""
+    """Whether conversations with several images are exported. Their `image` is a list."""
 
     def takes(self, vote: Vote) -> bool:
+        """Return whether the vote is selected."""
         return vote.vote in self.votes and (not self.models or vote.model in self.models)
 
     def is_val(self, vote: Vote) -> bool:
-        """The same for conversations that begin with the same picture, or in the same words: none is trained on and validated with."""
+        """Return whether the sample is for validation.
+
+        Conversations that begin with the same image, or with the same text, are all for training or all for validation.
+        """
         beginning = vote.image[0] if vote.image else vote.conversations[0].value
         return int.from_bytes(sha256(f"{self.seed} {beginning}".encode()).digest()[:8]) < self.val_fraction * (1 << 64)
 
 
 @dataclass(slots=True)
 class Tally:
+    """The counts of an export."""
+
     train: int = 0
     val: int = 0
-    pictures: int = 0
+    images: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    """How many of what the choice would have taken, by reason."""
+    """The number of selected votes that were not exported, by reason."""
 
 
 def export(source: Path, target: Path, choice: Choice, *, overwrite: bool = False) -> Tally:
-    """From a feedback directory to `target`, which is there whole or not at all; `overwrite`: an earlier export may be. Raises
-    ExportError, and OSError if something cannot be read or written."""
+    """Export the votes of a feedback directory to `target`. The target appears complete or not at all.
+
+    `overwrite`: replace an earlier export at `target`. Raises ExportError, and OSError if a file cannot be read or written.
+    """
     target = target.resolve()
     replaces = _check_target(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,24 +93,24 @@ def export(source: Path, target: Path, choice: Choice, *, overwrite: bool = Fals
 
 
 def summary(tally: Tally) -> str:
-    """One line."""
-    return f"conversations: {tally.train} to train, {tally.val} to validate; pictures: {tally.pictures}{_reasons(tally)}"
+    """Return the counts in one line."""
+    return f"conversations: {tally.train} to train, {tally.val} to validate; images: {tally.images}{_reasons(tally)}"
 
 
 def _write(source: Path, target: Path, choice: Choice) -> Tally:
     tally = Tally()
-    pictures = _Pictures(source / IMAGES, target / IMAGES)
+    images = _ImageCopier(source / IMAGES, target / IMAGES)
     with _Annotations(target / TRAIN) as train, _Annotations(target / VAL) as val:
         for vote in _last_votes(source, tally):
-            if choice.takes(vote) and (sample := _sample(vote, choice, pictures, tally)):
+            if choice.takes(vote) and (sample := _sample(vote, choice, images, tally)):
                 (val if choice.is_val(vote) else train).add(sample)
         tally.train, tally.val = train.samples, val.samples
-    tally.pictures = pictures.taken
+    tally.images = images.copied
     return tally
 
 
 def _last_votes(source: Path, tally: Tally) -> Iterator[Vote]:
-    """Of each key, model and conversation the last one. Votes that come meanwhile are not seen."""
+    """Yield the last vote of each key on each conversation of each model. Votes that are added during the export may be missing."""
     last: dict[bytes, int] = {}
     for number, vote in enumerate(read(source)):
         if vote:
@@ -114,26 +122,32 @@ def _last_votes(source: Path, tally: Tally) -> Iterator[Vote]:
             yield vote
 
 
-def _sample(vote: Vote, choice: Choice, pictures: "_Pictures", tally: Tally) -> dict[str, Any] | None:
-    """As LLaVA's documentation has it; `system`, which its trainer does not look at, is there if something was said."""
+def _sample(vote: Vote, choice: Choice, images: "_ImageCopier", tally: Tally) -> dict[str, Any] | None:
+    """Return the sample in the format of LLaVA's documentation, or None if the trainer could not use it.
+
+    A system prompt is added as `system`, which LLaVA's trainer ignores.
+    """
     if len(vote.image) > 1 and not choice.several_pictures:
-        tally.left_out["with several pictures"] += 1
+        tally.left_out["with several images"] += 1
         return None
     if not all(turn.value.strip() for turn in vote.conversations):
         tally.left_out["with an empty turn"] += 1
         return None
-    paths = [f"{IMAGES}/{name}" for name in map(pictures.take, vote.image) if name]
+    paths = [f"{IMAGES}/{name}" for name in map(images.copy, vote.image) if name]
     if len(paths) < len(vote.image):
-        tally.left_out["with a picture that is gone or cannot be read"] += 1
+        tally.left_out["with an image that is missing or cannot be read"] += 1
         return None
     image = {"image": paths[0] if len(paths) == 1 else paths} if paths else {}
     system = {"system": vote.system} if vote.system else {}
     return {"id": vote.id, **image, **system, "conversations": [turn.model_dump() for turn in vote.conversations]}
 
 
-class _Pictures:
-    """Pictures on their way into the dataset, each once: as it came, or, where a trainer would see something else in it than the model did
-    (turned by EXIF, transparent, 16 bits, neither JPEG nor PNG), as a PNG of that."""
+class _ImageCopier:
+    """Copies images into the dataset, each once.
+
+    A file that a trainer would not see as the model did is converted to PNG. These are images with an EXIF orientation, transparency or 16
+    bits, and formats other than JPEG and PNG.
+    """
 
     def __init__(self, source: Path, target: Path) -> None:
         self._source, self._target = source, target
@@ -141,20 +155,21 @@ class _Pictures:
         target.mkdir()
 
     @property
-    def taken(self) -> int:
+    def copied(self) -> int:
+        """The number of images in the dataset."""
         return sum(name is not None for name in self._names.values())
 
-    def take(self, name: str) -> str | None:
-        """The picture's name in the dataset; None if it is gone or cannot be read."""
+    def copy(self, name: str) -> str | None:
+        """Copy the image. Return its name in the dataset, or None if the file is missing or cannot be read."""
         if name not in self._names:
-            self._names[name] = self._take(name)
+            self._names[name] = self._copy(name)
         return self._names[name]
 
-    def _take(self, name: str) -> str | None:
+    def _copy(self, name: str) -> str | None:
         try:
             data = (self._source / name).read_bytes()
             image = open_image(data, sys.maxsize)
-            converted = None if is_plain(image) else plain(image)
+            converted = None if is_plain(image) else to_plain(image)
         except (FileNotFoundError, InvalidImage):
             return None
         if converted is None:
@@ -166,7 +181,7 @@ class _Pictures:
 
 
 class _Annotations:
-    """A JSON list, written as it comes."""
+    """A file with a JSON list, which is written element by element."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -185,14 +200,14 @@ class _Annotations:
 
 
 def _check_target(target: Path, overwrite: bool) -> bool:
-    """Whether there is an export that is to be replaced. Raises ExportError if anything else is there."""
+    """Return whether `target` is an earlier export that must be replaced. Raise ExportError if it is anything else, unless it is empty."""
     if not target.exists():
         return False
     found = {entry.name for entry in target.iterdir()} if target.is_dir() else {""}
     if found and not found <= CONTENTS:
-        raise ExportError(f"{target} is there already, and is no export")
+        raise ExportError(f"{target} exists already and is not an export")
     if found and not overwrite:
-        raise ExportError(f"{target} is there already; --overwrite replaces it")
+        raise ExportError(f"{target} exists already; --overwrite replaces it")
     return bool(found)
 
 

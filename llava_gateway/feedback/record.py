@@ -1,4 +1,4 @@
-"""A vote as it is kept: who thought what of which answer, and the conversation in the format that LLaVA is trained with
+"""The stored form of a vote: the vote, the model, the API key's name, and the conversation in LLaVA's training format
 (github.com/haotian-liu/LLaVA, docs/Finetune_Custom_Data.md)."""
 
 import uuid
@@ -17,12 +17,14 @@ VoteName = Literal["up", "down", "flag"]
 
 PLACEHOLDER = "<image>"
 SPELT = "< image>"
-"""What text that spells the placeholder becomes: LLaVA's trainer would take it for an image."""
+"""The replacement for a placeholder in a user's text, which LLaVA's trainer would treat as an image."""
 MAX_TEXT = 1 << 20
-"""Characters of a conversation."""
+"""The greatest length of a conversation, in characters."""
 
 
 class Turn(BaseModel):
+    """A message in LLaVA's format."""
+
     model_config = ConfigDict(frozen=True, strict=True, serialize_by_alias=True)
 
     speaker: Literal["human", "gpt"] = Field(alias="from")
@@ -30,33 +32,33 @@ class Turn(BaseModel):
 
 
 class Vote(BaseModel):
-    """A line of the log. `<image>` and a line break for each picture stand at the head of the turn that shows it."""
+    """A line of the log. A turn with images begins with `<image>` and a line break for each image."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     id: str
     time: str
-    """ISO 8601, UTC."""
+    """The time of the vote, in ISO 8601 and UTC."""
     model: str
-    """The name that was asked for."""
+    """The model's name in the request."""
     vote: VoteName
     key: str | None
-    """Name of the key that the vote came with; None where none is asked for."""
+    """The name of the voter's API key; None if the server requires no key."""
     system: str
-    """What the system says, which LLaVA's format has no place for; empty: nothing."""
+    """The system prompt, or an empty string. LLaVA's format has no field for it."""
     image: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.[a-z]{3,4}$")], ...]
-    """Names of the pictures' files, in the order of their placeholders."""
+    """The names of the image files, in the order of their placeholders."""
     conversations: Annotated[tuple[Turn, ...], Field(min_length=2)]
-    """Human and gpt take turns; the last is the answer that is voted on."""
+    """The turns of human and gpt, alternating. The last turn is the answer that the vote is about."""
 
     @property
     def subject(self) -> bytes:
-        """What the vote is on, and by whom: another one with the same takes its place. A digest of 32 bytes."""
+        """A digest of the voter, the model and the conversation, 32 bytes. A later vote with the same digest replaces this vote."""
         return sha256(self.model_dump_json(exclude={"id", "time", "vote"}).encode()).digest()
 
 
 def new_vote(model: str, vote: VoteName, key: str | None, messages: Sequence[Message], images: Sequence[str]) -> Vote:
-    """`images`: the names of the messages' pictures. `messages`: as `check_turns` has let them through."""
+    """Return a vote with a new id and the current time. `messages`: checked by `check_turns`. `images`: the names of their image files."""
     system = [message for message in messages if message.role == "system"]
     return Vote(
         id=str(uuid.uuid4()),
@@ -71,17 +73,20 @@ def new_vote(model: str, vote: VoteName, key: str | None, messages: Sequence[Mes
 
 
 def check_turns(messages: Sequence[Message], param: str = "messages") -> None:
-    """InvalidRequest unless these can be a vote's: what the system says, if anything, then user and assistant by turns, to the answer."""
+    """Raise InvalidRequest if the messages are not a conversation that can be voted on.
+
+    Allowed are system messages at the beginning, then user and assistant in alternation, and an assistant's answer at the end.
+    """
     first = len(list(takewhile(lambda message: message.role == "system", messages)))
     for index, message in enumerate(messages[first:], first):
         expected = "assistant" if (index - first) % 2 else "user"
         if message.role != expected:
             where = f"{param}[{index}].role"
-            raise InvalidRequest(f"{where}: must be {expected}, since user and assistant take turns.", param=where)
+            raise InvalidRequest(f"{where}: must be {expected}, because user and assistant alternate.", param=where)
     if messages[-1].role != "assistant":
-        raise InvalidRequest(f"{param}: the last must be the assistant's, the answer that the vote is on.", param=param)
+        raise InvalidRequest(f"{param}: the last message must be the assistant's answer that the vote is about.", param=param)
     if sum(len(part.text) for message in messages for part in message.content if isinstance(part, Text)) > MAX_TEXT:
-        raise InvalidRequest(f"{param}: at most {MAX_TEXT} characters of text are taken.", param=param)
+        raise InvalidRequest(f"{param}: at most {MAX_TEXT} characters of text are allowed.", param=param)
 
 
 def _turn(message: Message) -> Turn:
@@ -91,5 +96,5 @@ def _turn(message: Message) -> Turn:
 
 
 def _text(message: Message) -> str:
-    """As LLaVA's own templates join it."""
+    """Return the message's text. The parts are joined as in LLaVA's own templates."""
     return "\n".join(part.text for part in message.content if isinstance(part, Text)).replace(PLACEHOLDER, SPELT)

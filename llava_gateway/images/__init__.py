@@ -1,1 +1,1 @@
-"""Images: from a URL or a data URI in a request to the pixels that the model sees."""
+"""From an image URL or a data URI in a request to the pixels that the model sees."""

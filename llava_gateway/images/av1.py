@@ -1,6 +1,7 @@
-"""The frames of an AVIF as they are coded: the file's own statement of its size (`ispe`) binds no decoder, the sequence header does.
+"""The sizes of the coded frames of an AVIF file.
 
-AVIF is ISO/IEC 23008-12 (boxes, items), the headers are those of the AV1 specification, section 5.5.
+The size that the file declares (`ispe`) does not bind a decoder. The size in the AV1 sequence header does. The boxes and items of AVIF are
+specified in ISO/IEC 23008-12, the sequence header in section 5.5 of the AV1 specification.
 """
 
 import struct
@@ -10,33 +11,36 @@ from itertools import pairwise
 from llava_gateway.errors import InvalidImage
 
 Span = tuple[int, int]
-"""Begin and end within the file."""
+"""The start and the end of a part of the file, as offsets in bytes."""
 CONTAINERS = {b"meta": 4, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
-"""Boxes that hold those that are read here, and the bytes before the first of them."""
+"""The container boxes that are searched, and the number of bytes before the first box inside each."""
 FRAMES_PER_IMAGE = 4
-"""The picture, its transparency, its gain map and its thumbnail, or the tiles of each."""
+"""A file may have the image, its alpha channel, its gain map and its thumbnail, or the tiles of each."""
 SEQUENCE_HEADER = 1
+"""The OBU type of a sequence header."""
 
 
 def check_av1_frames(data: bytes, max_pixels: int) -> None:
-    """InvalidImage if a frame has more than `max_pixels` pixels, or all together some times as many. What cannot be read is left to the
-    decoder."""
+    """Raise InvalidImage if a frame has more than `max_pixels` pixels, or if all frames have more than FRAMES_PER_IMAGE times as many.
+
+    A file that cannot be parsed is left to the decoder.
+    """
     total = 0
     try:
-        for frame in _coded(data):
-            for width, height in _sizes(frame):
+        for frame in _coded_frames(data):
+            for width, height in _frame_sizes(frame):
                 total += width * height
                 if width * height > max_pixels or total > FRAMES_PER_IMAGE * max_pixels:
                     raise InvalidImage(
-                        f"The image has a coded frame of {width} x {height} pixels; at most {max_pixels // 1_000_000} million are taken.",
+                        f"The image has a coded frame of {width} x {height} pixels; at most {max_pixels // 1_000_000} million are allowed.",
                         code="image_too_large",
                     )
     except (struct.error, IndexError):
         return
 
 
-def _coded(data: bytes) -> Iterator[bytes]:
-    """The AV1 data of each item, and of the first sample of each track."""
+def _coded_frames(data: bytes) -> Iterator[bytes]:
+    """Yield the AV1 data of each item, and of the first sample of each track."""
     boxes = list(_boxes(data, 0, len(data)))
     idat = next((start for name, start, _ in boxes if name == b"idat"), 0)
     kinds = {item: kind for name, start, end in boxes if name == b"iinf" for item, kind in _items(data, start, end)}
@@ -53,7 +57,7 @@ def _coded(data: bytes) -> Iterator[bytes]:
 
 
 def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, begin and end of what each holds, those within containers included."""
+    """Yield the name of each box, and the start and the end of its payload. Boxes inside containers are included."""
     while at + 8 <= end:
         size, name = struct.unpack_from(">I4s", data, at)
         start = at + 8
@@ -70,7 +74,7 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _items(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Number and type of each, of an `iinf` box."""
+    """Yield the number and the type of each item in an `iinf` box."""
     for name, at, _ in _boxes(data, start + (6 if data[start] == 0 else 8), end):
         if name == b"infe" and data[at] >= 2:
             number, _, kind = struct.unpack_from(">HH4s" if data[at] == 2 else ">IH4s", data, at + 4)
@@ -78,7 +82,7 @@ def _items(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _locations(data: bytes, start: int, idat: int) -> Iterator[tuple[int, list[Span]]]:
-    """Number and places of each item, of an `iloc` box."""
+    """Yield the number and the spans of each item in an `iloc` box. `idat`: the offset of the `idat` box's payload."""
     version, sizes = data[start], data[start + 4 : start + 6]
     offset_size, length_size, base_size, index_size = sizes[0] >> 4, sizes[0] & 15, sizes[1] >> 4, sizes[1] & 15
     at = start + 6
@@ -101,12 +105,12 @@ def _locations(data: bytes, start: int, idat: int) -> Iterator[tuple[int, list[S
             offset, length = base + number(offset_size), number(length_size)
             spans.append((offset, offset + length if length else len(data)))
         if sum(end - begin for begin, end in spans) > len(data):
-            raise InvalidImage("The image's parts lie over each other in the file.")
+            raise InvalidImage("The parts of the image overlap in the file.")
         yield item, spans
 
 
-def _sizes(coded: bytes) -> Iterator[tuple[int, int]]:
-    """Width and height in each sequence header."""
+def _frame_sizes(coded: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the width and the height in each sequence header."""
     at = 0
     while at < len(coded):
         header = coded[at]
@@ -120,11 +124,13 @@ def _sizes(coded: bytes) -> Iterator[tuple[int, int]]:
                 break
         end = at + size if header & 2 else len(coded)
         if header >> 3 & 15 == SEQUENCE_HEADER:
-            yield _frame_size(_Bits(coded[at : min(end, at + 1024)]))
+            yield _max_frame_size(_BitReader(coded[at : min(end, at + 1024)]))
         at = end
 
 
-class _Bits:
+class _BitReader:
+    """Reads bits from the most significant to the least. Raises IndexError at the end of the data."""
+
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data)
         self._left = 8 * len(data)
@@ -136,14 +142,15 @@ class _Bits:
         return self._value >> self._left & (1 << count) - 1
 
     def skip_uvlc(self) -> None:
+        """Skip an unsigned number in the variable-length code of section 4.10.3."""
         zeros = 0
         while not self.read(1):
             zeros += 1
         self.read(min(zeros, 32))
 
 
-def _frame_size(bits: _Bits) -> tuple[int, int]:
-    """Largest width and height of a frame, of a sequence header."""
+def _max_frame_size(bits: _BitReader) -> tuple[int, int]:
+    """Return the greatest width and height of a frame, from a sequence header."""
     bits.read(4)
     if bits.read(1):  # reduced_still_picture_header
         bits.read(5)
@@ -153,7 +160,7 @@ def _frame_size(bits: _Bits) -> tuple[int, int]:
     return bits.read(width_bits) + 1, bits.read(height_bits) + 1
 
 
-def _skip_operating_points(bits: _Bits) -> None:
+def _skip_operating_points(bits: _BitReader) -> None:
     delay_bits = 0
     if bits.read(1):  # timing_info_present_flag
         bits.read(64)

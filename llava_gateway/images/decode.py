@@ -1,11 +1,16 @@
-"""From the bytes of an image file to the picture that the model sees.
+"""From the bytes of an image file to the image that the model sees.
 
-The format is sniffed, never believed. Size is checked before a pixel is decoded. Then: orient by EXIF, lay on white, and make it
-square: `crop` resizes the shortest edge (bicubic) and crops the centre, as Hugging Face's LLaVA processor does; `pad` pads to a square
-with the model's mean colour and resizes, as the original LLaVA does; `resize` squashes. Or, for a model with grids, keep its shape and
-shrink it to its place. A large JPEG is decoded at a half, quarter or eighth of its size, never below twice what is needed.
+The format is detected from the file's first bytes; a declared type is ignored. The size is checked before a pixel is decoded. Then the
+image is oriented by EXIF, composed on white, and made square:
 
-Worker processes import this file, so it imports little.
+- `crop` resizes the shortest edge (bicubic) and crops the centre, as Hugging Face's LLaVA processor does.
+- `pad` pads to a square with the model's mean colour and resizes, as the original LLaVA does.
+- `resize` changes the aspect ratio.
+
+For a model with grids the image keeps its shape and is shrunk to its size on the grid. A large JPEG is decoded at a half, a quarter or an
+eighth of its size, but never below twice the size that is needed.
+
+Worker processes import this file, so its imports are few.
 """
 
 import io
@@ -35,7 +40,9 @@ if TYPE_CHECKING:
     from llava_gateway.settings import AspectRatio
     from llava_gateway.types import VisionConfig
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of what is checked here; threads share one list of filters
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # Pillow's warnings are about sizes that are checked here; all threads share the list of filters
 
 PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -57,8 +64,10 @@ try:
 except ImportError:
     pass
 MAX_ASPECT = 100
-"""Longest over shortest side. CLIP resizes the shortest side up to its own, which a thread-thin picture turns into gigabytes."""
-TURNS = {
+"""The greatest ratio of the longest side to the shortest.
+
+CLIP resizes the shortest side up to the model's, so a very thin image would need gigabytes."""
+TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,54 +76,60 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF's orientation, what makes a picture stand upright."""
-LYING = (5, 6, 7, 8)
-"""EXIF's orientations of pictures whose width is their height once they stand upright."""
-PAD_EXACT = 4096
-"""Pixels of the longest side up to which a picture is padded as it is; a longer one is shrunk to this first, since a square of it might be
+"""The operation that makes an image upright, by its EXIF orientation."""
+ROTATED = (5, 6, 7, 8)
+"""The EXIF orientations that exchange width and height."""
+MAX_PADDED_SIDE = 4096
+"""The longest side, in pixels, that is padded without shrinking. A longer side is shrunk to this first, because the square might need
 gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is to be made of one picture, in plain values: they travel to a worker process as JSON."""
+    """The wanted form of one image. The values are plain, because they are sent to a worker process as JSON."""
 
     sizes: dict[Size, Size]
-    """The size that is made of a picture, by the size that it has once it stands upright."""
+    """The output size, by the size of the upright image."""
     aspect_ratio: "AspectRatio | None"
-    """How it becomes square; None if it keeps its shape."""
+    """How the image becomes square; None if it keeps its shape."""
     mean_color: tuple[int, int, int]
+    """The colour of the padding: red, green and blue, 0 to 255."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transform:
+    """How images are prepared for one model."""
+
     vision: "VisionConfig"
     aspect_ratio: "AspectRatio"
-    """How a picture becomes square, if the model has no grids."""
+    """How images become square, if the model has no grids."""
 
     @property
     def name(self) -> str:
-        """For the digests of its results: to change what a transform does is to change its name."""
-        how = "grids2" if self.vision.grids else f"{self.aspect_ratio}3"
-        return f"{how}-{self.vision.digest}"
+        """A name for cache keys. The number in it must be increased when the results of the transform change."""
+        method = "grids2" if self.vision.grids else f"{self.aspect_ratio}3"
+        return f"{method}-{self.vision.digest}"
 
-    def needs(self, size: Size) -> Size:
-        """The width and height that are made of a picture of this size (of its smaller square, where one is cut out of it)."""
+    def output_size(self, size: Size) -> Size:
+        """Return the width and height of the prepared image, in pixels. `size`: of the upright image."""
         if self.vision.grids:
             return shrunk(size, self.vision.grids, self.vision.tokens)
         return self.vision.side, self.vision.side
 
     def target(self, size: Size) -> Target:
-        """For a picture whose file declares this size; whether it lies on its side is not known yet."""
-        sizes = {upright: self.needs(upright) for upright in (size, (size[1], size[0]))}
+        """Return the target for an image whose file declares this size. Both orientations are included, because EXIF is not read yet."""
+        sizes = {upright: self.output_size(upright) for upright in (size, (size[1], size[0]))}
         return Target(sizes, None if self.vision.grids else self.aspect_ratio, self.vision.mean_color)
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """The image as its header describes it; no pixel is decoded. InvalidImage if it is not one that we take, too large, or made so that
-    decoding it costs far more than its size says."""
-    with _failing_as_damaged():
-        image_format = _format(data)
+    """Return the image as its header describes it. No pixel is decoded.
+
+    Raises InvalidImage if the format is not accepted, if the image has more than `max_pixels` pixels, or if its decoding would cost far
+    more than its size suggests.
+    """
+    with _report_as_damaged():
+        image_format = _detect_format(data)
         if not is_ordinary(data, image_format):
             check_structure(data, image_format, max_pixels)
         image = PLUGINS[image_format](io.BytesIO(data))
@@ -123,56 +138,62 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def is_cheap(data: bytes) -> bool:
-    """Whether the CPU time and the memory that the file takes are known to be small, so that a thread, which nothing can stop, may decode
-    it."""
+    """Return whether the CPU time and the memory of the decoding are known to be small.
+
+    Only such a file may be decoded in a thread, because a thread cannot be stopped.
+    """
     return is_ordinary(data, sniff(data))
 
 
 def prepare(image: Image.Image, transform: Transform) -> Image.Image:
-    """RGB, as the model wants it, of an image that `open_image` has let through. InvalidImage if it is damaged."""
+    """Return the image as `transform` wants it, in RGB. `image`: from `open_image`. Raises InvalidImage if the file is damaged."""
     return render(image, transform.target(image.size))
 
 
 def render(image: Image.Image, target: Target) -> Image.Image:
-    """RGB, as `target` wants it, of an image that `open_image` has let through. InvalidImage if it is damaged."""
-    with _failing_as_damaged():
-        upright, needed = _load(image, target)
+    """Return the image as `target` wants it, in RGB. `image`: from `open_image`. Raises InvalidImage if the file is damaged."""
+    with _report_as_damaged():
+        upright, size = _load(image, target)
         upright = _premultiply(upright)
         if target.aspect_ratio is not None:
-            made = _flatten(_square(upright, needed[0], target))
+            rendered = _flatten(_make_square(upright, size[0], target))
         else:
-            made = _flatten(upright if upright.size == needed else upright.resize(needed, Image.Resampling.BICUBIC))
-        made.info = {}  # vLLM would turn the picture again by the orientation in its EXIF
-        return made
+            rendered = _flatten(upright if upright.size == size else upright.resize(size, Image.Resampling.BICUBIC))
+        rendered.info = {}  # vLLM would orient the image a second time by its EXIF
+        return rendered
 
 
 def is_plain(image: Image.Image) -> bool:
-    """Whether every program sees in the file what the model did: a JPEG or PNG of 8 bits, upright, with nothing transparent."""
-    with _failing_as_damaged():
+    """Return whether every program shows the file as the model saw it: an upright JPEG or PNG of 8 bits without transparency."""
+    with _report_as_damaged():
         known = isinstance(image, JpegImagePlugin.JpegImageFile | PngImagePlugin.PngImageFile)
         return known and not _is_deep(image) and not image.has_transparency_data and _is_upright(image)
 
 
-def plain(image: Image.Image) -> Image.Image:
-    """RGB in its own size, upright and on white, of an image that `open_image` has let through. InvalidImage if it is damaged."""
-    with _failing_as_damaged():
+def to_plain(image: Image.Image) -> Image.Image:
+    """Return the image in RGB and in its own size, upright and on white.
+
+    `image`: from `open_image`. Raises InvalidImage if the file is damaged.
+    """
+    with _report_as_damaged():
         return _flatten(_premultiply(_orient(image)))
 
 
 @contextmanager
-def _failing_as_damaged() -> Iterator[None]:
+def _report_as_damaged() -> Iterator[None]:
+    """Raise InvalidImage for any error of a decoder within the block."""
     try:
         yield
     except InvalidImage:
         raise
     except (MemoryError, RecursionError):
         raise
-    except Exception as error:  # a broken file fails anywhere in its decoder, and in any way
+    except Exception as error:  # a decoder may fail on a damaged file with any class of error
         raise InvalidImage("The image is damaged or cut short.") from error
 
 
 def sniff(data: bytes) -> str | None:
-    """The format by the file's first bytes; None if it is not one that we take."""
+    """Return the format by the file's first bytes, or None if the format is not accepted."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -185,18 +206,18 @@ def sniff(data: bytes) -> str | None:
         return "BMP"
     if data[:4] in (b"II*\x00", b"MM\x00*"):
         return "TIFF"
-    if data[4:8] == b"ftyp":  # ISO/IEC 14496-12: a box of its length, its name, the major brand, a version, and compatible brands
+    if data[4:8] == b"ftyp":  # ISO/IEC 14496-12: length, name, major brand, version, compatible brands
         brands = data[8 : min(int.from_bytes(data[:4]), 256)]
         return "AVIF" if b"avif" in brands or b"avis" in brands else "HEIC" if any(brand in brands for brand in HEIC_BRANDS) else None
     return None
 
 
 def extension(data: bytes) -> str:
-    """What the name of such a file ends with. The data is of an image that `open_image` has let through."""
+    """Return the file name extension, without a dot. `data`: of a file that `open_image` accepts."""
     return EXTENSIONS[sniff(data) or ""]
 
 
-def _format(data: bytes) -> str:
+def _detect_format(data: bytes) -> str:
     if not data:
         raise InvalidImage("The image file is empty.", code="empty_image_file")
     image_format = sniff(data)
@@ -204,7 +225,7 @@ def _format(data: bytes) -> str:
         raise InvalidImage(f"The image must be one of {', '.join(PLUGINS)}.", code="invalid_image_format")
     if image_format not in PLUGINS:
         raise InvalidImage(
-            f"{image_format} images are not taken here; send a JPEG or PNG. (They are where llava-gateway[heic] is installed.)",
+            f"This server does not accept {image_format} images; send a JPEG or PNG. (It would with llava-gateway[heic] installed.)",
             code="unsupported_image_media_type",
         )
     return image_format
@@ -214,34 +235,36 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         megapixels = max_pixels // 1_000_000
-        raise InvalidImage(f"The image has {width} x {height} pixels; at most {megapixels} million are taken.", code="image_too_large")
+        raise InvalidImage(f"The image has {width} x {height} pixels; at most {megapixels} million are allowed.", code="image_too_large")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InvalidImage(f"The image is {width} x {height} pixels; its sides may differ {MAX_ASPECT}-fold at most.", code="invalid_image")
+        message = f"The image is {width} x {height} pixels; the longest side may be at most {MAX_ASPECT} times the shortest."
+        raise InvalidImage(message, code="invalid_image")
 
 
 def _load(image: Image.Image, target: Target) -> tuple[Image.Image, Size]:
-    """The picture upright, and the size that is to be made of it."""
+    """Decode the image. Return the upright image and its output size."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         image.load()
         upright = _orient(image)
         if upright.size not in target.sizes:
-            raise InvalidImage("The image has not the size that its file declares.")
+            raise InvalidImage("The image does not have the size that its file declares.")
         return upright, target.sizes[upright.size]
-    lies = image.getexif().get(ExifTags.Base.Orientation) in LYING
+    is_rotated = image.getexif().get(ExifTags.Base.Orientation) in ROTATED
     width, height = image.size
-    needed = target.sizes[(height, width) if lies else (width, height)]
-    across, down = reversed(needed) if lies else needed
-    spare = min(width / across, height / down)
-    scale = max((scale for scale in (8, 4, 2) if spare >= 2 * scale), default=1)
+    output_size = target.sizes[(height, width) if is_rotated else (width, height)]
+    output_width, output_height = reversed(output_size) if is_rotated else output_size
+    ratio = min(width / output_width, height / output_height)
+    scale = max((scale for scale in (8, 4, 2) if ratio >= 2 * scale), default=1)
     if scale > 1:
         image.draft(image.mode, (width // scale, height // scale))
     image.load()
-    return _orient(image), needed
+    return _orient(image), output_size
 
 
 def _orient(image: Image.Image) -> Image.Image:
-    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image if turn is None else image.transpose(turn)
+    """Return the image upright."""
+    method = TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if method is None else image.transpose(method)
 
 
 def _is_upright(image: Image.Image) -> bool:
@@ -249,35 +272,38 @@ def _is_upright(image: Image.Image) -> bool:
 
 
 def _premultiply(image: Image.Image) -> Image.Image:
-    """RGB, or RGBa where something is transparent: its colours can be averaged without those of invisible pixels."""
+    """Return RGB, or RGBa (premultiplied) if the image has transparency.
+
+    Premultiplied colours can be averaged without the colours of invisible pixels.
+    """
     if _is_deep(image):
-        image = _eight_bits(image)
+        image = _to_eight_bits(image)
     if image.has_transparency_data:
         return image.convert("RGBA").convert("RGBa")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent shows white."""
+    """Return RGB; transparent pixels become white."""
     if image.mode == "RGB":
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether its grey has more than 8 bits."""
+    """Return whether the image is grey with more than 8 bits."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits. (`convert` would clip everything above 255 to white.)"""
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Convert 16-bit grey to 8 bits. (`convert` alone would clip all values above 255 to white.)"""
     return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
 
 
-def _square(image: Image.Image, side: int, target: Target) -> Image.Image:
+def _make_square(image: Image.Image, side: int, target: Target) -> Image.Image:
     if target.aspect_ratio == "pad" and image.width != image.height:
-        if max(image.size) > PAD_EXACT:
-            image.thumbnail((PAD_EXACT, PAD_EXACT), Image.Resampling.BICUBIC)
+        if max(image.size) > MAX_PADDED_SIDE:
+            image.thumbnail((MAX_PADDED_SIDE, MAX_PADDED_SIDE), Image.Resampling.BICUBIC)
         width, height = image.size
         color = target.mean_color if image.mode == "RGB" else (*target.mean_color, 255)
         square = Image.new(image.mode, (max(width, height),) * 2, color)
@@ -291,7 +317,7 @@ def _square(image: Image.Image, side: int, target: Target) -> Image.Image:
     if short < 2 * side:
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         return resized.crop((left, top, left + side, top + side))
-    # In one, so that what would be cropped away is never computed. (Pillow rounds the box; at this scale that is not seen.)
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + side) * across, (top + side) * down)
+    # Resize and crop in one step: pixels outside the crop are not computed. Pillow rounds the box; at this scale the error is invisible.
+    scale_x, scale_y = image.width / width, image.height / height
+    box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
     return image.resize((side, side), Image.Resampling.BICUBIC, box=box)

@@ -1,4 +1,7 @@
-"""Slots and threads that clients share in turn: however many jobs one of them brings, the next one waits for one of those at most."""
+"""Slots and threads that clients share fairly, in round-robin order.
+
+However many jobs one client has, a job of another client waits for at most one of these jobs.
+"""
 
 import asyncio
 from collections import Counter, deque
@@ -11,10 +14,13 @@ T = TypeVar("T")
 
 
 class FairSlots:
-    """A number of slots. Clients that wait get the next free one in turn, and each its own jobs in their order. For one event loop."""
+    """A limited number of slots. Waiting clients get free slots in round-robin order; the jobs of one client run in their order.
+
+    Used from one event loop.
+    """
 
     def __init__(self, slots: int, per_client: int) -> None:
-        """`per_client`: slots that one client may hold at once."""
+        """`per_client`: the number of slots that one client may hold at once."""
         self._free = slots
         self._per_client = per_client
         self._held: Counter[str] = Counter()
@@ -22,11 +28,12 @@ class FairSlots:
 
     @property
     def waiting(self) -> int:
-        """Jobs without a slot."""
+        """The number of jobs that wait for a slot."""
         return sum(map(len, self._waiting.values()))
 
     @asynccontextmanager
     async def slot(self, client: str) -> AsyncIterator[None]:
+        """Hold a slot within the block, after waiting for it."""
         await self.acquire(client)
         try:
             yield
@@ -34,6 +41,7 @@ class FairSlots:
             self.release(client)
 
     async def acquire(self, client: str) -> None:
+        """Wait for a slot. The caller must call `release` afterwards, unless this call is cancelled."""
         if self._may_hold(client):
             self._hold(client)
             return
@@ -50,6 +58,7 @@ class FairSlots:
             raise
 
     def release(self, client: str) -> None:
+        """Give a slot back, and grant the free slots to waiting clients."""
         self._free += 1
         self._held[client] -= 1
         if not self._held[client]:
@@ -58,7 +67,7 @@ class FairSlots:
             queue = self._waiting.pop(turn)
             granted = queue.popleft()
             if queue:
-                self._waiting[turn] = queue  # behind the others
+                self._waiting[turn] = queue  # at the end of the order
             if not granted.cancelled():
                 self._hold(turn)
                 granted.set_result(None)
@@ -79,20 +88,23 @@ class FairSlots:
 
 
 class FairThreads:
-    """A pool of threads whose queue takes clients in turn."""
+    """A pool of threads whose queue serves clients in round-robin order."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._slots = FairSlots(threads, per_client=threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(self, client: str, work: Callable[..., T], *arguments: Any) -> T:
-        """`work(*arguments)` in a thread. If nobody waits for it any longer it still holds its slot until the thread is free."""
+        """Return `work(*arguments)`, computed in a thread.
+
+        A running thread cannot be stopped: if this call is cancelled, the slot stays taken until the thread has finished.
+        """
         loop = asyncio.get_running_loop()
         await self._slots.acquire(client)
         future = self._pool.submit(work, *arguments)
 
         def release(_: Any) -> None:
-            with suppress(RuntimeError):  # the loop is closed
+            with suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(self._slots.release, client)
 
         future.add_done_callback(release)
@@ -102,4 +114,5 @@ class FairThreads:
             del future  # a failed future holds this frame by its traceback: the cycle would keep the arguments until a garbage collection
 
     def close(self) -> None:
+        """Cancel the jobs that have not started. Does not wait for the running ones."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,8 +1,8 @@
-"""How an image file is built, read from its bytes without decoding it: what it will cost is bounded by its structure, not by its length.
+"""Estimates the cost of decoding an image file from its structure. The cost depends on the structure, not on the file's length.
 
-`is_ordinary` is true of the files that almost every camera, browser and program writes, whose cost is proportional to their pixels and
-bytes. It reads headers alone, takes microseconds, and says no when in doubt. `check_structure` refuses files that are built to cost far
-more than that, and that no program writes.
+`is_ordinary` is true for the files that almost every camera, browser and program writes. Their cost is proportional to their pixels and
+bytes. The function reads only headers, takes microseconds, and returns False in doubt. `check_structure` refuses files that are built to
+cost far more, which no ordinary program writes.
 """
 
 import re
@@ -13,51 +13,52 @@ from llava_gateway.images.av1 import check_av1_frames
 from llava_gateway.images.tiff import check_tiff
 
 ORDINARY_PIXELS = 16_000_000
-"""Such a JPEG takes 0.4 CPU seconds at most, and cannot be stopped."""
+"""A JPEG of this size takes at most 0.4 CPU seconds. Its decoding in a thread cannot be stopped."""
 ORDINARY_DECODED = 3 * ORDINARY_PIXELS
-"""Bytes of a PNG's pixels, as its depth has them."""
+"""The greatest size of a PNG's pixels in bytes, at the file's own bit depth."""
 ORDINARY_METADATA = 512 << 10
-"""Bytes of EXIF, XMP, profiles and text together."""
+"""The greatest size of EXIF, XMP, profiles and text together, in bytes."""
 ORDINARY_SEGMENTS = 64
-"""Of them, and of tables, in a JPEG or a PNG."""
+"""The greatest number of segments of metadata and tables in a JPEG or a PNG."""
 ORDINARY_EXIF = 64 << 10
+"""The greatest size of an EXIF block, in bytes."""
 ORDINARY_EXIF_ENTRIES = 256
-"""Each may name as many bytes as the whole block has, and the decoder copies them."""
+"""The greatest number of EXIF entries. Each entry may refer to the whole block, and the decoder copies the bytes for each."""
 MAX_SEGMENTS = 1024
-"""Of metadata. A file of 20 MiB needs 320 of a JPEG's, which hold 64 KiB each."""
+"""The greatest number of segments of metadata. 20 MiB of metadata need 320 segments of a JPEG, which hold 64 KiB each."""
 MAX_JPEG_SCANS = 64
-"""Encoders write about ten. Each costs a pass over all pixels, for as little as ten bytes."""
+"""Encoders write about ten scans. Each scan costs a pass over all pixels, and may take only ten bytes."""
 MAX_SCANNED_PIXELS = 1_000_000_000
-"""Scans times pixels of a JPEG: ten seconds, and 20 scans of a picture of 50 megapixels."""
+"""The greatest product of scans and pixels of a JPEG. It takes ten seconds, and allows 20 scans of an image of 50 megapixels."""
 
 SOI, EOI, SOS, DHT, DQT, DRI, COM = 0xD8, 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xFE
 APP1, FIRST_APP, LAST_APP = 0xE1, 0xE0, 0xEF
 FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
-"""The markers of frames (SOF). Those that are left out are DHT, JPG and DAC."""
+"""The markers of frames (SOF). The markers between them are DHT, JPG and DAC."""
 MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
-"""One that may stand after compressed data, which has only stuffed zeros and restart markers."""
+"""A marker that ends compressed data. Inside compressed data there are only stuffed zeros and restart markers."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""By the colour type."""
+"""The number of channels by the colour type."""
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 PNG_DATA = (b"IDAT", b"fcTL", b"fdAT")
 EXIF_AS_TEXT = b"Raw profile type exif"
-"""The keyword of a PNG's text that Pillow reads as EXIF."""
+"""The keyword of a text chunk that Pillow reads as EXIF."""
 
 
 def is_ordinary(data: bytes, image_format: str | None) -> bool:
-    """Whether the file's cost is bounded by its pixels and bytes, and these are few."""
+    """Return whether the cost of decoding the file is proportional to its pixels and bytes, and these are few."""
     try:
         if image_format == "JPEG":
             return _is_ordinary_jpeg(data)
         if image_format == "PNG":
             return _is_ordinary_png(data)
         return image_format == "WEBP" and _is_ordinary_webp(data)
-    except (struct.error, IndexError):  # it is cut short
+    except (struct.error, IndexError):  # the file is truncated
         return False
 
 
 def check_structure(data: bytes, image_format: str, max_pixels: int) -> None:
-    """InvalidImage for a file that is built to cost far more than its pixels and bytes do."""
+    """Raise InvalidImage if the file is built to cost far more than its pixels and bytes suggest."""
     if image_format == "JPEG":
         _check_jpeg(data)
     elif image_format == "PNG":
@@ -69,7 +70,10 @@ def check_structure(data: bytes, image_format: str, max_pixels: int) -> None:
 
 
 def _is_ordinary_jpeg(data: bytes) -> bool:
-    """Baseline, and its first scan has all components: the decoder then reads no other scan (libjpeg's `has_multiple_scans`)."""
+    """Return whether the JPEG is baseline and its first scan has all components.
+
+    The decoder then reads no other scan (see `has_multiple_scans` in libjpeg).
+    """
     at, metadata, components, has_exif = 2, 0, 0, False
     for _ in range(ORDINARY_SEGMENTS):
         start, marker, length = struct.unpack_from(">BBH", data, at)
@@ -98,7 +102,7 @@ def _is_ordinary_jpeg(data: bytes) -> bool:
 
 
 def _is_ordinary_png(data: bytes) -> bool:
-    """Neither interlaced nor animated."""
+    """Return whether the PNG is neither interlaced nor animated, and has little metadata."""
     length, name, width, height, depth, color, _, _, interlace = struct.unpack_from(">I4sIIBBBBB", data, 8)
     decoded = width * height * PNG_CHANNELS.get(color, 4) * (2 if depth == 16 else 1)
     if name != b"IHDR" or length != 13 or interlace or decoded > ORDINARY_DECODED:
@@ -122,7 +126,7 @@ def _is_ordinary_png(data: bytes) -> bool:
 
 
 def _is_ordinary_webp(data: bytes) -> bool:
-    """One lossy frame, without alpha."""
+    """Return whether the WebP has one lossy frame and no alpha channel."""
     at, frames = 12, 0
     for _ in range(6):
         name, length = struct.unpack_from("<4sI", data, at)
@@ -148,6 +152,7 @@ def _is_ordinary_webp(data: bytes) -> bool:
 
 
 def _is_ordinary_exif(block: bytes) -> bool:
+    """Return whether the EXIF block is small and has few entries."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) > ORDINARY_EXIF:
         return False
@@ -157,6 +162,7 @@ def _is_ordinary_exif(block: bytes) -> bool:
 
 
 def _check_jpeg(data: bytes) -> None:
+    """Raise InvalidImage if the JPEG has too many scans or segments of metadata."""
     at, pixels, scans, segments = 2, 0, 0, 0
     while match := MARKER.search(data, at):
         marker, at = match[1][0], match.end()
@@ -178,6 +184,7 @@ def _check_jpeg(data: bytes) -> None:
 
 
 def _check_png(data: bytes) -> None:
+    """Raise InvalidImage if the PNG has too many chunks of metadata."""
     at, segments = 8, 0
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)

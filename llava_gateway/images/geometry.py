@@ -1,6 +1,8 @@
-"""Pictures for models that see them in their own shape (LLaVA-NeXT, LLaVA-OneVision): such a model lays a picture out on the one of its
-grids that keeps most of it, and takes as many tokens as the picture covers there. What is larger than its place on the grid is shrunk to
-it here, so that the engine need not; the grid and the tokens stay those of the picture as it came.
+"""Image sizes and token counts of models that see images in their own shape (LLaVA-NeXT, LLaVA-OneVision).
+
+The model has several grids of squares. It fits an image into the grid that keeps most of the image's pixels. The number of tokens depends
+on the area of the grid that the image covers. An image that is larger than this area is shrunk here rather than in the engine. Shrinking
+changes neither the grid nor the number of tokens.
 """
 
 import math
@@ -12,7 +14,10 @@ Size = tuple[int, int]
 
 
 def best_grid(size: Size, grids: Sequence[Size]) -> Size:
-    """The grid on which most of the picture's pixels are kept, and of several such the one with the least room left (LLaVA-NeXT)."""
+    """Return the grid that keeps most of the image's pixels, as LLaVA-NeXT chooses it.
+
+    Of several such grids the smallest is returned. `size`: of the image. `grids`: width and height of each, in pixels.
+    """
 
     def value(grid: Size) -> tuple[int, int]:
         scale = min(grid[0] / size[0], grid[1] / size[1])
@@ -23,51 +28,57 @@ def best_grid(size: Size, grids: Sequence[Size]) -> Size:
 
 
 def shrunk(size: Size, grids: Sequence[Size], tokens: Callable[[int, int], int]) -> Size:
-    """The least size that a picture may be given to the engine with; its own if it is not larger than its place on the grid."""
+    """Return the smallest size that leaves the image's grid and its number of tokens unchanged.
+
+    An image that is not larger than its grid keeps its size. `tokens`: counts the tokens of an image by its width and height.
+    """
     grid = best_grid(size, grids)
     if size[0] <= grid[0] and size[1] <= grid[1]:
         return size
-    for whole in (math.ceil, math.floor):  # up, as the processors do it; down where a row of pixels more would be a row of tokens more
-        place = _place(size, grid, whole)
-        if best_grid(place, grids) == grid and tokens(*place) == tokens(*size):
-            return place
+    for rounding in (math.ceil, math.floor):  # up, like the processors; down if one more row of pixels would add a row of tokens
+        fitted = _fit(size, grid, rounding)
+        if best_grid(fitted, grids) == grid and tokens(*fitted) == tokens(*size):
+            return fitted
     return size
 
 
-def _place(size: Size, grid: Size, whole: Callable[[float], int]) -> Size:
-    across, down = grid[0] / size[0], grid[1] / size[1]
-    if across < down:
-        return grid[0], max(1, min(whole(size[1] * across), grid[1]))
-    return max(1, min(whole(size[0] * down), grid[0])), grid[1]
+def _fit(size: Size, grid: Size, rounding: Callable[[float], int]) -> Size:
+    """Return the size of the image scaled to fit the grid."""
+    scale_x, scale_y = grid[0] / size[0], grid[1] / size[1]
+    if scale_x < scale_y:
+        return grid[0], max(1, min(rounding(size[1] * scale_x), grid[1]))
+    return max(1, min(rounding(size[0] * scale_y), grid[0])), grid[1]
 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """A model's count, as LLaVA, LLaVA-NeXT and LLaVA-OneVision define it: the features of the whole picture in one square; with grids also
-    those of the squares of its grid, less the padding's, and a newline's token after each row of them.
+    """Counts the tokens of an image, as LLaVA, LLaVA-NeXT and LLaVA-OneVision define it.
+
+    An image takes the features of the whole image in one square. With grids it also takes the features of the squares of its grid, without
+    those of the padding, and one newline token after each row of features.
     """
 
     whole: int
-    """Tokens of the whole picture in one square."""
+    """The number of tokens of the whole image in one square."""
     side: int
-    """Pixels of such a square."""
+    """The side of a square, in pixels."""
     patches: int
-    """Features along the side of a square of a grid."""
+    """The number of features along the side of a square of a grid."""
     grids: tuple[Size, ...] = ()
-    """Width and height of each, in pixels; none if all that the model sees of a picture is one square."""
+    """The width and height of each grid, in pixels. Empty if the model sees an image as one square."""
     max_squares: int | None = None
-    """A grid's features are scaled down to about those of so many squares, where there are more (OneVision's `anyres_max_9`)."""
+    """If a grid has more features than this number of squares, its features are scaled down to about that number (`anyres_max_9`)."""
 
     def __call__(self, width: int, height: int) -> int:
-        """Of a picture of this size in pixels."""
+        """Return the number of tokens of an image. `width` and `height`: in pixels."""
         if not self.grids:
             return self.whole
         columns, rows = self._features(best_grid((width, height), self.grids))
-        # In floats, and in this order: a picture near the edge of a patch must round here as it rounds in the model.
+        # Floats in this order of operations: an image near the edge of a patch must be rounded as in the model.
         if width / height > columns / rows:
-            rows = _unpadded(rows, height * (columns / width))
+            rows = _without_padding(rows, height * (columns / width))
         else:
-            columns = _unpadded(columns, width * (rows / height))
+            columns = _without_padding(columns, width * (rows / height))
         if self.max_squares:
             excess = math.sqrt(columns * rows / (self.max_squares * self.patches**2))
             if excess > 1.1:
@@ -76,22 +87,29 @@ class ImageTokens:
 
     @property
     def max_image_tokens(self) -> int:
-        """No picture takes more. Found among those that fill a grid as far as their shape lets them: none does more than that."""
+        """The greatest number of tokens of an image. An image that fills its grid as far as its shape allows takes the most."""
         pixels = self.side / self.patches
-        sizes = {(math.ceil(columns * pixels), math.ceil(rows * pixels)) for grid in self.grids for columns, rows in self._reached(grid)}
+        sizes = {
+            (math.ceil(columns * pixels), math.ceil(rows * pixels)) for grid in self.grids for columns, rows in self._covered_features(grid)
+        }
         return max((self(*size) for size in sizes), default=self.whole)
 
-    def _reached(self, grid: Size) -> Iterator[tuple[int, int]]:
+    def _covered_features(self, grid: Size) -> Iterator[tuple[int, int]]:
+        """Yield the columns and rows that an image can cover if it touches two opposite sides of the grid."""
         columns, rows = self._features(grid)
         yield from ((columns, covered) for covered in range(1, rows + 1))
         yield from ((covered, rows) for covered in range(1, columns + 1))
 
     def _features(self, grid: Size) -> tuple[int, int]:
-        """Columns and rows of them."""
+        """Return the columns and rows of the grid's features."""
         width, height = grid
         return width // self.side * self.patches, height // self.side * self.patches
 
 
-def _unpadded(features: int, covered: float) -> int:
-    """Features that stay along a side of which the picture covers so many; as many go at either end, so one of the padding's may stay."""
+def _without_padding(features: int, covered: float) -> int:
+    """Return the number of features that remain along a side without padding.
+
+    `features`: along the whole side. `covered`: by the image. The same number is removed at both ends, so one feature of the padding may
+    remain.
+    """
     return features - 2 * ((features - int(round(covered, 7))) // 2)

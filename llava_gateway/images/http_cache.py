@@ -1,4 +1,4 @@
-"""Image URLs that were fetched a moment ago: what they gave, by digest, for as long as HTTP allows."""
+"""A cache of image URLs: the digest of the file at each URL, for as long as HTTP caching allows (RFC 9111)."""
 
 import time
 from collections import OrderedDict
@@ -7,91 +7,104 @@ from weakref import WeakValueDictionary
 
 from blake3 import blake3
 
-from llava_gateway.images.cache_control import Freshness
+from llava_gateway.images.cache_control import CacheLifetime
 from llava_gateway.images.fetch import Download, Fetcher
 from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.observability import metrics
 from llava_gateway.settings import Settings
 
 MAX_BYTES = 16 << 20
-"""Memory of URLs and of what is known of them."""
+"""The greatest size of the cache, in bytes."""
 ENTRY_BYTES = 1024
-"""Memory of an entry, apart from its strings."""
+"""The size of an entry without its strings, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    content: str
+class _CacheEntry:
+    digest: str
+    """The digest of the file."""
     expires: float
-    freshness: Freshness
+    """The time until which the entry is fresh, by the monotonic clock."""
+    lifetime: CacheLifetime
 
     def size(self, url: str) -> int:
-        """In bytes, with its URL."""
-        return ENTRY_BYTES + len(url) + len(self.freshness.etag or "") + len(self.freshness.last_modified or "")
+        """Return the size of the entry and its URL, in bytes."""
+        return ENTRY_BYTES + len(url) + len(self.lifetime.etag or "") + len(self.lifetime.last_modified or "")
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
-class Fetched:
-    content: str
-    """Digest of the file."""
+class FetchedFile:
+    """The file at a URL."""
+
+    digest: str
+    """The BLAKE3 digest of the file, in hexadecimal."""
     data: bytes | None
-    """The file; None if it is as it was, and no request has it in hand."""
+    """The file; None if the file has not changed and no request holds it in memory."""
 
 
-class UrlImages:
-    """Equal URLs are fetched once at a time. No fetch carries a client's credentials, so what one is told holds for all."""
+class UrlCache:
+    """Fetches image URLs and caches their digests. Used from one event loop.
+
+    Concurrent fetches of one URL are shared. No fetch carries a client's credentials, so a response is valid for every client.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.ttl = settings.image_url_ttl
         self.bytes = 0
         self._fetcher = Fetcher(settings)
-        self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._fetching: SingleFlight[Fetched] = SingleFlight()
-        self._in_hand: WeakValueDictionary[str, Fetched] = WeakValueDictionary()
-        """Files by digest. Each is in here for as long as a request that fetched it keeps it: until its picture is prepared."""
+        self._entries: OrderedDict[str, _CacheEntry] = OrderedDict()
+        self._fetching: SingleFlight[FetchedFile] = SingleFlight()
+        self._files: WeakValueDictionary[str, FetchedFile] = WeakValueDictionary()
+        """Files in memory, by digest. A file stays here as long as a request refers to it: until the request's image is prepared."""
         metrics.URL_CACHE_BYTES.set_function(lambda: self.bytes)
 
-    def fresh(self, url: str) -> Fetched | None:
-        """What the URL gave, if that may be taken as known."""
-        known = self._known.get(url)
-        return self._recall(known) if known and time.monotonic() < known.expires else None
+    def get_fresh(self, url: str) -> FetchedFile | None:
+        """Return the file of a fresh entry, or None if the URL must be fetched."""
+        entry = self._entries.get(url)
+        return self._file_of(entry) if entry and time.monotonic() < entry.expires else None
 
-    async def fetch(self, url: str, *, anew: bool = False) -> Fetched:
-        """Raises InvalidImage. `anew`: with its data, whatever is known of it."""
+    async def fetch(self, url: str, *, reload: bool = False) -> FetchedFile:
+        """Fetch the URL. An entry with validators is revalidated by a conditional request.
+
+        `reload`: ignore the cache and return the file with its data. Raises InvalidImage.
+        """
         if shared := url in self._fetching:
             metrics.IMAGE_URLS.labels("shared").inc()
-        fetched = await self._fetching.do(url, lambda: self._fetch(url, anew))
-        if shared and anew and fetched.data is None:
-            return await self._fetch(url, anew)
-        return fetched
+        file = await self._fetching.do(url, lambda: self._fetch(url, reload))
+        if shared and reload and file.data is None:
+            return await self._fetch(url, reload)
+        return file
 
     async def close(self) -> None:
+        """Cancel the lookups of host names."""
         await self._fetcher.close()
 
-    async def _fetch(self, url: str, anew: bool) -> Fetched:
-        known = None if anew else self._known.get(url)
-        download = await self._fetcher.fetch(url, known.freshness.conditions if known else None)
+    async def _fetch(self, url: str, reload: bool) -> FetchedFile:
+        entry = None if reload else self._entries.get(url)
+        download = await self._fetcher.fetch(url, entry.lifetime.conditional_headers if entry else None)
         metrics.IMAGE_URLS.labels("fetched" if download.data is not None else "unchanged").inc()
         if download.data is not None:
-            fetched = Fetched(blake3(download.data).hexdigest(), download.data)
-            self._in_hand[fetched.content] = fetched
+            file = FetchedFile(blake3(download.data).hexdigest(), download.data)
+            self._files[file.digest] = file
         else:
-            assert known
-            fetched = self._recall(known)
-        self._learn(url, fetched.content, download)
-        return fetched
+            assert entry
+            file = self._file_of(entry)
+        self._store(url, file.digest, download)
+        return file
 
-    def _recall(self, known: _Known) -> Fetched:
-        return self._in_hand.get(known.content) or Fetched(known.content, None)
+    def _file_of(self, entry: _CacheEntry) -> FetchedFile:
+        return self._files.get(entry.digest) or FetchedFile(entry.digest, None)
 
-    def _learn(self, url: str, content: str, download: Download) -> None:
-        if known := self._known.pop(url, None):
-            self.bytes -= known.size(url)
-        if download.freshness is None or not (self.ttl and (download.freshness.seconds or download.freshness.conditions)):
+    def _store(self, url: str, digest: str, download: Download) -> None:
+        """Replace the URL's entry, or delete it if the response must not be stored. Evict the oldest entries if the cache is full."""
+        if entry := self._entries.pop(url, None):
+            self.bytes -= entry.size(url)
+        lifetime = download.lifetime
+        if lifetime is None or not (self.ttl and (lifetime.seconds or lifetime.conditional_headers)):
             return
-        known = _Known(content, time.monotonic() + min(download.freshness.seconds, self.ttl), download.freshness)
-        self._known[url] = known
-        self.bytes += known.size(url)
+        entry = _CacheEntry(digest, time.monotonic() + min(lifetime.seconds, self.ttl), lifetime)
+        self._entries[url] = entry
+        self.bytes += entry.size(url)
         while self.bytes > MAX_BYTES:
-            oldest, forgotten = self._known.popitem(last=False)
-            self.bytes -= forgotten.size(oldest)
+            oldest_url, oldest = self._entries.popitem(last=False)
+            self.bytes -= oldest.size(oldest_url)

@@ -1,4 +1,4 @@
-"""Images inside the request: base64, or `data:` URIs (RFC 2397). Labels are not believed, and harmless sloppiness is forgiven."""
+"""Images inside the request, as base64 or `data:` URIs (RFC 2397). The media type is ignored, and harmless deviations are accepted."""
 
 import binascii
 from collections.abc import Iterator
@@ -12,15 +12,17 @@ from llava_gateway.types import ImageBase64, ImageSource
 _CLEAN = bytes.maketrans(b"-_", b"+/")  # URL-safe base64 (RFC 4648, section 5)
 _WHITE = b" \t\r\n"
 _ESCAPES = tuple((form % code, bytes([code])) for code in b"+/=-_ \t\r\n" for form in (b"%%%02X", b"%%%02x"))
-"""What programs escape in base64: its special characters and white space."""
+"""The escapes that programs use in base64, for its special characters and for white space."""
 _MAX_ODD_ESCAPES = 10_000
+"""The greatest number of other escapes."""
 _MAX_HEAD = 1000
+"""The greatest length of a `data:` URI before its comma, in bytes."""
 _SLICE = 1 << 14
-"""Bytes that are unquoted at once."""
+"""The number of bytes that are percent-decoded at once."""
 
 
 def inlined(image: ImageSource) -> memoryview | str:
-    """What the request itself holds of the image, as ASCII; or the URL where it is."""
+    """Return the base64 or `data:` URI in the request as ASCII, or the URL of the image as a string."""
     given = image.base64 if isinstance(image, ImageBase64) else image.url
     if not isinstance(given, str):
         return given.ascii
@@ -30,7 +32,11 @@ def inlined(image: ImageSource) -> memoryview | str:
 
 
 def decode_inlined(inline: memoryview, max_bytes: int) -> bytes:
-    """The bytes in a `data:` URI or in bare base64. Padding may lack, lines may be broken, the alphabet may be the URL-safe one."""
+    """Return the bytes of a `data:` URI or of bare base64.
+
+    Padding may be missing, white space may be inside, and the alphabet may be the URL-safe one. Raises InvalidImage if the base64 is not
+    valid or the file has more than `max_bytes` bytes.
+    """
     payload = inline
     if bytes(inline[:5]).lower() == b"data:":
         head, comma, _ = bytes(inline[:_MAX_HEAD]).partition(b",")
@@ -52,17 +58,20 @@ def _decode(payload: memoryview, max_bytes: int) -> bytes:
     try:
         return pybase64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
-        return _decode_sloppy(payload, max_bytes)
+        return _decode_lenient(payload, max_bytes)
 
 
-def _decode_sloppy(payload: memoryview, max_bytes: int) -> bytes:
-    """Of base64 that is percent-encoded, has white space or the URL-safe alphabet in it, or lacks its padding. In slices, since millions of
-    escapes would take 50 times their size, and base64 that is wrong ends at once. Comes back early, with too much, beyond `max_bytes`."""
+def _decode_lenient(payload: memoryview, max_bytes: int) -> bytes:
+    """Decode base64 that is percent-encoded, has white space or the URL-safe alphabet, or has no padding.
+
+    The payload is decoded in slices: millions of escapes at once would take 50 times their size, and wrong base64 is refused at its first
+    slice. The function returns early, with more than `max_bytes` bytes, if the file is too large.
+    """
     data, rest, padded, odd_escapes = bytearray(), b"", False, 0
     for piece in _slices(payload):
         for escape, character in _ESCAPES:
             piece = piece.replace(escape, character)
-        if b"%" in piece:  # what follows takes a microsecond for each escape, and keeps other threads waiting
+        if b"%" in piece:  # unquote_to_bytes takes a microsecond for each escape, and holds the GIL
             odd_escapes += piece.count(b"%")
             if odd_escapes > _MAX_ODD_ESCAPES:
                 raise binascii.Error("too many escapes")
@@ -83,7 +92,7 @@ def _decode_sloppy(payload: memoryview, max_bytes: int) -> bytes:
 
 
 def _slices(payload: memoryview) -> Iterator[bytes]:
-    """None ends within an escape."""
+    """Yield the payload in slices. No slice ends inside an escape."""
     start = 0
     while start < len(payload):
         piece = bytes(payload[start : start + _SLICE])

@@ -1,4 +1,4 @@
-"""One call for a request's images: fetch or unpack, measure, and prepare each one, off the event loop and never twice."""
+"""Loads the images of a request: fetches or decodes the base64, checks the size and prepares the pixels, off the event loop."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from llava_gateway.errors import InvalidImage, TooManyRequests
 from llava_gateway.images.decode import Transform, extension, is_cheap, open_image, prepare
 from llava_gateway.images.fair_queue import FairThreads
 from llava_gateway.images.geometry import Size
-from llava_gateway.images.http_cache import Fetched, UrlImages
+from llava_gateway.images.http_cache import FetchedFile, UrlCache
 from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.images.worker_pool import WorkerPool
@@ -24,12 +24,14 @@ from llava_gateway.settings import AspectRatio, Settings
 from llava_gateway.types import ImageSource, PreparedImage, VisionConfig
 
 BYTES_PER_PIXEL = 3
+"""The memory of a prepared image in RGB."""
 
 
 class ImageCache:
-    """For one event loop."""
+    """Prepared images by digest. Evicts the least recently used images. Used from one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
+        """`max_bytes`: the greatest size of all images' pixels."""
         self.max_bytes = max_bytes
         self.bytes = 0
         self._images: OrderedDict[str, PreparedImage] = OrderedDict()
@@ -41,12 +43,14 @@ class ImageCache:
         return digest in self._images
 
     def get(self, digest: str) -> PreparedImage | None:
+        """Return the image, or None if it is not in the cache."""
         image = self._images.get(digest)
         if image is not None:
             self._images.move_to_end(digest)
         return image
 
     def put(self, image: PreparedImage) -> None:
+        """Add an image, and evict others if the cache is full."""
         if image.digest in self._images or _pixel_bytes(image) > self.max_bytes:
             return
         self._images[image.digest] = image
@@ -63,118 +67,132 @@ def _pixel_bytes(image: PreparedImage) -> int:
 T = TypeVar("T")
 
 LARGE = 1_000_000
-"""Pixels from which an image is decoded by threads of its own, so that small ones need not wait for it."""
+"""An image with more pixels is decoded in separate threads, so that small images need not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A picture as it came, which was found whole."""
+    """An image file as the client sent it. The file has been decoded without an error."""
 
     name: str
-    """Digest of the data, and its format: `<64 hex digits>.png`."""
+    """The digest of the data and the extension of the format: `<64 hex digits>.png`."""
     data: bytes
 
 
 class ImageLoader:
+    """Loads images, and decodes each image once for each transform. Used from one event loop."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.max_bytes = settings.max_image_mb << 20
         self.max_pixels = settings.max_image_megapixels * 1_000_000
         self.cache = ImageCache(settings.image_cache_mb << 20)
-        self._urls = UrlImages(settings)
+        self._urls = UrlCache(settings)
         self._preparing: SingleFlight[PreparedImage] = SingleFlight()
         self._small = FairThreads(settings.image_threads, "image")
         self._large = FairThreads(settings.image_threads, "large-image")
         self._workers = WorkerPool(settings)
-        self._files = _Files(settings.max_bodies_mb << 20)
+        self._pending_files = _PendingFiles(settings.max_bodies_mb << 20)
         metrics.IMAGE_CACHE_BYTES.set_function(lambda: self.cache.bytes)
-        metrics.IMAGE_FILE_BYTES.set_function(lambda: self._files.bytes)
+        metrics.IMAGE_FILE_BYTES.set_function(lambda: self._pending_files.bytes)
         metrics.IMAGE_WORKERS.set_function(lambda: self._workers.alive)
         metrics.IMAGES_WAITING.set_function(lambda: self._workers.waiting)
 
     async def load(
         self, images: Sequence[ImageSource], vision: VisionConfig, aspect_ratio: AspectRatio | None = None
     ) -> tuple[PreparedImage, ...]:
-        """The images, prepared for a model that sees so, in order; `aspect_ratio` where it is not to be the server's. InvalidImage names
-        the first that fails."""
+        """Return the images, prepared for a model, in order.
+
+        `vision`: of the model. `aspect_ratio`: how images become square; None for the server's setting. Raises InvalidImage, whose `param`
+        is the first image that fails, and TooManyRequests.
+        """
         transform = self._transform(vision, aspect_ratio)
         budget = _Budget(self.settings)
-        loaded = await gather_limited(lambda image: _named(self._load, image, transform, budget), images)
+        loaded = await gather_limited(lambda image: _name_failure(self._load, image, transform, budget), images)
         current_context().images += [f"{image.digest[:16]} {image.source[0]}x{image.source[1]}" for image in loaded]
         return tuple(loaded)
 
     async def files(self, images: Sequence[ImageSource], vision: VisionConfig) -> tuple[ImageFile, ...]:
-        """The images as they came, in order, each of which `load` would take. InvalidImage names the first that fails."""
+        """Return the image files as the client sent them, in order. Each file is one that `load` accepts.
+
+        Raises InvalidImage, whose `param` is the first image that fails, and TooManyRequests.
+        """
         transform = self._transform(vision)
         budget = _Budget(self.settings)
-        return tuple(await gather_limited(lambda image: _named(self._file, image, transform, budget), images))
+        return tuple(await gather_limited(lambda image: _name_failure(self._load_file, image, transform, budget), images))
 
     async def close(self) -> None:
+        """Stop the threads and the worker processes."""
         await self._urls.close()
         for pool in (self._small, self._large):
             pool.close()
         await self._workers.close()
 
     def _transform(self, vision: VisionConfig, aspect_ratio: AspectRatio | None = None) -> Transform:
-        ours = self.settings.image_aspect_ratio
-        return Transform(vision, aspect_ratio or (vision.aspect_ratio if ours == "auto" else ours))
+        setting = self.settings.image_aspect_ratio
+        return Transform(vision, aspect_ratio or (vision.aspect_ratio if setting == "auto" else setting))
 
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
-        url = inlined(image)
-        if isinstance(url, memoryview):
-            content, data = await self._small.run(current_context().client, self._unpack, url)
-            return await self._prepared(content, data, transform, budget)
-        fetched = self._urls.fresh(url)
-        if fetched and self._suffices(fetched, transform):
+        source = inlined(image)
+        if isinstance(source, memoryview):
+            digest, data = await self._small.run(current_context().client, self._decode_inlined, source)
+            return await self._get_prepared(digest, data, transform, budget)
+        file = self._urls.get_fresh(source)
+        if file and self._is_sufficient(file, transform):
             metrics.IMAGE_URLS.labels("fresh").inc()
         else:
             with timed("fetch"):
-                fetched = await self._urls.fetch(url)
-                if not self._suffices(fetched, transform):
-                    fetched = await self._urls.fetch(url, anew=True)
-        # Kept until the picture is in the cache, `fetched` spares whoever asks meanwhile a fetch of the same file.
-        return await self._prepared(fetched.content, fetched.data, transform, budget)
+                file = await self._urls.fetch(source)
+                if not self._is_sufficient(file, transform):
+                    file = await self._urls.fetch(source, reload=True)
+        # `file` stays referenced until the image is in the cache. Meanwhile other requests for the URL get the same file without a fetch.
+        return await self._get_prepared(file.digest, file.data, transform, budget)
 
-    def _suffices(self, fetched: Fetched, transform: Transform) -> bool:
-        return fetched.data is not None or _key(fetched.content, transform) in self.cache
+    def _is_sufficient(self, file: FetchedFile, transform: Transform) -> bool:
+        """Return whether the image can be prepared, or is in the cache."""
+        return file.data is not None or _cache_key(file.digest, transform) in self.cache
 
-    async def _file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
-        url = inlined(image)
-        if isinstance(url, memoryview):
-            content, data = await self._small.run(current_context().client, self._unpack, url)
+    async def _load_file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
+        source = inlined(image)
+        if isinstance(source, memoryview):
+            digest, data = await self._small.run(current_context().client, self._decode_inlined, source)
         else:
             with timed("fetch"):
-                fetched = await self._urls.fetch(url, anew=True)
-            assert fetched.data is not None
-            content, data = fetched.content, fetched.data
-        await self._prepared(content, data, transform, budget)
-        return ImageFile(f"{content}.{extension(data)}", data)
+                file = await self._urls.fetch(source, reload=True)
+            assert file.data is not None
+            digest, data = file.digest, file.data
+        await self._get_prepared(digest, data, transform, budget)
+        return ImageFile(f"{digest}.{extension(data)}", data)
 
-    async def _prepared(self, content: str, data: bytes | None, transform: Transform, budget: "_Budget") -> PreparedImage:
-        """`data`: None if the cache has the image."""
+    async def _get_prepared(self, digest: str, data: bytes | None, transform: Transform, budget: "_Budget") -> PreparedImage:
+        """Return the prepared image from the cache, or prepare it.
+
+        `digest`: of the file. `data`: the file; None only if the cache has the image.
+        """
         budget.spend(size=len(data or b""))
-        if prepared := self.cache.get(_key(content, transform)):
+        if prepared := self.cache.get(_cache_key(digest, transform)):
             metrics.IMAGES.labels("cached").inc()
             budget.spend(pixels=prepared.source[0] * prepared.source[1])
             return prepared
         assert data is not None
         client = current_context().client
-        with self._files.held(content, len(data)):
-            opened = await self._small.run(client, self._open_cheap, data)
+        with self._pending_files.hold(digest, len(data)):
+            opened = await self._small.run(client, self._open_if_cheap, data)
             size = opened.size if opened else await self._workers.measure(data, client)
             budget.spend(pixels=size[0] * size[1])
-            return await self._prepare(opened or data, size, _key(content, transform), transform)
+            return await self._prepare(opened or data, size, _cache_key(digest, transform), transform)
 
-    def _open_cheap(self, data: bytes) -> Image.Image | None:
-        """None: a worker has to open the image, for what it costs is not known."""
+    def _open_if_cheap(self, data: bytes) -> Image.Image | None:
+        """Return the opened image, or None if its cost is not known and a worker must open it."""
         return open_image(data, self.max_pixels) if is_cheap(data) else None
 
-    def _unpack(self, inline: memoryview) -> tuple[str, bytes]:
+    def _decode_inlined(self, inline: memoryview) -> tuple[str, bytes]:
+        """Return the digest of the file, and the file."""
         data = decode_inlined(inline, self.max_bytes)
         return blake3(data).hexdigest(), data
 
-    async def _prepare(self, image: Image.Image | bytes, source: Size, digest: str, transform: Transform) -> PreparedImage:
-        """Of an opened image in a thread, of a file in a worker."""
+    async def _prepare(self, image: Image.Image | bytes, source: Size, cache_key: str, transform: Transform) -> PreparedImage:
+        """Prepare an opened image in a thread, or a file in a worker. `source`: the size that the file declares."""
 
         async def work() -> PreparedImage:
             client = current_context().client
@@ -183,20 +201,20 @@ class ImageLoader:
             else:
                 threads = self._large if source[0] * source[1] > LARGE else self._small
                 pixels = await threads.run(client, prepare, image, transform)
-            prepared = PreparedImage(pixels, digest, source, transform.vision.tokens(*pixels.size))
+            prepared = PreparedImage(pixels, cache_key, source, transform.vision.tokens(*pixels.size))
             self.cache.put(prepared)
             return prepared
 
-        if prepared := self.cache.get(digest):  # by another request, while this one opened its file
+        if prepared := self.cache.get(cache_key):  # another request has prepared it while this one opened the file
             metrics.IMAGES.labels("cached").inc()
             return prepared
-        metrics.IMAGES.labels("shared" if digest in self._preparing else "decoded").inc()
+        metrics.IMAGES.labels("shared" if cache_key in self._preparing else "decoded").inc()
         with timed("decode"):
-            return await self._preparing.do(digest, work)
+            return await self._preparing.do(cache_key, work)
 
 
-class _Files:
-    """The files that are being decoded or wait for that, each counted once, whoever asks for it."""
+class _PendingFiles:
+    """The total size of the files that are decoded or wait for decoding. A file that several requests share counts once."""
 
     def __init__(self, max_bytes: int) -> None:
         self.bytes = 0
@@ -204,24 +222,24 @@ class _Files:
         self._holders: Counter[str] = Counter()
 
     @contextmanager
-    def held(self, content: str, size: int) -> Iterator[None]:
-        """Raises TooManyRequests."""
-        if not self._holders[content]:
+    def hold(self, digest: str, size: int) -> Iterator[None]:
+        """Count a file of `size` bytes within the block. Raises TooManyRequests if the total would be too large."""
+        if not self._holders[digest]:
             if self.bytes + size > self._max_bytes:
                 raise TooManyRequests("Too many images wait to be decoded. Try again later.", code="queue_full", retry_after=1)
             self.bytes += size
-        self._holders[content] += 1
+        self._holders[digest] += 1
         try:
             yield
         finally:
-            self._holders[content] -= 1
-            if not self._holders[content]:
-                del self._holders[content]
+            self._holders[digest] -= 1
+            if not self._holders[digest]:
+                del self._holders[digest]
                 self.bytes -= size
 
 
 class _Budget:
-    """What the images of one request may come to together."""
+    """The limits on all images of one request together."""
 
     def __init__(self, settings: Settings) -> None:
         self.megabytes, self.megapixels = settings.max_request_image_mb, settings.max_request_megapixels
@@ -229,6 +247,7 @@ class _Budget:
         self._pixels = self.megapixels * 1_000_000
 
     def spend(self, *, size: int = 0, pixels: int = 0) -> None:
+        """Count an image's file or pixels. Raises InvalidImage if the limit is exceeded. `size`: in bytes."""
         self._bytes -= size
         self._pixels -= pixels
         if self._bytes < 0:
@@ -242,13 +261,14 @@ class _Budget:
 Load = Callable[[ImageSource, Transform, _Budget], Awaitable[T]]
 
 
-async def _named(load: Load[T], image: ImageSource, transform: Transform, budget: _Budget) -> T:
-    """InvalidImage then says which image of the request it is."""
+async def _name_failure(load: Load[T], image: ImageSource, transform: Transform, budget: _Budget) -> T:
+    """Return the result of `load`. An InvalidImage that it raises gets the image's position in the request as `param`."""
     try:
         return await load(image, transform, budget)
     except InvalidImage as error:
         raise InvalidImage(error.message, param=image.param, code=error.code) from error
 
 
-def _key(content: str, transform: Transform) -> str:
-    return f"{content}-{transform.name}"
+def _cache_key(digest: str, transform: Transform) -> str:
+    """Return the key of a prepared image. `digest`: of the file."""
+    return f"{digest}-{transform.name}"

@@ -1,7 +1,7 @@
-"""Connections to the hosts of images: only checked addresses are dialled, and no host can occupy the event loop.
+"""Connections to the hosts of images. Only checked addresses are dialled, and no host can occupy the event loop.
 
-What a host sends is parsed on the event loop, so the parser's work is bounded, and not only the bytes: each header line, interim response
-and chunk costs as much as many kilobytes of plain data.
+The responses are parsed on the event loop. Therefore not only the bytes are limited but also the parser's work: each header line, interim
+response and chunk costs as much as many kilobytes of plain data.
 """
 
 import asyncio
@@ -17,26 +17,34 @@ from llava_gateway.errors import InvalidImage
 from llava_gateway.images.url_policy import Address
 
 PLAIN_READ_BYTES = 256 << 10
+"""The number of bytes that are read at once from a body without chunks."""
 DENSE_LINES = 384
-"""Lines in one read (64 KiB) from which it is handed to the parser in pieces. Compressed images have 256 line feeds on average."""
+"""A read (64 KiB) with more lines than this is handed to the parser in pieces. Compressed images have 256 line feeds on average."""
 DENSE_PIECE = 4096
+"""The size of such a piece, in bytes."""
 MAX_UNPARSED = 256
-"""Reads, lines and units of 128 bytes that may come before the next part of the response: a head has 256 lines or 32 KiB at most."""
+"""The greatest sum of reads, lines and units of 128 bytes between two parts of the response.
+
+A response head is therefore limited to 256 lines or 32 KiB."""
 TURN_PARTS = 64
-"""Parts of a body after which a fetch lets others go on; parsing them takes about 2 ms. Where they are large, reading them does."""
+"""The number of parts of a body after which a fetch waits for its turn, so that other fetches can continue. Parsing them takes 2 ms."""
 LARGE_PART = 4096
+"""A body whose parts have at least this mean size, in bytes, need not wait for its turn: reading such parts gives way to other fetches."""
 TURN_PAUSE = 0.002
-"""Seconds in which no fetch goes on: all of them together get about half of the event loop."""
+"""The pause in each turn, in seconds. All fetches together use about half of the event loop's time."""
 CHECKED_PARTS = 1024
+"""The number of consecutive parts whose mean size is checked."""
 MIN_MEAN_BYTES = 64
-"""Smallest mean size of so many parts in a row. Applications that send a compressed file line by line reach 256."""
+"""The smallest allowed mean size, in bytes. Applications that send a compressed file line by line reach 256."""
 MAX_DIALS = 4
-"""Addresses of one host that are tried."""
+"""The number of addresses of one host that are tried."""
 
 
 def tls_context() -> ssl.SSLContext:
-    """Verifies by certifi's authorities. What lets a server make its clients compute is off: renegotiation, and Diffie-Hellman in groups
-    of the server's choice."""
+    """Return a TLS context that verifies certificates with certifi's authorities.
+
+    Renegotiation is disabled, and so is Diffie-Hellman in groups of the server's choice: both let a server make its clients compute.
+    """
     context = httpx.create_ssl_context(trust_env=False)
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES")
@@ -44,10 +52,13 @@ def tls_context() -> ssl.SSLContext:
 
 
 class NetworkBackend(httpcore.AsyncNetworkBackend):
-    """Dials the addresses that it was given, whatever the host is called: those that were checked (DNS rebinding)."""
+    """Connects to the given addresses, whatever the host name is.
+
+    The addresses were checked before. A second lookup of the name could return other addresses (DNS rebinding).
+    """
 
     def __init__(self, addresses: Sequence[Address], turns: asyncio.Lock) -> None:
-        """`turns`: one for all fetches."""
+        """`turns`: a lock that all fetches share."""
         self.addresses = addresses
         self._turns = turns
         self._dialer = httpcore.AnyIOBackend()
@@ -60,7 +71,7 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """To the first address that answers. Each but the last gets half of the time that is left."""
+        """Connect to the first address that answers. Each address except the last gets half of the remaining time."""
         assert timeout is not None
         *others, last = self.addresses[:MAX_DIALS]
         loop = asyncio.get_running_loop()
@@ -75,48 +86,52 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
 
 
 class BoundedStream(httpcore.AsyncNetworkStream):
-    """A connection whose bytes reach the parser in pieces of a few milliseconds' work, and no more of them than a plain answer needs.
+    """A connection that limits the parser's work.
 
-    The reader of the response calls `parsed` for its head and for each part of its body.
+    The bytes reach the parser in pieces that take a few milliseconds each, and in no more pieces than an ordinary response needs. The
+    reader of the response calls `note_parsed` for the head and for each part of the body.
     """
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, turns: asyncio.Lock) -> None:
         self._stream = stream
         self._turns = turns
-        self._held = b""
+        self._buffer = b""
         self._unparsed = 0
         self._parts = 0
         self._bytes = 0
         self._bytes_at_turn = 0
         self._bytes_at_check = 0
-        self.plain = False
-        """The rest is a body that the parser need not search for lines."""
+        self.is_plain = False
+        """Whether the rest is a body in which the parser does not search for lines."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._unparsed > MAX_UNPARSED:
             raise download_failed("answered with too long a head, or in too many small pieces")
-        if self.plain:
-            return self._take_held() or await self._stream.read(PLAIN_READ_BYTES, timeout)
-        if not self._held:
-            self._held = await self._stream.read(max_bytes, timeout)
-        lines = self._held.count(b"\n")
+        if self.is_plain:
+            return self._take_buffered() or await self._stream.read(PLAIN_READ_BYTES, timeout)
+        if not self._buffer:
+            self._buffer = await self._stream.read(max_bytes, timeout)
+        lines = self._buffer.count(b"\n")
         if lines <= DENSE_LINES:
-            piece = self._take_held()
+            piece = self._take_buffered()
         else:
-            await self._take_turn()
-            piece = self._take_held(DENSE_PIECE)
+            await self._wait_for_turn()
+            piece = self._take_buffered(DENSE_PIECE)
             lines = piece.count(b"\n")
         self._unparsed += 1 + len(piece) // 128 + lines
         return piece
 
-    async def parsed(self, size: int = 0) -> None:
-        """The parser has returned the head, or so many bytes of the body. InvalidImage if the body comes in too many small parts."""
+    async def note_parsed(self, size: int = 0) -> None:
+        """Note that the parser has returned the head, or `size` bytes of the body.
+
+        Raises InvalidImage if the body comes in too many small parts.
+        """
         self._unparsed = 0
         self._parts += 1
         self._bytes += size
         if self._parts % TURN_PARTS == 0:
             if self._bytes - self._bytes_at_turn < TURN_PARTS * LARGE_PART:
-                await self._take_turn()
+                await self._wait_for_turn()
             self._bytes_at_turn = self._bytes
         if self._parts % CHECKED_PARTS == 0:
             if self._bytes - self._bytes_at_check < CHECKED_PARTS * MIN_MEAN_BYTES:
@@ -137,15 +152,19 @@ class BoundedStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
-    def _take_held(self, size: int | None = None) -> bytes:
-        piece, self._held = self._held[:size], self._held[size:] if size else b""
+    def _take_buffered(self, size: int | None = None) -> bytes:
+        piece, self._buffer = self._buffer[:size], self._buffer[size:] if size else b""
         return piece
 
-    async def _take_turn(self) -> None:
-        """One fetch at a time goes on, so that a pass of the event loop waits for one piece, however many there are."""
+    async def _wait_for_turn(self) -> None:
+        """Wait until this fetch may continue.
+
+        One fetch continues at a time. Each cycle of the event loop therefore parses one piece, however many fetches there are.
+        """
         async with self._turns:
             await asyncio.sleep(TURN_PAUSE)
 
 
-def download_failed(why: str) -> InvalidImage:
-    return InvalidImage(f"The image URL {why}.", code="failed_to_download_image")
+def download_failed(reason: str) -> InvalidImage:
+    """Return the error for a download that failed. `reason`: completes a sentence that begins with \"The image URL\"."""
+    return InvalidImage(f"The image URL {reason}.", code="failed_to_download_image")

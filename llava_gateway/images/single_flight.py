@@ -1,4 +1,4 @@
-"""Work that several ask for at once is done once."""
+"""Deduplication of concurrent calls: callers with the same key share one task."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,14 +8,18 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Whoever asks for a key that is being worked on gets what that work comes to, be it an error. Work that nobody waits for any longer is
-    cancelled."""
+    """Runs at most one task for each key.
+
+    A caller that asks for a key in progress gets the result of the running task, or its error. A task is cancelled when its last caller is
+    cancelled. Used from one event loop.
+    """
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[T]] = {}
         self._waiting: dict[str, int] = {}
 
     async def do(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the result of the running task for `key`, or start `work()` as that task."""
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.create_task(work())
@@ -31,4 +35,5 @@ class SingleFlight(Generic[T]):
                     task.cancel()
 
     def __contains__(self, key: str) -> bool:
+        """Whether a task for `key` is in progress."""
         return key in self._tasks

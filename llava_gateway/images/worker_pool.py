@@ -1,4 +1,4 @@
-"""Processes that decode images whose cost is not known beforehand (see `worker`), each of which can be ended at any moment."""
+"""A pool of processes that decode images whose cost is not known in advance (see `worker`). Each process can be killed at any time."""
 
 import asyncio
 import json
@@ -24,107 +24,112 @@ from llava_gateway.settings import Settings
 log = logging.getLogger(__name__)
 
 BASE_MEMORY = 256 << 20
-"""Bytes of address space of a worker beside an image: the interpreter and its libraries, 64 MiB, and room."""
+"""The address space of a worker without an image, in bytes: 64 MiB for the interpreter and its libraries, and a reserve."""
 BYTES_PER_PIXEL = 24
-"""Of address space while an image of the largest size is decoded. The most that was measured is 22, of a lossy WebP with transparency."""
+"""The address space for the decoding of the largest image. The greatest measured value is 22, for a lossy WebP with transparency."""
 PIECE = 1 << 20
-"""Bytes of a file that are handed over before the event loop does something else."""
+"""The number of bytes of a file that are copied before the event loop continues with other work."""
 KEPT_MEMORY = 1 << 20
-"""Bytes of shared memory of a worker without an image: as many as most files and pixels need."""
+"""The shared memory that an idle worker keeps, in bytes. It is enough for most files and pixels."""
 START_TIMEOUT = 30
-"""Seconds of a start, which takes a tenth of one where the machine is not busy."""
+"""The longest start of a worker, in seconds. On an idle machine a start takes a tenth of a second."""
 WALL_TIME = 6
-"""Times the CPU time of an image that it may take on a busy machine."""
+"""The longest time of an image on a busy machine, as a multiple of its CPU time."""
 ATTEMPTS = 2
-"""At an image: once more if something else than the image may have ended the worker."""
+"""The number of attempts at an image. A second one follows if the worker may have died for another reason than the image."""
 IMPORTS = (*filter(None, sys.path), str(Path(__file__).parents[2]))
-"""Where a worker finds the packages of this process, in this order, and this one."""
+"""The import path of a worker: that of this process, and this package's own folder."""
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
+    """A worker process, seen from the gateway."""
+
     process: Process
     shared: int
-    """Descriptor of the memory that it shares with this process."""
+    """The descriptor of the memory that the worker shares with this process."""
 
     opened: bytes | None = None
-    """The file whose size it has told last, which it need not be sent again."""
+    """The file that the worker has opened last. It need not be sent again."""
 
     async def ask(self, data: bytes, target: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Its answer; None if it has ended."""
+        """Send a request for the file `data`. Return the response, or None if the worker has died."""
         assert self.process.stdin
         assert self.process.stdout
         length = None
         if self.opened is not data:
             length = len(data)
-            await self._hand_over(memoryview(data))
+            await self._write_file(memoryview(data))
         line = b""
-        with suppress(OSError, RuntimeError):  # uvloop's way to say that the pipe is closed
+        with suppress(OSError, RuntimeError):  # uvloop raises RuntimeError if the pipe is closed
             self.process.stdin.write(json.dumps({"length": length, "target": target}).encode() + b"\n")
             line = await self.process.stdout.readline()
-        answer: dict[str, Any] | None = json.loads(line) if line else None
-        self.opened = data if answer and target is None else None
-        return answer
+        response: dict[str, Any] | None = json.loads(line) if line else None
+        self.opened = data if response and target is None else None
+        return response
 
-    async def _hand_over(self, data: memoryview) -> None:
-        """In pieces: the first time that so much memory is touched takes a tenth of a second for 20 MiB."""
+    async def _write_file(self, data: memoryview) -> None:
+        """Copy the file to shared memory, in pieces: the first write to 20 MiB of new memory takes a tenth of a second."""
         for at in range(0, len(data), PIECE):
             os.pwrite(self.shared, data[at : at + PIECE], at)
             await asyncio.sleep(0)
 
     def pixels(self, size: Size) -> bytes:
+        """Return the pixels of the decoded image, in RGB."""
         return os.pread(self.shared, size[0] * size[1] * 3, 0)
 
     def free_memory(self) -> None:
-        """Of a file or of pixels."""
+        """Free the shared memory of the file or of the pixels."""
         if self.opened is None:
             os.ftruncate(self.shared, KEPT_MEMORY)
 
-    def end(self) -> None:
+    def kill(self) -> None:
+        """Kill the process and close the shared memory."""
         with suppress(ProcessLookupError):
             self.process.kill()
         os.close(self.shared)
 
 
 class WorkerPool:
-    """Starts a worker with the first picture and keeps one ahead of those at work. For one event loop."""
+    """Starts workers on demand, and keeps one idle worker beside the busy ones. Used from one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._most = 2 * settings.image_threads  # so that one client, who may have half of them, leaves some to the others
-        self._slots = FairSlots(self._most, per_client=settings.image_threads)
-        self._workers: set[asyncio.Task[Worker]] = set()  # started, or just starting
-        self._idle: list[asyncio.Task[Worker]] = []  # those of them that have no image
+        self._max_workers = 2 * settings.image_threads  # one client may have half of them
+        self._slots = FairSlots(self._max_workers, per_client=settings.image_threads)
+        self._workers: set[asyncio.Task[Worker]] = set()  # running or starting
+        self._idle: list[asyncio.Task[Worker]] = []  # the workers without an image
         self._reaping: set[asyncio.Task[int]] = set()
         self._closed = False
 
     @property
     def alive(self) -> int:
+        """The number of workers that run or start."""
         return len(self._workers)
 
     @property
     def waiting(self) -> int:
-        """Images that wait for a worker."""
+        """The number of images that wait for a worker."""
         return self._slots.waiting
 
     def warm(self) -> None:
-        """Have a worker ready soon, if none is idle and there may be one more."""
-        if not self._closed and not self._idle and len(self._workers) < self._most:
+        """Start a worker if none is idle and the limit allows one more."""
+        if not self._closed and not self._idle and len(self._workers) < self._max_workers:
             self._idle.append(self._launch())
 
     async def measure(self, data: bytes, client: str) -> Size:
-        """The size in pixels that the image declares. Raises InvalidImage and Unavailable."""
+        """Return the size that the image file declares, in pixels. Raises InvalidImage and Unavailable."""
         size, _ = await self._work(data, None, client)
         return size
 
     async def prepare(self, data: bytes, target: Target, client: str) -> Image.Image:
-        """Raises InvalidImage and Unavailable."""
-        plain = {"sizes": list(target.sizes.items()), "aspect_ratio": target.aspect_ratio, "mean_color": target.mean_color}
-        size, pixels = await self._work(data, plain, client)
+        """Return the image as `target` wants it, in RGB. Raises InvalidImage and Unavailable."""
+        values = {"sizes": list(target.sizes.items()), "aspect_ratio": target.aspect_ratio, "mean_color": target.mean_color}
+        size, pixels = await self._work(data, values, client)
         return Image.frombytes("RGB", size, pixels)
 
     async def close(self) -> None:
-        """End the workers, and whatever they are at."""
+        """Kill the workers, also the busy ones."""
         self._closed = True
         workers, self._workers = self._workers, set()
         for task in workers:
@@ -136,12 +141,13 @@ class WorkerPool:
         await asyncio.gather(*self._reaping)
 
     async def _work(self, data: bytes, target: dict[str, Any] | None, client: str) -> tuple[Size, bytes]:
+        """Return the size and the pixels. The pixels are empty without a target."""
         async with self._slots.slot(client):
             for _ in range(ATTEMPTS):
-                ended = await self._attempt(data, target)
-                if not isinstance(ended, int):
-                    return ended
-                if ended == -signal.SIGPROF:
+                result = await self._attempt(data, target)
+                if not isinstance(result, int):
+                    return result
+                if result == -signal.SIGPROF:
                     seconds = self._settings.image_cpu_seconds
                     raise InvalidImage(
                         f"The image takes more than {seconds:g} seconds to decode; send it smaller, or as a PNG or a baseline JPEG."
@@ -149,41 +155,45 @@ class WorkerPool:
         raise InvalidImage("The image is damaged or cut short.")
 
     async def _attempt(self, data: bytes, target: dict[str, Any] | None) -> tuple[Size, bytes] | int:
-        """The result; or how the worker ended. A worker whose answer nobody waits for is ended."""
-        started = await self._take()
+        """Return the size and the pixels, or the exit status of a worker that has died.
+
+        If this call is cancelled, the worker is killed.
+        """
+        started = await self._acquire_worker()
         worker = started.result()
         self.warm()
-        answer, cause = None, "left"
+        response, cause = None, "left"
         try:
             async with asyncio.timeout(WALL_TIME * self._settings.image_cpu_seconds):
-                answer = await worker.ask(data, target)
-            if answer is None:
-                ended = await worker.process.wait()
-                cause = "cpu" if ended == -signal.SIGPROF else "died"
-                return ended
-            if "size" not in answer:
-                raise InvalidImage(answer["error"], code=answer.get("code"))
-            width, height = answer["size"]
+                response = await worker.ask(data, target)
+            if response is None:
+                status = await worker.process.wait()
+                cause = "cpu" if status == -signal.SIGPROF else "died"
+                return status
+            if "size" not in response:
+                raise InvalidImage(response["error"], code=response.get("code"))
+            width, height = response["size"]
             return (width, height), worker.pixels((width, height)) if target else b""
         except TimeoutError:
             cause = "busy"
             raise Unavailable("The server is too busy to decode this image.", code="busy", retry_after=1) from None
         finally:
-            if answer is None:
+            if response is None:
                 metrics.IMAGE_WORKER_ENDS.labels(cause).inc()
-                self._end(started)
+                self._discard(started)
                 self.warm()
             elif not self._closed:
                 worker.free_memory()
                 self._idle.append(started)
 
-    async def _take(self) -> asyncio.Task[Worker]:
+    async def _acquire_worker(self) -> asyncio.Task[Worker]:
+        """Return an idle worker, or start one. Raises Unavailable."""
         while True:
             was_idle = bool(self._idle)
             task = self._idle.pop() if was_idle else self._launch()
             try:
                 worker = await asyncio.shield(task)
-            except asyncio.CancelledError:  # the client left: the worker is for the next one
+            except asyncio.CancelledError:  # the client has disconnected; the next image gets the worker
                 self._idle.append(task)
                 raise
             except Unavailable:
@@ -193,20 +203,20 @@ class WorkerPool:
                 raise
             if worker.process.returncode is None:
                 return task
-            self._end(task)
+            self._discard(task)
 
     def _launch(self) -> asyncio.Task[Worker]:
         task = asyncio.create_task(self._start())
         self._workers.add(task)
         return task
 
-    def _end(self, task: asyncio.Task[Worker]) -> None:
-        if task in self._workers:  # not by `close` already
+    def _discard(self, task: asyncio.Task[Worker]) -> None:
+        if task in self._workers:  # `close` has not killed it
             self._workers.remove(task)
             self._kill(task.result())
 
     def _kill(self, worker: Worker) -> None:
-        worker.end()
+        worker.kill()
         reaping = asyncio.create_task(worker.process.wait())
         self._reaping.add(reaping)
         reaping.add_done_callback(self._reaping.discard)
@@ -216,7 +226,7 @@ class WorkerPool:
             async with asyncio.timeout(START_TIMEOUT):
                 return await self._spawn()
         except (OSError, EOFError) as error:  # TimeoutError is an OSError
-            log.error("a process that decodes images does not start: %s", error or type(error).__name__)
+            log.error("a worker process for images does not start: %s", error or type(error).__name__)
             raise Unavailable("Images of this kind cannot be decoded now.", code="busy", retry_after=1) from error
 
     async def _spawn(self) -> Worker:
@@ -230,7 +240,7 @@ class WorkerPool:
                 *(sys.executable, "-P", "-S", "-m", "llava_gateway.images.worker", *arguments),
                 stdin=PIPE,
                 stdout=PIPE,
-                stderr=DEVNULL,  # libtiff and others write there what they think of a file
+                stderr=DEVNULL,  # libtiff and other libraries write their warnings about a file there
                 pass_fds=(shared,),
                 start_new_session=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(IMPORTS)},
@@ -242,7 +252,7 @@ class WorkerPool:
         assert process.stdout
         try:
             if not await process.stdout.readline():
-                raise EOFError("it has ended")
+                raise EOFError("the process has ended")
         except BaseException:
             self._kill(worker)
             raise

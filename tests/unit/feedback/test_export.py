@@ -1,4 +1,4 @@
-"""The dataset that is made of votes loads as LLaVA's trainer reads it, and making it harms nothing."""
+"""The export of votes: LLaVA's trainer can load the dataset, and the export destroys nothing."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def export(folder: Path, *flags: str) -> tuple[list[dict[str, Any]], str]:
     return samples(folder / "dataset"), ended.stdout
 
 
-def test_the_last_vote_counts(store: Store, tmp_path: Path) -> None:
+def test_an_earlier_vote_is_replaced_by_the_last(store: Store, tmp_path: Path) -> None:
     keep(store, text="withdrawn", key="alice")
     keep(store, text="withdrawn", key="alice", vote="down")
     keep(store, text="changed", vote="flag")
@@ -43,16 +43,16 @@ def test_the_last_vote_counts(store: Store, tmp_path: Path) -> None:
     assert len(export(tmp_path, "--models", "n", "--overwrite")[0]) == 1
 
 
-def test_words_never_become_pictures(store: Store, tmp_path: Path) -> None:
+def test_a_placeholder_in_a_text_does_not_become_an_image(store: Store, tmp_path: Path) -> None:
     for text in ("<image>", "a <image>\n<image> b", "<im<image>age>", "<image>\n"):
         keep(store, encode(draw(GRID)), text=text, answer=text)
         keep(store, text=text, answer=text)
     assert len(export(tmp_path)[0]) == 8
 
 
-def test_what_a_trainer_cannot_take_is_left_out_and_told(store: Store, tmp_path: Path) -> None:
-    pictures = encode(draw(GRID)), encode(draw(OTHER))
-    one, several = keep(store, pictures[0]), keep(store, *pictures)
+def test_a_sample_that_the_trainer_cannot_load_is_left_out_and_counted(store: Store, tmp_path: Path) -> None:
+    images = encode(draw(GRID)), encode(draw(OTHER))
+    one, several = keep(store, images[0]), keep(store, *images)
     keep(store, text="")
     keep(store, answer=" ")
     gone = keep(store, encode(draw(ORIGIN_GRID)))
@@ -62,14 +62,14 @@ def test_what_a_trainer_cannot_take_is_left_out_and_told(store: Store, tmp_path:
     found, told = export(tmp_path)
     assert [sample["id"] for sample in found] == [one.id]
     assert told.startswith(f"conversations: {len(sides(tmp_path / 'dataset')[0])} to train")
-    assert "pictures: 1;" in told
-    for reason in ("1 with several pictures", "2 with an empty turn", "1 with a picture that is gone", "1 broken lines"):
+    assert "images: 1;" in told
+    for reason in ("1 with several images", "2 with an empty turn", "1 with an image that is missing", "1 broken lines"):
         assert reason in told
     found, _ = export(tmp_path, "--several-pictures", "--overwrite")
     assert [sample["image"] for sample in found if sample["id"] == several.id] == [[f"images/{name}" for name in several.image]]
 
 
-def test_a_trainer_sees_what_the_model_saw(store: Store, tmp_path: Path) -> None:
+def test_the_trainer_does_not_see_other_pixels_than_the_model(store: Store, tmp_path: Path) -> None:
     upright = Image.new("RGB", (40, 20), "red")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -95,16 +95,16 @@ def sides(dataset: Path) -> tuple[set[str], set[str]]:
     return train, val
 
 
-def test_sides_are_for_good_and_never_share_a_picture(store: Store, tmp_path: Path) -> None:
+def test_training_and_validation_share_no_image_and_stay_the_same(store: Store, tmp_path: Path) -> None:
     for number in range(60):
-        picture = encode(Image.new("RGB", (4, 4), (number, 0, 0)))
-        keep(store, picture, text="What colour?")
-        keep(store, picture, text="How large?")
+        image = encode(Image.new("RGB", (4, 4), (number, 0, 0)))
+        keep(store, image, text="What colour?")
+        keep(store, image, text="How large?")
     export(tmp_path, "--val-fraction", "0.3")
     train, val = sides(tmp_path / "dataset")
     assert 10 <= len(val) <= 62
-    pictures = [{vote.image[0] for vote in read(tmp_path / "votes") if vote and vote.id in side} for side in (train, val)]
-    assert not pictures[0] & pictures[1]
+    images = [{vote.image[0] for vote in read(tmp_path / "votes") if vote and vote.id in side} for side in (train, val)]
+    assert not images[0] & images[1]
     keep(store, text="One more.")
     export(tmp_path, "--val-fraction", "0.3", "--overwrite")
     later = sides(tmp_path / "dataset")
@@ -116,7 +116,7 @@ def test_sides_are_for_good_and_never_share_a_picture(store: Store, tmp_path: Pa
     assert sides(tmp_path / "dataset")[1] == set()
 
 
-def test_an_export_never_harms_what_is_there(store: Store, tmp_path: Path) -> None:
+def test_an_export_does_not_overwrite_other_files(store: Store, tmp_path: Path) -> None:
     votes, dataset = tmp_path / "votes", tmp_path / "dataset"
     for arguments, status, told in (
         ((votes, dataset), 1, "nothing to export"),
@@ -139,7 +139,7 @@ def test_an_export_never_harms_what_is_there(store: Store, tmp_path: Path) -> No
     assert (dataset / "thesis.txt").exists()
 
 
-def test_the_documentation_deletes_one_key(store: Store, tmp_path: Path) -> None:
+def test_the_script_in_the_documentation_deletes_only_one_key(store: Store, tmp_path: Path) -> None:
     kept = keep(store, encode(draw(GRID)), key="bob")
     keep(store, encode(draw(OTHER)), key="alice")
     (script,) = (block for block in re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL) if "alice" in block)

@@ -1,4 +1,4 @@
-"""Image tokens are counted without the engine as vLLM counts them, and a model's description keeps its counts from process to process."""
+"""Image tokens: the gateway's count equals vLLM's count, and a pickled model description keeps it."""
 
 import dataclasses
 import pickle
@@ -24,8 +24,8 @@ EDGES = sorted({side * count + more for side in SIDES for count in range(1, 7) f
 LENGTHS = st.one_of(st.integers(1, 60), st.integers(1, 2500), st.integers(1, 20_000), st.sampled_from(EDGES))
 SCALED = st.builds(lambda scale, across, down: (scale * across, scale * down), st.integers(1, 2500), st.integers(1, 40), st.integers(1, 40))
 SIZES = st.one_of(st.tuples(LENGTHS, LENGTHS), SCALED)
-"""Width and height: any, about the edges of squares, and of plain ratios, at which a picture covers whole features."""
-ELSEWHERE = """
+"""Widths and heights: any, near the edges of squares, and with simple ratios, at which an image covers whole features."""
+COUNT_IN_ANOTHER_PROCESS = """
 import pickle, sys
 vision = pickle.load(sys.stdin.buffer).vision
 print(vision.tokens(640, 480), sorted({"vllm", "torch", "transformers"} & set(sys.modules)))
@@ -35,7 +35,7 @@ TEXT = "Is it <image>\n🦙 Zażółć\tgęślą?"
 
 @dataclasses.dataclass
 class Described:
-    """What vLLM knows of a model whose engine was not started, and what the gateway makes of it."""
+    """A model whose engine was not started: vLLM's information about it, and the gateway's description."""
 
     info: Any
     model: ModelInfo
@@ -70,14 +70,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Described]:
 
 
 @pytest.mark.parametrize("name", ["next", "onevision"])
-def test_the_models_are_as_large_as_the_real_ones(models: dict[str, Described], name: str) -> None:
+def test_the_tiny_models_have_the_geometry_of_the_real_models(models: dict[str, Described], name: str) -> None:
     side, patches, pinpoints, most_squares = {"next": (336, 24, NEXT_GRIDS, None), "onevision": (384, 27, ONEVISION_GRIDS, 9)}[name]
     grids = tuple((width, height) for height, width in pinpoints)
     assert models[name].tokens == ImageTokens(patches**2, side, patches, grids, most_squares)
 
 
 @pytest.mark.parametrize("name", ["next", "onevision"])
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(size=SIZES)
 @example((1, 1))
 @example((1, 20_000))
@@ -85,22 +85,24 @@ def test_the_models_are_as_large_as_the_real_ones(models: dict[str, Described], 
 @example((1153, 944))
 @example((1152, 1407))  # just below what OneVision scales down
 @example((768, 2105))  # just above
-def test_a_picture_on_a_grid_takes_what_vllm_counts(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
+def test_the_count_for_an_image_on_a_grid_equals_vllms(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
     tokens = models[name].tokens(*size)
     assert tokens == models[name].vllm(*size)
     assert models[name].model.vision.min_image_tokens <= tokens <= models[name].model.vision.max_image_tokens
 
 
 @pytest.mark.parametrize(("name", "size"), [("next", (672, 672)), ("onevision", (1152, 1407)), ("demo", (1, 1)), ("siglip", (1, 1))])
-def test_the_most_that_a_picture_takes(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
+def test_max_image_tokens_is_reached_and_not_exceeded(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
     assert models[name].vllm(*size) == models[name].model.vision.max_image_tokens
 
 
 @pytest.mark.parametrize("name", ["next", "onevision"])
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(counts=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=12), size=SIZES)
-def test_other_grids(models: dict[str, Described], name: str, counts: list[tuple[int, int]], size: tuple[int, int]) -> None:
-    """In any order, some twice, some that keep as much of a picture as another."""
+def test_the_count_with_other_grids_equals_vllms(
+    models: dict[str, Described], name: str, counts: list[tuple[int, int]], size: tuple[int, int]
+) -> None:
+    """The grids come in any order. Some come twice, and some keep as many pixels as another grid."""
     model = models[name]
     grids = tuple((across * model.tokens.side, down * model.tokens.side) for across, down in counts)
     with pytest.MonkeyPatch.context() as patch:
@@ -109,14 +111,14 @@ def test_other_grids(models: dict[str, Described], name: str, counts: list[tuple
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("demo", 576), ("bakllava", 577), ("siglip", 729)])
-def test_one_square_takes_the_same_whatever_the_picture(models: dict[str, Described], name: str, tokens: int) -> None:
+def test_a_model_without_grids_counts_every_image_alike(models: dict[str, Described], name: str, tokens: int) -> None:
     model = models[name]
     for size in ((1, 1), (336, 336), (20_000, 1), (3000, 2000)):
         assert model.tokens(*size) == model.vllm(*size) == tokens
 
 
 @pytest.mark.parametrize("name", ["demo", *TINY])
-def test_a_description_is_the_same_once_it_is_unpickled(models: dict[str, Described], name: str) -> None:
+def test_pickling_a_description_changes_nothing(models: dict[str, Described], name: str) -> None:
     model = models[name].model
     again = pickle.loads(pickle.dumps(model))
     tokenizer = Tokenizer(model.tokenizer.to_json())
@@ -133,7 +135,9 @@ def test_a_description_is_the_same_once_it_is_unpickled(models: dict[str, Descri
     ]
 
 
-def test_another_process_counts_without_vllm(models: dict[str, Described]) -> None:
+def test_counting_in_another_process_does_not_import_vllm(models: dict[str, Described]) -> None:
     model = models["onevision"]
-    counted = subprocess.run([sys.executable, "-c", ELSEWHERE], input=pickle.dumps(model.model), capture_output=True, check=True).stdout
+    counted = subprocess.run(
+        [sys.executable, "-c", COUNT_IN_ANOTHER_PROCESS], input=pickle.dumps(model.model), capture_output=True, check=True
+    ).stdout
     assert counted.decode().strip() == f"{model.vllm(640, 480)} []"

@@ -1,3 +1,5 @@
+"""The cache of prepared images: which images it evicts, and how it counts their memory."""
+
 from PIL import Image
 
 from llava_gateway.images.loader import ImageCache
@@ -10,7 +12,7 @@ def image(digest: str) -> PreparedImage:
     return PreparedImage(Image.new("RGB", (10, 10)), digest, (10, 10), 576)
 
 
-def test_the_least_recently_used_go_first() -> None:
+def test_the_least_recently_used_image_is_evicted() -> None:
     cache = ImageCache(3 * SIZE)
     for digest in "abc":
         cache.put(image(digest))
@@ -20,14 +22,14 @@ def test_the_least_recently_used_go_first() -> None:
     assert cache.bytes == 3 * SIZE
 
 
-def test_the_same_image_is_counted_once() -> None:
+def test_an_image_that_is_added_again_is_not_counted_twice() -> None:
     cache = ImageCache(3 * SIZE)
     for _ in range(5):
         cache.put(image("a"))
     assert (len(cache), cache.bytes) == (1, SIZE)
 
 
-def test_no_budget_keeps_nothing() -> None:
+def test_a_cache_of_size_zero_stores_nothing() -> None:
     cache = ImageCache(0)
     cache.put(image("a"))
     assert cache.get("a") is None

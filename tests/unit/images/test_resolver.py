@@ -1,4 +1,4 @@
-"""Host names of image URLs, resolved by a real name server that answers well, late, or not at all."""
+"""Host names of image URLs, resolved by a local name server that answers correctly, late, or never."""
 
 import asyncio
 import socket
@@ -21,6 +21,9 @@ from llava_gateway.images.network import NetworkBackend
 from llava_gateway.images.resolver import Resolver
 from llava_gateway.settings import Settings
 
+PATIENT = {"image_timeout": 60, "image_connect_timeout": 60, "image_read_timeout": 60}
+"""Timeouts in seconds that do not expire on a busy machine."""
+
 
 @pytest.fixture
 def names() -> Iterator[NameServer]:
@@ -30,22 +33,22 @@ def names() -> Iterator[NameServer]:
 
 def run(names: NameServer, work: Callable[[Fetcher], Awaitable[None]], **settings: Any) -> None:
     async def main() -> None:
-        fetcher = Fetcher(Settings(allow_networks=(ip_network("127.0.0.0/8"),), **settings))
+        fetcher = Fetcher(Settings(allow_networks=(ip_network("127.0.0.0/8"),), **PATIENT | settings))
         fetcher.resolver.servers = [names.address]
         try:
-            await asyncio.wait_for(work(fetcher), 60)
+            await asyncio.wait_for(work(fetcher), 120)
         finally:
             await fetcher.close()
 
     asyncio.run(main())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 # it has no event
+async def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 # there is no event for this
         await asyncio.sleep(0.01)
 
 
-async def fails(fetch: Awaitable[object]) -> bool:
+async def is_refused(fetch: Awaitable[object]) -> bool:
     try:
         await fetch
     except InvalidImage as error:
@@ -53,57 +56,58 @@ async def fails(fetch: Awaitable[object]) -> bool:
     return False
 
 
-def test_silent_names_delay_no_other_name_and_hold_no_slot(names: NameServer, origin: Origin) -> None:
-    """More of them than downloads at once, and than threads of the event loop's pool."""
+def test_names_without_an_answer_delay_no_other_name_and_hold_no_slot(names: NameServer, origin: Origin) -> None:
+    """There are more of these names than concurrent downloads, and than threads in the event loop's pool."""
     names.define("good.example", ["127.0.0.1"])
     for number in range(40):
         names.define(f"silent{number}.example")
 
     async def work(fetcher: Fetcher) -> None:
         silent = [asyncio.create_task(fetcher.fetch(f"http://silent{number}.example/")) for number in range(40)]
-        await until(lambda: all(names.lookups(f"silent{number}.example") for number in range(40)))
+        await wait_until(lambda: all(names.lookups(f"silent{number}.example") for number in range(40)))
         assert (await fetcher.fetch(f"http://good.example:{origin.server_port}/picture")).data == encode(draw(GRID))
         assert not any(task.done() for task in silent)
         for task in silent:
             task.cancel()
-        assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*silent, return_exceptions=True))
+        results = await asyncio.gather(*silent, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
 
-    run(names, work, image_downloads=1, image_timeout=60, image_connect_timeout=60)
+    run(names, work, image_downloads=1)
 
 
-def test_a_silent_name_is_given_up_within_the_time_to_connect(names: NameServer) -> None:
+def test_a_name_without_an_answer_does_not_outlast_the_connect_timeout(names: NameServer) -> None:
     names.define("silent.example")
 
     async def work(fetcher: Fetcher) -> None:
-        assert await fails(fetcher.fetch("http://silent.example/"))
+        assert await is_refused(fetcher.fetch("http://silent.example/"))
 
     run(names, work, image_timeout=1000, image_connect_timeout=0.3)
 
 
-def test_an_unknown_name_is_no_server_error(names: NameServer) -> None:
+def test_an_unknown_name_is_not_reported_as_a_server_error(names: NameServer) -> None:
     async def work(fetcher: Fetcher) -> None:
         for host in ("unknown.example", "a_b.example", "x" * 63 + ".example", ".".join(["x" * 60] * 4)):
-            assert await fails(fetcher.fetch(f"http://{host}/"))
+            assert await is_refused(fetcher.fetch(f"http://{host}/"))
 
     run(names, work)
 
 
-def test_a_lookup_whose_requests_have_left_ends(names: NameServer) -> None:
+def test_a_lookup_does_not_outlive_its_cancelled_requests(names: NameServer) -> None:
     names.define("silent.example")
 
     async def work(fetcher: Fetcher) -> None:
         before = asyncio.all_tasks()
         tasks = [asyncio.create_task(fetcher.fetch("http://silent.example/")) for _ in range(3)]
-        await until(lambda: names.lookups("silent.example") > 0)
+        await wait_until(lambda: names.lookups("silent.example") > 0)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        await until(lambda: asyncio.all_tasks() == before)
+        await wait_until(lambda: asyncio.all_tasks() == before)
 
-    run(names, work, image_timeout=60, image_connect_timeout=60)
+    run(names, work)
 
 
-def test_equal_names_at_once_are_looked_up_once(names: NameServer) -> None:
+def test_concurrent_lookups_of_one_name_send_one_query(names: NameServer) -> None:
     names.define("slow.example", ["127.0.0.1"], delay=0.3)
 
     async def work(fetcher: Fetcher) -> None:
@@ -111,44 +115,43 @@ def test_equal_names_at_once_are_looked_up_once(names: NameServer) -> None:
         assert found == [[ip_address("127.0.0.1")]] * 20
         assert names.lookups("slow.example") == 1
 
-    run(names, work, image_connect_timeout=30)
+    run(names, work)
 
 
-def test_an_answer_is_kept_for_its_time_to_live(names: NameServer) -> None:
-    names.define("kept.example", ["127.0.0.1"], ["127.0.0.2"], ttl=1)
-    names.define("anew.example", ["127.0.0.1"], ["127.0.0.2"])
+def test_an_answer_is_cached_no_longer_than_its_time_to_live(names: NameServer) -> None:
+    names.define("hour.example", ["127.0.0.1"], ["127.0.0.2"], ttl=3600)
+    names.define("second.example", ["127.0.0.1"], ["127.0.0.2"], ttl=1)
+    names.define("zero.example", ["127.0.0.1"], ["127.0.0.2"])
 
     async def work(fetcher: Fetcher) -> None:
         async def ask(name: str) -> str:
             return str(*await fetcher.resolver.addresses(name))
 
-        assert [await ask("anew.example"), await ask("anew.example")] == ["127.0.0.1", "127.0.0.2"]
-        assert await ask("kept.example") == "127.0.0.1"
-        asked = 1
-        while await ask("kept.example") == "127.0.0.1":
-            asked += 1
+        assert [await ask("zero.example") for _ in range(2)] == ["127.0.0.1", "127.0.0.2"]
+        assert [await ask("hour.example") for _ in range(2)] == ["127.0.0.1", "127.0.0.1"]
+        assert names.lookups("hour.example") == 1
+        while await ask("second.example") == "127.0.0.1":  # noqa: ASYNC110 # there is no event for this
             await asyncio.sleep(0.01)
-        assert asked > 1
-        assert names.lookups("kept.example") == 2
+        assert names.lookups("second.example") == 2
 
     run(names, work)
 
 
-def test_the_cache_of_names_is_bounded(names: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_names_is_limited_in_size(names: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolver, "MAX_CACHED", 3)
     for number in range(4):
-        names.define(f"kept{number}.example", ["127.0.0.1"], ttl=3600)
+        names.define(f"cached{number}.example", ["127.0.0.1"], ttl=3600)
 
     async def work(fetcher: Fetcher) -> None:
         for number in (0, 0, 1, 2, 0):
-            await fetcher.resolver.addresses(f"kept{number}.example")
-        assert names.lookups("kept0.example") == 2
+            await fetcher.resolver.addresses(f"cached{number}.example")
+        assert names.lookups("cached0.example") == 2
 
     run(names, work)
 
 
-def test_names_need_no_thread(names: NameServer, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """getaddrinfo blocks a thread until the name server answers; nothing can stop it."""
+def test_a_lookup_blocks_no_thread(names: NameServer, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`socket.getaddrinfo` blocks a thread until the name server answers, and cannot be cancelled."""
 
     def getaddrinfo(*arguments: object, **options: object) -> None:
         raise AssertionError("a blocking lookup")
@@ -161,7 +164,7 @@ def test_names_need_no_thread(names: NameServer, origin: Origin, monkeypatch: py
     run(names, work)
 
 
-def test_names_of_the_hosts_file(names: NameServer) -> None:
+def test_names_in_the_hosts_file_are_not_sent_to_the_name_server(names: NameServer) -> None:
     def hosts() -> Iterator[tuple[str, str]]:
         for line in Path("/etc/hosts").read_text().splitlines():
             address, *aliases = line.partition("#")[0].split() or [""]
@@ -175,7 +178,7 @@ def test_names_of_the_hosts_file(names: NameServer) -> None:
     run(names, work)
 
 
-def test_a_private_address_of_the_other_family_refuses_a_name(names: NameServer) -> None:
+def test_a_name_with_a_private_ipv6_address_is_refused(names: NameServer) -> None:
     names.define("mixed.example", ["1.1.1.1", "fd00::5efe:808:808"])
 
     async def work(fetcher: Fetcher) -> None:
@@ -185,7 +188,7 @@ def test_a_private_address_of_the_other_family_refuses_a_name(names: NameServer)
     run(names, work)
 
 
-def test_a_name_of_thousands_of_addresses_is_refused(names: NameServer) -> None:
+def test_a_name_with_thousands_of_addresses_is_refused(names: NameServer) -> None:
     names.define("many.example", [f"127.0.{number // 250}.{number % 250 + 1}" for number in range(2000)])
 
     async def work(fetcher: Fetcher) -> None:
@@ -195,8 +198,8 @@ def test_a_name_of_thousands_of_addresses_is_refused(names: NameServer) -> None:
     run(names, work)
 
 
-def test_the_next_address_is_dialled_when_one_cannot_be_connected_to(names: NameServer, origin: Origin) -> None:
-    names.define("several.example", ["127.0.0.4", "127.0.0.3", "127.0.0.2", "127.0.0.1"])  # the origin listens on the last alone
+def test_an_unreachable_address_does_not_fail_the_fetch(names: NameServer, origin: Origin) -> None:
+    names.define("several.example", ["127.0.0.4", "127.0.0.3", "127.0.0.2", "127.0.0.1"])  # the origin listens only on the last address
 
     async def work(fetcher: Fetcher) -> None:
         assert (await fetcher.fetch(f"http://several.example:{origin.server_port}/picture")).data
@@ -205,7 +208,7 @@ def test_the_next_address_is_dialled_when_one_cannot_be_connected_to(names: Name
     run(names, work)
 
 
-def test_an_address_that_does_not_answer_leaves_time_for_the_next() -> None:
+def test_an_address_without_an_answer_does_not_use_up_the_timeout() -> None:
     dialled = []
 
     class Dialer(httpcore.AsyncNetworkBackend):
@@ -225,7 +228,7 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next() -> None:
     assert [round(timeout) for _, timeout in dialled] == [4, 4, 8]
 
 
-def test_no_more_than_a_few_addresses_are_dialled() -> None:
+def test_a_host_with_many_addresses_is_not_dialled_at_all_of_them() -> None:
     class Dialer(httpcore.AsyncNetworkBackend):
         dialled = 0
 
@@ -243,5 +246,5 @@ def test_no_more_than_a_few_addresses_are_dialled() -> None:
     asyncio.run(main())
 
 
-def test_a_resolver_that_was_never_asked_closes() -> None:
+def test_closing_an_unused_resolver_does_not_fail() -> None:
     asyncio.run(Resolver(1).close())

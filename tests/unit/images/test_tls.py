@@ -1,4 +1,4 @@
-"""Image URLs over TLS: the certificate must be of the name in the URL, and an origin can neither stall nor split its way out of bounds."""
+"""Image URLs over TLS: the certificate must be valid for the name in the URL, and the limits on time and work also hold."""
 
 import asyncio
 import shutil
@@ -21,12 +21,14 @@ from llava_gateway.images.fetch import Fetcher
 from llava_gateway.images.network import tls_context
 from llava_gateway.settings import Settings
 
+PATIENT = {"image_timeout": 120, "image_connect_timeout": 120, "image_read_timeout": 120}
+"""Timeouts in seconds that do not expire on a busy machine."""
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of tls.example, and its key."""
+    """A certificate for tls.example, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     subject = ["-subj", "/CN=tls.example", "-addext", "subjectAltName=DNS:tls.example"]
@@ -59,7 +61,7 @@ def port(certificate: tuple[Path, Path]) -> Iterator[int]:
 
 def run(certificate: tuple[Path, Path], work: Callable[[Fetcher], Awaitable[None]], **settings: Any) -> None:
     async def main(address: str) -> None:
-        fetcher = Fetcher(Settings(allow_networks=(ip_network("127.0.0.0/8"),), **{"max_image_mb": 1} | settings))
+        fetcher = Fetcher(Settings(allow_networks=(ip_network("127.0.0.0/8"),), **{"max_image_mb": 1} | PATIENT | settings))
         fetcher.resolver.servers = [address]
         fetcher._tls.load_verify_locations(certificate[0])
         try:
@@ -73,7 +75,7 @@ def run(certificate: tuple[Path, Path], work: Callable[[Fetcher], Awaitable[None
         asyncio.run(main(names.address))
 
 
-def test_a_certificate_counts_for_the_name_in_the_url_alone(certificate: tuple[Path, Path], port: int) -> None:
+def test_a_certificate_for_another_name_is_refused(certificate: tuple[Path, Path], port: int) -> None:
     async def work(fetcher: Fetcher) -> None:
         assert (await fetcher.fetch(f"https://tls.example:{port}/good")).data == PICTURE
         for host in ("other.example", "127.0.0.1"):
@@ -83,19 +85,19 @@ def test_a_certificate_counts_for_the_name_in_the_url_alone(certificate: tuple[P
     run(certificate, work)
 
 
-def test_records_of_one_byte_do_not_hold_the_event_loop(certificate: tuple[Path, Path], port: int) -> None:
+def test_records_of_one_byte_do_not_block_the_event_loop(certificate: tuple[Path, Path], port: int) -> None:
     async def work(fetcher: Fetcher) -> None:
         async with Stalls() as stalls:
             hostile = [asyncio.create_task(fetcher.fetch(f"https://tls.example:{port}/tiny-segments")) for _ in range(8)]
-            ends = await asyncio.gather(*hostile, return_exceptions=True)
-        assert all(isinstance(end, InvalidImage) for end in ends)
-        assert stalls.longest < 0.05
+            results = await asyncio.gather(*hostile, return_exceptions=True)
+        assert all(isinstance(result, InvalidImage) for result in results)
+        assert stalls.longest < 0.2
 
-    run(certificate, work, image_timeout=5)
+    run(certificate, work, image_timeout=3)
 
 
-def test_a_handshake_that_never_ends_is_given_up(certificate: tuple[Path, Path]) -> None:
-    """The origin sends the first bytes of a TLS record, one at a time, for ever."""
+def test_a_handshake_without_end_does_not_outlast_the_connect_timeout(certificate: tuple[Path, Path]) -> None:
+    """The origin sends the bytes of a TLS record one at a time, and never completes the record."""
     stop = threading.Event()
 
     def origin(listener: socket.socket) -> None:
@@ -120,7 +122,7 @@ def test_a_handshake_that_never_ends_is_given_up(certificate: tuple[Path, Path])
         thread.join(30)
 
 
-def test_servers_cannot_make_clients_compute() -> None:
+def test_a_server_cannot_request_expensive_cryptography() -> None:
     context = tls_context()
     assert context.options & ssl.OP_NO_RENEGOTIATION
     assert not any("DHE-" in cipher["name"] and "ECDHE-" not in cipher["name"] for cipher in context.get_ciphers())
