@@ -17,4 +17,4 @@ def rows(model: type[BaseModel]) -> Iterator[str]:
         for name, why in model.ignored.items():
             yield f"| `{name}` | ignored | {why} |"
         for name, refused in model.refused.items():
-            yield f"| `{name}` | refused | {refused.why} |"
+            yield f"| `{name}` | refused | {refused.reason} |"

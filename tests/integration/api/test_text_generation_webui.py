@@ -27,17 +27,10 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
 from llava_gateway.api.schema import RequestBody
-from llava_gateway.api.text_generation_webui.chat import (
-    GREETING,
-    MAX_IMAGES,
-    TEMPLATES,
-    ChatBody,
-    GenerateBody,
-    History,
-    TokenCountBody,
-    take_apart,
-)
-from llava_gateway.api.text_generation_webui.router import ModelBody, RunningAnswers
+from llava_gateway.api.text_generation_webui.chat import GREETING, TEMPLATES, ChatBody, History
+from llava_gateway.api.text_generation_webui.prompts import MAX_IMAGES, GenerateBody, TokenCountBody, split_at_images
+from llava_gateway.api.text_generation_webui.router import ModelBody
+from llava_gateway.api.text_generation_webui.running_answers import RunningAnswers
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.images import Grid, data_uri, describe, draw, encode
 from llava_gateway.errors import InvalidRequest
@@ -689,7 +682,7 @@ def test_running() -> None:
         with pytest.raises(TimeoutError):  # another's timeout is not a stop
             async with running.until_stopped("me"):
                 raise TimeoutError
-        assert not running._callers
+        assert not running._clients
 
     asyncio.run(main())
 
@@ -706,7 +699,7 @@ def test_texts_are_taken_apart_and_nothing_is_lost(texts: list[str], every: bool
     named = {f"texts[{number}]": text for number, text in enumerate(texts)}
     found = re.compile(r"""<img src=["'](data:[^"'<>]*)["'][^<>]*>""")
     images = [(name, uri) for name, text in named.items() for uri in found.findall(text)]
-    taken = take_apart(named, every=every)
+    taken = split_at_images(named, all_images=every)
     kept = [(piece.param, piece.url) for pieces in taken.values() for piece in pieces if isinstance(piece, ImageUrl)]
     assert kept == (images if every else images[-1:])
     assert {name: "".join(piece for piece in pieces if isinstance(piece, str)) for name, pieces in taken.items()} == {
@@ -716,7 +709,7 @@ def test_texts_are_taken_apart_and_nothing_is_lost(texts: list[str], every: bool
 
 def test_images_stay_where_they_are() -> None:
     text = "a<img src=\"data:1\">b<img src='data:2' alt='x'>c<img src=\"http://x/\">"
-    assert take_apart({"p": text}, every=True)["p"] == [
+    assert split_at_images({"p": text}, all_images=True)["p"] == [
         "a",
         ImageUrl("data:1", "p"),
         "b",
@@ -728,13 +721,13 @@ def test_images_stay_where_they_are() -> None:
 @pytest.mark.parametrize("text", ['<img src="data:' * MAX_IMAGES + "x" * 8_000_000, '<img src="data:x"' * MAX_IMAGES + " " * 8_000_000])
 def test_hostile_texts_take_no_time(text: str) -> None:
     start = time.process_time()
-    assert take_apart({"p": text}, every=True)["p"] == [text]
+    assert split_at_images({"p": text}, all_images=True)["p"] == [text]
     assert time.process_time() - start < 1
 
 
 def test_very_many_images() -> None:
     with pytest.raises(InvalidRequest, match="at most 1024"):
-        take_apart({"p": "", "q": "<img src=" * (MAX_IMAGES + 1)}, every=False)
+        split_at_images({"p": "", "q": "<img src=" * (MAX_IMAGES + 1)}, all_images=False)
 
 
 # What is said about it
