@@ -31,7 +31,7 @@ class Peer:
     def cpu(self) -> float:
         """Seconds of CPU that the front end, and only that, has used: its own process, all threads."""
         times = self.process.cpu_times()
-        return times.user + times.system
+        return float(times.user + times.system)
 
     def rss_of_all(self) -> int:
         """Bytes of the front end and all its processes; what they share counts for each."""

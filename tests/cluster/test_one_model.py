@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -38,10 +39,10 @@ NOTICED = 30
 def sdk(cluster: Cluster) -> Iterator[OpenAI]:
     """Every answer it gets is checked against OpenAI's schema."""
     with httpx.Client(transport=ContractTransport(), timeout=120) as http:
-        yield OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0, http_client=http)
+        yield OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0, http_client=cast(Any, http))
 
 
-def test_pictures_asked_about_at_once(cluster: Cluster) -> None:
+def test_concurrent_images_get_their_own_answers(cluster: Cluster) -> None:
     """Streamed and not; none gets the answer to another one's picture."""
     asked = [body(image(grid), "Describe this image.", stream=stream) for grid in GRIDS for stream in (False, True)]
 
@@ -62,7 +63,7 @@ def test_several_images_in_order(sdk: OpenAI, number: int) -> None:
     assert completion.usage.prompt_tokens_details.image_tokens == number * IMAGE_TOKENS
 
 
-def test_a_large_photograph_and_a_chat_about_it(sdk: OpenAI) -> None:
+def test_large_photograph_and_a_second_turn(sdk: OpenAI) -> None:
     picture = image_part(data_uri(encode(draw(GRIDS[0], (2400, 1800)), "JPEG", quality=90)))
     said = {"role": "assistant", "content": describe([GRIDS[0]])}
     chat = [user(picture, "Describe this image."), said, user("What color is the top left?")]
@@ -70,7 +71,7 @@ def test_a_large_photograph_and_a_chat_about_it(sdk: OpenAI) -> None:
     assert completion.choices[0].message.content == f"{GRIDS[0][0].capitalize()}."
 
 
-def test_choices_and_logprobs(sdk: OpenAI) -> None:
+def test_choices_and_log_probabilities(sdk: OpenAI) -> None:
     asked = body(image(GRIDS[0]), "Describe this image.", n=3, temperature=0.01, logprobs=True, top_logprobs=2)
     completion = sdk.chat.completions.create(**asked)
     assert [choice.index for choice in completion.choices] == [0, 1, 2]
@@ -81,7 +82,7 @@ def test_choices_and_logprobs(sdk: OpenAI) -> None:
         assert all(len(token.top_logprobs) == 2 for token in tokens)
 
 
-def test_an_answer_in_json(sdk: OpenAI) -> None:
+def test_structured_output(sdk: OpenAI) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "color", "schema": SCHEMA}}
     completion = sdk.chat.completions.create(**body("Hello", response_format=wanted))
     assert json.loads(completion.choices[0].message.content or "")["color"] in ("red", "blue")
@@ -105,7 +106,7 @@ def test_bad_requests(cluster: Cluster, fields: dict[str, object], param: str) -
     assert answer.json()["error"]["param"].startswith(param)
 
 
-def test_an_unknown_model(sdk: OpenAI) -> None:
+def test_unknown_model_is_a_404(sdk: OpenAI) -> None:
     with pytest.raises(NotFoundError):
         sdk.chat.completions.create(**body("Hello", model="gpt-4o"))
     with pytest.raises(BadRequestError):
@@ -113,7 +114,7 @@ def test_an_unknown_model(sdk: OpenAI) -> None:
     assert [model.id for model in sdk.models.list()] == [MODEL]
 
 
-def test_llavas_own_worker(cluster: Cluster) -> None:
+def test_llava_worker_api(cluster: Cluster) -> None:
     picture = base64.b64encode(encode(draw(GRIDS[0]))).decode()
     asked = {"model": MODEL, "prompt": "USER: <image>\nDescribe this image. ASSISTANT:", "images": [picture], "temperature": 0}
     answer = httpx.post(f"{cluster.url}/worker_generate_stream", json=asked, timeout=60)
@@ -121,7 +122,7 @@ def test_llavas_own_worker(cluster: Cluster) -> None:
     assert describe([GRIDS[0]]) in answer.text.split("\0")[-2]
 
 
-def test_a_websocket(cluster: Cluster) -> None:
+def test_websocket_api(cluster: Cluster) -> None:
     """text-generation-webui's."""
     asked = {"prompt": "USER: Hello ASSISTANT:", "max_new_tokens": 100, "do_sample": False, "repetition_penalty": 1.0}
     whole = httpx.post(f"{cluster.url}/api/v1/generate", json=asked, timeout=60).json()["results"][0]["text"]
@@ -135,7 +136,7 @@ def test_a_websocket(cluster: Cluster) -> None:
     assert events[-1]["event"] == "stream_end"
 
 
-def test_deltas_come_as_they_are_made(cluster: Cluster) -> None:
+def test_deltas_arrive_as_they_are_generated(cluster: Cluster) -> None:
     async def listen() -> Told:
         async with client(cluster.url) as http:
             return await ask(http, body(image(GRIDS[1]), "Hello", stream=True, ignore_eos=True, max_tokens=LONG))
@@ -150,7 +151,7 @@ def test_deltas_come_as_they_are_made(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_who_leaves_frees_the_engine(cluster: Cluster, stream: bool) -> None:
+def test_disconnect_frees_the_engine(cluster: Cluster, stream: bool) -> None:
     """Both engines work for clients that leave, and stop, though the answers would have gone on."""
 
     async def ask_and_leave() -> None:
@@ -192,8 +193,10 @@ def _booked(cluster: Cluster) -> float:
 
 
 @pytest.mark.parametrize("whose", ["replica", "engine"])
-def test_kill_9_under_load(cluster: Cluster, whose: str) -> None:
+def test_killed_replica_under_load_loses_no_new_request(cluster: Cluster, whose: str) -> None:
     """Of what the dead one had, answers that had begun end with an error, and others are given to the other one, which goes on."""
+
+    victim, engine = cluster.replicas(MODEL)
 
     async def load() -> tuple[list[Told], list[Told], list[Told]]:
         nonlocal victim, engine
@@ -210,7 +213,6 @@ def test_kill_9_under_load(cluster: Cluster, whose: str) -> None:
             late = await ask_all(http, [body(image(grid), "Describe this image.") for grid in GRIDS], at_once=8)
             return await asyncio.gather(*streams), await asyncio.gather(*wholes), late
 
-    victim, engine = cluster.replicas(MODEL)
     streams, wholes, late = asyncio.run(load())
     assert (200, "engine_dead") in (ended := set(ends(streams)))
     assert ended <= {(200, "length"), (200, "engine_dead")}
@@ -226,7 +228,7 @@ def test_kill_9_under_load(cluster: Cluster, whose: str) -> None:
     print(f"{ends(streams)}, the others' longest silence {silence:.1f} s; two replicas again {back:.1f} s after the last answer")
 
 
-def test_kill_9_of_a_gateway_under_load(cluster: Cluster) -> None:
+def test_killed_gateway_under_load_frees_the_engine(cluster: Cluster) -> None:
     """Its clients lose their answers and its requests leave the engines; the other one's clients do not notice."""
     victim = cluster.replicas("ingress")[0]
 

@@ -5,6 +5,7 @@ import asyncio
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -29,11 +30,11 @@ AT_ONCE = 8
 @pytest.fixture(scope="module")
 def sdk(grown: Grown) -> Iterator[OpenAI]:
     with httpx.Client(transport=ContractTransport(), timeout=120) as http:
-        yield OpenAI(base_url=f"{grown.cluster.url}/v1", api_key=grown.keys["alice"], max_retries=0, http_client=http)
+        yield OpenAI(base_url=f"{grown.cluster.url}/v1", api_key=grown.keys["alice"], max_retries=0, http_client=cast(Any, http))
 
 
 @pytest.mark.timeout(400)
-def test_deployed_anew_without_a_failed_request(grown: Grown) -> None:
+def test_redeployment_fails_no_request(grown: Grown) -> None:
     told = [each for each, _ in grown.meanwhile]
     seconds = max(each.seconds for each in told)
     print(f"{len(told)} requests meanwhile, the longest {seconds:.1f} s: {ends(told)}")
@@ -55,7 +56,7 @@ def test_models_and_their_names(sdk: OpenAI) -> None:
         sdk.with_options(api_key="wrong").models.list()
 
 
-def test_turns_go_where_their_images_are(grown: Grown) -> None:
+def test_later_turns_reach_the_replica_with_their_images(grown: Grown) -> None:
     share = asyncio.run(_share_known(grown, MODEL))
     print(f"with affinity {share:.2f} of second turns found their image known")
     assert share >= 0.9
@@ -97,13 +98,13 @@ def busy(grown: Grown) -> Grown:
     return grown
 
 
-def test_without_affinity_half_is_known(busy: Grown) -> None:
+def test_without_affinity_half_of_the_turns_are_cached(busy: Grown) -> None:
     share = asyncio.run(_share_known(busy, PLAIN))
     print(f"without affinity {share:.2f} of second turns found their image known")
     assert 0.3 <= share <= 0.7
 
 
-def test_a_replica_goes_when_there_is_little_to_do(busy: Grown) -> None:
+def test_autoscaling_removes_an_idle_replica(busy: Grown) -> None:
     async def ask_meanwhile() -> list[Told]:
         """One at a time, which is no reason to keep two."""
         told = []

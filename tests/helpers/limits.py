@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers.server import free_port
@@ -18,7 +19,7 @@ from llava_gateway.auth.api_keys import Key, digest
 from llava_gateway.auth.rate_limits import KeyLease, RateLimited
 
 
-def limited(**limits: int) -> Key:
+def limited(**limits: Any) -> Key:
     return Key("carol", digest("carol"), **limits)
 
 

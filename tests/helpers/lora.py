@@ -26,7 +26,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ASKED = "Describe this image."
 
 
-class Adapted(nn.Module):
+class Adapted(nn.Module):  # type: ignore[misc]
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.layer = layer

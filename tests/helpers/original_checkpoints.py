@@ -62,7 +62,8 @@ def write_checkpoint(directory: Path, weights: Mapping[str, Tensor], config: Map
     if shards == 1:
         torch.save(everything, directory / "pytorch_model.bin")
         return
-    names, index = list(everything), {}
+    names = list(everything)
+    index: dict[str, str] = {}
     for number in range(shards):
         file = f"pytorch_model-{number + 1:05}-of-{shards:05}.bin"
         mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
@@ -134,7 +135,7 @@ def random_original(directory: Path, layers: int = 1, intermediate: int = 96, **
     tower = "model.vision_tower.vision_tower.vision_model."
     vision = {f"{tower}embeddings.class_embedding": weight(32), f"{tower}embeddings.patch_embedding.weight": weight(32, 3, 14, 14)}
     vision |= {f"{tower}embeddings.position_embedding.weight": weight(5, 32)}
-    shapes = {f"self_attn.{name}_proj": (32, 32) for name in ("q", "k", "v", "out")}
+    shapes: dict[str, tuple[int, ...]] = {f"self_attn.{name}_proj": (32, 32) for name in ("q", "k", "v", "out")}
     shapes |= {"mlp.fc1": (48, 32), "mlp.fc2": (32, 48), "layer_norm1": (32,), "layer_norm2": (32,)}
     for layer in (f"{tower}encoder.layers.{number}." for number in range(2)):
         for name, shape in shapes.items():

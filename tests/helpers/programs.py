@@ -26,4 +26,4 @@ def run(name: str, *arguments: str | Path, **options: Any) -> str:
     """What it prints. Fails with all that it said if its status is not 0."""
     ended = subprocess.run([find(name), *map(str, arguments)], capture_output=True, text=True, timeout=60, **options)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    return str(ended.stdout)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import ImageUrl, Message, ModelInfo, Text, VisionConfig
+from llava_gateway.types import ImageSource, ImageUrl, Message, ModelInfo, Text, VisionConfig
 
 PICTURE = ImageUrl("data:,", "image")
 
@@ -42,5 +42,5 @@ def huggingface(chat: list[Message]) -> list[dict[str, Any]]:
     return [{"role": message.role, "content": [huggingface_part(part) for part in message.content]} for message in chat]
 
 
-def huggingface_part(part: Text | ImageUrl) -> dict[str, str]:
+def huggingface_part(part: Text | ImageSource) -> dict[str, str]:
     return {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"}

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -24,7 +25,7 @@ def within(seconds: float, work: Callable[[], Any]) -> Any:
             value = work()
             ended.append(lambda: value)
         except Exception as error:
-            ended.append(lambda error=error: raise_(error))
+            ended.append(partial(raise_, error))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -5,7 +5,7 @@ import pytest
 from llava_gateway.concurrency import cancel_and_wait
 
 
-def test_who_is_cancelled_again_still_waits_for_the_end() -> None:
+def test_second_cancellation_still_waits_for_the_task() -> None:
     async def scenario() -> None:
         said: list[str] = []
 
@@ -35,7 +35,7 @@ def test_who_is_cancelled_again_still_waits_for_the_end() -> None:
     asyncio.run(scenario())
 
 
-def test_what_has_ended_already_is_no_matter() -> None:
+def test_finished_task_is_accepted() -> None:
     async def scenario() -> None:
         task = asyncio.create_task(asyncio.sleep(0, "done"))
         await task

@@ -27,35 +27,35 @@ def trap(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_keys_file_that_is_none_is_refused_at_the_start(trap: Path) -> None:
+def test_keys_path_that_is_no_file_is_refused_at_start(trap: Path) -> None:
     with pytest.raises(SettingsError, match=r"trap: (Not a regular file|Is a directory|Larger than 16 MiB)"):
         within(30, lambda: create_app(Settings(model=MODEL, keys_file=str(trap)), engine=lambda: pytest.fail("nobody starts the engine")))
 
 
-def test_the_keys_command_does_not_wait_for_a_fifo(tmp_path: Path) -> None:
+def test_keys_command_does_not_block_on_a_fifo(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "keys.json")
     with pytest.raises(KeyFileError, match="Not a regular file"):
         within(30, lambda: KeyFile(tmp_path / "keys.json").revoke("alice"))
 
 
-def test_a_template_that_is_none_is_refused_at_the_start(trap: Path) -> None:
+def test_template_path_that_is_no_file_is_refused_at_start(trap: Path) -> None:
     with pytest.raises(SettingsError, match="is neither a file nor one of"):
         within(30, lambda: create_app(Settings(model=MODEL, template=str(trap)), engine=lambda: pytest.fail("nobody starts the engine")))
 
 
-def test_an_adapter_whose_weights_are_a_fifo_does_not_hold_a_thread(tmp_path: Path) -> None:
+def test_adapter_with_a_fifo_for_weights_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "adapter_model.safetensors")
     with pytest.raises(FileNotFoundError):
         within(30, lambda: _read_shapes(tmp_path / "adapter_model.safetensors"))
 
 
-def test_a_picture_of_the_chat_command_is_no_fifo(tmp_path: Path) -> None:
+def test_chat_command_does_not_block_on_a_fifo(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "cat.png")
     with pytest.raises(OSError, match="Not a regular file"):
         within(30, lambda: image_part(str(tmp_path / "cat.png")))
 
 
-def test_a_file_is_read_to_its_bound(tmp_path: Path) -> None:
+def test_file_over_the_bound_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(1 << 20))
     (tmp_path / "link").symlink_to("file")
     assert read_file(tmp_path / "link", 1 << 20) == bytes(1 << 20)

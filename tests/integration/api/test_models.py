@@ -1,6 +1,8 @@
 """LLaVAs of other kinds, each on the real engine: what a picture takes is what Hugging Face's processor says."""
 
+import base64
 import io
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -90,6 +92,24 @@ def test_tokens_are_those_of_the_models_own_processor(served: Served) -> None:
     assert served.counted(data_uri(encode(draw(GRID, LARGEST)))) == served.expected(LARGEST)
     assert served.counted(jpeg((4000, 3000))) == served.expected((4000, 3000))
     assert served.counted(jpeg((3000, 1700), orientation=6)) == served.expected((1700, 3000))  # lies on its side
+
+
+def test_llava_worker_answers_with_as_many_tokens_as_asked_for(served: Served) -> None:
+    """The tokens of an image whose number depends on its size are counted once more after it is loaded."""
+    image = encode(draw(GRID, (640, 480)))
+    prompt = "USER: <image>\nHello ASSISTANT:"
+    fields = {"temperature": 0, "top_k": 0, "repetition_penalty": 1.0}
+    expected = served.http.post(
+        "/v1/completions",
+        json={"model": served.name, "prompt": prompt, "images": [data_uri(image)], "max_tokens": 8, "skip_special_tokens": False, **fields},
+    ).json()
+    assert expected["usage"]["completion_tokens"] > 1
+    chunks = served.http.post(
+        "/worker_generate_stream",
+        json={"prompt": prompt, "images": [base64.b64encode(image).decode()], "max_new_tokens": 8, **fields},
+    ).content.split(b"\0")
+    *_, last = filter(None, chunks)
+    assert json.loads(last) == {"text": prompt + expected["choices"][0]["text"], "error_code": 0}
 
 
 def test_a_chat_that_turns_out_too_long_is_refused_with_its_sum(served: Served) -> None:

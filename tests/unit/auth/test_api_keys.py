@@ -62,7 +62,7 @@ def entry(**changed: object) -> dict[str, object]:
 
 @given(someones_keys)
 @hypothesis.settings(max_examples=40, deadline=None)
-def test_what_is_added_is_read(added: list[Key]) -> None:
+def test_added_key_is_read_back(added: list[Key]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = KeyFile(Path(folder, "keys.json"))
         for key in added:
@@ -98,11 +98,11 @@ def test_what_is_added_is_read(added: list[Key]) -> None:
         {"keys": [entry(digest=digest(SECRET) + "\n")]},
         *[{"keys": [entry(name=name)]} for name in ("", "a" * 65, "a b", "a/b", "a\n", "ä", 1, None)],
         *[{"keys": [entry(models=models)]} for models in ("llava", [""], [1], None)],
-        *[{"keys": [entry(requests_per_minute=limit)]} for limit in (0, -1, 1.5, "60", True, [])],
+        *[{"keys": [entry(requests_per_minute=limit)]} for limit in [0, -1, 1.5, "60", True, list[int]()]],
         {"keys": [entry(requests_per_min=60)]},
     ],
 )
-def test_anything_else_in_the_file_is_refused_in_a_line(path: Path, contents: object) -> None:
+def test_invalid_keys_file_is_refused_in_one_line(path: Path, contents: object) -> None:
     data = contents if isinstance(contents, bytes) else json.dumps(contents).encode()
     path.write_bytes(data)
     for use in (lambda: KeyFile(path).read(), lambda: KeyFile(path).add(BOB), lambda: KeyFile(path).revoke("alice")):
@@ -120,14 +120,14 @@ def test_anything_else_in_the_file_is_refused_in_a_line(path: Path, contents: ob
 @given(
     st.binary(max_size=200) | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists).map(json.dumps).map(str.encode)
 )
-def test_no_contents_break_the_reader(data: bytes) -> None:
+def test_no_content_crashes_the_reader(data: bytes) -> None:
     with tempfile.NamedTemporaryFile() as written:
         Path(written.name).write_bytes(data)
         with pytest.raises(KeyFileError):
             KeyFile(Path(written.name)).read()
 
 
-def test_only_its_owner_reads_the_file_and_nothing_lies_beside_it(file: KeyFile, path: Path) -> None:
+def test_keys_file_is_private_and_leaves_no_temporary_file(file: KeyFile, path: Path) -> None:
     file.revoke("alice")
     file.add(BOB)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -136,13 +136,13 @@ def test_only_its_owner_reads_the_file_and_nothing_lies_beside_it(file: KeyFile,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_root_leaves_the_file_to_its_owner(file: KeyFile, path: Path) -> None:
+def test_write_by_root_keeps_the_owner(file: KeyFile, path: Path) -> None:
     os.chown(path, 12345, 12345)
     file.add(BOB)
     assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12345)
 
 
-def test_a_link_stays_one(file: KeyFile, path: Path) -> None:
+def test_write_keeps_a_symbolic_link(file: KeyFile, path: Path) -> None:
     link = path.with_name("link.json")
     link.symlink_to(path)
     KeyFile(link).add(BOB)
@@ -150,7 +150,7 @@ def test_a_link_stays_one(file: KeyFile, path: Path) -> None:
     assert [key.name for key in file.read()] == ["alice", "bob"]
 
 
-def test_a_write_that_fails_leaves_what_was_there(file: KeyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(file: KeyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -161,7 +161,7 @@ def test_a_write_that_fails_leaves_what_was_there(file: KeyFile, path: Path, mon
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["keys.json", "keys.json.lock"]
 
 
-def test_names_and_secrets_are_taken_once(file: KeyFile) -> None:
+def test_name_or_secret_cannot_be_used_twice(file: KeyFile) -> None:
     for key in (Key("alice", BOB.digest), Key("bob", ALICE.digest)):
         with pytest.raises(KeyFileError):
             file.add(key)
@@ -178,7 +178,7 @@ def add_some(path: Path, worker: int, gather_limited: "multiprocessing.synchroni
             KeyFile(path).revoke(f"{worker}-{number}")
 
 
-def test_processes_that_write_at_once_lose_nothing_and_a_reader_sees_whole_files(file: KeyFile, path: Path) -> None:
+def test_concurrent_writers_lose_no_key(file: KeyFile, path: Path) -> None:
     context = multiprocessing.get_context("fork")
     gather_limited = context.Barrier(5)
     workers = [context.Process(target=add_some, args=(path, worker, gather_limited)) for worker in range(4)]
@@ -197,17 +197,17 @@ def test_processes_that_write_at_once_lose_nothing_and_a_reader_sees_whole_files
     }
 
 
-def test_new_secrets_are_long_and_never_the_same() -> None:
+def test_new_secrets_are_long_and_unique() -> None:
     made = {new_secret() for _ in range(100)}
     assert len(made) == 100
     assert all(secret.startswith("llava-") and len(secret) == 6 + 43 for secret in made)
 
 
-def test_a_key_does_not_show_its_digest() -> None:
+def test_repr_of_a_key_hides_the_digest() -> None:
     assert ALICE.digest not in repr(ALICE)
 
 
-def test_plain_keys_have_names_and_no_limits() -> None:
+def test_key_from_the_settings_has_a_name_and_no_limits() -> None:
     known = Keys(["first", "second"], None)
     assert known.any
     assert known.find("second") == Key("key-2", digest("second"))
@@ -218,7 +218,7 @@ def test_plain_keys_have_names_and_no_limits() -> None:
         Keys([""], None)
 
 
-def test_whether_there_are_keys(path: Path) -> None:
+def test_presence_of_keys_is_known(path: Path) -> None:
     assert not Keys([], None).any
     path.write_text('{"keys": []}')
     assert Keys([], path).any
@@ -227,13 +227,13 @@ def test_whether_there_are_keys(path: Path) -> None:
 
 @given(st.text(st.characters()))
 @example("\udc80")
-def test_any_text_may_be_asked_for(secret: str) -> None:
+def test_any_text_is_a_possible_secret(secret: str) -> None:
     assert Keys([SECRET], None).find(secret) is None
     assert Keys([secret or "x"], None).find(secret or "x") == Key("key-1", digest(secret or "x"))
 
 
 @pytest.mark.usefixtures("looks_each_time")
-def test_changes_take_effect_without_a_restart(file: KeyFile, path: Path) -> None:
+def test_changed_keys_file_takes_effect_without_a_restart(file: KeyFile, path: Path) -> None:
     known = Keys(["plain"], path)
     assert known.find(SECRET) == ALICE
     file.add(BOB)
@@ -250,7 +250,7 @@ def test_changes_take_effect_without_a_restart(file: KeyFile, path: Path) -> Non
     assert found.name == "rob"
 
 
-def test_the_file_is_looked_at_once_in_a_while(file: KeyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_file_is_not_read_for_each_request(file: KeyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "CHECK_INTERVAL", 3600.0)
     known = Keys([], path)
     assert known.find(SECRET) == ALICE
@@ -269,7 +269,7 @@ def unreadable(path: Path) -> None:
     [Path.unlink, unreadable, lambda path: path.write_text('{"keys": [{"'), lambda path: path.write_text(path.read_text() * 2)],
     ids=["gone", "unreadable", "torn", "corrupt"],
 )
-def test_what_cannot_be_read_lets_nobody_in(
+def test_unreadable_keys_file_lets_nobody_in(
     file: KeyFile, path: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -298,7 +298,7 @@ def test_what_cannot_be_read_lets_nobody_in(
 
 
 @pytest.mark.usefixtures("looks_each_time")
-def test_a_file_that_is_missing_at_the_start_lets_nobody_in_until_it_is_there(path: Path) -> None:
+def test_missing_keys_file_lets_nobody_in_until_it_exists(path: Path) -> None:
     known = Keys([], path)
     with pytest.raises(Unavailable):
         known.find(SECRET)
@@ -307,7 +307,7 @@ def test_a_file_that_is_missing_at_the_start_lets_nobody_in_until_it_is_there(pa
 
 
 @pytest.mark.usefixtures("looks_each_time")
-def test_the_command_makes_lists_and_revokes(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_command_creates_lists_and_revokes(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = ["new", "alice", "--models", "a, b", "--requests-per-minute", "60", "--tokens-per-minute", "9000", "--concurrent", "2"]
     assert command.main([*made, "--file", str(path)]) == 0
     said = capsys.readouterr()
@@ -356,7 +356,7 @@ def test_the_command_makes_lists_and_revokes(path: Path, capsys: pytest.CaptureF
         (["new", "bob", "--file", "/nowhere/keys.json"], 1, "/nowhere/keys.json"),
     ],
 )
-def test_a_command_that_fails_says_so_in_a_line(
+def test_failing_keys_command_prints_one_line(
     file: KeyFile,
     path: Path,
     arguments: list[str],
@@ -366,6 +366,7 @@ def test_a_command_that_fails_says_so_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LLAVA_KEYS_FILE", str(path))
+    ended: object
     try:
         ended = command.main(arguments)
     except SystemExit as exit_:
@@ -378,7 +379,7 @@ def test_a_command_that_fails_says_so_in_a_line(
     assert file.read() == [ALICE]
 
 
-def test_where_the_command_finds_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_command_finds_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LLAVA_KEYS_FILE", raising=False)
     with pytest.raises(SystemExit) as none:
@@ -394,7 +395,7 @@ def test_where_the_command_finds_the_file(tmp_path: Path, capsys: pytest.Capture
     assert names == {"toml.json": "alice", "environment.json": "bob", "flag.json": "carol"}
 
 
-def test_the_mode_of_the_file_is_kept(tmp_path: Path) -> None:
+def test_write_keeps_the_file_mode(tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
     file.add(Key("a", digest("a")))
     file.path.chmod(0o640)
@@ -402,7 +403,7 @@ def test_the_mode_of_the_file_is_kept(tmp_path: Path) -> None:
     assert file.path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_secret_that_cannot_be_shown_is_not_kept(tmp_path: Path) -> None:
+def test_key_is_not_stored_if_its_secret_cannot_be_printed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "llava_gateway", "keys", "new", "alice", "--file", "keys.json"]
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path, storage: str = "memory", **limits: int) -> Iterator[Served]:
+def serve(folder: Path, storage: str = "memory", **limits: Any) -> Iterator[Served]:
     file = KeyFile(folder / "keys.json")
     if not file.path.exists():
         file.add(Key("mine", digest("mine"), **limits))
@@ -129,7 +130,7 @@ def at_once(served: Served, number: int, *asked: Any, **fields: Any) -> list[htt
         return [answer.result() for answer in answers]
 
 
-def test_forty_requests_at_once_share_the_tokens_of_a_minute(tmp_path: Path) -> None:
+def test_concurrent_requests_share_the_token_limit(tmp_path: Path) -> None:
     with serve(tmp_path, tokens_per_minute=1000) as served:
         answers = at_once(served, 40, 10, 490)
         assert statuses(answers) == {200: 2, 429: 38}
@@ -139,7 +140,7 @@ def test_forty_requests_at_once_share_the_tokens_of_a_minute(tmp_path: Path) -> 
             assert other.get("/v1/models").headers["x-ratelimit-remaining-tokens"] == "1000"
 
 
-def test_gateways_that_share_a_redis_let_no_more_in_together(tmp_path: Path) -> None:
+def test_gateways_with_one_redis_share_the_limit(tmp_path: Path) -> None:
     needs_redis()
     with Redis(tmp_path) as redis, serve(tmp_path, redis.url, tokens_per_minute=1000) as one, serve(tmp_path, redis.url) as two:
         with ThreadPoolExecutor(2) as pool:
@@ -148,15 +149,15 @@ def test_gateways_that_share_a_redis_let_no_more_in_together(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_an_answer_does_not_use_is_there_for_the_next(tmp_path: Path, stream: bool) -> None:
+def test_unused_tokens_are_given_back(tmp_path: Path, stream: bool) -> None:
     with serve(tmp_path, tokens_per_minute=1000) as served:
         served.engine.tokens = 20
         for number in range(1, 6):
             assert served.ask(10, 900, stream=stream).status_code == 200
-            wait_for(lambda number=number: served.remaining == 1000 - 30 * number)
+            wait_for(partial(lambda number: served.remaining == 1000 - 30 * number, number))
 
 
-def test_choices_and_prompts_of_a_request_count_together(tmp_path: Path) -> None:
+def test_all_choices_and_prompts_count(tmp_path: Path) -> None:
     with serve(tmp_path, tokens_per_minute=1000) as served:
         served.engine.open.clear()
         with ThreadPoolExecutor(1) as pool:
@@ -170,7 +171,7 @@ def test_choices_and_prompts_of_a_request_count_together(tmp_path: Path) -> None
         assert answer.headers["x-ratelimit-remaining-tokens"] == "940"
 
 
-def test_prompts_that_fit_together_are_let_in_with_what_is_left_for_their_answers(tmp_path: Path) -> None:
+def test_prompts_that_fit_are_admitted_with_the_remaining_tokens(tmp_path: Path) -> None:
     with serve(tmp_path, tokens_per_minute=1000) as served:
         assert served.ask([10] * 20, 500).status_code == 200
         refused = served.ask(1, 1)
@@ -178,7 +179,7 @@ def test_prompts_that_fit_together_are_let_in_with_what_is_left_for_their_answer
         assert 9 * 60 < int(refused.headers["retry-after"]) <= 11 * 60  # all 10,200 tokens are paid for
 
 
-def test_requests_that_are_refused_cost_no_tokens(tmp_path: Path) -> None:
+def test_refused_request_costs_no_tokens(tmp_path: Path) -> None:
     with serve(tmp_path, tokens_per_minute=1000) as served:
         for _ in range(3):
             assert served.ask([400] * 3, 10).status_code == 429
@@ -191,7 +192,7 @@ def test_requests_that_are_refused_cost_no_tokens(tmp_path: Path) -> None:
         assert served.remaining == 1000
 
 
-def test_a_client_that_leaves_pays_for_what_it_has_used(tmp_path: Path) -> None:
+def test_disconnected_client_pays_for_the_used_tokens(tmp_path: Path) -> None:
     with serve(tmp_path, tokens_per_minute=1000) as served:
         served.engine.open.clear()
         with served.http.stream("POST", "/v1/completions", json={"model": MODEL, "prompt": [5] * 100, "max_tokens": 800, "stream": True}):
@@ -200,7 +201,7 @@ def test_a_client_that_leaves_pays_for_what_it_has_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["fifo", "device"])
-def test_a_keys_file_that_becomes_a_fifo_stops_nothing_but_its_keys(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+def test_keys_file_that_becomes_a_fifo_does_not_block_the_server(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     with serve(tmp_path, requests_per_minute=1000) as served:
         file, good = tmp_path / "keys.json", tmp_path / "good.json"
         file.rename(good)
@@ -208,5 +209,5 @@ def test_a_keys_file_that_becomes_a_fifo_stops_nothing_but_its_keys(tmp_path: Pa
         for target, status in (("bad.json", 503), ("good.json", 200)) * 2:
             (tmp_path / "link.json").symlink_to(target)
             (tmp_path / "link.json").replace(file)
-            wait_for(lambda status=status: served.http.get("/v1/models").status_code == status)
+            wait_for(partial(lambda status: served.http.get("/v1/models").status_code == status, status))
             assert served.http.get("/health").status_code == 200

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_gateway.auth.api_keys import Key, digest
+from llava_gateway.auth.rate_counts import MemoryCounts
 from llava_gateway.auth.rate_limits import KeyLease, RateLimits, duration
 from llava_gateway.auth.sliding_window import BUCKET, MINUTE, Change, Window
 
@@ -31,7 +32,7 @@ costs = st.integers(1, 30)
 
 @given(st.integers(1, 40), st.lists(st.tuples(pauses, costs), max_size=60))
 @hypothesis.settings(deadline=None)
-def test_no_sixty_seconds_let_through_more_than_the_limit(limit: int, asked: list[tuple[int, int]]) -> None:
+def test_no_sixty_seconds_exceed_the_limit(limit: int, asked: list[tuple[int, int]]) -> None:
     window, now, through = Window(), 0, list[tuple[int, int]]()
     for pause, cost in asked:
         now += pause
@@ -43,7 +44,7 @@ def test_no_sixty_seconds_let_through_more_than_the_limit(limit: int, asked: lis
 
 @given(st.integers(1, 40), st.lists(st.tuples(pauses, costs, st.integers(0, 200)), max_size=40))
 @hypothesis.settings(deadline=None)
-def test_nothing_is_let_through_before_debts_are_paid(limit: int, asked: list[tuple[int, int, int]]) -> None:
+def test_nothing_is_granted_before_debts_are_paid(limit: int, asked: list[tuple[int, int, int]]) -> None:
     """However many minutes a debt fills, each of them takes a limit's worth of it."""
     window, now, used = Window(), 0, list[tuple[int, int]]()
     for pause, cost, debt in asked:
@@ -62,7 +63,7 @@ def test_nothing_is_let_through_before_debts_are_paid(limit: int, asked: list[tu
 
 @given(st.integers(1, 40), st.lists(st.tuples(pauses, costs, st.integers(0, 90)), max_size=30), costs)
 @hypothesis.settings(deadline=None)
-def test_a_wait_is_exact(limit: int, before: list[tuple[int, int, int]], cost: int) -> None:
+def test_retry_after_is_exact(limit: int, before: list[tuple[int, int, int]], cost: int) -> None:
     window, now, cost = Window(), 0, min(cost, limit)
     for pause, spent, debt in before:
         now += pause
@@ -75,7 +76,7 @@ def test_a_wait_is_exact(limit: int, before: list[tuple[int, int, int]], cost: i
 
 @given(st.integers(1, 10**6), st.lists(st.tuples(st.integers(0, BUCKET), costs), min_size=200, max_size=400))
 @hypothesis.settings(max_examples=20, deadline=None)
-def test_a_log_stays_short_however_many_costs_there_are(limit: int, asked: list[tuple[int, int]]) -> None:
+def test_window_stays_small_with_many_costs(limit: int, asked: list[tuple[int, int]]) -> None:
     window, now = Window(), 0
     for pause, cost in asked * 3:
         now += pause
@@ -83,7 +84,7 @@ def test_a_log_stays_short_however_many_costs_there_are(limit: int, asked: list[
         assert len(window._log) <= MINUTE // BUCKET + 1
 
 
-def test_a_debt_of_years_is_caught_up_with_at_once() -> None:
+def test_huge_debt_is_computed_at_once() -> None:
     window = Window()
     for second in range(100):
         window.change(second * 1_000_000, Change(100, 1, 1))
@@ -93,7 +94,7 @@ def test_a_debt_of_years_is_caught_up_with_at_once() -> None:
     assert before - after == 999_000 * MINUTE
 
 
-def test_a_limit_that_is_lowered_or_raised_counts_at_once() -> None:
+def test_changed_limit_takes_effect_at_once() -> None:
     window = Window()
     assert window.change(0, Change(100, 90, 90)).granted == 90
     lowered = window.change(1, Change(50, 1, 1))
@@ -103,7 +104,7 @@ def test_a_limit_that_is_lowered_or_raised_counts_at_once() -> None:
     assert window.change(1, Change(200, 1, 1)).granted == -1
 
 
-def test_a_burst_at_the_end_of_a_minute_is_not_followed_by_another(clock: SimpleNamespace) -> None:
+def test_burst_at_the_end_of_a_minute_blocks_the_next(clock: SimpleNamespace) -> None:
     """Counting by two minutes let through 20 within 59.5 seconds."""
 
     async def scenario() -> None:
@@ -160,7 +161,7 @@ def test_tokens_per_minute() -> None:
     asyncio.run(scenario())
 
 
-def test_requests_that_come_at_once_share_the_limit(clock: SimpleNamespace) -> None:
+def test_concurrent_requests_share_the_request_limit(clock: SimpleNamespace) -> None:
     """40 of 500 tokens at once, which booked their answers afterwards, used 20,240 of 1,000."""
 
     async def scenario() -> None:
@@ -191,7 +192,7 @@ def test_requests_that_come_at_once_share_the_limit(clock: SimpleNamespace) -> N
 
 
 @pytest.mark.usefixtures("clock")
-def test_what_is_not_used_is_given_back() -> None:
+def test_unused_reservation_is_given_back() -> None:
     async def scenario() -> None:
         rates, key = RateLimits(), limited(tokens_per_minute=1000)
         caller = await rates.admit(key)
@@ -212,7 +213,7 @@ def test_what_is_not_used_is_given_back() -> None:
     asyncio.run(scenario())
 
 
-def test_a_request_gets_what_is_left_and_pays_for_the_rest_later(clock: SimpleNamespace) -> None:
+def test_request_gets_the_remaining_tokens_and_owes_the_rest(clock: SimpleNamespace) -> None:
     async def scenario() -> None:
         rates, key = RateLimits(), limited(tokens_per_minute=100)
         caller = await rates.admit(key)
@@ -235,7 +236,7 @@ def test_a_request_gets_what_is_left_and_pays_for_the_rest_later(clock: SimpleNa
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_prompt_that_grows_is_reserved_as_it_is() -> None:
+def test_grown_prompt_is_reserved_in_full() -> None:
     """Pictures whose size decides their tokens: known once they are loaded."""
 
     async def scenario() -> None:
@@ -256,7 +257,7 @@ def test_a_prompt_that_grows_is_reserved_as_it_is() -> None:
     asyncio.run(scenario())
 
 
-def test_requests_at_once(clock: SimpleNamespace) -> None:
+def test_concurrent_limit_refuses_one_more(clock: SimpleNamespace) -> None:
     async def scenario() -> None:
         rates, key = RateLimits(), limited(concurrent=2, requests_per_minute=4)
         first, second = await rates.admit(key), await rates.admit(key)
@@ -282,7 +283,7 @@ def test_requests_at_once(clock: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("key", [BOB, limited(concurrent=1)])
-def test_a_key_without_limits_costs_nothing(key: Key) -> None:
+def test_key_without_limits_is_not_counted(key: Key) -> None:
     async def scenario() -> None:
         rates = RateLimits("redis://127.0.0.1:1")  # where nobody listens
         caller = await rates.admit(key)
@@ -296,7 +297,7 @@ def test_a_key_without_limits_costs_nothing(key: Key) -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_headers_are_openais() -> None:
+def test_rate_limit_headers_match_openai() -> None:
     async def scenario() -> None:
         rates = RateLimits()
         caller = await rates.admit(limited(requests_per_minute=60, tokens_per_minute=1000))
@@ -320,9 +321,10 @@ def test_headers_are_openais() -> None:
     asyncio.run(scenario())
 
 
-def test_keys_that_are_idle_take_no_memory(clock: SimpleNamespace) -> None:
+def test_idle_keys_take_no_memory(clock: SimpleNamespace) -> None:
     async def scenario() -> None:
         rates = RateLimits()
+        assert isinstance(rates._counts, MemoryCounts)
         for number in range(100):
             await rates.admit(Key(f"key-{number}", digest(str(number)), requests_per_minute=9))
         clock.now += 61
@@ -346,11 +348,11 @@ def test_keys_that_are_idle_take_no_memory(clock: SimpleNamespace) -> None:
         (86_400_000, "1m26.4s"),
     ],
 )
-def test_durations_are_openais(microseconds: int, written: str) -> None:
+def test_durations_match_openai(microseconds: int, written: str) -> None:
     assert duration(microseconds) == written
 
 
-def test_models_of_a_key() -> None:
+def test_key_is_limited_to_its_models() -> None:
     async def scenario() -> None:
         rates = RateLimits()
         all_of_them, one = await rates.admit(BOB), await rates.admit(Key("alice", digest("alice"), ("llava-demo",)))
@@ -362,13 +364,13 @@ def test_models_of_a_key() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://:passw0rd@host", "redis", "redis://:passw0rd@host:port", "redis://:passw0rd@host:6379x/0"])
-def test_a_wrong_storage_is_refused_without_its_password(url: str) -> None:
+def test_error_about_the_storage_hides_the_password(url: str) -> None:
     with pytest.raises(ValueError, match=r"[Rr]edis") as refusal:
         RateLimits(url)
     assert "passw0rd" not in str(refusal.value)
 
 
-def test_without_its_client_redis_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_redis_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(ValueError, match=re.escape("llava-gateway[redis]")):
         RateLimits("redis://localhost")

@@ -56,7 +56,7 @@ amounts = st.integers(0, 40) | st.integers(0, 200)
     )
 )
 @hypothesis.settings(max_examples=150, deadline=None)
-def test_the_script_does_what_a_window_in_memory_does(shared_redis: Redis, asked: list[tuple[int, ...]]) -> None:
+def test_redis_script_matches_the_window_in_memory(shared_redis: Redis, asked: list[tuple[int, ...]]) -> None:
     with client.Redis(port=shared_redis.port, db=1) as connection:
         by_our_clock = redis_counts.SCRIPT.replace("redis.call('TIME')", "redis.call('MGET', 'seconds', 'microseconds')")
         script = connection.register_script(by_our_clock)
@@ -70,7 +70,7 @@ def test_the_script_does_what_a_window_in_memory_does(shared_redis: Redis, asked
             buckets.append(outcome.bucket)
 
 
-def test_gateways_that_share_a_redis_share_its_counts(redis: Redis) -> None:
+def test_gateways_with_one_redis_share_counts(redis: Redis) -> None:
     async def scenario() -> None:
         one, other, memory = RateLimits(redis.url), RateLimits(redis.url), RateLimits()
         key = limited(requests_per_minute=120, tokens_per_minute=1000)
@@ -98,7 +98,7 @@ def test_gateways_that_share_a_redis_share_its_counts(redis: Redis) -> None:
     asyncio.run(scenario())
 
 
-def test_no_key_stays_in_redis(redis: Redis) -> None:
+def test_redis_keys_expire(redis: Redis) -> None:
     async def scenario() -> None:
         rates = RateLimits(redis.url)
         caller = await rates.admit(limited(requests_per_minute=9, tokens_per_minute=100))
@@ -113,7 +113,7 @@ def test_no_key_stays_in_redis(redis: Redis) -> None:
     assert all(60_000 <= milliseconds <= 120_000 for milliseconds in left)
 
 
-def test_a_log_in_redis_stays_short(redis: Redis) -> None:
+def test_window_in_redis_stays_small(redis: Redis) -> None:
     async def scenario() -> None:
         rates, key = RateLimits(redis.url), limited(requests_per_minute=10**6)
         for _ in range(40):
@@ -128,7 +128,7 @@ def test_a_log_in_redis_stays_short(redis: Redis) -> None:
     assert size <= 30 + 25 * buckets
 
 
-def test_a_window_in_redis_moves_on(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_in_redis_moves_on_with_time(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_counts, "MINUTE", 1_000_000)
 
     async def scenario() -> None:
@@ -150,7 +150,7 @@ async def unavailable(work: Awaitable[object]) -> None:
     assert "127.0.0.1" not in refusal.value.message
 
 
-def test_without_redis_nobody_with_limits_gets_in(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_redis_refuses_keys_with_limits(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     key = limited(requests_per_minute=60, tokens_per_minute=1000, concurrent=1)
 
     async def scenario() -> None:
@@ -182,7 +182,7 @@ def test_without_redis_nobody_with_limits_gets_in(redis: Redis, caplog: pytest.L
     asyncio.run(scenario())
 
 
-def test_what_a_request_has_used_is_booked_although_redis_was_gone_for_a_moment(redis: Redis) -> None:
+def test_usage_is_recorded_after_a_redis_outage(redis: Redis) -> None:
     async def scenario() -> None:
         rates, key = RateLimits(redis.url), limited(tokens_per_minute=1000)
         caller = await rates.admit(key)
@@ -198,7 +198,7 @@ def test_what_a_request_has_used_is_booked_although_redis_was_gone_for_a_moment(
     asyncio.run(scenario())
 
 
-def test_a_client_that_leaves_while_its_request_is_settled_loses_nothing(redis: Redis) -> None:
+def test_cancelled_settlement_is_completed(redis: Redis) -> None:
     async def scenario() -> None:
         rates, key = RateLimits(redis.url), limited(tokens_per_minute=1000)
         caller = await rates.admit(key)
@@ -216,7 +216,7 @@ def test_a_client_that_leaves_while_its_request_is_settled_loses_nothing(redis: 
     asyncio.run(scenario())
 
 
-def test_a_client_that_leaves_while_it_is_counted_frees_its_place(redis: Redis) -> None:
+def test_cancelled_admission_frees_its_slot(redis: Redis) -> None:
     async def scenario() -> None:
         rates, key = RateLimits(redis.url), limited(concurrent=1, requests_per_minute=9)
         leaving = asyncio.create_task(rates.admit(key))
@@ -231,7 +231,7 @@ def test_a_client_that_leaves_while_it_is_counted_frees_its_place(redis: Redis) 
     asyncio.run(scenario())
 
 
-def test_a_redis_that_is_silent_is_not_waited_for(redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_silent_redis_times_out(redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(redis_counts, "TIMEOUT", 0.3)
 
     async def scenario() -> None:

@@ -18,7 +18,7 @@ from llava_gateway.settings import Settings
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_left_to_do_is_done_although_the_answer_is_whole(stream: bool) -> None:
+def test_disconnect_after_the_last_chunk_does_not_cancel_the_request(stream: bool) -> None:
     """Such as booking tokens with Redis. Servers call a client whose answer is whole gone, but it did not leave before that."""
     done: list[str] = []
     over = asyncio.Event()

@@ -28,7 +28,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
-def test_long_pictures_stay_in_the_body() -> None:
+def test_long_base64_is_not_copied_out_of_the_body() -> None:
     body = orjson.dumps({"a": [URI, {"b": "B" * LONG}], "c": "data:short", "d": "long text " * LONG, "A" * LONG: 1})
     value = loads(body)
     assert isinstance(value["a"][0], BodySlice)
@@ -70,14 +70,14 @@ DOCUMENTS = st.recursive(
 
 
 @given(DOCUMENTS)
-def test_documents(document: Any) -> None:
+def test_document_parses_like_plain_json(document: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(web_json, "LONG", 18)
         assert plain(loads(json.dumps(document).encode())) == document
 
 
 @given(st.lists(PIECES, max_size=12).map("".join))
-def test_any_text(text: str) -> None:
+def test_any_text_parses_like_plain_json_or_is_refused(text: str) -> None:
     """What is no JSON does not become it, and what is means the same."""
     body = text.encode()
     with pytest.MonkeyPatch.context() as patch:
@@ -92,30 +92,30 @@ def test_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["1,", "{},", "[],", '"a":1,', '{"a":1},'])
-def test_bodies_of_very_many_values_are_refused(value: str) -> None:
+def test_body_with_too_many_values_is_refused(value: str) -> None:
     with pytest.raises(InvalidRequest, match=r"more than \d+ (values|objects, lists and fields)"):
         loads(b"[" + value.encode() * (1 << 20) + b"1]")
 
 
-def test_as_many_token_ids_as_a_request_may_have_are_no_very_many_values() -> None:
+def test_largest_list_of_token_ids_is_accepted() -> None:
     assert len(loads(orjson.dumps([[1] * 4096] * 128))) == 128
 
 
-def test_a_text_longer_than_any_prompt_is_refused_before_it_is_built() -> None:
+def test_text_longer_than_any_prompt_is_refused_before_parsing() -> None:
     for text in ("some text " * MAX_TEXT, "😀" * MAX_TEXT, "a text\\n" * MAX_TEXT):
         with pytest.raises(InvalidRequest, match=f"text of more than {MAX_TEXT} bytes"):
             loads(orjson.dumps({"text": text}))
         assert JsonText(orjson.dumps({"text": text}), max_text=None).parse() == {"text": text}
 
 
-def test_what_stands_between_two_texts_is_no_long_text() -> None:
+def test_json_between_two_texts_is_not_taken_for_a_text() -> None:
     between = orjson.dumps({"prompt": [[123456789] * 5000] * 100, "model": "m"})
     assert len(between) > MAX_TEXT
     assert loads(between)["model"] == "m"
     assert loads(b'{"a":1' + b" " * 2 * MAX_TEXT + b',"b":2}') == {"a": 1, "b": 2}
 
 
-def test_long_pictures_may_have_white_space_and_escapes() -> None:
+def test_long_base64_with_white_space_or_escapes_is_accepted() -> None:
     lines = "QUFB" * 19 + "\r\n"
     escaped = "data:image/png;base64," + "%41" * MAX_TEXT
     value = loads(orjson.dumps({"a": lines * (MAX_TEXT // 70), "b": escaped}))
@@ -132,7 +132,7 @@ def built(value: Any) -> int:
 
 
 @given(st.lists(DOCUMENTS | st.text() | st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.booleans())
-def test_no_document_takes_more_than_what_is_reserved_for_it(documents: list[Any], ascii_only: bool) -> None:
+def test_parsing_takes_no_more_memory_than_reserved(documents: list[Any], ascii_only: bool) -> None:
     body = json.dumps({"a": documents * 20}, ensure_ascii=ascii_only, separators=(",", ":")).encode(errors="replace")
     text = JsonText(body)
     # What CPython shares (the empty string, single characters, small numbers) and rounds is in this.
@@ -144,6 +144,6 @@ class Held(BaseModel):
 
 
 @given(DOCUMENTS)
-def test_what_is_held_is_counted(document: Any) -> None:
+def test_memory_of_a_parsed_request_is_counted(document: Any) -> None:
     loaded = [loads(json.dumps([document, "x" * 100]).encode()) for _ in range(10)]
     assert held_size(Held(value=loaded))[0] >= built(loaded)

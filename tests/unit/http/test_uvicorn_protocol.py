@@ -64,7 +64,7 @@ STALLED = {
 
 
 @pytest.mark.parametrize("begun", STALLED)
-def test_connections_that_stall_shut_nobody_out(begun: str) -> None:
+def test_stalled_connections_do_not_block_new_ones(begun: str) -> None:
     with gateway(max_connections=30) as running:
         running.go.set()
         stalled = [running.connect() for _ in range(30)]
@@ -83,7 +83,7 @@ def test_connections_that_stall_shut_nobody_out(begun: str) -> None:
                 connection.close()
 
 
-def test_every_connection_counts_against_the_limit() -> None:
+def test_websocket_counts_against_the_connection_limit() -> None:
     with gateway(max_connections=4, body_timeout=20) as running:
         running.go.set()
         sockets = [running.open_websocket() for _ in range(4)]
@@ -96,7 +96,7 @@ def test_every_connection_counts_against_the_limit() -> None:
 
 @pytest.mark.parametrize("offer", [b"foo", b"H2C", b"h2c", b"TLS/1.2, websocket", b"websocket"])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_an_upgrade_that_is_ignored_keeps_the_body(quick: Gateway, offer: bytes, chunked: bool) -> None:
+def test_ignored_upgrade_does_not_lose_the_body(quick: Gateway, offer: bytes, chunked: bool) -> None:
     more = b"connection: upgrade, close\r\nupgrade: " + offer + b"\r\n"
     request = post({"a": 1}, more)
     if chunked:
@@ -104,7 +104,7 @@ def test_an_upgrade_that_is_ignored_keeps_the_body(quick: Gateway, offer: bytes,
     assert quick.ask(request).endswith(b'{"a":1}')
 
 
-def test_an_upgrade_that_is_ignored_may_come_in_any_pieces(quick: Gateway) -> None:
+def test_ignored_upgrade_may_arrive_in_pieces(quick: Gateway) -> None:
     request = post({"a": 1}, b"connection: upgrade, close\r\nupgrade: h2c\r\n")
     for cut in range(1, len(request), 7):
         with quick.connect() as connection:
@@ -115,7 +115,7 @@ def test_an_upgrade_that_is_ignored_may_come_in_any_pieces(quick: Gateway) -> No
             assert read_all(connection).endswith(b'{"a":1}'), cut
 
 
-def test_a_connection_lives_on_after_an_ignored_upgrade(quick: Gateway) -> None:
+def test_ignored_upgrade_keeps_the_connection_open(quick: Gateway) -> None:
     with quick.connect() as connection:
         for _ in range(3):
             connection.sendall(post({"a": 1}, b"connection: upgrade\r\nupgrade: foo\r\n"))
@@ -126,7 +126,7 @@ def test_a_connection_lives_on_after_an_ignored_upgrade(quick: Gateway) -> None:
 
 
 @pytest.mark.parametrize("path", [b"/x", b"/work", b"/socket?x"])
-def test_a_websocket_with_a_body_or_elsewhere_is_refused(quick: Gateway, path: bytes) -> None:
+def test_websocket_with_a_body_or_on_another_path_is_refused(quick: Gateway, path: bytes) -> None:
     request = b"GET %b HTTP/1.1" % path
     for lines in ((OFFER, b"content-length: 5"), (OFFER,)):
         if path == b"/socket?x" and lines == (OFFER,):
@@ -152,7 +152,7 @@ BAD_HEADS = {
 
 
 @pytest.mark.parametrize("case", BAD_HEADS)
-def test_heads_that_two_servers_could_read_in_two_ways_are_refused(quick: Gateway, case: str) -> None:
+def test_ambiguous_request_head_is_refused(quick: Gateway, case: str) -> None:
     status, lines = BAD_HEADS[case]
     whole = b"content-length: 2" if all(line.startswith((b"host", b"a:")) for line in lines) else b"b: c"
     answer = quick.ask(head(b"connection: close", whole, *lines, request=b"POST /work HTTP/1.1") + b"{}")
@@ -168,17 +168,17 @@ def test_heads_that_two_servers_could_read_in_two_ways_are_refused(quick: Gatewa
         (b"CONNECT x:1 HTTP/1.1", (b"host: x",), b"501"),
     ],
 )
-def test_requests_for_other_servers_are_refused(quick: Gateway, request_line: bytes, lines: tuple[bytes, ...], status: bytes) -> None:
+def test_proxy_request_is_refused(quick: Gateway, request_line: bytes, lines: tuple[bytes, ...], status: bytes) -> None:
     assert quick.ask(head(*lines, request=request_line))[9:12] == status
 
 
 @pytest.mark.parametrize("host", [b"", b"x", b"x:80", b"[::1]:80", b"a_b.example-1.com", b"1.2.3.4"])
-def test_hosts_that_are_ones(quick: Gateway, host: bytes) -> None:
+def test_valid_host_is_accepted(quick: Gateway, host: bytes) -> None:
     assert quick.ask(HEALTHY.replace(b"host: x", b"host: " + host)).startswith(b"HTTP/1.1 200")
 
 
 @given(st.lists(st.sampled_from([(b"host", b"x"), (b"host", b"a b"), (b"transfer-encoding", b"Chunked"), (b"transfer-encoding", b"br")])))
-def test_a_head_is_taken_only_if_it_can_be_read_in_one_way(headers: list[tuple[bytes, bytes]]) -> None:
+def test_only_an_unambiguous_head_is_accepted(headers: list[tuple[bytes, bytes]]) -> None:
     good = (
         headers.count((b"host", b"x")) == 1 and len(headers) <= 2 and headers.count((b"transfer-encoding", b"Chunked")) == len(headers) - 1
     )
@@ -191,20 +191,20 @@ def test_a_head_is_taken_only_if_it_can_be_read_in_one_way(headers: list[tuple[b
 
 
 @given(st.binary())
-def test_no_host_holds_what_could_end_it(value: bytes) -> None:
+def test_accepted_host_has_no_delimiter(value: bytes) -> None:
     if HOST.fullmatch(value):
         assert not set(value) & set(b' /?#@\\"<>\r\n\t\0')
 
 
 @pytest.mark.parametrize("more", [b"", b"connection: keep-alive\r\n"])
-def test_http_1_0_gets_no_chunks(quick: Gateway, more: bytes) -> None:
+def test_http_1_0_client_gets_no_chunked_encoding(quick: Gateway, more: bytes) -> None:
     answer = quick.ask(post({"stream": True}, more, version=b"1.0").replace(b"host: x\r\n", b""))
     start, _, body = answer.partition(b"\r\n\r\n")
     assert b"transfer-encoding" not in start
     assert body == b'data: begun\n\ndata: {"stream": true}\n\n'
 
 
-def test_http_1_0_gets_its_length_where_it_is_known(quick: Gateway) -> None:
+def test_http_1_0_client_gets_a_content_length(quick: Gateway) -> None:
     answer = quick.ask(post({"a": 1}, version=b"1.0"))
     assert b"content-length: 7\r\n" in answer
     assert answer.endswith(b'{"a":1}')
@@ -220,7 +220,7 @@ def dechunked(body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_reaches_a_client_that_has_said_all(slow: Gateway, stream: bool) -> None:
+def test_half_closed_connection_gets_its_response(slow: Gateway, stream: bool) -> None:
     """As `nc -N` does: the FIN comes long before the answer, and once before it is begun."""
     with slow.connect() as connection:
         connection.sendall(post({"stream": stream, "fill": 4 << 20}))
@@ -236,7 +236,7 @@ def test_an_answer_reaches_a_client_that_has_said_all(slow: Gateway, stream: boo
     assert not slow.cancelled
 
 
-def test_a_fin_in_the_middle_of_a_stream_does_not_end_it(slow: Gateway) -> None:
+def test_half_close_does_not_end_a_stream(slow: Gateway) -> None:
     with slow.connect() as connection:
         connection.sendall(post({"stream": True}))
         answer = b""
@@ -258,14 +258,14 @@ def raw(port: int, content: bytes) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_a_client_that_closes_ends_its_work(slow: Gateway, stream: bool, version: bytes) -> None:
+def test_disconnect_cancels_the_request(slow: Gateway, stream: bool, version: bytes) -> None:
     raw(slow.port, post({"stream": stream}, version=version))
     wait_for(lambda: slow.cancelled == ["work"], 5)
     wait_for(lambda: slow.connections == 0, 5)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_curl_that_is_ended_ends_its_work(slow: Gateway, stream: bool) -> None:
+def test_killed_curl_cancels_the_request(slow: Gateway, stream: bool) -> None:
     url = f"http://127.0.0.1:{slow.port}/work"
     command = ("curl", "-sN", "--http1.1", "-H", "content-type: application/json", "-d", json.dumps({"stream": stream}), url)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as curl:
@@ -274,7 +274,7 @@ def test_curl_that_is_ended_ends_its_work(slow: Gateway, stream: bool) -> None:
         wait_for(lambda: slow.cancelled == ["work"], 5)
 
 
-def test_pythons_client_that_closes_ends_its_work(slow: Gateway) -> None:
+def test_http_client_that_closes_cancels_the_request(slow: Gateway) -> None:
     client = http.client.HTTPConnection("127.0.0.1", slow.port, timeout=0.3)
     client.request("POST", "/work", json.dumps({}), {"content-type": "application/json"})
     with pytest.raises(TimeoutError):
@@ -283,7 +283,7 @@ def test_pythons_client_that_closes_ends_its_work(slow: Gateway) -> None:
     wait_for(lambda: slow.cancelled == ["work"], 5)
 
 
-def test_the_sdk_that_closes_ends_its_work(slow: Gateway) -> None:
+def test_sdk_timeout_cancels_the_request(slow: Gateway) -> None:
     client = OpenAI(base_url=f"http://127.0.0.1:{slow.port}", api_key="none", max_retries=0, timeout=0.5)
     with pytest.raises(Exception, match="timed out"):
         client.post("/work", cast_to=object, body={})
@@ -291,7 +291,7 @@ def test_the_sdk_that_closes_ends_its_work(slow: Gateway) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_client_that_has_said_all_and_leaves_later_ends_its_work(slow: Gateway, reset: bool) -> None:
+def test_disconnect_after_a_half_close_ends_the_request(slow: Gateway, reset: bool) -> None:
     """A reset is noticed at once. A close is noticed with the next bytes: a stream's comment, which may come before the work ends."""
     for stream in (False, True):
         with slow.connect() as connection:
@@ -309,7 +309,7 @@ def test_a_client_that_has_said_all_and_leaves_later_ends_its_work(slow: Gateway
     assert len(slow.cancelled) == 2 if reset else len(slow.cancelled) <= 1
 
 
-def test_a_reader_that_stops_is_cut_off_although_it_has_said_all() -> None:
+def test_half_closed_client_that_reads_nothing_is_cut_off() -> None:
     with gateway() as running:
         running.go.set()
         with running.connect(buffer=4096) as connection:
@@ -319,7 +319,7 @@ def test_a_reader_that_stops_is_cut_off_although_it_has_said_all() -> None:
             wait_for(lambda: running.connections == 0)
 
 
-def test_pieces_of_heads_and_bodies_make_the_same_request(quick: Gateway) -> None:
+def test_request_in_pieces_is_the_same_request(quick: Gateway) -> None:
     for first, second in itertools.product(range(1, 120, 40), repeat=2):
         with quick.connect() as connection:
             connection.sendall(HEALTHY[:first])

@@ -35,7 +35,7 @@ def url(gateway: Gateway) -> str:
     return f"ws://127.0.0.1:{gateway.port}/socket"
 
 
-def test_messages_on_their_way_are_counted_and_bounded_together(patient: Gateway) -> None:
+def test_unfinished_messages_share_one_memory_limit(patient: Gateway) -> None:
     before = rss()
     sockets = [patient.open_websocket() for _ in range(12)]
     try:
@@ -58,7 +58,7 @@ def test_messages_on_their_way_are_counted_and_bounded_together(patient: Gateway
 
 
 @pytest.mark.parametrize("fragment", [100_000, 5000])
-def test_fragments_are_counted_as_one_message(patient: Gateway, fragment: int) -> None:
+def test_fragments_count_as_one_message(patient: Gateway, fragment: int) -> None:
     with patient.open_websocket() as connection:
         connection.sendall(frame(TEXT, b" " * fragment, fin=False))
         for _ in range(3 * MB // fragment):
@@ -70,7 +70,7 @@ def test_fragments_are_counted_as_one_message(patient: Gateway, fragment: int) -
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_message_that_is_too_big_is_refused_by_its_code(patient: Gateway, whole: bool) -> None:
+def test_too_large_message_closes_with_its_own_code(patient: Gateway, whole: bool) -> None:
     with patient.open_websocket() as connection:
         if whole:
             connection.sendall(frame(TEXT, b"", size=9 * MB) + bytes(100_000))
@@ -81,7 +81,7 @@ def test_a_message_that_is_too_big_is_refused_by_its_code(patient: Gateway, whol
     wait_for(lambda: patient.bodies.bytes == 0)
 
 
-def test_a_message_is_counted_while_it_is_answered() -> None:
+def test_message_counts_until_it_is_answered() -> None:
     with gateway(body_timeout=20) as running, connect(url(running), compression=None) as client:
         client.send(json.dumps({"a": "x" * 1000}))
         wait_for(lambda: running.running)
@@ -94,7 +94,7 @@ def test_a_message_is_counted_while_it_is_answered() -> None:
 @pytest.mark.parametrize(
     "data", [frame(CONTINUATION, b"", fin=False), frame(CONTINUATION, b" ", fin=False), frame(PING), frame(PING, bytes(125))]
 )
-def test_small_frames_without_end_are_ended(patient: Gateway, data: bytes) -> None:
+def test_endless_small_frames_close_the_connection(patient: Gateway, data: bytes) -> None:
     with patient.open_websocket() as connection:
         connection.sendall(frame(TEXT, b"", fin=False) if data[0] & 15 == CONTINUATION else b"")
         for _ in range(50):
@@ -103,13 +103,13 @@ def test_small_frames_without_end_are_ended(patient: Gateway, data: bytes) -> No
     wait_for(lambda: patient.connections == 0)
 
 
-def test_a_message_of_many_ordinary_fragments_is_taken(patient: Gateway) -> None:
+def test_message_of_many_ordinary_fragments_is_accepted(patient: Gateway) -> None:
     with connect(url(patient), compression=None) as client:
         client.send(iter([" " * 2048] * 1300 + ['{"a": 1}']))
         assert json.loads(client.recv(timeout=20)) == {"length": 8, "fill": ""}
 
 
-def test_a_client_that_pings_is_answered(patient: Gateway) -> None:
+def test_ping_gets_a_pong(patient: Gateway) -> None:
     with connect(url(patient), compression=None) as client:
         for _ in range(300):
             client.ping()
@@ -118,7 +118,7 @@ def test_a_client_that_pings_is_answered(patient: Gateway) -> None:
         assert client.ping().wait(20)
 
 
-def test_a_client_that_does_not_read_is_cut_off() -> None:
+def test_client_that_reads_nothing_is_cut_off() -> None:
     with gateway(body_timeout=20, send_timeout=2) as running, running.open_websocket(buffer=4096) as connection:
         connection.sendall(frame(TEXT, json.dumps({"fill": 20 * MB}).encode()))
         wait_for(lambda: running.running)
@@ -126,7 +126,7 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         wait_for(lambda: running.connections == 0)
 
 
-def test_a_message_must_be_whole_in_time(quick: Gateway) -> None:
+def test_unfinished_message_times_out(quick: Gateway) -> None:
     with quick.open_websocket() as connection:
         connection.sendall(frame(TEXT, b"", size=100))
         for _ in range(4):
@@ -136,7 +136,7 @@ def test_a_message_must_be_whole_in_time(quick: Gateway) -> None:
     wait_for(lambda: quick.connections == 0)
 
 
-def test_a_message_must_be_whole_in_time_while_another_is_answered() -> None:
+def test_unfinished_message_times_out_while_another_is_answered() -> None:
     """Where no other timer runs."""
     with gateway(max_body_mb=8) as running, running.open_websocket() as connection:
         connection.sendall(frame(TEXT, MESSAGE))
@@ -148,7 +148,7 @@ def test_a_message_must_be_whole_in_time_while_another_is_answered() -> None:
 
 
 @pytest.mark.parametrize("between", [b"", frame(PING)])
-def test_two_messages_at_once_are_refused_and_nothing_is_kept(patient: Gateway, between: bytes) -> None:
+def test_second_message_at_once_closes_and_frees_memory(patient: Gateway, between: bytes) -> None:
     with patient.open_websocket() as connection:
         connection.sendall((frame(TEXT, MESSAGE) + between) * 50)
         data = connection.recv(1 << 16)
@@ -160,7 +160,7 @@ def test_two_messages_at_once_are_refused_and_nothing_is_kept(patient: Gateway, 
     wait_for(lambda: patient.bodies.bytes == 0)
 
 
-def test_the_next_message_may_come_as_soon_as_the_last_of_an_answer() -> None:
+def test_next_message_may_follow_the_last_answer_at_once() -> None:
     """Before this side knows that the answer is whole. The client was cut off, now and then, when it was quick."""
     early = json.dumps({"early": True})
     with gateway(body_timeout=20) as running, connect(url(running)) as client:
@@ -175,7 +175,7 @@ def test_the_next_message_may_come_as_soon_as_the_last_of_an_answer() -> None:
         assert json.loads(client.recv(20))["length"] == 2
 
 
-def test_frames_before_the_handshake_is_answered_are_refused(patient: Gateway) -> None:
+def test_frame_before_the_handshake_is_refused(patient: Gateway) -> None:
     with patient.connect() as connection:
         request = b"GET /socket HTTP/1.1\r\nhost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
         connection.sendall(request + frame(TEXT, MESSAGE))
@@ -183,7 +183,7 @@ def test_frames_before_the_handshake_is_answered_are_refused(patient: Gateway) -
 
 
 @pytest.mark.parametrize("closing", ["close", "fin", "reset"])
-def test_a_client_that_leaves_ends_its_work(closing: str) -> None:
+def test_websocket_disconnect_cancels_the_request(closing: str) -> None:
     with gateway(body_timeout=20) as running:
         connection = running.open_websocket()
         connection.sendall(frame(TEXT, MESSAGE))
@@ -199,14 +199,14 @@ def test_a_client_that_leaves_ends_its_work(closing: str) -> None:
         connection.close()
 
 
-def test_text_that_is_no_unicode_is_an_error_and_no_traceback(patient: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_utf8_is_an_error_without_a_traceback(patient: Gateway, caplog: pytest.LogCaptureFixture) -> None:
     with patient.open_websocket() as connection:
         connection.sendall(frame(TEXT, b"\xff\xfe"))
         assert b"error" in connection.recv(4096)
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_invalid_frames_are_told_and_the_connection_ends(quick: Gateway) -> None:
+def test_invalid_frame_closes_with_a_reason(quick: Gateway) -> None:
     for data in (b"\x83\x80\0\0\0\0", b"\x81\x01a", frame(CONTINUATION, b"a"), b"\xf1\x80\0\0\0\0"):
         with quick.open_websocket() as connection:
             connection.sendall(data)

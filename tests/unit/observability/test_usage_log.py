@@ -34,7 +34,7 @@ def names(path: Path) -> list[str]:
 
 
 @given(st.data())
-def test_a_line_torn_anywhere_is_cut_off_at_the_next_start(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_torn_last_line_is_removed_at_the_next_start(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("usage") / "usage.jsonl"
     write(path, "first", "torn")
     whole = path.read_bytes()
@@ -46,13 +46,13 @@ def test_a_line_torn_anywhere_is_cut_off_at_the_next_start(tmp_path_factory: pyt
     assert ("torn" in names(path)) == (cut >= len(whole) - 1)
 
 
-def test_the_first_line_may_be_torn_too(path: Path) -> None:
+def test_torn_first_line_is_removed(path: Path) -> None:
     path.write_bytes(b'{"time":"2026-')
     write(path, "next")
     assert names(path) == ["next"]
 
 
-def test_what_no_gateway_wrote_is_never_cut_off(path: Path) -> None:
+def test_foreign_content_is_never_removed(path: Path) -> None:
     for text in (b"Dear diary", b'first\n{"dear": "diary"', b"x" * 200_000, b'{"time":"' + b"x" * 200_000):
         path.write_bytes(text)
         write(path, "next")
@@ -61,7 +61,7 @@ def test_what_no_gateway_wrote_is_never_cut_off(path: Path) -> None:
         assert json.loads(last)["id"] == "next"
 
 
-def test_a_long_log_is_not_read(path: Path) -> None:
+def test_long_log_is_not_read_in_full(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)  # more than there is memory for
         file.seek(0, os.SEEK_END)
@@ -72,7 +72,7 @@ def test_a_long_log_is_not_read(path: Path) -> None:
         assert json.loads(file.read())["id"] == "next"
 
 
-def test_nothing_is_cut_off_while_another_gateway_writes(path: Path) -> None:
+def test_nothing_is_removed_while_another_gateway_writes(path: Path) -> None:
     """It may be about to write the rest of its line."""
     other = UsageLog(path)
     torn = b'{"time":"2026-'
@@ -87,7 +87,7 @@ def test_nothing_is_cut_off_while_another_gateway_writes(path: Path) -> None:
     assert names(path) == ["after"]
 
 
-def test_a_log_that_was_moved_away_is_begun_anew_and_a_torn_one_put_there_is_mended(path: Path) -> None:
+def test_rotated_log_is_reopened(path: Path) -> None:
     log = UsageLog(path)
     log.write(RequestContext("before"), 200, 0.1)
     path.rename(path.with_suffix(".1"))
@@ -97,7 +97,7 @@ def test_a_log_that_was_moved_away_is_begun_anew_and_a_torn_one_put_there_is_men
     assert names(path) == ["after"]
 
 
-def test_a_full_disk_tears_no_line_but_its_own(path: Path) -> None:
+def test_full_disk_tears_only_one_line(path: Path) -> None:
     """By a process that may write no file larger than a block."""
     program = (
         "import pathlib, sys; from llava_gateway.observability.context import RequestContext;"
@@ -117,13 +117,13 @@ def refused(path: Path) -> str:
     return str(refusal.value)
 
 
-def test_what_cannot_be_a_log_is_refused_at_once(tmp_path: Path) -> None:
+def test_impossible_usage_log_is_refused_at_start(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert refused(tmp_path / "fifo") == "usage_log cannot be written: Is a socket, or a FIFO that nobody reads"
     assert refused(tmp_path) == "usage_log cannot be written: Is a directory"
 
 
-def test_a_reader_that_stops_reading_costs_lines_and_no_time(path: Path) -> None:
+def test_stalled_fifo_reader_loses_lines_but_does_not_block(path: Path) -> None:
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     before = metrics.USAGE_LOG_FAILURES._value.get()
@@ -138,5 +138,5 @@ def test_a_reader_that_stops_reading_costs_lines_and_no_time(path: Path) -> None
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
-def test_devices_may_be_named(device: str) -> None:
+def test_character_device_is_accepted(device: str) -> None:
     write(Path(device), "one", "two")

@@ -32,14 +32,14 @@ def renderer(processor: Any) -> PromptRenderer:
 
 @pytest.mark.parametrize("template", [None, LLAVA_HF_TEMPLATE], ids=["demo", "llava-hf"])
 @pytest.mark.parametrize("chat", CHATS, ids=lambda chat: str(len(chat)))
-def test_equals_the_processors_template(processor: Any, template: str | None, chat: list[Message]) -> None:
+def test_prompt_equals_hugging_face(processor: Any, template: str | None, chat: list[Message]) -> None:
     prompt = PromptRenderer(model_info(processor, template)).chat(chat)
     expected = processor.apply_chat_template(huggingface(chat), chat_template=template, add_generation_prompt=True, tokenize=False)
     assert prompt.text == expected
     assert prompt.token_ids == processor.tokenizer(expected).input_ids
 
 
-def test_the_form_of_llava(renderer: PromptRenderer) -> None:
+def test_prompt_has_the_form_of_llava(renderer: PromptRenderer) -> None:
     asked = [Message("system", (Text("S"),)), Message("user", (Text("Q"), PICTURE))]
     answered = [*asked, Message("assistant", (Text("A"),)), Message("user", (Text("R"),))]
     assert renderer.chat(answered).text == "S USER: <image>\nQ ASSISTANT: A</s>USER: R ASSISTANT:"
@@ -74,7 +74,7 @@ def test_text_never_becomes_a_control_token(renderer: PromptRenderer, pieces: li
 
 
 @pytest.mark.parametrize("text", ["<image>", "a <image> b", "</s>", "x</s>y<s>", "<image><image>", "<pad>é<unk>"])
-def test_control_tokens_in_text_read_as_they_are_spelt(renderer: PromptRenderer, text: str) -> None:
+def test_control_tokens_in_text_keep_their_spelling(renderer: PromptRenderer, text: str) -> None:
     prompt = renderer.chat([Message("user", (Text(text),))])
     assert prompt.text == f"USER: {text} ASSISTANT:"
     assert renderer._tokenizer.decode(prompt.token_ids) == f"<s>USER: {text} ASSISTANT:"
@@ -83,7 +83,7 @@ def test_control_tokens_in_text_read_as_they_are_spelt(renderer: PromptRenderer,
 @pytest.mark.parametrize(
     "pieces", [("<ima", "ge>"), ("</", "s>"), ("<", "/", "s>"), ("</", "", "s>"), ("a<", "", "", "s", ">b"), ("<", "<s>", "s>")]
 )
-def test_control_tokens_spelt_across_parts(processor: Any, pieces: tuple[str, ...]) -> None:
+def test_control_token_split_over_parts_is_defused(processor: Any, pieces: tuple[str, ...]) -> None:
     """A template that joins texts without a space must not join them into a control token."""
     joined = "{% for p in messages[0]['content'] %}{{ p['text'] if p['type'] == 'text' else '<image>' }}{% endfor %}"
     renderer = PromptRenderer(model_info(processor, joined))
@@ -92,27 +92,27 @@ def test_control_tokens_spelt_across_parts(processor: Any, pieces: tuple[str, ..
     assert prompt.text == "<image>" + "".join(pieces)
 
 
-def test_megabytes_of_text_are_refused_at_once(renderer: PromptRenderer) -> None:
+def test_too_long_text_is_refused_before_tokenizing(renderer: PromptRenderer) -> None:
     with pytest.raises(ContextLengthExceeded):
         renderer.chat([Message("user", (Text("word " * 2_000_000),))])
 
 
-def test_a_byte_fallback_tokenizer(processor: Any) -> None:
+def test_byte_fallback_tokenizer_is_supported(processor: Any) -> None:
     tokenizer = byte_fallback_tokenizer()
     renderer = PromptRenderer(dataclasses.replace(model_info(processor), tokenizer=Tokenizer(tokenizer.to_str())))
     prompt = renderer.chat([Message("user", (PICTURE, Text("hi <image></s>")))])
-    assert prompt.token_ids.count(tokenizer.token_to_id("<image>")) == 1
+    assert prompt.token_ids.count(tokenizer.token_to_id("<image>") or 0) == 1
     read = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)  # with a space after <image>, as such tokenizers have it
     assert read.replace(" ", "") == "USER:<image>\nhi<image></s>ASSISTANT:"
 
 
-def test_a_template_that_refuses(processor: Any) -> None:
+def test_error_raised_by_a_template_is_a_400(processor: Any) -> None:
     renderer = PromptRenderer(model_info(processor, "{{ raise_exception('system messages are not taken') }}"))
     with pytest.raises(InvalidRequest, match="system messages are not taken"):
         renderer.chat(CHATS[0])
 
 
-def test_a_template_that_hides_images(processor: Any) -> None:
+def test_template_that_drops_images_is_a_400(processor: Any) -> None:
     renderer = PromptRenderer(model_info(processor, "{{ messages[0]['role'] }}"))
     with pytest.raises(InvalidRequest, match="images"):
         renderer.chat(CHATS[1])
@@ -124,6 +124,6 @@ def test_templates_are_sandboxed(processor: Any) -> None:
         renderer.chat(CHATS[0])
 
 
-def test_a_template_that_is_no_jinja_is_told_at_the_start(processor: Any) -> None:
+def test_invalid_jinja_is_an_error_at_start(processor: Any) -> None:
     with pytest.raises(EngineStartError, match="line 2"):
         PromptRenderer(model_info(processor, "{{ messages }}\n{% nothing %}"))

@@ -64,13 +64,13 @@ def renderer(processor: Any) -> PromptRenderer:
 
 
 @pytest.mark.parametrize("chat", CHATS)
-def test_llava_hf_is_hugging_faces(renderer: PromptRenderer, processor: Any, chat: list[Message]) -> None:
+def test_llava_hf_template_equals_hugging_face(renderer: PromptRenderer, processor: Any, chat: list[Message]) -> None:
     expected = processor.apply_chat_template(huggingface(chat), chat_template=LLAVA_HF_TEMPLATE, add_generation_prompt=True)
     assert renderer.chat(chat, "llava-hf").text == expected
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_forms(renderer: PromptRenderer, name: str) -> None:
+def test_built_in_template_has_its_documented_form(renderer: PromptRenderer, name: str) -> None:
     assert tuple(renderer.chat(chat, name).text for chat in (ASKED, ANSWERED, SYSTEM)) == GOLDEN[name]
 
 
@@ -78,25 +78,25 @@ def test_every_template_is_tested() -> None:
     assert set(BUILT_IN) == {"llava-hf", *GOLDEN}
 
 
-def test_a_template_for_the_server(processor: Any) -> None:
+def test_server_template_replaces_the_models_own(processor: Any) -> None:
     renderer = PromptRenderer(model_info(processor), chosen("plain"))
     assert renderer.chat(ASKED).text == "<image>\nWhat?\n"
     assert renderer.chat(ASKED, "llava-hf").text == "USER: <image>\nWhat? ASSISTANT:"
 
 
-def test_answers_end_where_the_template_says(renderer: PromptRenderer) -> None:
+def test_template_stop_strings_end_the_answer(renderer: PromptRenderer) -> None:
     assert renderer.chat(ASKED, "llava-sn").stop == ("###",)
     assert renderer.chat(ASKED).stop == ()
 
 
-def test_an_answer_is_continued(renderer: PromptRenderer) -> None:
+def test_last_message_is_continued(renderer: PromptRenderer) -> None:
     begun = [*ASKED, Message("assistant", (Text("The top left"),))]
     assert renderer.chat(begun, "llava-hf", continue_last=True).text == "USER: <image>\nWhat? ASSISTANT: The top left"
     assert renderer.chat(begun, "chatml", continue_last=True).text.endswith("<|im_start|>assistant\nThe top left")
     assert renderer.chat([*ASKED, Message("assistant", ())], "llava-hf", continue_last=True).text.endswith("ASSISTANT:")
 
 
-def test_choices_of_the_operator(tmp_path: Path) -> None:
+def test_operator_may_choose_a_template_by_name_or_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("{{ 'mine' }}")
     assert chosen(str(file)).jinja == "{{ 'mine' }}"

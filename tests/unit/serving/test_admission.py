@@ -23,9 +23,10 @@ async def hold(places: RequestQueue, entered: list[int], number: int, leave: asy
         await leave.wait()
 
 
-def test_first_come_first_served_within_bounds() -> None:
+def test_queue_is_first_come_first_served() -> None:
     async def scenario() -> None:
-        places, entered = places_of(2, 2), []
+        entered: list[int] = []
+        places = places_of(2, 2)
         leaves = [asyncio.Event() for _ in range(4)]
         tasks = [asyncio.create_task(hold(places, entered, number, leave)) for number, leave in enumerate(leaves)]
         await asyncio.sleep(0)
@@ -45,9 +46,10 @@ def test_first_come_first_served_within_bounds() -> None:
 
 
 @pytest.mark.parametrize("released_at_once", [False, True])
-def test_a_queued_client_that_leaves_frees_its_place(released_at_once: bool) -> None:
+def test_disconnected_waiting_request_frees_its_queue_position(released_at_once: bool) -> None:
     async def scenario() -> None:
-        places, entered = places_of(1, 5), []
+        entered: list[int] = []
+        places = places_of(1, 5)
         leave = asyncio.Event()
         first = asyncio.create_task(hold(places, entered, 0, leave))
         await asyncio.sleep(0)
@@ -66,7 +68,7 @@ def test_a_queued_client_that_leaves_frees_its_place(released_at_once: bool) -> 
     asyncio.run(scenario())
 
 
-def test_a_failure_inside_frees_the_place() -> None:
+def test_failed_request_frees_its_slot() -> None:
     async def scenario() -> None:
         places = places_of(1, 0)
         for _ in range(3):
@@ -78,7 +80,7 @@ def test_a_failure_inside_frees_the_place() -> None:
     asyncio.run(scenario())
 
 
-def test_tokens_count_beside_requests() -> None:
+def test_token_limit_holds_beside_the_request_limit() -> None:
     async def scenario() -> None:
         places, order = places_of(10, 10, max_running_tokens=100, max_queued_tokens=150), []
         leave = asyncio.Event()
@@ -105,7 +107,7 @@ def test_tokens_count_beside_requests() -> None:
     asyncio.run(scenario())
 
 
-def test_one_prompt_longer_than_all_that_may_run_runs_alone() -> None:
+def test_prompt_over_the_token_limit_runs_alone() -> None:
     async def scenario() -> None:
         places = places_of(2, 2, max_running_tokens=10)
         async with places.slot(1000):
@@ -114,7 +116,7 @@ def test_one_prompt_longer_than_all_that_may_run_runs_alone() -> None:
     asyncio.run(scenario())
 
 
-def test_waiting_has_an_end() -> None:
+def test_waiting_request_times_out() -> None:
     async def scenario() -> None:
         places = places_of(1, 5, queue_timeout=0.05)
         async with places.slot(1):
@@ -127,7 +129,7 @@ def test_waiting_has_an_end() -> None:
     asyncio.run(scenario())
 
 
-def test_nobody_gets_in_beyond_all_places_or_once_it_is_closed() -> None:
+def test_full_or_closed_admission_refuses() -> None:
     async def scenario() -> None:
         admission = admission_of(1, 1)
         async with admission.enter(), admission.enter():
@@ -142,7 +144,7 @@ def test_nobody_gets_in_beyond_all_places_or_once_it_is_closed() -> None:
     asyncio.run(scenario())
 
 
-def test_nobody_gets_in_where_neither_a_place_nor_the_queue_is_left() -> None:
+def test_full_queue_refuses_before_the_body_is_read() -> None:
     async def scenario() -> None:
         busy, other = places_of(1, 0), places_of(1, 0)
         admission = admission_of(1, 0, busy, other)
@@ -161,7 +163,7 @@ async def enter(admission: Admission, seconds: float = 0) -> None:
         await asyncio.sleep(seconds)
 
 
-def test_whoever_is_inside_for_too_long_or_is_cut_off_is_told() -> None:
+def test_late_or_aborted_request_gets_its_own_error() -> None:
     async def scenario() -> None:
         admission = admission_of(5, 5, request_timeout=0.05)
         with pytest.raises(RequestTimeout):

@@ -10,7 +10,7 @@ from llava_gateway.settings import Settings
 MB = 1 << 20
 
 
-def test_an_answer_that_has_no_room_beside_others_is_refused_until_one_ends() -> None:
+def test_answer_without_room_is_refused_until_another_ends() -> None:
     memory = AnswerMemory(Settings(max_answers_mb=10))
     with memory.reserved(6 * MB):
         with pytest.raises(TooManyRequests) as refused, memory.reserved(5 * MB):
@@ -18,20 +18,20 @@ def test_an_answer_that_has_no_room_beside_others_is_refused_until_one_ends() ->
         assert refused.value.code == "answers_full"
         assert refused.value.retry_after
         with memory.reserved(4 * MB):
-            assert metrics.ANSWER_BYTES.collect()[0].samples[0].value == 10 * MB
+            assert next(iter(metrics.ANSWER_BYTES.collect())).samples[0].value == 10 * MB
     with memory.reserved(10 * MB):
         pass
     assert memory.bytes == 0
 
 
-def test_an_answer_that_never_has_room_is_not_to_be_tried_again() -> None:
+def test_answer_that_can_never_fit_is_a_400() -> None:
     memory = AnswerMemory(Settings(max_answers_mb=1))
     with pytest.raises(InvalidRequest, match="log probabilities"), memory.reserved(MB + 1):
         pass
     assert memory.bytes == 0
 
 
-def test_a_request_that_fails_gives_its_memory_back() -> None:
+def test_failed_request_releases_its_memory() -> None:
     memory = AnswerMemory(Settings(max_answers_mb=1))
     with pytest.raises(ZeroDivisionError), memory.reserved(MB):
         raise ZeroDivisionError

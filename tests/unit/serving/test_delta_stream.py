@@ -51,7 +51,7 @@ def give(texts: str, *, pauses: set[int] = frozenset(), fails: bool = False) -> 
     st.sets(st.integers(0, 30)),
     st.lists(st.integers(0, 3), min_size=1, max_size=30),
 )
-def test_every_delta_comes_once_and_in_order(text: str, pauses: set[int], refused: set[int], naps: list[int]) -> None:
+def test_every_delta_arrives_once_and_in_order(text: str, pauses: set[int], refused: set[int], naps: list[int]) -> None:
     """Whether it is taken on the spot or refused, and however often the reader sleeps over what it iterates."""
 
     async def read() -> tuple[str, int]:
@@ -76,7 +76,7 @@ def test_every_delta_comes_once_and_in_order(text: str, pauses: set[int], refuse
     assert asyncio.run(read()) == (text, len(text))
 
 
-def test_a_reader_that_takes_is_not_woken_for_each() -> None:
+def test_reader_with_on_delta_is_not_woken_for_each_token() -> None:
     async def read() -> tuple[str, int]:
         taken: list[str] = []
 
@@ -94,7 +94,7 @@ def test_a_reader_that_takes_is_not_woken_for_each() -> None:
     assert len(taken) >= 99
 
 
-def test_a_failure_comes_after_what_was_given() -> None:
+def test_error_comes_after_the_deltas_before_it() -> None:
     async def read() -> None:
         got = ""
         answer = answer_of(give("abc", fails=True))
@@ -109,7 +109,7 @@ def test_a_failure_comes_after_what_was_given() -> None:
     asyncio.run(read())
 
 
-def test_a_failure_before_the_first_delta_is_raised_at_once() -> None:
+def test_error_before_the_first_delta_is_raised_at_once() -> None:
     async def read() -> None:
         with pytest.raises(Unavailable):
             await answer_of(give("", fails=True)).wait_first_delta(None)
@@ -119,7 +119,7 @@ def test_a_failure_before_the_first_delta_is_raised_at_once() -> None:
     asyncio.run(read())
 
 
-def test_a_silent_engine_is_not_waited_for() -> None:
+def test_silent_engine_does_not_delay_the_stream() -> None:
     async def silent(answer: DeltaStream) -> AsyncIterator[None]:
         await asyncio.sleep(0.1)
         answer.push(Delta(0, "late", 1, "stop"))
@@ -133,7 +133,7 @@ def test_a_silent_engine_is_not_waited_for() -> None:
     assert asyncio.run(read()) == "late"
 
 
-def test_greedy_choices_are_one_several_times() -> None:
+def test_greedy_choices_are_copies_of_one() -> None:
     async def read() -> tuple[dict[int, str], int]:
         request = ChatRequest(model="m", messages=(), sampling=SamplingParams(n=3, temperature=0))
         answer = answer_of(give(" abc", pauses={0, 2}), request)
@@ -175,7 +175,7 @@ def whole(pieces: list[tuple[int, str, bool]], render: Callable[[DeltaStream], A
 
 
 @given(PIECES)
-def test_a_whole_answer_is_the_same_in_many_pieces_as_in_one(pieces: list[tuple[int, str, bool]]) -> None:
+def test_answer_is_the_same_in_one_piece_and_in_many(pieces: list[tuple[int, str, bool]]) -> None:
     joined = [(index, "".join(text for other, text, _ in pieces if other == index), False) for index in range(2)]
 
     async def chat(answer: DeltaStream) -> Any:
@@ -192,7 +192,7 @@ def test_a_whole_answer_is_the_same_in_many_pieces_as_in_one(pieces: list[tuple[
         assert bytes(byte for entry in choice["logprobs"]["content"] for byte in entry["bytes"]) == joined[index][1].encode()
 
 
-def test_log_probabilities_of_a_whole_answer_are_no_objects_for_the_garbage_collector() -> None:
+def test_log_probabilities_leave_no_objects_for_the_garbage_collector() -> None:
     """Hundreds of thousands of them: each full collection held the event loop for a tenth of a second."""
     counts: list[int] = []
 
@@ -216,7 +216,7 @@ def test_log_probabilities_of_a_whole_answer_are_no_objects_for_the_garbage_coll
     assert counts[1] - counts[0] < 100
 
 
-def test_log_probabilities_held_for_a_slow_reader_come_in_parts() -> None:
+def test_held_log_probabilities_are_split() -> None:
     """One delta with thousands of them would hold the event loop while it is rendered."""
 
     async def read() -> list[Delta]:

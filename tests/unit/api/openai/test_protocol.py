@@ -38,11 +38,11 @@ def chat(**fields: Any) -> ChatRequest:
     return to_chat(ChatCompletionRequest.parse({"model": "m", "messages": [{"role": "user", "content": "hi"}]} | fields))
 
 
-def test_defaults() -> None:
+def test_empty_request_has_the_defaults() -> None:
     assert chat() == ChatRequest(model="m", messages=(Message("user", (Text("hi"),)),))
 
 
-def test_every_field() -> None:
+def test_every_field_reaches_the_core() -> None:
     asked = chat(
         max_tokens=5, max_completion_tokens=6, temperature=0, top_p=0.5, n=2, stop="x", seed=-1, presence_penalty=-2, stream=True,
         frequency_penalty=2, logit_bias={"7": -100}, top_k=-1, min_p=0.5, repetition_penalty=2, stop_token_ids=[1],
@@ -59,7 +59,7 @@ def test_every_field() -> None:
     )  # fmt: skip
 
 
-def test_length_fields() -> None:
+def test_length_fields_reach_the_core() -> None:
     assert chat(min_tokens=3, ignore_eos=True).sampling == SamplingParams(min_tokens=3, ignore_eos=True)
 
 
@@ -68,7 +68,7 @@ def test_nulls_are_defaults() -> None:
     assert chat(**dict.fromkeys(names - {"model", "messages"})) == chat()
 
 
-def test_what_asks_for_nothing_is_taken() -> None:
+def test_refused_field_that_asks_for_nothing_is_accepted() -> None:
     for name, field in ChatCompletionRequest.refused.items():
         for value in field.allowed_values:
             assert chat(**{name: value}) == chat()
@@ -77,12 +77,12 @@ def test_what_asks_for_nothing_is_taken() -> None:
         assert refused.value.param == name
 
 
-def test_what_is_ignored_may_be_anything() -> None:
+def test_ignored_field_may_have_any_value() -> None:
     for name in (*ChatCompletionRequest.ignored, "a field of tomorrow"):
         assert chat(**{name: {"x": [1]}}) == chat()
 
 
-def test_roles_and_parts() -> None:
+def test_roles_and_parts_reach_the_core() -> None:
     messages = [
         {"role": "developer", "content": "be brief", "name": "x"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u", "detail": "high"}}]},
@@ -98,7 +98,7 @@ def test_roles_and_parts() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=8), JSON, max_size=8))
-def test_any_object_is_taken_or_refused(body: dict[str, Any]) -> None:
+def test_any_object_is_accepted_or_a_400(body: dict[str, Any]) -> None:
     try:
         to_chat(ChatCompletionRequest.parse(body))
     except InvalidRequest as error:
@@ -107,7 +107,7 @@ def test_any_object_is_taken_or_refused(body: dict[str, Any]) -> None:
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(FIELDS), JSON | st.sampled_from(["user", "text", "image_url"]), max_size=4), min_size=1))
-def test_any_messages_are_taken_or_refused(messages: list[Any]) -> None:
+def test_any_messages_are_accepted_or_a_400(messages: list[Any]) -> None:
     try:
         chat(messages=messages)
     except InvalidRequest as error:
@@ -115,7 +115,7 @@ def test_any_messages_are_taken_or_refused(messages: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e400])
-def test_odd_floats(value: float) -> None:
+def test_infinite_or_nan_number_is_a_400(value: float) -> None:
     with pytest.raises(InvalidRequest):
         chat(temperature=value)
 
