@@ -118,7 +118,7 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
 
 
 class LlavaWorker:
-    """The handlers of the controller's and the worker's endpoints. Clients send no body to those that take a `Request`."""
+    """The handlers of the controller's and the worker's endpoints. Clients send no body if the handler takes a `Request`."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -160,7 +160,7 @@ class LlavaWorker:
 
 @dataclasses.dataclass(frozen=True)
 class _AddressEndpoint:
-    """A JSON endpoint, as an ASGI app. Its handler also gets this server's address as the client knows it, from the request's URL."""
+    """A JSON endpoint, as an ASGI app. Its handler also gets the address under which the client has reached this server."""
 
     handle: Callable[[str, JsonBody, ResponseWriter], Coroutine[Any, Any, None]]
     gateway: Gateway
@@ -200,7 +200,7 @@ def to_completion(request: GenerateRequest, default_model: str) -> CompletionReq
 
 
 class ChunkRenderer:
-    """Renders deltas as chunks. Each chunk has the whole text so far, so each piece of text is escaped once and kept."""
+    """Renders deltas as chunks. Each chunk has the whole text so far, so it keeps the escaped text."""
 
     def __init__(self, prompt: str) -> None:
         self._escaped = _escape(prompt)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 INT64 = 1 << 63
 TAG_PREFIX = "\ufdd0"
-"""Begins the tag of each member of a union. Pydantic puts tags into an error's location; this non-character tells them from fields."""
+"""Begins the tag of each member of a union. Pydantic puts tags into an error's location; this non-character marks them."""
 MAX_LOGGED_FIELDS = 1000
 """How many names of unknown fields are remembered, so that each is logged once."""
 _logged_fields: set[str] = set()

@@ -83,7 +83,7 @@ class OpenAI:
                 await self._stream_chat(request, deltas, response)
                 return
             completion = await collect_chat_completion(deltas, request.model, logprobs=bool(request.logprobs))
-        # The response is written after the block, when the key's usage is recorded: its headers tell what is left of the key's limits.
+        # The response is written after the block, when the key's usage is recorded: its headers have what is left of the key's limits.
         with self.gateway.answer_memory.waiting(completion):
             await response.parts(200, completion, JSON)
 

@@ -122,13 +122,15 @@ class SamplingFields(RequestBody):
     temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; 0 always takes the likeliest token; default 1")
     top_p: float | None = Field(None, gt=0, le=1, description=TOP_P)
     n: int | None = Field(
-        None, ge=1, le=16, description="1 to 16 choices; at temperature 0 all choices are equal, and one is generated; default 1"
+        None, ge=1, le=16, description="1 to 16 choices; at temperature 0 all choices are equal, and only one is generated; default 1"
     )
     stop: _Stop | None = Field(None, description="one string, or a list of one to four; the answer ends before the first of them")
     seed: int | None = Field(None, ge=-INT64, lt=INT64, description="the same seed, request and server give the same answer")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
-    logit_bias: _LogitBias | None = Field(None, description="token ids, each with -100 to 100, which is added to the token's logit")
+    logit_bias: _LogitBias | None = Field(
+        None, description="an object from token ids to numbers from -100 to 100, which are added to the logits"
+    )
     top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="vLLM's: sample only from the k likeliest tokens; 0 and -1 are off")
     min_p: float | None = Field(
         None, ge=0, le=1, description="vLLM's: leave out tokens whose probability is below this share of the likeliest token's"
@@ -138,7 +140,7 @@ class SamplingFields(RequestBody):
     )
     min_tokens: int | None = Field(None, ge=0, description="vLLM's: the answer has at least this many tokens")
     stop_token_ids: TokenIds | None = Field(None, max_length=1000, description="vLLM's: ids of tokens that end the answer")
-    ignore_eos: bool | None = Field(None, description="vLLM's: generate up to max_tokens, even if the model ends its answer before")
+    ignore_eos: bool | None = Field(None, description="vLLM's: generate up to max_tokens, even if the model ends its answer earlier")
     skip_special_tokens: bool | None = Field(None, description="vLLM's: false shows control tokens in the text; default true")
     spaces_between_special_tokens: bool | None = Field(
         None, description="vLLM's: put spaces between control tokens that the text shows; default true"

@@ -1,6 +1,6 @@
-"""Rendering answers and errors in OpenAI's shapes: first what all answers share, then chats, then text completions.
+"""Rendering answers and errors in OpenAI's shapes: first the shared parts, then chats, then text completions.
 
-A whole answer is rendered delta by delta, so that a long one never takes one long step on the event loop. A stream is rendered as
+A whole answer is rendered delta by delta, so that a long answer does not block the event loop in one long step. A stream is rendered as
 server-sent events, one chunk for each delta.
 """
 
@@ -28,7 +28,7 @@ def error_body(error: GatewayError) -> bytes:
 
 
 def error_headers(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers that say when to retry. SDKs retry every 429 and 5xx unless `x-should-retry` tells them that it is useless."""
+    """Return the headers that say when to retry. SDKs retry every 429 and 5xx unless `x-should-retry` forbids it."""
     if error.retry_after is None and (error.status >= 500 or error.status == 429):
         return ((b"x-should-retry", b"false"),)
     return retry_after(error)
@@ -90,7 +90,7 @@ class JsonList:
 
 
 class ChunkFramer:
-    """Frames the choices of one stream as server-sent events. What all chunks repeat is rendered once, since this runs for every token."""
+    """Frames the choices of one stream as server-sent events. The repeated fields are rendered once, since `frame` runs for every token."""
 
     def __init__(self, fields: dict[str, Any], usage: Usage, options: StreamOptions | None) -> None:
         """`fields`: the first fields of every chunk. `usage`: the tokens that the answer has used so far, which the engine updates."""

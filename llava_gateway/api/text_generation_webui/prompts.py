@@ -21,7 +21,7 @@ MAX_IMAGES = 1024
 """The upper bound of images in all texts of a request."""
 PROMPT = (
     "text that goes to the model unchanged, control tokens included; "
-    'each image is in its place, as `<img src="data:image/jpeg;base64,...">`'
+    'images are inside the text, as `<img src="data:image/jpeg;base64,...">`'
 )
 BOS = "begin the prompt with the model's `<s>`; default true"
 
@@ -66,7 +66,7 @@ class GenerateBody(SamplingFields):
 class TokenCountBody(RequestBody):
     """`POST /api/v1/token-count`."""
 
-    prompt: str = Field(description="as in /api/v1/generate; each image counts with all its tokens, although no image is loaded")
+    prompt: str = Field(description="as in /api/v1/generate; each image counts with all its tokens")
     add_all_images_to_prompt: bool | None = Field(None, description=ALL_IMAGES)
     add_bos_token: bool | None = Field(None, description=BOS)
 

@@ -129,7 +129,7 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
 class TextGenerationWebui:
     """The handlers of the endpoints. `address`: the client's.
 
-    Every answer is a stream inside the gateway, even if the client gets it whole, so that it can be stopped and keep its text so far.
+    The gateway streams every answer, even if the client gets one response, so that a stopped answer has its text so far.
     """
 
     def __init__(self, gateway: Gateway) -> None:

@@ -51,7 +51,7 @@ def client_id(address: str) -> str:
 
 @dataclass(frozen=True)
 class ConnectionApp:
-    """An ASGI app that creates another ASGI app for each connection, which then knows the client's address."""
+    """An ASGI app that creates an ASGI app for each connection, from the client's address."""
 
     create_app: Callable[[str], ASGIApp]
     """Creates the app for a client's address. The address is empty on a Unix socket."""

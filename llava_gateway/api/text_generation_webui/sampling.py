@@ -64,7 +64,7 @@ class SamplingFields(RequestBody):
         None, max_length=64, description="up to 64 strings; the answer ends before the first of them"
     )
     ban_eos_token: bool | None = Field(
-        None, description="true: generate up to max_new_tokens, even if the model ends its answer before; default false"
+        None, description="true: generate up to max_new_tokens, even if the model ends its answer earlier; default false"
     )
     custom_token_bans: str | None = Field(
         None, max_length=20_000, description='up to 1024 ids of tokens that the answer must not have, such as `"1,2,3"`; default empty'
