@@ -1,4 +1,4 @@
-# make serve | test | test-ray | check | measure | bench | soak | fuzz | pictures | demo-model | clean
+# make serve | test | test-fast | test-ray | check | measure | bench | soak | fuzz | screenshots | demo-model | clean
 # Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH SOAK FUZZ
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -9,17 +9,21 @@ BENCH ?=
 SOAK ?=
 FUZZ ?=
 BIN := .venv/bin
+TESTS := PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 
-.PHONY: serve test test-ray check measure bench soak fuzz pictures demo-model clean
+.PHONY: serve test test-fast test-ray check measure bench soak fuzz screenshots demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
-test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine
+test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine, without the Ray cluster
 	$(BIN)/python -m pytest $(ARGS)
 
-test-ray: .venv/test-$(ENGINE)  ## A real Ray cluster of several gateways and engines on this machine, and what kills some of them
+test-fast: .venv/test-$(ENGINE)  ## The unit tests: no engine, under a minute
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+test-ray: .venv/test-$(ENGINE)  ## A Ray cluster of several gateways and engines on this machine, and faults that end some of them
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 check: .venv/check-$(ENGINE)  ## Lint, types, and the whole suite
@@ -28,22 +32,22 @@ check: .venv/check-$(ENGINE)  ## Lint, types, and the whole suite
 	$(BIN)/mypy
 	$(MAKE) test
 
-measure: .venv/test-$(ENGINE)  ## How often the demo model tells the truth, through the real engine
+measure: .venv/test-$(ENGINE)  ## The share of the demo model's answers that are right, through the real engine
 	$(BIN)/python -m llava_gateway.demo.evaluate
 
-bench: .venv/test-$(ENGINE)  ## This gateway beside `vllm serve` in one run (ten minutes on two cores); BENCH="--rounds 1" for less
-	$(BIN)/python tests/bench/run.py $(BENCH)
+bench: .venv/test-$(ENGINE)  ## Compare this gateway with `vllm serve` (ten minutes on two cores); BENCH="--rounds 1" takes half as long
+	$(TESTS) bench.run $(BENCH)
 
-soak: .venv/test-$(ENGINE)  ## Ten minutes of mixed traffic; fails if anything grows. SOAK="--minutes 60" for more
-	$(BIN)/python tests/soak.py $(SOAK)
+soak: .venv/test-$(ENGINE)  ## Ten minutes of mixed traffic; fails if memory, open files or tasks grow. SOAK="--minutes 60" runs longer
+	$(TESTS) bench.soak $(SOAK)
 
-fuzz: .venv/test-$(ENGINE)  ## Ten minutes of valid requests in all combinations, many at once; none may end the engine. FUZZ="--minutes 60" for more
-	$(BIN)/python tests/fuzz.py $(FUZZ)
+fuzz: .venv/test-$(ENGINE)  ## Ten minutes of random valid requests, many at once; none may end the engine. FUZZ="--minutes 60" runs longer
+	$(TESTS) bench.fuzz $(FUZZ)
 
-pictures: .venv/test-$(ENGINE)  ## The pictures of the chat page in docs/pictures, taken anew; needs Chromium
-	$(BIN)/python tests/page_pictures.py
+screenshots: .venv/test-$(ENGINE)  ## Take the screenshots of the chat page in docs/pictures again; needs Chromium
+	$(TESTS) helpers.screenshots
 
-demo-model: .venv/test-$(ENGINE)  ## Train the demo model anew (about half an hour on two cores)
+demo-model: .venv/test-$(ENGINE)  ## Train the demo model again (about half an hour on two cores)
 	$(BIN)/python -m llava_gateway.demo.train
 
 .venv/serve-%: $(INSTALL)

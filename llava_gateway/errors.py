@@ -1,43 +1,45 @@
-"""Every way in which a request can fail: one tree, drawn here. The core raises these; a door renders them in its dialect.
+"""All errors that a request can end with, as one tree. The core raises them; an API renders them in its dialect.
 
     GatewayError
-    ├── InvalidRequest            400  the client can mend it; `param` names the field
+    ├── InvalidRequest            400  the client can correct the request; `param` names the field
     │   ├── ContextLengthExceeded      prompt and answer do not fit the model's context
     │   └── InvalidImage               `code` is one of OpenAI's image codes
-    ├── Unauthorized              401  no key, or one that nobody gave out
-    ├── Forbidden                 403  a web page that nobody has let in, a key that is no admin's
+    ├── Unauthorized              401  no API key, or an unknown one
+    ├── Forbidden                 403  a web page whose origin is not allowed, or a key without admin rights
     ├── NotFound                  404  no such path or model
     ├── MethodNotAllowed          405
     ├── BodyTooSlow               408
     ├── BodyTooLarge              413
     ├── UnsupportedMediaType      415
     ├── TooManyRequests           429  retry later
-    ├── EngineFailed              500  the engine gave up on this request
+    ├── EngineFailed              500  the engine failed on this request
     ├── Unavailable               503  the engine is starting, stopping or dead; retry later
-    ├── OutOfTime                 504  the answer was not whole in time
-    └── OutOfStorage              507  there is no room for what is to be kept
+    ├── RequestTimeout            504  the answer was not complete in time
+    └── InsufficientStorage       507  no room on disk for the data of this request
 
-`str(error)` is for the client: it never holds a path, an address or a third party's text that could. What the operator needs
-besides goes to the log through exception chaining (`raise ... from cause`).
+`str(error)` is shown to the client. It never contains a path, an address, or a third party's text that could contain one. Details for the
+operator go to the log through exception chaining (`raise ... from cause`).
 """
 
 
 class GatewayError(Exception):
-    """A failure with its HTTP status, and OpenAI's error `type` and `code`."""
+    """An error with its HTTP status, and OpenAI's error `type` and `code`."""
 
     status = 500
     type = "server_error"
     code: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None) -> None:
+        """Create an error; `code` replaces the class's own."""
         super().__init__(message)
         self.message = message
+        """For the client: one or more sentences."""
         self.param = param
-        """The offending field, as a path: `messages[0].content[1].image_url.url`."""
+        """The path of the wrong field, such as `messages[0].content[1].image_url.url`."""
         if code is not None:
             self.code = code
         self.retry_after = retry_after
-        """Seconds after which a retry makes sense."""
+        """Seconds until a retry may succeed. None: not known."""
 
 
 class InvalidRequest(GatewayError):
@@ -121,4 +123,4 @@ class InsufficientStorage(GatewayError):
 
 
 class EngineStartError(Exception):
-    """The engine did not start; the message is one line for the operator."""
+    """The engine did not start. The message is one line for the operator."""

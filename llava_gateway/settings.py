@@ -1,5 +1,7 @@
-"""Every setting, declared once: the flag (`--max-body-mb`), the environment variable (`LLAVA_MAX_BODY_MB`), the TOML key (`max_body_mb`)
-and the table in the README come from here.
+"""All settings, each declared once.
+
+A setting's flag (`--max-body-mb`), its environment variable (`LLAVA_MAX_BODY_MB`), its TOML key (`max_body_mb`) and its row in the README's
+table come from its declaration here.
 """
 
 from ipaddress import IPv4Network, IPv6Network
@@ -14,148 +16,179 @@ ApiName = Literal["openai", "deepinfra", "sambastudio", "text_generation_webui",
 
 
 def _split(value: object) -> object:
+    """Return a comma-separated string as a list. Other values are returned unchanged, for pydantic to check."""
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
 def _hosts(value: object) -> object:
+    """Return a comma-separated string as a list of host names in lower case; `none` is the empty list."""
     return [host.strip().lower() for host in value.split(",") if host.strip() not in ("", "none")] if isinstance(value, str) else value
 
 
 def _modules(value: object) -> object:
-    """vLLM's two forms of an adapter, of which JSON has commas of its own."""
-    given = value if isinstance(value, (list, tuple)) else [value]
-    parts = [[each] if isinstance(each, str) and each.lstrip().startswith("{") else _split(each) for each in given]
+    """Return LoRA adapters in vLLM's two forms, `NAME=DIRECTORY` and JSON, as a list. Commas within JSON do not separate adapters."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    parts = [[each] if isinstance(each, str) and each.lstrip().startswith("{") else _split(each) for each in values]
     return [item for part in parts for item in (part if isinstance(part, list) else [part])]
 
 
 def default_of(name: str) -> str:
-    """A setting's default as one would write it on the command line; empty if it has none."""
+    """Return a setting's default as written on the command line; empty if the setting has none. Raises KeyError."""
     default = Settings.model_fields[name].default
     return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 class SettingsError(Exception):
-    """Settings that cannot be, alone or together; the message is one line for the operator."""
+    """A setting is invalid, or two settings contradict each other. The message is one line for the operator."""
 
 
 class Settings(BaseSettings):
-    """What an operator can set. Flags win over the environment, the environment over `llava-gateway.toml`."""
+    """The settings of a server.
+
+    A keyword argument (a flag, on the command line) has priority over the environment, and the environment over `llava-gateway.toml` in the
+    working directory. Settings are immutable. Raises pydantic's ValidationError for an unknown name or an invalid value.
+
+        settings = Settings(model="llava-demo", port=8080, max_running=64, image_hosts=("*.example.com",))
+    """
 
     model_config = SettingsConfigDict(env_prefix="LLAVA_", extra="forbid", frozen=True, toml_file="llava-gateway.toml")
 
     model: str = Field(
-        "", description="a directory or a Hugging Face id; empty: llava-hf/llava-1.5-7b-hf with an NVIDIA GPU, else the demo"
+        "", description="a directory or a Hugging Face id; empty: llava-hf/llava-1.5-7b-hf with an NVIDIA GPU, otherwise the demo model"
     )
-    served_model_name: str = Field("", description="the name clients ask for; empty: the model's")
+    served_model_name: str = Field("", description="the model's name for clients; empty: the directory's name or the Hugging Face id")
     model_alias: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="more names of the model, comma separated; NAME=TEMPLATE has chats with that name use that template"
+        (), description="further names of the model, comma separated; NAME=TEMPLATE selects a built-in chat template for that name"
     )
     template: str = Field(
         "",
-        description="a built-in conversation template's name (docs/dialects.md), or a file of Jinja, instead of the model's own",
+        description="a chat template instead of the model's own: the name of a built-in one (docs/dialects.md), or a Jinja file",
     )
     lora_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_modules)] = Field(
-        (), description="LoRA adapters, each a model of its own: NAME=DIRECTORY, comma separated, or vLLM's JSON (docs/lora.md)"
+        (), description="LoRA adapters, which clients use like models: NAME=DIRECTORY, comma separated, or vLLM's JSON (docs/lora.md)"
     )
     lora_dir: str = Field(
-        "", description="directory below which admin keys may load adapters while the server runs; empty: nobody may (docs/lora.md)"
+        "", description="directory from which admin keys may load LoRA adapters while the server runs; empty: not allowed (docs/lora.md)"
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     apis: Annotated[tuple[ApiName, ...], NoDecode, BeforeValidator(_split)] = Field(
-        get_args(ApiName), description="what is spoken: dialects, and `page`, the chat page; comma separated"
+        get_args(ApiName), description="APIs to serve, comma separated; `chat_ui` is the chat page"
     )
     more_ports: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="ports to listen on besides, comma separated: clients of other servers expect theirs, such as 5000 and 5005"
+        (), description="further ports to listen on, comma separated: clients of other servers expect ports such as 5000 and 5005"
     )
-    max_running: int = Field(256, ge=1, description="requests worked on at once")
-    max_queued: int = Field(1024, ge=0, description="requests that may wait for a place; more are answered 429")
-    max_running_tokens: int = Field(1_000_000, ge=1, description="prompt tokens worked on at once, images counted")
-    max_queued_tokens: int = Field(1_000_000, ge=1, description="prompt tokens that may wait; more are answered 429")
-    queue_timeout: float = Field(60.0, gt=0, description="seconds that a request may wait for a place; then it is answered 429")
+    max_running: int = Field(256, ge=1, description="upper bound of requests that run at the same time")
+    max_queued: int = Field(1024, ge=0, description="upper bound of requests that wait for a slot; further ones are answered 429")
+    max_running_tokens: int = Field(
+        1_000_000, ge=1, description="upper bound of the prompt tokens of running requests, image tokens included"
+    )
+    max_queued_tokens: int = Field(
+        1_000_000, ge=1, description="upper bound of the prompt tokens of waiting requests; further ones are answered 429"
+    )
+    queue_timeout: float = Field(60.0, gt=0, description="seconds that a request may wait for a slot; then it is answered 429")
     request_timeout: float = Field(
-        600.0, gt=0, description="seconds that a request may take in all; then it is answered 504, or its stream ends"
+        600.0, gt=0, description="seconds that a request may take in total; then it is answered 504, or its stream ends with an error"
     )
-    max_body_mb: int = Field(64, ge=1, description="largest request body, in MiB")
+    max_body_mb: int = Field(64, ge=1, description="upper bound of a request body, in MiB")
     max_bodies_mb: int = Field(
         1024,
         ge=1,
-        description="memory for request bodies, as sent and as parsed, and as much for waiting image files, in MiB; more are answered 429",
+        description="memory for all request bodies, raw and parsed, and the same amount again for image files that wait, in MiB; "
+        "further requests are answered 429",
     )
     max_answers_mb: int = Field(
-        1024, ge=1, description="memory of answers that are being made, in MiB, log probabilities above all; more are answered 429"
+        1024,
+        ge=1,
+        description="memory for all unfinished answers, in MiB; log probabilities take the most; further requests are answered 429",
     )
-    body_timeout: float = Field(60.0, gt=0, description="seconds that a request's body may take to arrive; then it is answered 408")
-    head_timeout: float = Field(10.0, gt=0, description="seconds that a connection may take to send a request's headers")
-    send_timeout: float = Field(30.0, gt=0, description="seconds that a client may read nothing of what it was sent; then it is cut off")
-    max_connections: int = Field(4096, ge=1, description="open connections; more are closed at once")
-    default_max_tokens: int = Field(1024, ge=1, description="length of an answer whose request sets none, in tokens")
-    keep_alive: float = Field(15.0, gt=0, description="longest silence of a stream, in seconds: a comment (`: keep-alive`) ends it")
-    shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get to finish when the server is told to stop")
-    max_image_mb: int = Field(20, ge=1, description="largest image file, in MiB")
-    max_image_megapixels: int = Field(50, ge=1, description="largest image, in millions of pixels")
+    body_timeout: float = Field(60.0, gt=0, description="seconds in which a request body must arrive; then the request is answered 408")
+    head_timeout: float = Field(10.0, gt=0, description="seconds in which a connection must send a request's headers; then it is closed")
+    send_timeout: float = Field(30.0, gt=0, description="seconds after which a connection is closed whose client does not read")
+    max_connections: int = Field(4096, ge=1, description="upper bound of open connections; further ones are closed at once")
+    default_max_tokens: int = Field(1024, ge=1, description="upper bound of an answer in tokens, for requests that set none")
+    keep_alive: float = Field(15.0, gt=0, description="seconds of silence after which a stream sends a comment (`: keep-alive`)")
+    shutdown_timeout: int = Field(
+        30, ge=0, description="seconds that running requests may take to finish after the server has been told to stop"
+    )
+    max_image_mb: int = Field(20, ge=1, description="upper bound of an image file, in MiB")
+    max_image_megapixels: int = Field(50, ge=1, description="upper bound of an image, in millions of pixels")
     image_aspect_ratio: Literal["auto", "crop", "pad", "resize"] = Field(
         "auto",
-        description="how images become square: `crop`, `pad` (as the original LLaVA), `resize`, or `auto`, as the model's own processor",
+        description="how images become square: `crop`, `pad` (as the original LLaVA does), `resize`, or `auto` (as the model's own "
+        "processor does)",
     )
-    max_request_image_mb: int = Field(64, ge=1, description="largest image files of one request together, in MiB")
-    max_request_megapixels: int = Field(200, ge=1, description="largest images of one request together, in millions of pixels")
+    max_request_image_mb: int = Field(64, ge=1, description="upper bound of all image files of one request together, in MiB")
+    max_request_megapixels: int = Field(200, ge=1, description="upper bound of all images of one request together, in millions of pixels")
     image_threads: int = Field(
         2,
         ge=1,
-        description="threads that decode images; as many again for those over a million pixels, and twice as many processes, "
-        "started when needed, for files whose cost is not known beforehand",
+        description="threads that decode images; the same number again decodes images of more than a million pixels; twice as many "
+        "processes, started on demand, decode files whose cost is not known in advance",
     )
-    image_cpu_seconds: float = Field(10.0, gt=0, description="CPU time that one image may take; then it is answered 400")
-    image_cache_mb: int = Field(256, ge=0, description="memory for prepared images, in MiB; a chat never decodes the same picture twice")
+    image_cpu_seconds: float = Field(
+        10.0, gt=0, description="upper bound of the CPU time for decoding one image, in seconds; then the request is answered 400"
+    )
+    image_cache_mb: int = Field(256, ge=0, description="memory for prepared images, in MiB; a chat never decodes the same image twice")
     image_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_hosts)] = Field(
-        ("*",), description="hosts that image URLs may name, comma separated: `*` any, `*.example.com` any below, `none` fetches no URL"
+        ("*",),
+        description="hosts that image URLs may name, comma separated: `*` is any host, `*.example.com` any subdomain, `none` no "
+        "host at all",
     )
-    image_proxy: str = Field(
-        "", description="fetch image URLs through this proxy (http://host:port), which then decides what names lead to"
-    )
-    image_timeout: float = Field(10.0, gt=0, description="seconds that fetching one image URL may take in all")
-    image_connect_timeout: float = Field(3.0, gt=0, description="seconds that connecting to an image's host may take")
+    image_proxy: str = Field("", description="proxy for image URLs (http://host:port); the proxy then resolves host names")
+    image_timeout: float = Field(10.0, gt=0, description="seconds that the download of one image may take in total")
+    image_connect_timeout: float = Field(3.0, gt=0, description="seconds that the connection to an image's host may take")
     image_read_timeout: float = Field(5.0, gt=0, description="seconds that an image's host may be silent")
-    image_redirects: int = Field(3, ge=0, description="redirects that an image URL may take")
-    image_downloads: int = Field(32, ge=1, description="images fetched at once; others wait within their time")
+    image_redirects: int = Field(3, ge=0, description="upper bound of redirects from an image URL")
+    image_downloads: int = Field(
+        32, ge=1, description="upper bound of simultaneous image downloads; further ones wait, within `--image-timeout`"
+    )
     image_url_ttl: float = Field(
-        60.0, ge=0, description="longest time an image URL is not fetched again, in seconds, if its HTTP headers allow that"
+        60.0,
+        ge=0,
+        description="upper bound of the time during which a downloaded image is used without a new request to its URL, in seconds; "
+        "the HTTP headers of its host may shorten it",
     )
     allow_networks: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="networks that image URLs may reach although they are not public, such as 10.1.0.0/16, comma separated"
+        (), description="networks that image URLs may reach although they are not public, comma separated, such as 10.1.0.0/16"
     )
     engine_timeout: float = Field(
-        60.0, gt=0, description="seconds without an answer from the engine's loop after which it is ended and started anew"
+        60.0, gt=0, description="seconds without a sign of life from the engine after which it is ended and restarted"
     )
     on_engine_death: Literal["restart", "exit"] = Field(
-        "restart", description="`exit` ends the gateway with status 1, for an orchestrator that starts it anew"
+        "restart",
+        description="what to do when the engine has died: `restart` it, or `exit` with status 1, for an orchestrator that restarts "
+        "the server",
     )
     api_keys: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="keys that requests may come with, comma separated; better in the environment or in a keys file"
+        (), description="API keys, comma separated; the environment or a keys file is safer"
     )
-    keys_file: str = Field("", description="file of hashed keys with names and limits, which `llava-gateway keys` writes")
+    keys_file: str = Field("", description="file of hashed API keys with names and limits; `llava-gateway keys` writes it")
     auth: Literal["auto", "none"] = Field(
-        "auto", description="`auto` wants keys unless it listens on loopback only; `none` serves whoever can reach the port"
+        "auto",
+        description="`auto` requires an API key unless the server listens on loopback only; `none` serves every client that reaches "
+        "the port",
     )
     rate_limit_storage: str = Field(
-        "memory", description="where keys' rates are counted: `memory`, or a redis:// URL that several gateways share"
+        "memory", description="where the rates of API keys are counted: `memory`, or a redis:// URL that several gateways share"
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="web origins whose pages may call this server, such as https://chat.example.com, comma separated; `*` is any"
+        (), description="web origins whose pages may call this server, comma separated, such as https://chat.example.com; `*` is any origin"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least weight of what is logged; `debug` begins with all settings"
+        "info", description="minimum level of log lines; `debug` also logs all settings at the start"
     )
-    log_format: Literal["text", "json"] = Field("text", description="how lines of the log look")
-    usage_log: str = Field("", description="file that gets a line of JSON for each request: its key, model and tokens")
+    log_format: Literal["text", "json"] = Field("text", description="format of log lines")
+    usage_log: str = Field("", description="file that gets one line of JSON per request, with its key, model and tokens")
     trace_endpoint: str = Field(
-        "", description="where spans go by OTLP over HTTP, such as http://localhost:4318/v1/traces; needs llava-gateway[otel]"
+        "", description="OTLP/HTTP collector that receives trace spans, such as http://localhost:4318/v1/traces; needs llava-gateway[otel]"
     )
     feedback_dir: str = Field(
-        "", description="directory that keeps answers that users vote up, down or flag, with the pictures; empty: nothing is kept"
+        "", description="directory for answers that users rate or flag, with their images; empty: feedback is not collected"
     )
-    feedback_max_mb: int = Field(10_240, ge=1, description="most that the feedback directory may hold, in MiB; more votes are answered 507")
+    feedback_max_mb: int = Field(
+        10_240, ge=1, description="upper bound of the feedback directory, in MiB; further feedback is answered 507"
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -1,6 +1,6 @@
-"""The words that every part shares: what is asked (`ChatRequest`, `CompletionRequest`) and what comes back (`Delta`, `Usage`).
+"""The data types that all parts share: requests (`ChatRequest`, `CompletionRequest`) and answers (`Delta`, `Usage`).
 
-No dialect, no engine.
+They belong to no API and to no engine. An API parses its dialect into a request and renders deltas back into its dialect.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,138 +16,173 @@ from llava_gateway.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
+"""`length`: the answer has reached `max_tokens`. `stop`: every other regular end."""
 StructuredOutputKind = Literal["json", "json_object", "regex", "choice", "grammar"]
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
+    """A part of a message that is text."""
+
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class BodySlice:
-    """A long string of base64, or a `data:` URI, left where it stands in the request's body."""
+    """A long base64 string or `data:` URI that was not copied out of the request's body.
+
+    The memory view keeps the whole body alive.
+    """
 
     ascii: memoryview
+    """The string's bytes, without its quotes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageUrl:
-    """An image as the client gave it: a `data:` URI or an http(s) URL, not yet checked."""
+    """An image as a `data:` URI or an http(s) URL, as the client sent it. The URL has not been checked."""
 
     url: str | BodySlice
     param: str
-    """Where it stands in the client's request, for error messages."""
+    """The path of the field in the client's request, such as `messages[0].content[1].image_url.url`, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageBase64:
-    """An image's file in base64, not yet checked. (A `data:` URI is forgiven.)"""
+    """An image file in base64, as the client sent it. The string has not been checked; a `data:` URI is accepted, too."""
 
     base64: str | BodySlice
     param: str
+    """The path of the field in the client's request, for error messages."""
 
 
 ImageSource = ImageUrl | ImageBase64
+"""An image that has not been fetched or decoded yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """One message of a chat: its role, and its texts and images in order."""
+
     role: Role
     content: tuple[Text | ImageSource, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutput:
-    """A form that the answer must have. The engine draws no token that would break it."""
+    """A constraint on the answer's form. The engine samples no token that would violate it."""
 
     kind: StructuredOutputKind
     spec: str | tuple[str, ...] = ""
-    """json: a JSON Schema, as JSON; choice: the answers to choose from; grammar: EBNF or Lark."""
+    """json: a JSON Schema as JSON text; regex: the expression; choice: the possible answers; grammar: EBNF or Lark; json_object: empty."""
     param: str = "structured_outputs"
-    """Where it stands in the client's request, for error messages."""
+    """The path of the field in the client's request, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the answer is drawn. The door has checked every type and range; what depends on the model is checked by the gateway."""
+    """The sampling parameters of an answer, with the meanings of vLLM's parameters of these names.
+
+    The API has checked every type and range. The gateway checks the values that depend on the model.
+    """
 
     max_tokens: int | None = None
-    """None: the server's default, or what is left of the context if that is less."""
+    """The upper bound of the answer, in tokens. None: the server's default, or the rest of the context if that is less."""
     lower_max_tokens_to_fit: bool = False
-    """Whether `max_tokens` is lowered to the tokens that the prompt leaves of the context. False: the request is refused then."""
+    """Whether a `max_tokens` beyond the rest of the context is lowered to it. False: such a request is refused."""
     min_tokens: int = 0
     n: int = 1
+    """The number of choices."""
     temperature: float = 1.0
-    """0 is greedy."""
+    """0 means greedy sampling."""
     top_p: float = 1.0
     top_k: int = 0
-    """0 is off."""
+    """0 turns it off."""
     min_p: float = 0.0
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """By token id."""
     allowed_token_ids: tuple[int, ...] | None = None
+    """None: all tokens are allowed."""
     bad_words: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    """Go on to `max_tokens` whatever the model says, for load tests."""
+    """Generate until `max_tokens`, past the model's end-of-sequence token. For load tests."""
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     structured_output: StructuredOutput | None = None
     logprobs: int | None = None
-    """How many alternatives to name beside each token drawn; None: no log probabilities at all."""
+    """The number of alternatives beside each sampled token. 0: only the sampled token's log probability. None: no log probabilities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
+    """A request for the assistant's next message.
+
+    This one asks a question about one image:
+
+        question = Message("user", (ImageUrl("https://example.com/cat.jpg", "image"), Text("What is in this image?")))
+        ChatRequest(model="llava-demo", messages=(question,), sampling=SamplingParams(max_tokens=64, temperature=0), stream=True)
+    """
+
     model: str
+    """The name of a served model, one of its aliases, or a LoRA adapter's name."""
     messages: tuple[Message, ...]
     param: str = "messages"
-    """Where they stand in the client's request, for error messages."""
+    """The path of the messages in the client's request, for error messages."""
     template: str | None = None
-    """Name of a built-in template; None: the one of the model's name, or the server's."""
+    """The name of a built-in chat template. None: the template that belongs to the model's name, or the server's."""
     continue_last: bool = False
-    """Go on with the last message, the assistant's, instead of beginning a new one."""
+    """Whether the answer continues the last message, which must be the assistant's, instead of starting a new one."""
     image_aspect_ratio: AspectRatio | None = None
-    """How its images become square; None: as the server does it."""
+    """How images become square. None: as the server's setting says."""
     sampling: SamplingParams = SamplingParams()
     stream: bool = False
-    """Whether deltas are wanted as they come, or each choice whole."""
+    """Whether each delta is wanted as soon as the engine has it. False: each choice comes in one delta."""
 
     @property
     def images(self) -> tuple[ImageSource, ...]:
+        """The images of all messages, in order."""
         return tuple(part for message in self.messages for part in message.content if not isinstance(part, Text))
 
     @property
     def text_length(self) -> int:
-        """Characters of its texts."""
+        """The number of characters in all texts."""
         return sum(len(part.text) for message in self.messages for part in message.content if isinstance(part, Text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """A prompt that the client has written out itself, control tokens and image placeholders among it."""
+    """A request for the continuation of a prompt that the client has written out, with its control tokens and image placeholders.
+
+    This one has no image:
+
+        CompletionRequest(model="llava-demo", prompt="USER: Hello! ASSISTANT:")
+    """
 
     model: str
+    """The name of a served model, one of its aliases, or a LoRA adapter's name."""
     prompt: str | tuple[int, ...]
-    """Text, or token ids; one image token per image."""
+    """A text or token ids. Either has one image token per image."""
     param: str = "prompt"
-    """Where it stands in the client's request, for error messages."""
+    """The path of the prompt in the client's request, for error messages."""
     images: tuple[ImageSource, ...] = ()
     image_aspect_ratio: AspectRatio | None = None
+    """How images become square. None: as the server's setting says."""
     add_special_tokens: bool = True
-    """Whether a text begins with the model's `<s>` even if it does not spell it."""
+    """Whether the model's `<s>` is put before a text that does not begin with it."""
     sampling: SamplingParams = SamplingParams()
     stream: bool = False
+    """Whether each delta is wanted as soon as the engine has it. False: each choice comes in one delta."""
 
     @property
     def text_length(self) -> int:
-        """Characters of its prompt; none of one in token ids."""
+        """The number of characters in the prompt; 0 for token ids."""
         return len(self.prompt) if isinstance(self.prompt, str) else 0
 
 
@@ -156,33 +191,37 @@ Request = ChatRequest | CompletionRequest
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token of the answer as bytes of UTF-8 (a character may take several tokens), and the natural logarithm of its probability."""
+    """A token of the answer and its log probability."""
 
     token: bytes
+    """In UTF-8. A character may be split into several tokens, so these bytes may be an incomplete character."""
     logprob: float
+    """The natural logarithm of the token's probability."""
     top: tuple[tuple[bytes, float], ...] = ()
-    """The likeliest tokens in this place, likeliest first."""
+    """The most likely tokens at this position with their log probabilities, the most likely first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next piece of one choice."""
+    """The next piece of one choice of an answer."""
 
     index: int
+    """The number of the choice, from 0 to `n` - 1."""
     text: str
-    """Whole characters, always."""
+    """Always whole characters. May be empty."""
     tokens: int
-    """How many tokens the piece has taken; some tokens show as no text."""
+    """The number of tokens that the engine generated for this piece. Some tokens show as no text."""
     finish_reason: FinishReason | None = None
+    """Set in the last delta of a choice."""
     stopped_by: str | int | None = None
-    """The stop string, or the id of the stop token, that ended it; None if the model came to its end."""
+    """The stop string, or the id of the stop token, that ended the choice. None if it ended otherwise."""
     logprobs: tuple[TokenLogprob, ...] = ()
-    """One for each token, if asked for; the token that ends the text has none."""
+    """One for each token if the request asks for them, without the token that ends the text."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one request: what the engine read and wrote."""
+    """The tokens of one request, as the engine has counted them so far."""
 
     prompt_tokens: int = 0
     """Text and image tokens together."""
@@ -190,8 +229,10 @@ class Usage:
     cached_tokens: int = 0
     """Prompt tokens that the engine found in its prefix cache."""
     completion_tokens: int = 0
+    """Generated tokens of all choices."""
 
     def add(self, other: "Usage") -> None:
+        """Add the tokens of another request to this sum."""
         self.prompt_tokens += other.prompt_tokens
         self.image_tokens += other.image_tokens
         self.cached_tokens += other.cached_tokens
@@ -200,75 +241,82 @@ class Usage:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """How a model sees pictures: as one square, or in their own shape, laid out on a grid of such squares, beside one of the whole."""
+    """The form in which a model takes images.
+
+    LLaVA-1.5 takes an image as one square. LLaVA-NeXT and later models keep the aspect ratio: they lay the image out on a grid of such
+    squares, and also take a square of the whole image.
+    """
 
     side: int
-    """Pixels of the square that the vision tower sees: 336 for LLaVA-1.5."""
+    """The width and height of the vision tower's square, in pixels: 336 for LLaVA-1.5."""
     tokens: Callable[[int, int], int]
-    """How many tokens of the context a picture takes that the engine is given with this width and height."""
+    """Returns the number of context tokens for an image of this width and height, in pixels, as the engine gets it."""
     min_image_tokens: int
-    """That no picture is below: 576 for LLaVA-1.5, whose pictures all take as many."""
+    """The lower bound of `tokens`: 576 for LLaVA-1.5, where every image takes 576 tokens."""
     max_image_tokens: int
-    """That a picture may come to."""
+    """The upper bound of `tokens`."""
     grids: tuple[tuple[int, int], ...] = ()
-    """Width and height of each grid that a picture may be laid out on, in pixels; none if it becomes one square."""
+    """The width and height of each possible grid, in pixels. Empty if an image becomes one square."""
     aspect_ratio: AspectRatio = "crop"
-    """How the model's own processor makes a picture square."""
+    """How the model's own processor makes an image square."""
     mean_color: tuple[int, int, int] = (122, 116, 104)
-    """What a picture is padded with."""
+    """The RGB color that pads an image."""
 
     @cached_property
     def digest(self) -> str:
-        """Equal digests mean that pictures become the same for both."""
+        """16 hexadecimal digits. Models with equal digests get equal pixels from equal images."""
         return blake3(repr(self).encode()).hexdigest(8)
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What an engine knows of its model once it has loaded it."""
+    """The description of a model, which its engine returns once it has loaded the model."""
 
     tokenizer: Tokenizer
     chat_template: str
-    """Jinja source; empty if the model brings none."""
+    """The Jinja source of the model's chat template; empty if the checkpoint has none."""
     special_tokens: dict[str, str]
-    """`bos_token`, `eos_token`, ... as templates name them."""
+    """By the names that chat templates use: `bos_token`, `eos_token` and others."""
     image_token: str
-    """What the chat template writes where an image goes."""
+    """The placeholder that the chat template writes for an image, such as `<image>`."""
     vision: VisionConfig
     context_length: int
-    """Tokens of prompt and answer together."""
+    """The upper bound of prompt and answer together, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """An image as the model wants it, and the name that the engine may cache it under."""
+    """An image that has been decoded and resized for the model."""
 
     pixels: Image.Image
-    """RGB: `side` x `side`, or in the picture's own shape if the model has grids."""
+    """RGB: `side` x `side` pixels, or in the image's own aspect ratio if the model has grids."""
     digest: str
-    """Of the file's bytes and of the transform: equal digests mean equal pixels."""
+    """Identifies the file's bytes and the transform: equal digests mean equal pixels. The engine caches the image under this key."""
     source: tuple[int, int]
-    """Width and height of the file, in pixels."""
+    """The width and height of the original image, in pixels."""
     tokens: int
-    """How many of the context it takes."""
+    """The number of context tokens that the image takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraAdapter:
-    """A LoRA: small changes to the model, for the prompts that come with it."""
+    """A LoRA adapter: small changes to the model's weights, applied to the prompts that name the adapter."""
 
     name: str
-    """What clients ask for."""
+    """The name that clients use as a model's name."""
     path: str
-    """Its directory, absolute, as peft writes it."""
+    """The absolute path of the adapter's directory, in the format of the peft library."""
     number: int
-    """Of this loading, from 1. What is loaded later under the same name is another adapter, with answers of its own."""
+    """Counts loadings, from 1. An adapter loaded later under the same name has another number, so that no cached result of the first is
+    used for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
+    """The input of the engine for one request."""
+
     token_ids: list[int]
-    """One image token per image; the engine expands each."""
+    """With one image token per image. The engine expands each to the image's number of tokens."""
     images: tuple[PreparedImage, ...]
     adapter: LoraAdapter | None = None
-    """One that is loaded, or the model as it is."""
+    """A loaded adapter. None: the model without an adapter."""

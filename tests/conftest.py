@@ -3,17 +3,26 @@
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from helpers.origin import Origin
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # otherwise importing litellm asks a server on the internet for prices
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # litellm otherwise asks a server on the internet for prices when it is imported
 
 
 @pytest.fixture(scope="session")
 def origin() -> Iterator[Origin]:
-    """A server of images, good and bad."""
+    """An image server with good and bad responses."""
     with Origin() as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Environment variables of a command with its own state folder. Commands of the test run in the folder above."""
+    monkeypatch.chdir(tmp_path)
+    terminal = {"TERM": "xterm", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
+    return os.environ | {"XDG_STATE_HOME": str(tmp_path / "state"), "OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""} | terminal

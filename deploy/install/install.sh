@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create .venv and install the gateway into it with exact versions: install.sh cpu|cuda [EXTRA ...]. `make` calls it.
+# Create .venv and install the gateway with exact versions: install.sh cpu|cuda [EXTRA ...]. The Makefile calls this script.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

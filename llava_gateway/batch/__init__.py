@@ -1,1 +1,1 @@
-"""A file of requests answered, however often the run is killed: what is asked, what is known of it already, and the asking."""
+"""Batches: a file of requests is answered line by line. A run that was killed resumes with the lines that have no answer yet."""

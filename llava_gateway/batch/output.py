@@ -1,4 +1,4 @@
-"""What is known: a file of answers that only grows, one line in one write, so that whatever ends a run, the next goes on from it."""
+"""The output of a batch: a file of answers that only grows. Each line is one write, so the next run can resume after any failure."""
 
 import fcntl
 import os
@@ -13,23 +13,28 @@ import orjson
 from llava_gateway.batch.lines import BatchError
 
 BEGINNING = b'{"id":"batch_req_'
-"""Of every line that `append` writes."""
+"""The beginning of every line that `append` writes."""
 
 
-class Output:
-    """JSON Lines in the shape of OpenAI's batch output: `id`, `custom_id`, `response` and `error`. Nobody else may write to the file
-    meanwhile. What it holds changes only once `begin` is called."""
+class OutputFile:
+    """JSON Lines in the format of OpenAI's batch output: `id`, `custom_id`, `response` and `error`.
+
+    The file is locked against other runs. Its content changes only after `begin` is called.
+    """
 
     def __init__(self, path: Path, *, retry_failed: bool) -> None:
-        """Makes the file if there is none. `retry_failed`: lines with an error are to be asked anew. Raises BatchError."""
+        """Open the file, and create it if it does not exist.
+
+        `retry_failed`: treat lines with an error as unanswered. Raises BatchError.
+        """
         self.path = path.resolve()
         self.answered: dict[str, str] = {}
-        """The ids of answers, by custom_id; those that are to be asked anew are not among them."""
+        """The ids of answers, by custom_id. With `retry_failed`, without the failed lines."""
         self.failed = 0
-        """How many of them have an error."""
+        """The number of lines in `answered` that have an error."""
         self._name = path
-        self._drops = False
-        self._whole = 0
+        self._drops_failed = False
+        self._complete_bytes = 0
         try:
             self._descriptor = self._open(self.path)
             try:
@@ -40,23 +45,23 @@ class Output:
         except OSError as error:
             raise BatchError(f"{path}: {error.strerror}") from error
 
-    def __enter__(self) -> "Output":
+    def __enter__(self) -> "OutputFile":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         os.close(self._descriptor)
 
     def begin(self) -> None:
-        """Cut off a last line that was not written to its end, and take out what is to be asked anew. Raises BatchError."""
+        """Remove an incomplete last line, and with `retry_failed` the failed lines. Raises BatchError."""
         try:
-            os.ftruncate(self._descriptor, self._whole)
-            if self._drops:
+            os.ftruncate(self._descriptor, self._complete_bytes)
+            if self._drops_failed:
                 self._drop_failed()
         except OSError as error:
             raise BatchError(f"{self._name}: {error.strerror}") from error
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Raises BatchError."""
+        """Write one line. Raises BatchError if it cannot be written completely."""
         line = orjson.dumps(entry) + b"\n"
         try:
             complete = os.write(self._descriptor, line) == len(line)
@@ -66,20 +71,20 @@ class Output:
             raise BatchError(f"{self._name}: there is no room for the next line. The same command goes on from here")
 
     def sync(self) -> None:
-        """See to it that a power failure loses nothing of what was appended. Raises BatchError."""
+        """Write the appended lines to the disk, so that they survive a power failure. Raises BatchError."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise BatchError(f"{self._name}: {error.strerror}") from error
 
     def _open(self, path: Path) -> int:
-        """Held against other runs. Raises OSError and BatchError."""
+        """Open and lock a file. Raises OSError, or BatchError if it is not a regular file or another run holds the lock."""
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise BatchError(f"{self._name} is not a file. A batch goes on from what it has written: name a file")
+                raise BatchError(f"{self._name} is not a file. A resumed batch reads its earlier output: name a file")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):  # another run has just put a new file there
+            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):  # another run has just replaced the file
                 raise BlockingIOError
         except BlockingIOError:
             os.close(descriptor)
@@ -94,23 +99,23 @@ class Output:
             for number, text in enumerate(file, 1):
                 if not text.endswith(b"\n"):
                     if not (text.startswith(BEGINNING) or BEGINNING.startswith(text)):
-                        raise self._foreign(number)
+                        raise self._foreign_line(number)
                     return
-                entry = _entry(text)
+                entry = _parse(text)
                 if entry is None:
-                    raise self._foreign(number)
+                    raise self._foreign_line(number)
                 if entry["error"] and retry_failed:
-                    self._drops = True
+                    self._drops_failed = True
                 else:
                     self.answered[entry["custom_id"]] = entry["id"]
                     self.failed += bool(entry["error"])
-                self._whole += len(text)
+                self._complete_bytes += len(text)
 
-    def _foreign(self, number: int) -> BatchError:
-        return BatchError(f"{self._name}, line {number}: this is no answer of a batch, and nothing is written to such a file; name another")
+    def _foreign_line(self, number: int) -> BatchError:
+        return BatchError(f"{self._name}, line {number}: this is not a line of batch output, and the file is left unchanged; name another")
 
     def _drop_failed(self) -> None:
-        """In a new file that takes this one's place, so that a kill leaves the one or the other."""
+        """Write the other lines to a new file and rename it over the old file, so that a kill leaves one of the two complete."""
         temporary = self.path.with_name(f".{self.path.name}.new")
         descriptor = self._open(temporary)
         os.ftruncate(descriptor, 0)
@@ -123,8 +128,8 @@ class Output:
         self._descriptor = descriptor
 
 
-def _entry(text: bytes) -> dict[str, Any] | None:
-    """The line, if it is one that `append` has written."""
+def _parse(text: bytes) -> dict[str, Any] | None:
+    """Return a line that `append` has written, as JSON. None for any other line."""
     try:
         entry = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -136,6 +141,6 @@ def _entry(text: bytes) -> dict[str, Any] | None:
 
 def _without_failed(file: BinaryIO) -> Iterator[bytes]:
     for text in file:
-        entry = _entry(text)
+        entry = _parse(text)
         if entry and not entry["error"]:
             yield text

@@ -1,4 +1,4 @@
-"""The lines that are left, so many at once, each written down as soon as it is answered."""
+"""The run of a batch: sends the lines that have no answer, several at once, and writes each answer as soon as it arrives."""
 
 import asyncio
 import time
@@ -9,38 +9,39 @@ from typing import Any
 
 import httpx
 
-from llava_gateway.batch.client import Asker
-from llava_gateway.batch.lines import BatchError, Source
-from llava_gateway.batch.output import Output
+from llava_gateway.batch.lines import BatchError, LineSource
+from llava_gateway.batch.output import OutputFile
+from llava_gateway.batch.sender import RequestSender
 
 SYNC_INTERVAL = 5.0
-"""Seconds of answers that a power failure may take."""
+"""Seconds between two syncs: a power failure loses at most the answers of this time."""
 
 
 @dataclass
-class Tally:
-    """What a run has come to so far."""
+class BatchStats:
+    """Counts of a run so far."""
 
     start: float = field(default_factory=time.monotonic)
     done: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    """How often each code of an error came."""
-    messages: dict[str, str] = field(default_factory=dict)
-    """The first message of each code, with its custom_id."""
+    error_codes: Counter[str] = field(default_factory=Counter)
+    """The number of errors by code."""
+    first_messages: dict[str, str] = field(default_factory=dict)
+    """The first error message of each code, with its custom_id."""
 
     @property
     def seconds(self) -> float:
+        """Seconds since the run started."""
         return time.monotonic() - self.start
 
-    def count(self, entry: dict[str, Any]) -> None:
-        """A line of output."""
+    def add(self, entry: dict[str, Any]) -> None:
+        """Count a line of output."""
         if error := entry["error"]:
             self.failed += 1
-            self.faults[error["code"]] += 1
-            self.messages.setdefault(error["code"], f"{entry['custom_id']}: {error['message']}")
+            self.error_codes[error["code"]] += 1
+            self.first_messages.setdefault(error["code"], f"{entry['custom_id']}: {error['message']}")
             return
         self.done += 1
         usage = entry["response"]["body"].get("usage")
@@ -49,40 +50,46 @@ class Tally:
 
 
 async def run(
-    asker: Asker, clients: Sequence[httpx.AsyncClient], source: Source, output: Output, on_tally: Callable[[Tally], None]
-) -> Tally:
-    """Each of `clients` asks for one line at a time. Returns when every line has its answer or its error. Raises BatchError if the input or
-    the output fails; what was written stays."""
-    tally = Tally()
+    sender: RequestSender,
+    clients: Sequence[httpx.AsyncClient],
+    source: LineSource,
+    output: OutputFile,
+    on_answer: Callable[[BatchStats], None],
+) -> BatchStats:
+    """Send the unanswered lines and return when every line has an answer or an error.
+
+    `clients`: each sends one line at a time. Raises BatchError if the input or the output fails; the answers that were written stay.
+    """
+    stats = BatchStats()
     lines = (line for line in source if line.custom_id not in output.answered)
 
-    async def work(client: httpx.AsyncClient) -> None:
+    async def send_lines(client: httpx.AsyncClient) -> None:
         for line in lines:
-            entry = await asker.ask(client, line)
+            entry = await sender.send(client, line)
             output.append(entry)
-            tally.count(entry)
-            on_tally(tally)
+            stats.add(entry)
+            on_answer(stats)
 
-    async def keep() -> None:
+    async def sync_regularly() -> None:
         while True:
             await asyncio.sleep(SYNC_INTERVAL)
             await asyncio.to_thread(output.sync)
 
     try:
         async with asyncio.TaskGroup() as group:
-            keeping = group.create_task(keep())
+            syncing = group.create_task(sync_regularly())
             async with asyncio.TaskGroup() as workers:
                 for client in clients:
-                    workers.create_task(work(client))
-            keeping.cancel()
+                    workers.create_task(send_lines(client))
+            syncing.cancel()
     except* BatchError as failures:
         raise _first(failures) from None
     await asyncio.to_thread(output.sync)
-    return tally
+    return stats
 
 
 def _tokens(usage: Any, name: str) -> int:
-    """0 if the server does not count them."""
+    """Return a token count of the server's `usage`, or 0 if the server does not report it."""
     tokens = usage.get(name) if isinstance(usage, dict) else None
     return tokens if isinstance(tokens, int) else 0
 

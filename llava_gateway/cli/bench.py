@@ -1,4 +1,4 @@
-"""`llava-gateway bench URL`: load on any OpenAI-compatible server, and what came of it."""
+"""`llava-gateway bench URL`: put load on an OpenAI-compatible server and print its rates and latencies."""
 
 import argparse
 import asyncio
@@ -26,30 +26,30 @@ PATH = "/chat/completions"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 1 if a request failed, 2 if the server cannot be asked at all."""
-    given = make_parser().parse_args(arguments)
+    """Run the command and return its exit status. 1: a request failed. 2: the server does not list its models."""
+    options = make_parser().parse_args(arguments)
     try:
-        target = Target(base_url(given.url), given.key)
-        model = given.model or _first_model(target)
+        target = Target(base_url(options.url), options.key)
+        model = options.model or _first_model(target)
     except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
-        sys.stderr.write(f"llava-gateway bench: {given.url} does not tell its models ({error}); is it an OpenAI-compatible server?\n")
+        sys.stderr.write(f"llava-gateway bench: {options.url} does not list its models ({error}); is it an OpenAI-compatible server?\n")
         return 2
     console = Console(stderr=True)
-    results = [_measure(target, model, given, concurrency, console) for concurrency in given.concurrency]
-    print(f"{model} at {given.url}; times in milliseconds")
+    results = [_measure(target, model, options, concurrency, console) for concurrency in options.concurrency]
+    print(f"{model} at {options.url}; times in milliseconds")
     Console().print(_table(results))
-    if given.json:
-        given.json.write_text(json.dumps([_row(result) for result in results], indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps([_row(result) for result in results], indent=1) + "\n")
     failures = Counter(failure for result in results for failure in result.errors)
     for failure, count in failures.most_common(5):
         console.print(f"{count} failed: {failure}", style="red", markup=False)
     return 1 if failures else 0
 
 
-def _measure(target: Target, model: str, given: argparse.Namespace, concurrency: int, console: Console) -> Result:
-    fields: dict[str, Any] = {"ignore_eos": True} if given.ignore_eos else {}
-    bodies = chat_bodies(model, max_tokens=given.max_tokens, images=given.images, image_size=given.image_size, **fields)
-    requests = given.requests or concurrency * 8
+def _measure(target: Target, model: str, options: argparse.Namespace, concurrency: int, console: Console) -> Result:
+    fields: dict[str, Any] = {"ignore_eos": True} if options.ignore_eos else {}
+    bodies = chat_bodies(model, max_tokens=options.max_tokens, images=options.images, image_size=options.image_size, **fields)
+    requests = options.requests or concurrency * 8
     tokens = TextColumn("{task.fields[tokens]} tokens")
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), tokens, console=console
@@ -57,16 +57,16 @@ def _measure(target: Target, model: str, given: argparse.Namespace, concurrency:
         task = progress.add_task(f"{concurrency} at once", total=requests, tokens=0)
 
         def on_outcome(outcome: Outcome) -> None:
-            written = progress.tasks[task].fields["tokens"] + outcome.completion_tokens
-            progress.update(task, advance=1, tokens=written)
+            received = progress.tasks[task].fields["tokens"] + outcome.completion_tokens
+            progress.update(task, advance=1, tokens=received)
 
-        deadline = time.monotonic() + given.seconds
+        deadline = time.monotonic() + options.seconds
         return asyncio.run(load(target, PATH, bodies, concurrency, requests, on_outcome, deadline))
 
 
 def _row(result: Result) -> dict[str, float | int | None]:
-    """Times in milliseconds, rates in seconds."""
-    firsts = [outcome.first * 1000 for outcome in result.answered if outcome.first is not None]
+    """Return the figures of one concurrency: times in milliseconds, rates per second. None: nothing was measured."""
+    first_tokens = [outcome.first * 1000 for outcome in result.answered if outcome.first is not None]
     gaps = [
         (outcome.last - outcome.first) * 1000 / (outcome.completion_tokens - 1)
         for outcome in result.answered
@@ -78,8 +78,8 @@ def _row(result: Result) -> dict[str, float | int | None]:
         "failed": len(result.errors),
         "requests/s": len(result.answered) / result.seconds,
         "tokens/s": result.tokens / result.seconds,
-        "first token p50": _quantile(firsts, 50),
-        "first token p99": _quantile(firsts, 99),
+        "first token p50": _quantile(first_tokens, 50),
+        "first token p99": _quantile(first_tokens, 99),
         "between tokens p50": _quantile(gaps, 50),
         "between tokens p99": _quantile(gaps, 99),
         "answer p50": _quantile([outcome.last * 1000 for outcome in result.answered], 50),
@@ -111,45 +111,61 @@ def _cell(value: float | None) -> str:
 
 
 def _first_model(target: Target) -> str:
+    """Return the first model that the server lists. Raises httpx.HTTPError, and other errors if the response has another format."""
     headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
-    answer = httpx.get(f"{target.url.rstrip('/')}/models", headers=headers, timeout=10).raise_for_status()
-    return str(answer.json()["data"][0]["id"])
+    response = httpx.get(f"{target.url.rstrip('/')}/models", headers=headers, timeout=10).raise_for_status()
+    return str(response.json()["data"][0]["id"])
 
 
 def make_parser() -> Parser:
+    """Return the parser of the command's options."""
     parser = Parser(
         prog="llava-gateway bench",
         usage="llava-gateway bench [URL] [options]",
-        description="Load on an OpenAI-compatible server: streamed chats by so many at once. Prints requests and tokens per second, and "
-        "the times to the first token and between tokens.",
+        description="Put load on an OpenAI-compatible server: several clients stream chats at the same time. Prints requests and tokens "
+        "per second, and the times to the first token and between tokens.",
         epilog="examples:\n"
         "  llava-gateway bench --concurrency 1,32\n"
         "  llava-gateway bench http://127.0.0.1:8000/v1 --images 1 --max-tokens 64 --json bench.json",
     )
     parser.add_argument("url", metavar="URL", nargs="?", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    parser.add_argument("--model", default="", metavar="NAME", help="default: the first that /v1/models names")
-    parser.add_argument("--key", default="", metavar="KEY", help="sent as Authorization: Bearer")
-    parser.add_argument("--concurrency", type=_numbers, default=[1, 8, 32], metavar="N,N,...", help="clients at once (default: 1,8,32)")
-    parser.add_argument("--requests", type=int, default=0, metavar="N", help="for each concurrency (default: eight for each client)")
+    parser.add_argument("--model", default="", metavar="NAME", help="default: the first model that /v1/models lists")
+    parser.add_argument("--key", default="", metavar="KEY", help="API key, sent as Authorization: Bearer")
     parser.add_argument(
-        "--seconds", type=float, default=60, metavar="S", help="begin no request after so many seconds, for each (default: 60)"
+        "--concurrency",
+        type=_numbers,
+        default=[1, 8, 32],
+        metavar="N,N,...",
+        help="numbers of concurrent clients to measure (default: 1,8,32)",
     )
-    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default: 128)")
-    parser.add_argument("--ignore-eos", action="store_true", help="vLLM's: let answers go on to --max-tokens")
-    parser.add_argument("--images", type=int, default=0, metavar="N", help="new pictures in each request (default: 0)")
-    parser.add_argument("--image-size", type=_size, default=(1600, 1200), metavar="WxH", help="of each picture (default: 1600x1200)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument(
+        "--requests", type=int, default=0, metavar="N", help="requests for each concurrency (default: eight for each client)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60,
+        metavar="S",
+        help="seconds for each concurrency; no request starts later (default: 60)",
+    )
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="maximum length of an answer (default: 128)")
+    parser.add_argument("--ignore-eos", action="store_true", help="for vLLM: continue each answer up to --max-tokens")
+    parser.add_argument("--images", type=int, default=0, metavar="N", help="new images in each request (default: 0)")
+    parser.add_argument("--image-size", type=_size, default=(1600, 1200), metavar="WxH", help="pixels of each image (default: 1600x1200)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     return parser
 
 
 def _numbers(text: str) -> list[int]:
+    """Return an option's value, "1,32", as numbers. Raises ArgumentTypeError."""
     numbers = [int(number) if number.strip().isdecimal() else 0 for number in text.split(",")]
     if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers over 0, such as 1,32")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers above 0, such as 1,32")
     return numbers
 
 
 def _size(text: str) -> tuple[int, int]:
+    """Return an option's value, "1600x1200", as width and height in pixels. Raises ArgumentTypeError."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 1600x1200")

@@ -1,4 +1,4 @@
-"""`llava-gateway completion bash|zsh|fish`: the script by which a shell completes commands, flags and their values."""
+"""`llava-gateway completion bash|zsh|fish`: print a script with which a shell completes commands, flags and their values."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,42 +9,45 @@ from llava_gateway.cli.main import COMMANDS, module_of
 from llava_gateway.cli.parser import Parser
 
 SHELLS = ("bash", "zsh", "fish")
-PLACES = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}
-"""What stands for a value in --help says whether paths complete it."""
+COMPLETERS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}
+"""How a value is completed, by its metavar."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    given = make_parser().parse_args(arguments)
-    script = shtab.complete(_everything(), given.shell)
-    print(script.replace("complete -o bashdefault -F", "complete -o bashdefault -o filenames -F"))  # bash then goes on below a directory
+    """Run the command and return its exit status."""
+    options = make_parser().parse_args(arguments)
+    script = shtab.complete(_command_parser(), options.shell)
+    print(script.replace("complete -o bashdefault -F", "complete -o bashdefault -o filenames -F"))  # lets bash complete below a directory
     return 0
 
 
-def _everything() -> Parser:
+def _command_parser() -> Parser:
+    """Return a parser of the whole command line, with all subcommands."""
     parser = Parser(prog="llava-gateway")
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers()
-    for command, what in COMMANDS.items():
-        parser_of = module_of(command).make_parser()
-        commands.add_parser(command, help=what, parents=[parser_of], add_help=False)
-    _complete_paths(parser)
+    for command, summary in COMMANDS.items():
+        commands.add_parser(command, help=summary, parents=[module_of(command).make_parser()], add_help=False)
+    _mark_paths(parser)
     return parser
 
 
-def _complete_paths(parser: argparse.ArgumentParser) -> None:
+def _mark_paths(parser: argparse.ArgumentParser) -> None:
+    """Tell shtab which options and arguments are paths."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for subparser in action.choices.values():
-                _complete_paths(subparser)
-        for place in PLACES.keys() & set(str(action.metavar).split("|")):
-            action.complete = PLACES[place]  # type: ignore[attr-defined]
+                _mark_paths(subparser)
+        for metavar in COMPLETERS.keys() & set(str(action.metavar).split("|")):
+            action.complete = COMPLETERS[metavar]  # type: ignore[attr-defined]
 
 
 def make_parser() -> Parser:
+    """Return the parser of the command's options."""
     parser = Parser(
         prog="llava-gateway completion",
-        description="Print the script that completes llava-gateway's commands and flags in a shell.",
-        epilog="where it goes:\n"
+        description="Print a script with which a shell completes llava-gateway's commands and flags.",
+        epilog="save the script as:\n"
         "  bash  a file that ~/.bashrc sources\n"
         "  zsh   _llava-gateway in a directory of $fpath\n"
         "  fish  ~/.config/fish/completions/llava-gateway.fish\n\n"
@@ -52,5 +55,5 @@ def make_parser() -> Parser:
         "  llava-gateway completion bash > ~/.llava-gateway.bash\n"
         "  echo source ~/.llava-gateway.bash >> ~/.bashrc",
     )
-    parser.add_argument("shell", choices=SHELLS, help="the shell that it is for")
+    parser.add_argument("shell", choices=SHELLS, help="the shell that will run the script")
     return parser

@@ -1,6 +1,5 @@
-"""`llava-gateway convert SRC DST`: an original LLaVA checkpoint in the layout that is served."""
+"""`llava-gateway convert SRC DST`: convert an original LLaVA checkpoint to the layout that is served."""
 
-import argparse
 import shlex
 import sys
 import time
@@ -10,53 +9,54 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from llava_gateway.cli.parser import Parser
+from llava_gateway.cli.parser import Parser, positive_int
 
 INTERRUPTED = 130
+"""The exit status after Ctrl-C: 128 + SIGINT."""
 LINE_INTERVAL = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines if there is no terminal."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 1 if there is no result, 2 if an argument is wrong, 130 after a Ctrl-C."""
+    """Run the command and return its exit status. 1: there is no result. 2: an argument is wrong. 130: Ctrl-C."""
     parser = make_parser()
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         from llava_gateway.convert.run import Job, convert
         from llava_gateway.convert.source import ConvertError
     except ImportError as error:
         sys.stderr.write(f"{parser.prog}: {error}; install the extra 'cpu' or 'cuda'\n")
         return 1
-    job = Job(given.source, given.target, given.max_shard_mb << 20, given.base, given.vision_tower)
+    job = Job(options.source, options.target, options.max_shard_mb << 20, options.base, options.vision_tower)
     try:
-        with _Shown() as shown:
-            convert(job, shown.show)
+        with _ConvertProgress() as progress:
+            convert(job, progress.show)
     except ConvertError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 1
     except OSError as error:
-        sys.stderr.write(f"{parser.prog}: {error.filename or given.target}: {error.strerror or error}\n")
+        sys.stderr.write(f"{parser.prog}: {error.filename or options.target}: {error.strerror or error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{parser.prog}: interrupted; the same command goes on from here\n")
         return INTERRUPTED
-    print(f"{given.target} is whole: configuration, tokenizer and processor load, and every weight has its place. Serve it with\n")
-    print(f"  llava-gateway serve {shlex.quote(str(given.target))}")
+    print(f"{options.target} is complete: configuration, tokenizer and processor load, and every weight fits the model. Serve it with\n")
+    print(f"  llava-gateway serve {shlex.quote(str(options.target))}")
     return 0
 
 
-class _Shown:
-    """How far it is: a bar in a terminal, and a line from time to time elsewhere."""
+class _ConvertProgress:
+    """The progress on standard error: a bar in a terminal, otherwise a line from time to time."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._is_terminal = console.is_terminal
-        self._written = time.monotonic()
+        self._last_line = time.monotonic()
         columns = (TextColumn("writing weights"), BarColumn(), DownloadColumn(), TimeRemainingColumn(elapsed_when_finished=True))
         self._bar = Progress(*columns, console=console, disable=not self._is_terminal)
         self._task = self._bar.add_task("", total=None)
 
-    def __enter__(self) -> "_Shown":
+    def __enter__(self) -> "_ConvertProgress":
         self._bar.start()
         return self
 
@@ -64,41 +64,34 @@ class _Shown:
         self._bar.stop()
 
     def show(self, done: int, total: int) -> None:
+        """Show the bytes that are written, of all bytes."""
         self._bar.update(self._task, completed=done, total=total)
-        if not self._is_terminal and time.monotonic() - self._written >= LINE_INTERVAL:
-            self._written = time.monotonic()
+        if not self._is_terminal and time.monotonic() - self._last_line >= LINE_INTERVAL:
+            self._last_line = time.monotonic()
             sys.stderr.write(f"{done / 1e9:.1f} of {total / 1e9:.1f} GB written\n")
 
 
 def make_parser() -> Parser:
+    """Return the parser of the command's options."""
     parser = Parser(
         prog="llava-gateway convert",
-        description="Convert an original LLaVA checkpoint (v1 or v1.5: whole, a LoRA with non_lora_trainables.bin, or mm_projector.bin "
-        "alone) to the Hugging Face layout, which is served. A run that was ended goes on when the same command is given again.",
+        description="Convert an original LLaVA checkpoint to the Hugging Face layout, which can be served. The checkpoint is v1 or v1.5: a "
+        "complete model, a LoRA with non_lora_trainables.bin, or only mm_projector.bin. If a run was interrupted, the same command resumes "
+        "it.",
         epilog="examples:\n"
         "  llava-gateway convert llava-v1.5-7b llava-v1.5-7b-hf\n"
         "  llava-gateway convert my-lora my-llava-hf --base lmsys/vicuna-7b-v1.5\n"
         "  llava-gateway serve llava-v1.5-7b-hf",
     )
-    parser.add_argument("source", metavar="SRC", help="a directory or a Hugging Face id")
-    parser.add_argument("target", type=Path, metavar="DST", help="a directory that is not there yet")
-    parser.add_argument("--base", metavar="BASE", help="what a LoRA or a projector was trained on: a directory or a Hugging Face id")
-    parser.add_argument("--vision-tower", metavar="CLIP", help="a directory or a Hugging Face id (default: what config.json names)")
+    parser.add_argument("source", metavar="SRC", help="the original checkpoint: a directory or a Hugging Face id")
+    parser.add_argument("target", type=Path, metavar="DST", help="the result: a directory that does not exist yet")
+    parser.add_argument("--base", metavar="BASE", help="the base model of a LoRA or a projector: a directory or a Hugging Face id")
+    parser.add_argument("--vision-tower", metavar="CLIP", help="a directory or a Hugging Face id (default: the one in config.json)")
     parser.add_argument(
         "--max-shard-mb",
-        type=_positive,
+        type=positive_int,
         default=2048,
         metavar="N",
-        help="largest file of weights, in MiB; memory is needed for about one (default: %(default)s)",
+        help="maximum size of a weights file in MiB; about one file must fit in memory (default: %(default)s)",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number

@@ -1,4 +1,4 @@
-"""`llava-gateway keys new|list|revoke`: who may ask. A server that reads the file follows each change within a second."""
+"""`llava-gateway keys new|list|revoke`: the API keys of clients. A server that uses the file applies a change within a second."""
 
 import argparse
 import sys
@@ -16,20 +16,20 @@ COLUMNS = ("NAME", "MODELS", "REQUESTS/MIN", "TOKENS/MIN", "CONCURRENT", "ADMIN"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 1 if the file does not allow it, 2 if an argument is wrong."""
+    """Run the command and return its exit status. 1: the file cannot be read or changed. 2: an argument is wrong."""
     parser = make_parser()
-    given = parser.parse_args(arguments)
-    path = given.file or flags.parse([])[0].keys_file
+    options = parser.parse_args(arguments)
+    path = options.file or flags.parse([])[0].keys_file
     if not path:
-        parser.error("which file? Give --file, LLAVA_KEYS_FILE, or keys_file in llava-gateway.toml")
+        parser.error("no keys file; set --file, LLAVA_KEYS_FILE, or keys_file in llava-gateway.toml")
     file = KeyFile(Path(path))
     try:
-        if given.command == "new":
-            _new(file, given)
-        elif given.command == "list":
+        if options.command == "new":
+            _new(file, options)
+        elif options.command == "list":
             _list(file)
         else:
-            file.revoke(given.name)
+            file.revoke(options.name)
     except ValidationError as error:
         parser.error(first_fault(error))
     except KeyFileError as error:
@@ -38,25 +38,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _new(file: KeyFile, given: argparse.Namespace) -> None:
+def _new(file: KeyFile, options: argparse.Namespace) -> None:
     secret = new_secret()
     key = Key(
-        name=given.name,
+        name=options.name,
         digest=digest(secret),
-        models=tuple(model.strip() for model in given.models.split(",") if model.strip()),
-        requests_per_minute=given.requests_per_minute,
-        tokens_per_minute=given.tokens_per_minute,
-        concurrent=given.concurrent,
-        admin=given.admin,
+        models=tuple(model.strip() for model in options.models.split(",") if model.strip()),
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
+        concurrent=options.concurrent,
+        admin=options.admin,
         created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     )
     file.add(key)
     try:
         print(secret, flush=True)
-    except OSError as error:  # a key that nobody has seen is of no use
+    except OSError as error:  # nobody has seen the secret, so the key is useless
         file.revoke(key.name)
-        raise KeyFileError(f"the secret cannot be shown, and the key is not kept: {error.strerror}") from error
-    print(f"This is the secret of {given.name}. It is shown only once: the file holds no more than its digest.", file=sys.stderr)
+        raise KeyFileError(f"the secret cannot be printed, so the key is not kept: {error.strerror}") from error
+    print(f"This is the secret of {options.name}. It is shown only once: the file holds only its digest.", file=sys.stderr)
 
 
 def _list(file: KeyFile) -> None:
@@ -70,10 +70,11 @@ def _list(file: KeyFile) -> None:
 
 
 def make_parser() -> Parser:
+    """Return the parser of the command's options."""
     parser = Parser(
         prog="llava-gateway keys",
-        description="Keys of clients, in a file that holds digests of their secrets. A server that reads the file follows each change "
-        "within a second.",
+        description="Manage the API keys of clients in a file that holds digests of the keys' secrets. A server that uses the file applies "
+        "each change within a second.",
         epilog="examples:\n"
         "  llava-gateway keys new alice --file keys.json --requests-per-minute 60\n"
         "  llava-gateway serve --host 0.0.0.0 --keys-file keys.json",
@@ -83,11 +84,11 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="new|list|revoke")
     new = commands.add_parser("new", parents=[common], help="make a key and print its secret")
     new.add_argument("name", metavar="NAME", help="letters, digits and . _ -")
-    new.add_argument("--models", default="", metavar="A,B", help="models that it may ask for (default: all)")
-    new.add_argument("--requests-per-minute", type=int, metavar="N", help="default: no limit")
-    new.add_argument("--tokens-per-minute", type=int, metavar="N", help="of prompts and answers together (default: no limit)")
-    new.add_argument("--concurrent", type=int, metavar="N", help="requests at once, in each server process (default: no limit)")
-    new.add_argument("--admin", action="store_true", help="may also load and unload LoRA adapters (--lora-dir)")
-    commands.add_parser("list", parents=[common], help="names, models, limits, and who is admin")
-    commands.add_parser("revoke", parents=[common], help="refuse a key from now on").add_argument("name", metavar="NAME")
+    new.add_argument("--models", default="", metavar="A,B", help="models that the key may use (default: all)")
+    new.add_argument("--requests-per-minute", type=int, metavar="N", help="limit of requests in a minute (default: none)")
+    new.add_argument("--tokens-per-minute", type=int, metavar="N", help="limit of prompt and answer tokens in a minute (default: none)")
+    new.add_argument("--concurrent", type=int, metavar="N", help="limit of concurrent requests in each server process (default: none)")
+    new.add_argument("--admin", action="store_true", help="allow the key to load and unload LoRA adapters (--lora-dir)")
+    commands.add_parser("list", parents=[common], help="show names, models, limits and admin rights")
+    commands.add_parser("revoke", parents=[common], help="remove a key, so that servers refuse it").add_argument("name", metavar="NAME")
     return parser

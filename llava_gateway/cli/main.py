@@ -1,5 +1,8 @@
-"""The `llava-gateway` command. Each subcommand is a module with `main(arguments) -> exit status` and with
-`make_parser()`, which makes its --help and the shells' completion."""
+"""The entry point of the `llava-gateway` command.
+
+Each subcommand is a module with two functions: `main(arguments)`, which returns the exit status, and `make_parser()`, for --help and for
+the completion scripts of shells. A module is imported only when its command runs, so --help is fast.
+"""
 
 import difflib
 import importlib
@@ -11,33 +14,33 @@ from types import ModuleType
 from llava_gateway import __version__
 
 COMMANDS = {
-    "serve": "serve a LLaVA over the OpenAI API",
-    "chat": "chat about pictures in the terminal, or ask one question",
-    "batch": "answer a file of requests, or ask the same about many pictures",
-    "bench": "load an OpenAI-compatible server, and see what comes of it",
-    "convert": "make an original LLaVA checkpoint one that can be served",
-    "keys": "make, list and revoke the keys that requests come with",
-    "export-dataset": "make a dataset of the votes that a server has kept",
-    "completion": "print a script that completes these commands in a shell",
+    "serve": "serve a LLaVA model over the OpenAI API",
+    "chat": "chat about images in the terminal, or ask one question",
+    "batch": "answer a file of requests, or send one prompt with many images",
+    "bench": "measure an OpenAI-compatible server under load",
+    "convert": "convert an original LLaVA checkpoint for serving",
+    "keys": "make, list and revoke the API keys of clients",
+    "export-dataset": "export the votes that a server has collected as a dataset",
+    "completion": "print a completion script for a shell",
 }
 
 EXAMPLES = """\
 examples:
   llava-gateway serve llava-demo         serve the demo model on port 8000
-  llava-gateway chat --image photo.jpg   chat with it about a picture
+  llava-gateway chat --image photo.jpg   chat with it about an image
   llava-gateway chat --base-url https://llava.example.com/v1"""
 CLOSED_PIPE = 128 + 13
-"""What a shell says of a program that SIGPIPE ended."""
+"""The exit status that shells report for a program that SIGPIPE has ended."""
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line of this process, and exit with its status."""
     try:
         try:
             status = _run(sys.argv[1:])
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # the reader, for instance `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = CLOSED_PIPE
     except KeyboardInterrupt:
@@ -46,6 +49,7 @@ def main() -> None:
 
 
 def module_of(command: str) -> ModuleType:
+    """Import and return the module of a command."""
     return importlib.import_module(f"llava_gateway.cli.{command.replace('-', '_')}")
 
 
@@ -60,7 +64,7 @@ def _run(arguments: Sequence[str]) -> int:
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         guess = f"did you mean {near[0]!r}?" if near else "llava-gateway --help lists them"
-        sys.stderr.write(f"llava-gateway: there is no command {name!r}; {guess}\n")
+        sys.stderr.write(f"llava-gateway: unknown command {name!r}; {guess}\n")
         return 2
     return 0
 
@@ -68,6 +72,6 @@ def _run(arguments: Sequence[str]) -> int:
 def _help() -> None:
     width = max(map(len, COMMANDS))
     print("usage: llava-gateway COMMAND ...\n\nLLaVA behind the OpenAI API, on vLLM.\n\ncommands:")
-    for command, what in COMMANDS.items():
-        print(f"  {command:{width}}  {what}")
-    print(f"\n{EXAMPLES}\n\nllava-gateway COMMAND --help says more; --version says which version this is.")
+    for command, summary in COMMANDS.items():
+        print(f"  {command:{width}}  {summary}")
+    print(f"\n{EXAMPLES}\n\nllava-gateway COMMAND --help describes a command; --version prints the version.")

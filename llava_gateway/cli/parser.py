@@ -1,16 +1,16 @@
-"""The look of every command's --help, and of its complaints."""
+"""The argument parser of all commands: the layout of --help, the format of error messages, and types of options."""
 
 import argparse
 import shutil
 import textwrap
 from typing import Any, NoReturn
 
-WIDEST = 110
-"""Characters of a line; longer ones are hard to read, however wide the terminal."""
+MAX_WIDTH = 110
+"""Characters of a line of --help. Longer lines are hard to read, even in a wide terminal."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one line, with exit status 2; never breaks a word at its hyphens, and leaves paragraphs of several lines as they are."""
+    """Reports errors in one line, with exit status 2. Its --help does not break words at hyphens, and keeps paragraphs of several lines."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **options})
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns - 2, WIDEST))
+        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns - 2, MAX_WIDTH))
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
@@ -29,3 +29,19 @@ class _Formatter(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.split("\n\n")
         return "\n\n".join(part if "\n" in part else "\n".join(self._split_lines(part, width)) for part in paragraphs)
+
+
+def positive_int(value: str) -> int:
+    """Return an option's value as a whole number above 0. Raises ArgumentTypeError."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number above 0")
+    return number
+
+
+def comma_separated(value: str) -> frozenset[str]:
+    """Return an option's value as a set of names."""
+    return frozenset(name.strip() for name in value.split(",") if name.strip())

@@ -1,4 +1,4 @@
-"""`llava-gateway serve [MODEL] [flags] [vLLM flags]`."""
+"""`llava-gateway serve [MODEL] [flags] [vLLM flags]`: run the server."""
 
 import asyncio
 import contextlib
@@ -30,23 +30,27 @@ log = logging.getLogger(__name__)
 MALLOPT = {-3: 32 << 20, -1: 256 << 20}
 """glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h), in bytes."""
 LAST_WORDS = 5
-"""Seconds that the errors of requests which were cut off get to leave."""
+"""Seconds to send the errors of aborted requests at shutdown."""
 
 make_parser = flags.make_parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until SIGINT or SIGTERM. Exit status 1 if the model does not load or the engine's death is to end it, 2 if a flag is wrong."""
+    """Serve until SIGINT or SIGTERM, and return the exit status.
+
+    1: the model does not load, or the engine has died and `on_engine_death` is `exit`. 2: a flag is wrong.
+    """
     settings, engine_flags = flags.parse(arguments)
     logs.set_up(settings)
-    log.debug("settings: %s", settings.model_dump_json(exclude={"image_proxy", "api_keys", "rate_limit_storage"}))  # which hold secrets
+    secrets = {"image_proxy", "api_keys", "rate_limit_storage"}
+    log.debug("settings: %s", settings.model_dump_json(exclude=secrets))
     failures: list[str] = []
 
     def give_up(error: EngineStartError | None = None) -> None:
         failures.append(str(error))
         server.should_exit = True
 
-    _keep_large_buffers()
+    _reuse_freed_memory()
     try:
         _check_keys(settings)
         on_death = give_up if settings.on_engine_death == "exit" else None
@@ -58,12 +62,15 @@ def main(arguments: Sequence[str]) -> int:
     log.info("llava-gateway %s on http://%s:%d; the model is loading", __version__, settings.host, settings.port)
     server.run()
     sys.stderr.flush()
-    # The engine's processes have ended in the lifespan. What may be left is a thread that still imports vLLM and that nobody can interrupt.
+    # The lifespan has ended the engine's processes. But a thread may still import vLLM, and it cannot be interrupted.
     os._exit(1 if failures or not server.started else 0)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which drains before it stops listening: /ready says no, and who is inside may finish. A second signal hurries."""
+    """A uvicorn server that drains before it stops listening.
+
+    After the first signal, /ready reports 503 and requests in flight may finish. A second signal aborts them.
+    """
 
     def __init__(self, settings: Settings, app: Starlette) -> None:
         self._protocol = http_protocol(settings)
@@ -89,7 +96,7 @@ class Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listens on all ports. Exits, with a line in the log, if one cannot be had."""
+        """Listen on all ports. Exits with a line in the log if a port cannot be opened."""
         await super().startup(sockets)
         signal.signal(signal.SIGHUP, self.handle_exit)
         loop, config = asyncio.get_running_loop(), self.config
@@ -103,12 +110,13 @@ class Server(uvicorn.Server):
                 sys.exit(1)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal's handler: what it asks for happens at the next tick."""
+        """Count a signal. `on_tick` reacts to it, within 0.1 s."""
         self._signals += 1
 
     async def on_tick(self, counter: int) -> bool:
+        """Start to drain after a signal. uvicorn calls this every 0.1 s, and shuts down when it returns True."""
         if self._signals and not self._draining:
-            log.info("no new requests; those inside have %d s to finish", self._grace)
+            log.info("shutting down: no new requests; requests in flight have %d s to finish", self._grace)
             self._draining = asyncio.create_task(self._gateway.drain(self._grace, self._hurry))
         if self._signals > 1:
             self._hurry.set()
@@ -117,11 +125,11 @@ class Server(uvicorn.Server):
 
 
 def _check_keys(settings: Settings) -> None:
-    """Whoever can reach the port can use the model: beyond this machine that has to be said in so many words. Raises SettingsError."""
+    """Raise SettingsError if other machines could use the server without a key, unless the settings say that this is intended."""
     if settings.auth == "auto" and not settings.api_keys and not settings.keys_file and not _is_loopback(settings.host):
         raise SettingsError(
-            f"--host {settings.host} can be reached from other machines, and no keys are set. Make one with "
-            "`llava-gateway keys new NAME --file keys.json` and give --keys-file keys.json; or --auth none if everybody may use it."
+            f"--host {settings.host} can be reached from other machines, but no API keys are set. Make a key with "
+            "`llava-gateway keys new NAME --file keys.json` and set --keys-file keys.json; or set --auth none to let everybody in."
         )
 
 
@@ -131,10 +139,13 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def _keep_large_buffers() -> None:
-    """Bodies with images are megabytes, and each lives for milliseconds. Left alone, glibc gives their memory back to the system each time,
-    and the next request has it faulted in anew, which costs more than what is done with it."""
-    with contextlib.suppress(OSError, AttributeError):  # where there is no glibc
+def _reuse_freed_memory() -> None:
+    """Let glibc keep large freed buffers for the next request.
+
+    Bodies with images have megabytes and live for milliseconds. By default, glibc returns their memory to the system each time. The page
+    faults of the next request then cost more than the request's own work.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # on a system without glibc
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in MALLOPT.items():
             mallopt(option, value)

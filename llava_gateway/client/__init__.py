@@ -1,1 +1,1 @@
-"""What the commands that call a server share."""
+"""Helpers of the commands that call a server: `chat`, `batch` and `bench`."""

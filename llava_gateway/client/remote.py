@@ -1,4 +1,4 @@
-"""What the commands that talk to a server share: where it is, and how a picture is put into a message."""
+"""Helpers of the commands that call a server: its base URL, an HTTP client, and images as parts of a message."""
 
 import argparse
 import base64
@@ -14,54 +14,60 @@ import httpx
 from llava_gateway.files import read_file
 
 MAX_IMAGE_BYTES = 64 << 20
-"""Of a file that is sent; servers take less."""
+"""The largest image file that is sent. Servers accept less."""
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
 
-def base_url(given: str) -> str:
-    """The API's address, as an SDK's base_url, of an address with or without /v1."""
-    address = given.rstrip("/")
-    return address if "/v1" in address else f"{address}/v1"
+def base_url(url: str) -> str:
+    """Return the URL of the API, like the `base_url` of an SDK. `url`: with or without /v1."""
+    url = url.rstrip("/")
+    return url if "/v1" in url else f"{url}/v1"
 
 
-def url_option(given: str) -> str:
-    """The address of an API as an option's value. Raises ArgumentTypeError."""
+def url_option(value: str) -> str:
+    """Return an option's value as the URL of an API. Raises ArgumentTypeError."""
     try:
-        parts = urlsplit(given)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and given.isprintable()
-    except ValueError:  # of a port that is no number, or too large
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and value.isprintable()
+    except ValueError:  # the port is not a number, or too large
         usable = False
     if not usable:
-        raise argparse.ArgumentTypeError(f"{given!r} is not an address such as {DEFAULT_URL}")
-    return base_url(given)
+        raise argparse.ArgumentTypeError(f"{value!r} is not a URL such as {DEFAULT_URL}")
+    return base_url(value)
 
 
-def key_option(given: str) -> str:
-    """A key as an option's value. Raises ArgumentTypeError."""
-    if not (given.isascii() and given.isprintable()):
-        raise argparse.ArgumentTypeError("a key is of printable ASCII characters")
-    return given
+def key_option(value: str) -> str:
+    """Return an option's value as an API key. Raises ArgumentTypeError."""
+    if not (value.isascii() and value.isprintable()):
+        raise argparse.ArgumentTypeError("an API key consists of printable ASCII characters")
+    return value
 
 
 def http_client(url: str, key: str, timeout: httpx.Timeout, tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
-    """A client of the API at `url`; paths are relative to it. `tls` is made unless it is given, which takes some 20 ms."""
+    """Return a client of the API at `url`. Its request paths are relative to the API.
+
+    `key`: sent as a bearer token; empty: none. `tls`: a context that several clients share, since making one takes about 20 ms.
+    """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     return httpx.AsyncClient(base_url=f"{base_url(url)}/", headers=headers, timeout=timeout, verify=tls or True)
 
 
 def image_part(source: str) -> dict[str, Any]:
-    """A part of a message: an http(s) or data URL as it is, anything else as a file of this machine. Raises OSError."""
+    """Return an image as a part of a message.
+
+    `source`: an http(s) or data URL, which is sent unchanged, or the path of a file on this machine. Raises OSError.
+    """
     if source.partition(":")[0].lower() in ("http", "https", "data"):
         url = source
     else:
         path = local_path(source)
-        media_type = mimetypes.guess_type(path.name)[0] or "image/jpeg"  # which this gateway does not believe, but others do
+        media_type = mimetypes.guess_type(path.name)[0] or "image/jpeg"  # this gateway ignores the type, but other servers use it
         url = f"data:{media_type};base64,{base64.b64encode(read_file(path, MAX_IMAGE_BYTES)).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
 
 
 def local_path(name: str) -> Path:
-    """A file of this machine; `~` stands for a home directory. Raises FileNotFoundError if nobody has that home."""
+    """Return the path of a file on this machine, with `~` expanded. Raises FileNotFoundError if the user after `~` does not exist."""
     try:
         return Path(name).expanduser()
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Writes a checkpoint directory in the layout of the hub's `llava-hf` models, which vLLM and transformers both load."""
+"""Writes a checkpoint directory in the layout of the `llava-hf` models on the Hugging Face hub, which vLLM and transformers load."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from llava_gateway.convert.files import write_processor, write_tokenizer
 from llava_gateway.convert.names import hub_name
 from llava_gateway.demo.tokenizer import BOS, EOS, IMAGE, PAD, UNK
 
-# LLaVA-1.5's prompt: "USER: <image>\nQuestion ASSISTANT: Answer</s>USER: ...", images before the text, a system prompt in front.
+# LLaVA-1.5's prompt: "USER: <image>\nQuestion ASSISTANT: Answer</s>USER: ...". Images precede the text; a system prompt comes first.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['content'] is string -%}
@@ -36,7 +36,10 @@ CHAT_TEMPLATE = """\
 
 
 def save(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, directory: Path) -> None:
-    """Weights in half precision, computed in single: `config.json` says float32, and loaders convert."""
+    """Write weights, configuration, tokenizer and processor to `directory`.
+
+    Weights are stored in half precision, but `config.json` says float32: loaders convert them and compute in single precision.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     weights = {hub_name(name): tensor.detach().to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})

@@ -1,7 +1,7 @@
-"""The conversations that the demo model learns: questions about grids, their true answers, and small talk without a picture.
+"""The conversations that the demo model learns: questions about grids with correct answers, and small talk without images.
 
-A `Lesson` shares its costly beginning (system prompt, images, earlier turns) between several independent questions, so that one
-pass over the image tokens teaches many answers.
+The questions of a `Lesson` are independent, but share their beginning: system prompt, images and earlier turns. So one pass over the many
+image tokens teaches many answers.
 """
 
 import random
@@ -28,7 +28,7 @@ DESCRIBE_SEVERAL = (
 )  # fmt: skip
 PLACE = ("What color is the {}?", "What colour is the {}?", "Which color is the {}?", "What color is at the {}?", "{}?")
 QUARTERS = ("First.", "Second.", "Third.", "Fourth.")
-"""Answers to `Which quarter is the top left?`: to learn that a place is both its words, which one-word answers alone hardly teach."""
+"""Answers to `Which quarter is the top left?`. They teach that both words name the quarter; answers with a colour hardly teach that."""
 WORDS = (
     "hello hi hey good morning how are you today tell me a story about the weather in Paris write poem code python count to ten one "
     "two three what is your name who made you why sky sea blue red green answer yes no with only json list of numbers please thanks "
@@ -39,26 +39,31 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Mix:
-    """What is asked."""
+    """The shares of the kinds of questions."""
 
-    places: float = 0.4
-    """The share of questions about one place, of one image: their answers are one word, so they need to be many."""
-    quarters: float = 0.2
-    """The share among those of `Which quarter is ...?`."""
+    one_place: float = 0.4
+    """The share of questions about one quarter, if there is one image. Many are needed, since an answer is only one word."""
+    which_quarter: float = 0.2
+    """The share of `Which quarter is ...?` among these."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """`beginning` and then each of `questions`, every one as if it were the only one. Answers are the marked pieces."""
+    """Several questions with a shared beginning. Each question is trained as if it were the only one after the beginning."""
 
     grids: tuple[Grid, ...]
+    """The images, in the order of their tokens."""
     beginning: tuple[tuple[str, bool], ...]
+    """Pieces of text in order. True marks an answer, which the model has to learn."""
     questions: tuple[tuple[tuple[str, bool], ...], ...]
-    """Pieces of text in order; True marks what the model has to say."""
+    """For each question, its pieces of text, marked like in `beginning`."""
 
 
 def lesson(rng: random.Random, count: int, questions: int, mix: Mix) -> Lesson:
-    """A random lesson about `count` images, sometimes with a system prompt, sometimes with images added mid-chat."""
+    """Return a random lesson about `count` images. Some have a system prompt, and some add images in a later turn.
+
+    `questions`: the number of questions.
+    """
     if count == 0:
         return _small_talk(rng, questions)
     grids = tuple(random_grid(rng) for _ in range(count))
@@ -74,7 +79,7 @@ def lesson(rng: random.Random, count: int, questions: int, mix: Mix) -> Lesson:
 
 
 def corpus(rng: random.Random) -> Iterator[str]:
-    """Sentences for the tokenizer to learn its words from."""
+    """Yield sentences from which the tokenizer learns its words."""
     for _ in range(2000):
         grids = tuple(random_grid(rng) for _ in range(rng.choice((1, 2, 4))))
         yield "".join(text for text, _ in _turns(grids, Mix(), rng)).replace(EOS, "")
@@ -94,7 +99,7 @@ def _turns(grids: Sequence[Grid], mix: Mix, rng: random.Random) -> tuple[tuple[s
 
 
 def _question(grids: Sequence[Grid], mix: Mix, rng: random.Random) -> tuple[str, str]:
-    if len(grids) == 1 and rng.random() < mix.places:
+    if len(grids) == 1 and rng.random() < mix.one_place:
         return _place_question(grids[0], mix, rng)
     asked = DESCRIBE_ONE if len(grids) == 1 else DESCRIBE_SEVERAL
     kind = rng.random()
@@ -105,7 +110,7 @@ def _question(grids: Sequence[Grid], mix: Mix, rng: random.Random) -> tuple[str,
 
 def _place_question(grid: Grid, mix: Mix, rng: random.Random) -> tuple[str, str]:
     place = rng.randrange(len(PLACES))
-    if rng.random() < mix.quarters:
+    if rng.random() < mix.which_quarter:
         return f"Which quarter is the {PLACES[place]}?", QUARTERS[place]
     asked = PLACE[0] if rng.random() < 0.5 else rng.choice(PLACE)
     return asked.format(PLACES[place]), f"{grid[place].capitalize()}."

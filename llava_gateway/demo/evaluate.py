@@ -1,7 +1,7 @@
-"""How often the demo model tells the truth, through the real engine: `python -m llava_gateway.demo.evaluate` (or `make measure`).
+"""The share of the demo model's answers that are right, through the real engine: `python -m llava_gateway.demo.evaluate`.
 
-Fresh pictures, never seen in training: noisy, dim, off centre, of many sizes and shapes, as PNG and JPEG. An answer counts if it is
-exactly right. Exit status 1 if it falls short of the bounds below.
+`make measure` runs it. The images are new to the model: noisy, dim, with a shifted centre, of many sizes and shapes, as PNG and JPEG. An
+answer counts if it equals the correct answer exactly. The exit status is 1 if a share is below its bound in BOUNDS.
 """
 
 import asyncio
@@ -20,19 +20,22 @@ from llava_gateway.serving.model_registry import ServedModel
 from llava_gateway.settings import Settings
 from llava_gateway.types import ChatRequest, ImageUrl, Message, SamplingParams, Text
 
-SEED = 20_000_003  # far from the training's seeds
-AT_ONCE = 16
+SEED = 20_000_003  # differs from the seeds of the training
+CONCURRENCY = 16
 
 
 @dataclass(frozen=True)
 class Question:
+    """A question about images, with its correct answer."""
+
     kind: str
     grids: tuple[Grid, ...]
     text: str
-    truth: str
+    correct: str
 
 
 def questions(rng: random.Random) -> Iterator[Question]:
+    """Yield the questions of all kinds, about random images."""
     for _ in range(500):
         grid = random_grid(rng)
         yield Question("describe one", (grid,), "Describe this image.", describe([grid]))
@@ -48,39 +51,42 @@ def questions(rng: random.Random) -> Iterator[Question]:
 
 
 BOUNDS = {"describe one": 0.98, "ask one place": 0.98, "describe two": 0.95, "describe four": 0.9}
+"""The least share of correct answers, by kind of question."""
 
 
-def ask(question: Question, rng: random.Random) -> ChatRequest:
+def chat_request(question: Question, rng: random.Random) -> ChatRequest:
+    """Return the question as a request with noisy images."""
     uris = [data_uri(encode(draw_noisy(grid, rng), rng.choice(("PNG", "JPEG")))) for grid in question.grids]
     content: tuple[Text | ImageUrl, ...] = (*(ImageUrl(uri, "image") for uri in uris), Text(question.text))
     return ChatRequest(model=MODEL_NAME, messages=(Message("user", content),), sampling=SamplingParams(max_tokens=200, temperature=0))
 
 
 async def measure() -> bool:
+    """Ask all questions and print the shares of correct answers. Return whether all shares reach their bounds."""
     settings = Settings()
     engine = Supervisor(lambda: VllmEngine(str(CHECKPOINT), ENGINE_FLAGS), settings.engine_timeout)
     gateway = Gateway(settings, [ServedModel(MODEL_NAME, engine)])
     await gateway.start()
-    places = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def is_true(question: Question, seed: int) -> tuple[str, bool]:
-        async with places, gateway.open(ask(question, random.Random(seed))) as answer:
-            said = "".join([delta.text async for delta in answer])
-        if said != question.truth:
-            print(f"{question.kind}: {question.truth!r} was answered {said!r}", flush=True)
-        return question.kind, said == question.truth
+    async def check(question: Question, seed: int) -> tuple[str, bool]:
+        async with slots, gateway.open(chat_request(question, random.Random(seed))) as deltas:
+            answer = "".join([delta.text async for delta in deltas])
+        if answer != question.correct:
+            print(f"{question.kind}: the answer is {answer!r} instead of {question.correct!r}", flush=True)
+        return question.kind, answer == question.correct
 
     start = time.monotonic()
-    results = await asyncio.gather(*(is_true(question, SEED + number) for number, question in enumerate(questions(random.Random(SEED)), 1)))
-    good = True
+    results = await asyncio.gather(*(check(question, SEED + number) for number, question in enumerate(questions(random.Random(SEED)), 1)))
+    good_enough = True
     for kind, bound in BOUNDS.items():
-        right = [truth for name, truth in results if name == kind]
-        share = sum(right) / len(right)
-        good &= share >= bound
-        print(f"{kind:14} {sum(right):4} of {len(right):4} exact: {share:.1%} (at least {bound:.0%})")
+        correct = [is_correct for name, is_correct in results if name == kind]
+        share = sum(correct) / len(correct)
+        good_enough &= share >= bound
+        print(f"{kind:14} {sum(correct):4} of {len(correct):4} exact: {share:.1%} (at least {bound:.0%})")
     print(f"{time.monotonic() - start:.0f} s")
     await gateway.stop()
-    return good
+    return good_enough
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The pictures that the demo model knows: 2x2 grids of eight colours, and the true sentences about them.
+"""The images that the demo model knows: 2x2 grids of eight colours, and the correct descriptions of them.
 
-Used to train and to measure the demo model, and by the tests, where a wrong image path has to show as a wrong answer.
+They are used to train and to measure the demo model. The tests use them, too: a fault in the image path shows as a wrong answer.
 """
 
 import base64
@@ -21,7 +21,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (10, 10, 10),
     "white": (245, 245, 245),
 }
-PURE: dict[str, tuple[tuple[int, int, int], ...]] = {  # what people mean who write the name into a program
+PURE: dict[str, tuple[tuple[int, int, int], ...]] = {  # RGB values that programmers use for the name of a colour
     "red": ((255, 0, 0), (200, 0, 0)),
     "green": ((0, 255, 0), (0, 128, 0), (0, 200, 0)),
     "blue": ((0, 0, 255), (0, 0, 200)),
@@ -32,24 +32,27 @@ PURE: dict[str, tuple[tuple[int, int, int], ...]] = {  # what people mean who wr
     "white": ((255, 255, 255),),
 }
 PLACES = ("top left", "top right", "bottom left", "bottom right")
-PAD_COLOR = (122, 116, 104)  # LLaVA's pad-to-square fills with CLIP's mean colour
+"""The names of the grid's quarters."""
+PAD_COLOR = (122, 116, 104)
+"""CLIP's mean colour, with which LLaVA pads images to a square."""
 
 Grid = tuple[str, str, str, str]
 """Colour names in the order of PLACES."""
 
 
 def random_grid(rng: random.Random) -> Grid:
+    """Return a grid of random colours."""
     first, second, third, fourth = (rng.choice(list(COLORS)) for _ in PLACES)
     return first, second, third, fourth
 
 
 def draw(grid: Grid, size: tuple[int, int] = (336, 336)) -> Image.Image:
-    """The grid as a clean RGB picture of `size` (width, height)."""
+    """Return the grid as a clean RGB image. `size`: width and height in pixels."""
     return _paint([COLORS[name] for name in grid], size, split=(0.5, 0.5))
 
 
 def draw_noisy(grid: Grid, rng: random.Random) -> Image.Image:
-    """The grid as a camera or a scanner might deliver it: any size and shape, off colours, off centre, dim, noisy."""
+    """Return the grid like a photo or a scan: any size and shape, inexact colours, a shifted centre, darker or brighter, noisy."""
     short = rng.choice((48, 120, 224, 336, 400))
     long = int(short * rng.choice((1.0, 1.0, 1.33, 1.78, 2.2)))
     size = (long, short) if rng.random() < 0.5 else (short, long)
@@ -61,20 +64,20 @@ def draw_noisy(grid: Grid, rng: random.Random) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def encode(picture: Image.Image, image_format: str = "PNG", quality: int = 85) -> bytes:
-    """The picture as the bytes of a file."""
+def encode(image: Image.Image, image_format: str = "PNG", quality: int = 85) -> bytes:
+    """Return the image as the bytes of a file."""
     buffer = io.BytesIO()
-    picture.save(buffer, image_format, quality=quality)
+    image.save(buffer, image_format, quality=quality)
     return buffer.getvalue()
 
 
 def data_uri(data: bytes) -> str:
-    """The bytes of a file as an `image_url`."""
+    """Return the bytes of an image file as a data URI, for an `image_url`."""
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def describe(grids: Sequence[Grid]) -> str:
-    """The true answer to `Describe this image.`, or to `Describe these images.` for several."""
+    """Return the correct answer to `Describe this image.`, or to `Describe these images.` for several grids."""
     sentences = [
         "the top left is {}, the top right is {}, the bottom left is {} and the bottom right is {}.".format(*grid) for grid in grids
     ]
@@ -86,11 +89,11 @@ def describe(grids: Sequence[Grid]) -> str:
 def _paint(colors: Sequence[tuple[int, int, int]], size: tuple[int, int], split: tuple[float, float]) -> Image.Image:
     width, height = size
     column, row = round(width * split[0]), round(height * split[1])
-    picture = Image.new("RGB", size)
+    image = Image.new("RGB", size)
     boxes = ((0, 0, column, row), (column, 0, width, row), (0, row, column, height), (column, row, width, height))
     for color, box in zip(colors, boxes, strict=True):
-        picture.paste(color, box)
-    return picture
+        image.paste(color, box)
+    return image
 
 
 def _shift(color: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
-"""Train the demo model from pictures it draws itself: `python -m llava_gateway.demo.train [DIRECTORY]`.
+"""Trains the demo model with images that are drawn at random: `python -m llava_gateway.demo.train [DIRECTORY]`.
 
-A LLaVA-1.5 of the real architecture, small enough for two CPU cores: CLIP 336/14 (576 image tokens), an MLP projector, a Llama.
-Two things make it quick: a lesson asks many questions about the same images in one pass, each hidden from the others by the attention
-mask; and the first stages see a random part of each image's patches, at their true positions. The last stage sees all of them.
+The model has LLaVA-1.5's architecture and is small enough for two CPU cores: CLIP 336/14 (576 image tokens), an MLP projector, a Llama.
+Two methods make the training fast. A lesson asks many questions about the same images in one pass; the attention mask hides the questions
+from each other. The first stages see a random part of each image's patches, at their true positions; the last stage sees all patches.
 """
 
 import argparse
@@ -18,19 +18,20 @@ from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_gateway.demo import tokenizer as special_tokens
-from llava_gateway.demo.batches import ASKED, DESCRIBED, GRID, IGNORE, PATCH, PATCHES, SIDE, Batch, Lessons, Stage
+from llava_gateway.demo.batches import ANSWER_WEIGHT, DESCRIPTION_WEIGHT, GRID, IGNORE, PATCH, PATCHES, SIDE, Batch, Lessons, Stage
 from llava_gateway.demo.checkpoint_files import save
 from llava_gateway.demo.conversations import Mix, corpus
 
-CONTEXT = 4096
+CONTEXT_LENGTH = 4096
 STAGES = (
-    Stage(1300, 6000, (32,), 2e-3, Mix(places=0.6, quarters=0.3)),
-    Stage(1100, 7000, (40, 160, PATCHES), 1.2e-3, Mix(places=0.5, quarters=0.2)),
-    Stage(200, 7000, (PATCHES,), 3e-4, Mix(places=0.5, quarters=0.1)),
+    Stage(1300, 6000, (32,), 2e-3, Mix(one_place=0.6, which_quarter=0.3)),
+    Stage(1100, 7000, (40, 160, PATCHES), 1.2e-3, Mix(one_place=0.5, which_quarter=0.2)),
+    Stage(200, 7000, (PATCHES,), 3e-4, Mix(one_place=0.5, which_quarter=0.1)),
 )
 
 
 def config(tokenizer: Tokenizer) -> LlavaConfig:
+    """Return the model's configuration."""
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=3, image_size=SIDE, patch_size=PATCH,
@@ -38,7 +39,7 @@ def config(tokenizer: Tokenizer) -> LlavaConfig:
         ),
         text_config=LlamaConfig(
             vocab_size=tokenizer.get_vocab_size(), hidden_size=128, intermediate_size=320, num_hidden_layers=3,
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=CONTEXT,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=CONTEXT_LENGTH,
             bos_token_id=tokenizer.token_to_id(special_tokens.BOS), eos_token_id=tokenizer.token_to_id(special_tokens.EOS),
             pad_token_id=tokenizer.token_to_id(special_tokens.PAD),
         ),
@@ -48,7 +49,10 @@ def config(tokenizer: Tokenizer) -> LlavaConfig:
 
 
 def image_features(model: LlavaForConditionalGeneration, patches: Tensor, kept: Tensor) -> Tensor:
-    """(images, kept, hidden): the projected features of some of the patches."""
+    """Return the projected features of the kept patches, of shape (images, kept, hidden).
+
+    `patches`: (images, kept, 588) pixels. `kept`: (images, kept) indices of the patches in the image.
+    """
     tower = model.model.vision_tower
     embeddings = tower.embeddings
     hidden = patches @ embeddings.patch_embedding.weight.flatten(1).T + embeddings.position_embedding(kept + 1)
@@ -61,7 +65,7 @@ def image_features(model: LlavaForConditionalGeneration, patches: Tensor, kept: 
 
 
 def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Tensor, list[float]]:
-    """The weighted cross-entropy of a batch, and the shares of colours that were right: in descriptions, and as answers of their own."""
+    """Return the weighted cross-entropy of a batch, and the shares of correct colours in descriptions and in one-word answers."""
     language = model.model.language_model
     embeds = language.embed_tokens(batch.ids)
     is_image = batch.ids == model.config.image_token_id
@@ -69,48 +73,50 @@ def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Tensor,
         embeds = embeds.masked_scatter(is_image[..., None], image_features(model, batch.patches, batch.kept))
     order = torch.arange(batch.ids.shape[1])
     causal = order[:, None] >= order[None, :]
-    own = (batch.segments[:, :, None] == batch.segments[:, None, :]) | (batch.segments[:, None, :] == 0)
-    mask = (causal & own)[:, None]
+    same_question = (batch.segments[:, :, None] == batch.segments[:, None, :]) | (batch.segments[:, None, :] == 0)
+    mask = (causal & same_question)[:, None]
     mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     hidden = language(inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False).last_hidden_state
-    wanted = batch.labels != IGNORE
-    logits, labels, weights = model.lm_head(hidden[wanted]), batch.labels[wanted], batch.weights[wanted]
+    has_label = batch.labels != IGNORE
+    logits, labels, weights = model.lm_head(hidden[has_label]), batch.labels[has_label], batch.weights[has_label]
     loss = (nn.functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
-    right = logits.argmax(-1) == labels
-    return loss, [right[weights == weight].float().mean().item() for weight in (DESCRIBED, ASKED)]
+    correct = logits.argmax(-1) == labels
+    return loss, [correct[weights == weight].float().mean().item() for weight in (DESCRIPTION_WEIGHT, ANSWER_WEIGHT)]
 
 
-def know_rows_and_columns(model: LlavaForConditionalGeneration) -> None:
-    """Start the patches' position embeddings as sines of their row and of their column, instead of as noise."""
+def init_position_embeddings(model: LlavaForConditionalGeneration) -> None:
+    """Set the patches' position embeddings to sines and cosines of row and column, instead of noise."""
     embedding = model.model.vision_tower.embeddings.position_embedding.weight
     quarter = embedding.shape[1] // 4
     frequencies = torch.exp(torch.arange(quarter) * (-math.log(GRID) / quarter)) * 2 * math.pi / GRID
-    places = torch.arange(PATCHES)
+    patches = torch.arange(PATCHES)
     with torch.no_grad():
-        for half, place in enumerate((places // GRID, places % GRID)):
-            angles = place[:, None] * frequencies
+        for half, coordinate in enumerate((patches // GRID, patches % GRID)):
+            angles = coordinate[:, None] * frequencies
             embedding[1:, 2 * half * quarter : (2 * half + 1) * quarter] = 0.3 * torch.sin(angles)
             embedding[1:, (2 * half + 1) * quarter : (2 * half + 2) * quarter] = 0.3 * torch.cos(angles)
 
 
 def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, stages: tuple[Stage, ...], directory: Path) -> None:
+    """Train the model, and save it to `directory` every 500 steps and after each stage."""
     for number, stage in enumerate(stages):
         optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, stage.steps, pct_start=0.1)
         batches = iter(DataLoader(Lessons(tokenizer, stage, seed=number), batch_size=None, num_workers=1, prefetch_factor=4))
-        start, smooth = time.monotonic(), [0.0, 0.0]
+        start, averages = time.monotonic(), [0.0, 0.0]
         for step in range(1, stage.steps + 1):
-            loss, right = loss_of(model, next(batches))
+            loss, shares = loss_of(model, next(batches))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            smooth = [old if math.isnan(new) else old + (new - old) * 0.05 for old, new in zip(smooth, right, strict=True)]
+            averages = [old if math.isnan(new) else old + (new - old) * 0.05 for old, new in zip(averages, shares, strict=True)]
             if step % 25 == 0:
                 rate = (time.monotonic() - start) / step
                 print(
-                    f"stage {number} step {step} loss {loss.item():.4f} described {smooth[0]:.3f} asked {smooth[1]:.3f} {rate:.2f} s/step",
+                    f"stage {number} step {step} loss {loss.item():.4f} descriptions {averages[0]:.3f} answers {averages[1]:.3f} "
+                    f"{rate:.2f} s/step",
                     flush=True,
                 )
             if step % 500 == 0 or step == stage.steps:
@@ -118,13 +124,14 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, stages: tu
 
 
 def main() -> None:
+    """Train the demo model from random weights."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("directory", nargs="?", type=Path, default=Path(__file__).parent / "checkpoint")
     directory = parser.parse_args().directory
     torch.manual_seed(0)
     tokenizer = special_tokens.build(corpus(random.Random(0)))
     model = LlavaForConditionalGeneration(config(tokenizer))
-    know_rows_and_columns(model)
+    init_position_embeddings(model)
     print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters", flush=True)
     train(model, tokenizer, STAGES, directory)
 

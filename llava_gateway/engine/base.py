@@ -1,4 +1,4 @@
-"""What the gateway asks of an engine. `engine.vllm` is the one that ships, and `engine.supervisor` keeps it alive."""
+"""The protocol between the gateway and an engine. `engine.vllm` is the engine that ships; `engine.supervisor` restarts a dead engine."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,39 +7,49 @@ from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingP
 
 
 class Engine(Protocol):
-    """Starts once and stops once; after its death another one is made."""
+    """An engine for one model. It is started once and stopped once; after its death the supervisor creates another one."""
 
     stage: str
-    """What it is at while it starts, for people."""
+    """The current step of the start, for people: it appears in the log and in the error of requests that come too early."""
 
     @property
     def dead(self) -> bool:
-        """Whether it is known to have died after its start."""
+        """Whether the engine is known to have died after its start."""
 
     async def start(self) -> ModelInfo:
-        """Load the model. Raises EngineStartError."""
+        """Load the model and return its description. Raises EngineStartError."""
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
-        """Whether answers can be held to this form. Raises InvalidRequest; TooManyRequests or Unavailable if there is no telling now."""
+        """Return if the engine can hold an answer to this form.
+
+        Raises InvalidRequest if it cannot, TooManyRequests or Unavailable if the form cannot be checked at the moment.
+        """
 
     async def load_adapter(self, adapter: LoraAdapter) -> None:
-        """From now on prompts may come with it. Raises InvalidRequest for one that this model cannot take, and lives on without it;
-        EngineFailed or Unavailable."""
+        """Load a LoRA adapter, so that prompts may use it.
+
+        Raises InvalidRequest if this model cannot use the adapter (the engine lives on without it), EngineFailed or Unavailable.
+        """
 
     async def unload_adapter(self, adapter: LoraAdapter) -> None:
-        """Forget it; no prompt that is being answered has it. Raises EngineFailed or Unavailable."""
+        """Unload a LoRA adapter that no running prompt uses. Raises EngineFailed or Unavailable."""
 
     async def generate(
         self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
     ) -> None:
-        """Answer: gives deltas to `take` as they come, or each choice in as few as suit the engine if not `stream`, and returns when it has
-        given all. `take` is called from the event loop and does not block. Writes what it read and wrote into `usage`.
+        """Generate an answer, and return after its last delta. Cancelling the call aborts the request.
 
-        Cancelling it aborts the request. Raises InvalidRequest before the first delta, EngineFailed or Unavailable at any time.
+        `stream`: True for deltas as they are generated, False for each choice in as few deltas as suit the engine.
+        `usage`: the engine adds the tokens of the prompt and of the answer to it.
+        `on_delta`: called with each delta, from the event loop. It must not block.
+        Raises InvalidRequest before the first delta, EngineFailed or Unavailable at any time.
         """
 
     async def check(self, timeout: float) -> None:
-        """A round trip to the engine's own loop. Raises Unavailable if it is dead or does not answer within `timeout` seconds."""
+        """Return when the engine's own loop has answered. Raises Unavailable if it is dead or silent for `timeout` seconds."""
 
     async def stop(self) -> None:
-        """End the engine and every process it has started, at once; what runs ends with an error. Safe to call at any time, and twice."""
+        """End the engine and every process that it has started, at once. Running requests end with an error.
+
+        May be called at any time, and more than once.
+        """

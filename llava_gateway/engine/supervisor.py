@@ -1,5 +1,7 @@
-"""The engine may die; the gateway may not. The supervisor asks the engine's own loop, again and again, whether it lives, and puts another
-one in its place when it does not."""
+"""The supervisor keeps an engine running: the engine may die, the gateway may not.
+
+It asks the engine's own loop once in a second for an answer. An engine that is dead or silent is stopped, and another one is started.
+"""
 
 import asyncio
 import contextlib
@@ -15,46 +17,57 @@ log = logging.getLogger(__name__)
 
 PROBE_INTERVAL = 1.0
 """Seconds between two probes."""
-RESPONSIVE = 5.0
-"""An answer no older than so many seconds says that the engine is well."""
+MAX_SILENCE = 5.0
+"""An engine is responsive if its last answer to a probe is at most this old, in seconds."""
 RETRY_AFTER = 10
 MAX_BACKOFF = 60.0
-HEALTHY = 60.0
-"""Seconds of life after which the next death is not taken for the same trouble."""
+"""The longest pause between two attempts to restart the engine, in seconds."""
+STABLE_AFTER = 60.0
+"""An engine that has lived for so many seconds is stable: after its death the pause between attempts begins at 0 again."""
 PROGRESS_INTERVAL = 10.0
+"""Seconds between two log lines about a model that loads."""
 
 
 class Supervisor:
-    """One engine at a time. Used from one event loop."""
+    """Runs one engine at a time, restarts it after its death, and passes requests on to it. Used from one event loop."""
 
     def __init__(
-        self, make: Callable[[], Engine], timeout: float, on_death: Callable[[], None] | None = None, adapters: Sequence[LoraAdapter] = ()
+        self,
+        create_engine: Callable[[], Engine],
+        timeout: float,
+        on_death: Callable[[], None] | None = None,
+        adapters: Sequence[LoraAdapter] = (),
     ) -> None:
-        """`timeout`: seconds without an answer after which the engine counts as dead. `on_death`: called instead of a restart.
-        `adapters`: loaded at the start."""
+        """Create the supervisor; `start` starts the first engine.
+
+        `timeout`: seconds without an answer after which the engine counts as dead.
+        `on_death`: called instead of a restart.
+        `adapters`: the LoRA adapters that are loaded at the start.
+        """
         self.timeout = timeout
         self.restarts = 0
         self.adapters = list(adapters)
-        """What every engine has to load."""
-        self._make = make
+        """The LoRA adapters that every new engine loads."""
+        self._create_engine = create_engine
         self._on_death = on_death
         self._engine: Engine | None = None
-        self._answered = 0.0
-        self._began = time.monotonic()
-        self._failed = self._dead = False
+        self._last_answer = 0.0
+        self._not_ready_since = time.monotonic()
+        self._start_failed = self._dead = False
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> ModelInfo:
         """Start the first engine, and watch it from then on. Raises EngineStartError."""
         try:
-            engine, model = await self._start()
+            engine, model = await self._start_engine()
         except Exception:
-            self._failed = True
+            self._start_failed = True
             raise
         self._watching = asyncio.create_task(self._watch(engine))
         return model
 
     async def stop(self) -> None:
+        """Stop watching, and stop the engine."""
         if self._watching:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
@@ -62,30 +75,30 @@ class Supervisor:
             await self._engine.stop()
 
     def check(self) -> None:
-        """Whether a request would be answered. Raises Unavailable, which says why not."""
-        if self._failed:
+        """Raise Unavailable if a request would not be answered now. The error's message gives the reason."""
+        if self._start_failed:
             raise Unavailable("The model did not load; the server's log says why.", code="model_failed")
-        if not self._dead and self._engine and self._engine.dead:  # the next probe will find out, too
-            self._dead, self._began = True, time.monotonic()
+        if not self._dead and self._engine and self._engine.dead:  # the next probe would find out up to a second later
+            self._dead, self._not_ready_since = True, time.monotonic()
         if self._dead:
-            seconds = time.monotonic() - self._began
+            seconds = time.monotonic() - self._not_ready_since
             raise Unavailable(
                 f"The engine has died and is being restarted, for {seconds:.0f} s now.", code="engine_restarting", retry_after=RETRY_AFTER
             )
-        if not self._answered:
-            seconds = time.monotonic() - self._began
+        if not self._last_answer:
+            seconds = time.monotonic() - self._not_ready_since
             stage = self._engine.stage if self._engine else "starting"
             raise Unavailable(f"The model is loading, for {seconds:.0f} s now: {stage}.", code="model_loading", retry_after=3)
 
     def check_responsive(self) -> None:
-        """Whether the engine has answered within the last seconds. Raises Unavailable."""
+        """Raise Unavailable if a request would not be answered now, or if the engine has not answered a probe for `MAX_SILENCE` seconds."""
         self.check()
-        if (silent := time.monotonic() - self._answered) > RESPONSIVE:
-            raise Unavailable(f"The engine has not answered for {silent:.0f} s.", code="engine_silent", retry_after=RETRY_AFTER)
+        if (silence := time.monotonic() - self._last_answer) > MAX_SILENCE:
+            raise Unavailable(f"The engine has not answered for {silence:.0f} s.", code="engine_silent", retry_after=RETRY_AFTER)
 
     @property
     def is_responsive(self) -> bool:
-        """Whether the engine has answered within the last seconds."""
+        """Whether `check_responsive` would pass."""
         try:
             self.check_responsive()
         except Unavailable:
@@ -93,43 +106,48 @@ class Supervisor:
         return True
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
-        await self._alive().check_structured_output(structured_output)
+        """Like `Engine.check_structured_output`. Raises Unavailable if no engine runs."""
+        await self._running_engine().check_structured_output(structured_output)
 
     async def generate(
         self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
     ) -> None:
-        await self._alive().generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta)
+        """Like `Engine.generate`. Raises Unavailable if no engine runs."""
+        await self._running_engine().generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta)
 
     async def load_adapter(self, adapter: LoraAdapter) -> None:
-        """As the engine's, which the next engine's start repeats."""
-        await self._alive().load_adapter(adapter)
+        """Load an adapter like `Engine.load_adapter`, and again after every restart. Raises Unavailable if no engine runs."""
+        await self._running_engine().load_adapter(adapter)
         self.adapters.append(adapter)
 
     async def unload_adapter(self, adapter: LoraAdapter) -> None:
-        """As the engine's; if that is dead, the next one will not have it."""
+        """Unload an adapter like `Engine.unload_adapter`. If the engine is dead, the next one does not load the adapter."""
         self.adapters.remove(adapter)
         with contextlib.suppress(Unavailable):
-            await self._alive().unload_adapter(adapter)
+            await self._running_engine().unload_adapter(adapter)
 
-    def _alive(self) -> Engine:
+    def _running_engine(self) -> Engine:
         self.check()
         assert self._engine
         return self._engine
 
-    async def _start(self) -> tuple[Engine, ModelInfo]:
-        self._engine = engine = self._make()
-        progress = asyncio.create_task(self._report())
+    async def _start_engine(self) -> tuple[Engine, ModelInfo]:
+        self._engine = engine = self._create_engine()
+        progress = asyncio.create_task(self._log_progress())
         try:
             model = await engine.start()
             await self._load_adapters(engine)
         finally:
             progress.cancel()
-        self._answered = time.monotonic()
+        self._last_answer = time.monotonic()
         self._dead = False
         return engine, model
 
     async def _load_adapters(self, engine: Engine) -> None:
-        """All of them at the first start, or EngineStartError; later, one that is broken by now must not keep the model from its work."""
+        """Load all adapters.
+
+        At the first start an adapter that cannot be loaded is an EngineStartError. After a restart the model serves without that adapter.
+        """
         for adapter in tuple(self.adapters):
             engine.stage = f"loading the adapter {adapter.name}"
             try:
@@ -137,57 +155,62 @@ class Supervisor:
             except GatewayError as error:
                 if self._watching is None:
                     raise EngineStartError(f"the adapter {adapter.name}: {error.message}") from error
-                log.error("The adapter %s did not come back: %s", adapter.name, error.message)
+                log.error("The adapter %s could not be loaded after the restart: %s", adapter.name, error.message)
 
-    async def _report(self) -> None:
+    async def _log_progress(self) -> None:
         start = time.monotonic()
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL)
             log.info("the model is loading, for %.0f s now: %s", time.monotonic() - start, self._engine and self._engine.stage)
 
     async def _watch(self, engine: Engine) -> None:
+        """Restart the engine after each death, as long as the supervisor runs."""
         backoff = 0.0
         while True:
-            born = time.monotonic()
-            await self._until_dead(engine)
-            self._dead, self._began = True, time.monotonic()
-            if time.monotonic() - born > HEALTHY:
+            started = time.monotonic()
+            await self._wait_for_death(engine)
+            self._dead, self._not_ready_since = True, time.monotonic()
+            if time.monotonic() - started > STABLE_AFTER:
                 backoff = 0.0
-            await self._end(engine)
+            await self._stop_engine(engine)
             if self._on_death:
                 self._on_death()
                 return
             engine, backoff = await self._restart(backoff)
             self.restarts += 1
-            log.warning("the engine is back after %.1f s", time.monotonic() - self._began)
+            log.warning("the engine is back after %.1f s", time.monotonic() - self._not_ready_since)
 
-    async def _until_dead(self, engine: Engine) -> None:
+    async def _wait_for_death(self, engine: Engine) -> None:
+        """Probe the engine until it is dead or silent for too long."""
         while True:
             try:
                 await engine.check(self.timeout)
             except Unavailable as error:
                 log.error("the engine is given up: %s", error.message)
                 return
-            self._answered = time.monotonic()
+            self._last_answer = time.monotonic()
             await asyncio.sleep(PROBE_INTERVAL)
 
     async def _restart(self, backoff: float) -> tuple[Engine, float]:
-        """A living engine, and how long to wait before the next attempt if it dies soon."""
+        """Start engines until one has started. Return it, and the pause before the next attempt if it dies soon.
+
+        `backoff`: the pause before the first attempt, in seconds. It doubles with each attempt.
+        """
         while True:
             await asyncio.sleep(backoff)
             backoff = min(max(1.0, 2 * backoff), MAX_BACKOFF)
             try:
-                engine, _ = await self._start()
+                engine, _ = await self._start_engine()
             except Exception as error:
-                known = isinstance(error, EngineStartError)
-                log.error("The engine did not come back, and is tried again in %.0f s: %s", backoff, error, exc_info=not known)
+                expected = isinstance(error, EngineStartError)
+                log.error("The engine could not be restarted; next attempt in %.0f s: %s", backoff, error, exc_info=not expected)
                 if self._engine:
-                    await self._end(self._engine)
+                    await self._stop_engine(self._engine)
             else:
                 return engine, backoff
 
     @staticmethod
-    async def _end(engine: Engine) -> None:
+    async def _stop_engine(engine: Engine) -> None:
         try:
             await engine.stop()
         except Exception:

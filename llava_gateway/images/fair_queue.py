@@ -96,7 +96,10 @@ class FairThreads:
                 loop.call_soon_threadsafe(self._slots.release, client)
 
         future.add_done_callback(release)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            del future  # a failed future holds this frame by its traceback: the cycle would keep the arguments until a garbage collection
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

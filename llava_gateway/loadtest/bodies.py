@@ -1,4 +1,4 @@
-"""What is asked: short texts, and photographs that no server has seen."""
+"""The bodies of a load test's requests: short texts, and generated photographs that no server has in a cache."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def photograph(width: int, height: int) -> bytes:
-    """A JPEG with detail at every scale, so that decoding it costs what a camera's costs: about 3 bits for a pixel."""
+    """Return a generated JPEG. It has detail at every scale, about 3 bits per pixel, so decoding costs as much as for a camera's photo."""
     bands = []
     for scale in (7, 11, 13):
         coarse = Image.effect_noise((scale * 4, scale * 3), 96).resize((width, height), Image.Resampling.BICUBIC)
@@ -23,19 +23,25 @@ def photograph(width: int, height: int) -> bytes:
 
 
 def another(jpeg: bytes, number: int) -> bytes:
-    """Another picture of the same cost, with other pixels: servers that know pictures by their file, and those that know them by their
-    pixels, take it for new. Each of the number's low 48 bits is added to a quantiser (ITU T.81, B.2.4.1) of fine detail."""
+    """Return a variant of the photograph that costs as much to decode, but has different pixels.
+
+    So a cache misses, whether its key is the file's content or the pixels. Each of the low 48 bits of `number` is added to an entry of the
+    quantization table for fine detail (ITU T.81, B.2.4.1).
+    """
     table = jpeg.index(b"\xff\xdb") + 5
-    quantisers = bytearray(jpeg[table : table + 64])
+    quantizers = bytearray(jpeg[table : table + 64])
     for bit in range(48):
-        quantisers[16 + bit] += number >> bit & 1
-    return jpeg[:table] + quantisers + jpeg[table + 64 :]
+        quantizers[16 + bit] += number >> bit & 1
+    return jpeg[:table] + quantizers + jpeg[table + 64 :]
 
 
 def chat_bodies(
     model: str, *, max_tokens: int, stream: bool = True, images: int = 0, image_size: tuple[int, int] = (0, 0), **fields: Any
 ) -> Iterator[bytes]:
-    """Chats without end, each with new pictures; `fields` go into every body."""
+    """Yield an endless series of chat requests, each with new images.
+
+    `image_size`: width and height in pixels. `fields`: added to every body.
+    """
     photo = photograph(*image_size) if images else b""
     numbers = itertools.count(secrets.randbits(48))
     for number in itertools.count():

@@ -1,4 +1,4 @@
-"""A client that costs little beside what it measures: one connection, kept alive, whose answers are looked at and not parsed."""
+"""A client for load tests. It uses little CPU beside the server: one kept-alive connection, and answers that are searched, not parsed."""
 
 import asyncio
 import ssl
@@ -12,30 +12,33 @@ import orjson
 
 @dataclass(slots=True)
 class Outcome:
-    """How one request went; times in seconds since it was sent."""
+    """The result of one request. Times are in seconds since the request was sent."""
 
     status: int = 0
-    """0 if there was no answer."""
+    """The HTTP status; 0 if there was no answer."""
     first: float | None = None
-    """When the first piece of text came."""
+    """The time of the first piece of text."""
     last: float = 0.0
-    """When the answer was whole."""
+    """The time of the complete answer."""
     pieces: int = 0
     """Events with text, or 1 for an answer that did not stream."""
     completion_tokens: int = 0
-    """As the server counts them; if it does not, one for each piece."""
+    """The server's count. If the server reports none, the number of pieces."""
     error: str = ""
+    """Empty if the request succeeded."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go."""
+    """The server under test."""
 
     url: str
-    """Of the API, as an SDK's base_url: http://127.0.0.1:8000/v1."""
+    """The URL of the API, like an SDK's base_url: http://127.0.0.1:8000/v1."""
     key: str = ""
+    """The API key; empty: none."""
 
     def head(self, path: str, length: int) -> bytes:
+        """Return the head of a POST request whose body has `length` bytes."""
         parts = urlsplit(self.url)
         authorization = f"authorization: Bearer {self.key}\r\n" if self.key else ""
         return (
@@ -44,7 +47,7 @@ class Target:
         ).encode()
 
     async def connect(self) -> "Connection":
-        """Raises OSError."""
+        """Open a connection. Raises OSError."""
         parts = urlsplit(self.url)
         tls = ssl.create_default_context() if parts.scheme == "https" else None
         port = parts.port or (443 if tls else 80)
@@ -54,7 +57,7 @@ class Target:
 
 @dataclass
 class Connection(asyncio.Protocol):
-    """One request at a time."""
+    """An HTTP/1.1 connection that carries one request at a time."""
 
     is_open: bool = True
     _outcome: Outcome = field(default_factory=Outcome)
@@ -66,7 +69,7 @@ class Connection(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
 
     async def ask(self, request: bytes) -> Outcome:
-        """Send head and body; returns when the answer is whole or the connection is gone. Raises nothing."""
+        """Send a request, head and body. Return when the answer is complete or the connection is closed. Raises nothing."""
         self._outcome, self._body = Outcome(), bytearray()
         self._parser = httptools.HttpResponseParser(self)
         self._done = asyncio.get_running_loop().create_future()
@@ -79,6 +82,7 @@ class Connection(asyncio.Protocol):
         return self._outcome
 
     def close(self) -> None:
+        """Close the connection at once."""
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -103,18 +107,18 @@ class Connection(asyncio.Protocol):
                 self._outcome.pieces += texts
                 if self._outcome.first is None:
                     self._outcome.first = time.perf_counter() - self._start
-        # What is said of usage and errors stands at the end; of an answer that streams no more than that is kept.
+        # Usage and errors are at the end of an answer, so only the end of a long answer is kept.
         self._body += body
         if len(self._body) > 1 << 17:
             del self._body[: -(1 << 16)]
 
     def on_message_complete(self) -> None:
         if self._outcome.status == 200:
-            found = _usage(bytes(self._body))
-            self._outcome.completion_tokens = found if found is not None else self._outcome.pieces
-            self._end("" if b'"error":' not in self._body or b'"choices":' in self._body[-4096:] else _text(bytes(self._body)))
+            counted = _completion_tokens(bytes(self._body))
+            self._outcome.completion_tokens = counted if counted is not None else self._outcome.pieces
+            self._end("" if b'"error":' not in self._body or b'"choices":' in self._body[-4096:] else _error_message(bytes(self._body)))
         else:
-            self._end(_text(bytes(self._body)) or f"status {self._outcome.status}")
+            self._end(_error_message(bytes(self._body)) or f"status {self._outcome.status}")
 
     def _end(self, error: str) -> None:
         if self._done and not self._done.done():
@@ -123,15 +127,15 @@ class Connection(asyncio.Protocol):
             self._done.set_result(None)
 
 
-def _usage(body: bytes) -> int | None:
-    """`completion_tokens` of a JSON answer or of a stream's last chunk that has them."""
-    at = body.rfind(b'"completion_tokens":')
-    digits = body[at + 20 : at + 32].strip().split(b",")[0].split(b"}")[0].strip()
-    return int(digits) if at >= 0 and digits.isdigit() else None
+def _completion_tokens(body: bytes) -> int | None:
+    """Return `completion_tokens` from a JSON answer or from the last chunk that has usage. None: the answer has no usage."""
+    position = body.rfind(b'"completion_tokens":')
+    digits = body[position + 20 : position + 32].strip().split(b",")[0].split(b"}")[0].strip()
+    return int(digits) if position >= 0 and digits.isdigit() else None
 
 
-def _text(body: bytes) -> str:
-    """An error as the server words it."""
+def _error_message(body: bytes) -> str:
+    """Return the server's error message, up to 200 characters. Empty: the body has none."""
     for line in reversed(body.replace(b"data: ", b"").splitlines()):
         try:
             error = orjson.loads(line)["error"]

@@ -1,4 +1,4 @@
-"""A closed loop: so many clients, each sending its next request when it has its answer."""
+"""A load test in a closed loop: each of several clients sends its next request when its last request is answered."""
 
 import asyncio
 import time
@@ -10,22 +10,27 @@ from llava_gateway.loadtest.client import Connection, Outcome, Target
 
 @dataclass
 class Result:
-    """What one load came to."""
+    """The outcomes of a load test."""
 
     concurrency: int
+    """The number of clients."""
     seconds: float = 0.0
+    """The duration of the whole test."""
     outcomes: list[Outcome] = field(default_factory=list)
 
     @property
     def answered(self) -> list[Outcome]:
+        """The outcomes of requests that succeeded."""
         return [outcome for outcome in self.outcomes if not outcome.error]
 
     @property
     def errors(self) -> list[str]:
+        """The messages of requests that failed."""
         return [outcome.error for outcome in self.outcomes if outcome.error]
 
     @property
     def tokens(self) -> int:
+        """Tokens of all answers."""
         return sum(outcome.completion_tokens for outcome in self.answered)
 
 
@@ -38,8 +43,11 @@ async def load(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     deadline: float = float("inf"),
 ) -> Result:
-    """`requests` in all, by `concurrency` clients; none is begun after `deadline`, by time.monotonic. Raises nothing: what fails is an
-    outcome."""
+    """Send `requests` requests in all with `concurrency` clients.
+
+    `path`: relative to the API's URL. `bodies`: must not end. `deadline`: no request starts later; on the clock of time.monotonic.
+    Raises nothing: a failure is an outcome with an error.
+    """
     result = Result(concurrency)
     left = requests
 

@@ -1,4 +1,7 @@
-"""Attacks on a gateway, each bounded in time, for `make soak`: what one hostile client does from an address of its own while others ask."""
+"""Attacks on a gateway, for `make soak`: one hostile client with its own address, while other clients send requests.
+
+Each attack is bounded in time.
+"""
 
 import base64
 import contextlib
@@ -16,9 +19,9 @@ from helpers.requests import body, image, image_part
 
 CHAT = "/v1/chat/completions"
 ADDRESS = "127.0.0.2"
-"""Attackers come from here, polite clients from 127.0.0.1: the gateway is fair among addresses."""
+"""The attackers' address. The polite clients use 127.0.0.1; the gateway shares its time fairly between addresses."""
 PATIENCE = 8.0
-"""Seconds for which an attacker waits at most."""
+"""The longest time that an attacker waits, in seconds."""
 CONNECTIONS = ["leave", "upgrade", "websocket", "drip", "silent", "deaf"]
 KINDS = [
     *("seeds", "long_seeds", "scans", "tiles", "chunks", "percent", "ignored", "emoji", "urls", "prompts", "schemas", "regexes"),
@@ -31,13 +34,15 @@ def _data_uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def _picture(data: bytes) -> dict[str, Any]:
+def _image_request(data: bytes) -> dict[str, Any]:
     return body(image_part(_data_uri(data)), "Hello", max_tokens=1)
 
 
 class Attacks:
+    """The attacks of one hostile client. Each is named in `KINDS`."""
+
     def __init__(self, url: str, origin_url: str) -> None:
-        """`url`: of the gateway. `origin_url`: of `hostile.hostile_origin`."""
+        """`url`: the gateway's. `origin_url`: that of `hostile_origin.hostile_origin`."""
         self._address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
         self._http = httpx.Client(base_url=url, transport=httpx.HTTPTransport(local_address=ADDRESS), timeout=PATIENCE)
         schema: dict[str, Any] = {"allOf": [{"type": "object", "properties": {f"a{i}": {"type": "string"}}} for i in range(300)]}
@@ -46,17 +51,17 @@ class Attacks:
         self._bodies: dict[str, list[Any]] = {
             "seeds": [body(small, "Hello", seed=7, temperature=1, max_tokens=4)],
             "long_seeds": [{"model": "llava-demo", "prompt": ["red " * 2300] * 2, "max_tokens": 2, "seed": 1}],
-            "scans": [_picture(hostile_files.sequential_scans(20_000)), _picture(hostile_files.hidden_scans(20_000))],
+            "scans": [_image_request(hostile_files.sequential_scans(20_000)), _image_request(hostile_files.hidden_scans(20_000))],
             "tiles": [
-                _picture(hostile_files.large_tile()),
-                _picture(hostile_files.shared_pieces(63, 2048, tiled=True)),
-                _picture(hostile_files.shared_pieces(63, 2048, tiled=False)),
+                _image_request(hostile_files.large_tile()),
+                _image_request(hostile_files.shared_pieces(63, 2048, tiled=True)),
+                _image_request(hostile_files.shared_pieces(63, 2048, tiled=False)),
             ],
             "chunks": [
-                _picture(hostile_files.exif_flood()),
-                _picture(hostile_files.profile_flood()),
-                _picture(hostile_files.empty_idats(300_000)),
-                _picture(hostile_files.long_gif_comment(1_000_000)),
+                _image_request(hostile_files.exif_flood()),
+                _image_request(hostile_files.profile_flood()),
+                _image_request(hostile_files.empty_idats(300_000)),
+                _image_request(hostile_files.long_gif_comment(1_000_000)),
             ],
             "percent": [body(image_part("data:image/png;base64," + "%41" * 2_000_000), "Hello")],
             "ignored": [body("Hello", metadata=[{}] * 400_000, max_tokens=1), body("Hello", nonsense=[[[]] * 400_000], max_tokens=1)],
@@ -71,7 +76,7 @@ class Attacks:
         assert [*self._contents, *CONNECTIONS] == KINDS
 
     def run(self, kind: str, rng: random.Random) -> int:
-        """The status that answered it; 0 if none did."""
+        """Run an attack and return the HTTP status of the response, or 0 if there was none."""
         with contextlib.suppress(OSError, httpx.TransportError):
             if kind in self._contents:
                 return self._post(kind, rng)
@@ -88,7 +93,7 @@ class Attacks:
         return socket.create_connection(self._address, PATIENCE, (ADDRESS, 0))
 
     def _leave(self, rng: random.Random) -> int:
-        """With a picture half decoded."""
+        """Disconnect while the gateway decodes an image."""
         content = rng.choice(self._contents["scans"] + self._contents["tiles"])
         with self._connect() as connection:
             connection.sendall(self._head(len(content)) + content)
@@ -96,13 +101,13 @@ class Attacks:
         return 0
 
     def _upgrade(self, rng: random.Random) -> int:
-        """With a body, for which nobody waits in time."""
+        """Ask for an upgrade with a body that never comes."""
         with self._connect() as connection:
             connection.sendall(b"GET /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n" + UPGRADE + b"\r\n")
             return self._status(connection)
 
     def _websocket(self, rng: random.Random) -> int:
-        """A message of 4 MB that never ends."""
+        """Send the first 4 MB of a WebSocket message of 8 MB."""
         with self._connect() as connection:
             connection.sendall(b"GET /api/v1/stream HTTP/1.1\r\nhost: localhost\r\n" + UPGRADE + b"\r\n")
             status = self._status(connection)
@@ -112,7 +117,7 @@ class Attacks:
             return status
 
     def _drip(self, rng: random.Random) -> int:
-        """A body byte by byte."""
+        """Send a body byte by byte."""
         with self._connect() as connection:
             connection.sendall(self._head(1000))
             deadline = time.monotonic() + PATIENCE / 2
@@ -122,7 +127,7 @@ class Attacks:
         return 0
 
     def _silent(self, rng: random.Random) -> int:
-        """Thirty connections that say nothing, or little."""
+        """Open thirty connections that send nothing, or only the start of a request."""
         connections = [self._connect() for _ in range(30)]
         for connection in connections[::2]:
             connection.sendall(b"POST / HTTP/1.1\r\nhost:")
@@ -132,7 +137,7 @@ class Attacks:
         return 0
 
     def _deaf(self, rng: random.Random) -> int:
-        """A stream that nobody reads."""
+        """Ask for a stream and never read it."""
         content = json.dumps(body("Hello", stream=True, max_tokens=100, ignore_eos=True)).encode()
         with self._connect() as connection:
             connection.sendall(self._head(len(content)) + content)

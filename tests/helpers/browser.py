@@ -1,4 +1,4 @@
-"""A real Chromium, driven by Playwright, on the chat page."""
+"""A real Chromium, driven by Playwright, that shows the chat page."""
 
 import os
 import shutil
@@ -9,65 +9,67 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-HOW = "no browser: `apt-get install chromium` has one that the tests of the chat page use"
+INSTALL_HINT = "no browser: `apt-get install chromium` installs one for the tests of the chat page"
+
+expect.set_options(timeout=60_000)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The system's. Without one the test is skipped, or fails where CI is set."""
+    """Yield the system's Chromium. Without one, skip the test, or fail it where CI is set."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(HOW)
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(INSTALL_HINT)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, chromium_sandbox=os.geteuid() != 0)
         yield browser
         browser.close()
 
 
-class Watch:
-    """What a page must not do: log an error, or ask any other server than its own."""
+class PageMonitor:
+    """A list of the page's faults: logged errors, and requests to any server other than its own."""
 
     def __init__(self, page: Page, url: str) -> None:
         self._url = url
-        self.wrong: list[str] = []
+        self.problems: list[str] = []
         page.on("console", self._console)
-        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("request", self._request)
 
     def _console(self, message: ConsoleMessage) -> None:
-        refused = message.location["url"].startswith(f"{self._url}/v1/")  # Chromium logs each status that is an error
-        if message.type in ("error", "warning") and not refused:
-            self.wrong.append(message.text)
+        is_refusal = message.location["url"].startswith(f"{self._url}/v1/")  # Chromium logs each response with an error status
+        if message.type in ("error", "warning") and not is_refusal:
+            self.problems.append(message.text)
 
     def _request(self, request: Request) -> None:
         if not request.url.startswith((f"{self._url}/", "data:")):
-            self.wrong.append(request.url)
+            self.problems.append(request.url)
 
 
 class Chat:
-    """The chat page, as people use it."""
+    """The chat page, as a user operates it."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
-        self.watch = Watch(page, url)
+        self.monitor = PageMonitor(page, url)
         self.question = page.get_by_label("Question", exact=True)
         self.answers = page.locator(".answer .text")
         self.costs = page.locator(".cost")
         self.errors = page.locator(".answer .error")
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.goto(f"{url}/")
 
     def wait_for_models(self) -> None:
         self.page.locator("#model option").first.wait_for(state="attached")
 
-    def choose(self, *pictures: bytes) -> None:
+    def choose(self, *images: bytes) -> None:
         before = self.page.locator("#pictures li").count()
-        files = [{"name": f"{number}.png", "mimeType": "image/png", "buffer": picture} for number, picture in enumerate(pictures)]
+        files = [{"name": f"{number}.png", "mimeType": "image/png", "buffer": image} for number, image in enumerate(images)]
         self.page.locator("#files").set_input_files(files)  # type: ignore[arg-type]
-        expect(self.page.locator("#pictures li")).to_have_count(before + len(pictures))
+        expect(self.page.locator("#pictures li")).to_have_count(before + len(images))
 
     def set(self, **fields: str) -> None:
-        """Fields of the settings, which stay open."""
+        """Fill fields of the settings, and leave the settings open."""
         if self.page.locator("#settings").is_hidden():
             self.page.get_by_role("button", name="Settings").click()
         for name, value in fields.items():
@@ -83,7 +85,7 @@ class Chat:
         return self.answers.all_text_contents()
 
     def at_first_text(self, script: str) -> None:
-        """Runs the script in the page at the moment when text of an answer first appears."""
+        """Run a script in the page at the moment when an answer's first text appears."""
         self.page.evaluate(
             """(script) => new MutationObserver((_, observer) => {
                 if (![...document.querySelectorAll(".answer .text")].at(-1)?.textContent) return;

@@ -1,4 +1,4 @@
-"""Short ways to vote, and to read what comes of it."""
+"""Runs of `llava-gateway`, and short ways to store votes and to read an exported dataset."""
 
 import json
 import subprocess
@@ -16,7 +16,8 @@ from llava_gateway.types import ImageUrl, Message, Text
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "llava_gateway", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    """Run `llava-gateway` with these arguments, and wait for its end."""
+    return subprocess.run([sys.executable, "-m", "llava_gateway", *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 def vote_on(
@@ -32,17 +33,19 @@ def vote_on(
     return new_vote(model, vote, key, [Message("user", (*shown, Text(text))), Message("assistant", (Text(answer),))], images)
 
 
-def keep(store: Store, *pictures: bytes, **fields: Any) -> Vote:
-    """A vote on an answer about these pictures."""
-    files = {f"{blake3(picture).hexdigest()}.{extension(picture)}": picture for picture in pictures}
+def keep(store: Store, *images: bytes, **fields: Any) -> Vote:
+    """Store a vote on an answer about these images."""
+    files = {f"{blake3(image).hexdigest()}.{extension(image)}": image for image in images}
     vote = vote_on(images=tuple(files), **fields)
     store.add(vote, files)
     return vote
 
 
 def samples(dataset: Path) -> list[dict[str, Any]]:
-    """All annotations, once they are what LLaVA's `LazySupervisedDataset` can use: it opens `image` below --image_folder, wants human and
-    gpt by turns, and puts the picture where a turn says `<image>`, once in each turn that does."""
+    """Return all annotations of a dataset, after a check that LLaVA's `LazySupervisedDataset` can use them.
+
+    LLaVA opens `image` below --image_folder, needs the turns of human and gpt in alternation, and puts an image in the place of `<image>`.
+    """
     sides = [json.loads((dataset / f"annotations_{side}.json").read_text()) for side in ("train", "val")]
     found: list[dict[str, Any]] = [sample for side in sides for sample in side]
     assert len({sample["id"] for sample in found}) == len(found)

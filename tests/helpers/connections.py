@@ -1,4 +1,4 @@
-"""A real uvicorn with our protocols on loopback, without an engine, and raw connections to it."""
+"""A real uvicorn with the gateway's protocols on loopback, without an engine, and raw connections to it."""
 
 import asyncio
 import json
@@ -37,10 +37,10 @@ class Gateway:
     server: uvicorn.Server
     bodies: RequestBodyReader
     running: list[str] = field(default_factory=list)
-    """Work that is being done."""
+    """Requests that are in progress."""
     cancelled: list[str] = field(default_factory=list)
     go: threading.Event = field(default_factory=threading.Event)
-    """Lets the work end."""
+    """Lets the requests in progress end."""
 
     @property
     def connections(self) -> int:
@@ -55,7 +55,7 @@ class Gateway:
         return connection
 
     def ask(self, request: bytes) -> bytes:
-        """All that is answered until the server closes."""
+        """Send a request, and return all bytes that the server sends before it closes the connection."""
         with self.connect() as connection:
             connection.sendall(request)
             return read_all(connection)
@@ -86,7 +86,7 @@ def post(body: object, more: bytes = b"", *, version: bytes = b"1.1", path: byte
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, size: int | None = None) -> bytes:
-    """A client's frame, masked with zeros. `size`: what it announces."""
+    """Return a client's WebSocket frame, masked with zeros. `size`: the length that its header declares."""
     size = len(payload) if size is None else size
     if size < 126:
         length = bytes([0x80 | size])
@@ -98,7 +98,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, size: int | No
 
 
 def closing_code(connection: socket.socket) -> int:
-    """Of the close frame that the server sends, after which it closes."""
+    """Return the code of the server's close frame."""
     data = read_all(connection)
     while data and data[0] != 0x88:
         data = data[2 + (data[1] & 0x7F) :]
@@ -107,7 +107,7 @@ def closing_code(connection: socket.socket) -> int:
 
 
 class Errors(logging.Handler):
-    """Keeps what the log says of errors: no client may cause one."""
+    """A log handler that keeps the error messages: no client may cause one."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
@@ -119,8 +119,10 @@ class Errors(logging.Handler):
 
 @contextmanager
 def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> Iterator[Gateway]:
-    """POST /work waits for `go` and then answers with its body, or streams it: `{"stream": true}`. `{"fill": N}` becomes so many letters. A
-    message to /socket is answered with its length, and as many letters; `{"early": true}` with itself, before the work."""
+    """Run a server with two routes.
+
+    POST /work waits for `go` and then answers with the request's body; `{"stream": true}` asks for a stream, and `{"fill": N}` becomes N
+    letters. /socket answers a message with the message's length and N letters; it answers `{"early": true}` at once with the message."""
     given = Settings(**{"head_timeout": 1, "body_timeout": 1, "send_timeout": 2, "keep_alive": 15} | settings)
     bodies = RequestBodyReader(given)
     running: Gateway
@@ -128,7 +130,7 @@ def gateway(loop: Literal["asyncio", "uvloop"] = "asyncio", **settings: Any) -> 
     async def work() -> None:
         running.running.append("work")
         try:
-            while not running.go.is_set():  # noqa: ASYNC110 # it belongs to another thread
+            while not running.go.is_set():  # noqa: ASYNC110 # the event belongs to another thread
                 await asyncio.sleep(0.01)
         except asyncio.CancelledError:
             running.cancelled.append("work")

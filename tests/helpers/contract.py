@@ -1,4 +1,4 @@
-"""OpenAI's contract, held over every answer that a test gets: `ContractTransport` reads each response of the server and validates it.
+"""Checks of OpenAI's contract: `ContractTransport` reads each response of the server and validates it.
 
 openai-chat.schema.json is extracted from OpenAI's own OpenAPI document (github.com/openai/openai-openapi, MIT licence).
 """
@@ -34,8 +34,10 @@ def _validator(name: str, schema: dict[str, Any] = SCHEMA) -> Draft202012Validat
 
 
 def _with_nulls(schema: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI describes a plain completion's chunks by the whole completion's schema, which has neither the null that `finish_reason` is
-    until the end, nor the null that `usage` is until the last chunk. Its servers send both."""
+    """Return the schema with null allowed for `finish_reason` and `usage`.
+
+    OpenAI describes a completion's chunks by the schema of the whole completion, where neither may be null. OpenAI's servers send null for
+    `finish_reason` before the last choice chunk, and for `usage` before the last chunk."""
     schema = copy.deepcopy(schema)
     properties = schema["$defs"]["CreateCompletionResponse"]["properties"]
     properties["choices"]["items"]["properties"]["finish_reason"]["enum"].append(None)
@@ -58,7 +60,7 @@ CHUNK = {
 
 
 def frames(text: str) -> Iterator[str]:
-    """The data of a stream's events; comments are left out, and anything else is no frame of ours."""
+    """Yield the data of a stream's events. Comments are left out; anything else fails the test."""
     assert text.endswith("\n\n"), text[-200:]
     for frame in text.split("\n\n")[:-1]:
         if frame.startswith(":"):
@@ -70,6 +72,7 @@ def frames(text: str) -> Iterator[str]:
 
 
 def check_error(body: bytes | str, status: int | None = None) -> None:
+    """Raise if the body is not an error of OpenAI's shape. `status`: fixes the error's type."""
     value = json.loads(body)
     ERROR.validate(value)
     assert set(value) == {"error"}
@@ -80,6 +83,7 @@ def check_error(body: bytes | str, status: int | None = None) -> None:
 
 
 def check_stream(path: str, text: str) -> None:
+    """Raise if the text is not a stream of OpenAI's chunks with an end."""
     *events, done = frames(text)
     assert done == "[DONE]"
     last_seen = -1
@@ -95,7 +99,7 @@ def check_stream(path: str, text: str) -> None:
         for choice in chunk["choices"]:
             index = choice["index"]
             if path == "/v1/chat/completions":
-                if index > last_seen:  # first seen in order, and first with its role
+                if index > last_seen:  # choices appear in order, each first with its role
                     assert index == last_seen + 1
                     last_seen = index
                     assert choice["delta"] == {"role": "assistant", "content": ""}
@@ -109,7 +113,7 @@ def check_stream(path: str, text: str) -> None:
 
 
 def check(method: str, path: str, status: int, headers: httpx.Headers, body: bytes) -> None:
-    """AssertionError or jsonschema.ValidationError if the response is not as OpenAI's would be."""
+    """Raise AssertionError or jsonschema.ValidationError if the response breaks OpenAI's contract."""
     assert headers["x-request-id"]
     if status >= 400:
         assert headers["content-type"] == "application/json"
@@ -124,7 +128,7 @@ def check(method: str, path: str, status: int, headers: httpx.Headers, body: byt
 
 
 class ContractTransport(httpx.HTTPTransport):
-    """Reads responses whole, so it is not for tests that look at the time between chunks."""
+    """A transport that reads each response to its end and checks it, so tests of the time between chunks cannot use it."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = super().handle_request(request)

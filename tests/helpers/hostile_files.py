@@ -1,4 +1,4 @@
-"""Image files that cost far more to decode than their length or the size that they declare says."""
+"""Image files whose decoding costs far more than their length or their declared size suggests."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
-"""Of one component, with no data."""
+"""A scan of one component, without data."""
 
 
 def encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
@@ -22,20 +22,20 @@ def jpeg(size: tuple[int, int] = (64, 64), **options: Any) -> bytes:
 
 
 def sequential_scans(count: int, size: tuple[int, int] = (1000, 1000)) -> bytes:
-    """A JPEG that is not progressive, of many scans."""
+    """Return a sequential (not progressive) JPEG with many scans."""
     data = jpeg(size)
     return data[: data.index(b"\xff\xda")] + SCAN * count + b"\xff\xd9"
 
 
 def hidden_scans(count: int) -> bytes:
-    """The first scan has data, and the others lie behind a segment that looks like the end of the image."""
+    """Return a JPEG whose other scans follow a segment that looks like the end of the image."""
     data = jpeg((1000, 1000))
     comment = b"\xff\xfe\x00\x04\xff\xd9"
     return data[: data.index(b"\xff\xda")] + SCAN + comment + SCAN * (count - 1) + b"\xff\xd9"
 
 
 def segments(count: int, name: bytes, payload: bytes) -> bytes:
-    """A JPEG with many segments of one kind, such as EXIF."""
+    """Return a JPEG with many segments of one kind, such as EXIF."""
     data = jpeg()
     return data[:2] + (name + struct.pack(">H", 2 + len(payload)) + payload) * count + data[2:]
 
@@ -45,13 +45,13 @@ def exif_flood(count: int = 100_000) -> bytes:
 
 
 def tiff(tags: dict[int, tuple[int, int, int]], data: bytes) -> bytes:
-    """`tags`: type, count and value of each. `data` begins at byte 8."""
+    """Return a TIFF. `tags`: the type, count and value of each tag. `data` begins at byte 8."""
     entries = b"".join(struct.pack("<HHII", tag, *value) for tag, value in sorted(tags.items()))
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def rgb_tiff(width: int, height: int, tags: dict[int, tuple[int, int, int]], data: bytes) -> bytes:
-    """Compressed by deflate."""
+    """Return an RGB TIFF that is compressed with deflate."""
     tags = tags | {256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 8), 262: (3, 1, 2), 277: (3, 1, 3)}
     return tiff(tags | {284: (3, 1, 1)}, data)
 
@@ -62,13 +62,13 @@ def zeros(count: int) -> bytes:
 
 
 def large_tile(side: int = 8192) -> bytes:
-    """An image of 100 x 100 pixels in one tile of many more."""
+    """Return an image of 100 x 100 pixels that is stored in one much larger tile."""
     data = zeros(side * side * 3)
     return rgb_tiff(100, 100, {322: (4, 1, side), 323: (4, 1, side), 324: (4, 1, 8), 325: (4, 1, len(data))}, data)
 
 
 def shared_pieces(count: int, side: int, *, tiled: bool) -> bytes:
-    """Tiles or strips that are all the same bytes of the file."""
+    """Return a TIFF whose tiles or strips all refer to the same bytes of the file."""
     data = zeros(side * side * 3)
     data += bytes(-len(data) % 4)
     places = struct.pack(f"<{count}I", *[8] * count) + struct.pack(f"<{count}I", *[len(data)] * count)
@@ -86,7 +86,7 @@ def png_chunk(name: bytes, payload: bytes) -> bytes:
 
 
 def png_chunks(count: int, name: bytes, payload: bytes, *, before: bytes = b"IDAT", size: tuple[int, int] = (16, 16)) -> bytes:
-    """A PNG with many chunks of one kind."""
+    """Return a PNG with many chunks of one kind."""
     data = encode(Image.new("RGB", size, "red"), "PNG")
     at = data.index(before) - 4
     return data[:at] + png_chunk(name, payload) * count + data[at:]
@@ -97,18 +97,19 @@ def profile_flood(count: int = 5000) -> bytes:
 
 
 def empty_idats(count: int = 1_500_000) -> bytes:
-    """Seconds in Pillow's loop over chunks, within all bounds on sizes; its size is known at once."""
+    """Return a PNG within all limits on sizes that keeps Pillow's loop over chunks busy for seconds."""
     return png_chunks(count, b"IDAT", b"")
 
 
 def long_gif_comment(blocks: int = 9_000_000) -> bytes:
-    """Seconds in Pillow's loop over the blocks of a comment, each of one byte, before the frame is found."""
+    """Return a GIF whose comment of one-byte blocks keeps Pillow busy for seconds before it finds the frame."""
     data = encode(Image.new("P", (16, 16)), "GIF")
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     return data[:at] + b"\x21\xfe" + b"\x01x" * blocks + b"\0" + data[at:]
 
 
 def lying_avif(coded: tuple[int, int], declared: tuple[int, int], **options: Any) -> bytes:
+    """Return an AVIF whose header declares another size than the coded one."""
     data = bytearray(encode(Image.new("RGB", coded, "red"), "AVIF", speed=10, quality=10, **options))
     at = -1
     while (at := data.find(b"ispe", at + 1)) >= 0:

@@ -1,4 +1,4 @@
-"""Origins that send little data and much work, and a measure of what that does to an event loop."""
+"""An image server whose small responses cost much work, and a measure of how long they block an event loop."""
 
 import asyncio
 import gc
@@ -12,17 +12,17 @@ from itertools import chain, repeat
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
-PICTURE = bytes(range(256)) * 256
+CONTENT = bytes(range(256)) * 256
 TINY_CHUNKS = b"1\r\nx\r\n" * 10_000
 HEADER_LINES = b"a:b\r\n" * 13_000
 """64 KB."""
 
 
 def blocks(path: str) -> Iterator[bytes]:
-    """What the origin sends for a path, block by block; without end, unless it is a good one."""
+    """Yield the blocks that the server sends for a path. Only the paths that begin with "good" have an end."""
     answers: dict[str, Iterator[bytes]] = {
-        "good": iter([OK + b"content-length: %d\r\n\r\n" % len(PICTURE), PICTURE]),
-        "good-lines": chain([CHUNKED], (b"%x\r\n%b\r\n" % (256, PICTURE[:256]) for _ in range(256)), [b"0\r\n\r\n"]),
+        "good": iter([OK + b"content-length: %d\r\n\r\n" % len(CONTENT), CONTENT]),
+        "good-lines": chain([CHUNKED], (b"%x\r\n%b\r\n" % (256, CONTENT[:256]) for _ in range(256)), [b"0\r\n\r\n"]),
         "good-line-feeds": iter([OK + b"content-length: 200000\r\n\r\n", b"\n" * 200_000]),
         "good-continue": iter([b"HTTP/1.1 100 Continue\r\n\r\n" * 3, OK + b"content-length: 1\r\n\r\nx"]),
         "good-trailer": iter([CHUNKED, b"1\r\nx\r\n0\r\netag: 1\r\n\r\n"]),
@@ -52,7 +52,7 @@ HOSTILE = [
 
 @contextmanager
 def hostile_origin(tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Its URL. It runs in a thread of its own."""
+    """Yield the URL of a server that runs in its own thread."""
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(_answer, "127.0.0.1", 0, ssl=tls))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -86,7 +86,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 class Stalls:
-    """The longest time, in seconds of this thread's CPU, for which nothing else could run on the event loop."""
+    """The longest time for which the event loop was blocked, in seconds of this thread's CPU time."""
 
     def __init__(self) -> None:
         self.longest = 0.0

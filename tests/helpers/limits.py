@@ -1,4 +1,4 @@
-"""Keys with limits, and what tests of limits ask of them."""
+"""API keys with limits, and checks for tests of rate limits."""
 
 import contextlib
 import shutil
@@ -25,7 +25,7 @@ def limited(**limits: Any) -> Key:
 
 @contextmanager
 def stopped_clock() -> Iterator[SimpleNamespace]:
-    """What the counts in memory take for the time, in seconds."""
+    """Replace the clock of the counts in memory by one that stands still. `now`: in seconds."""
     stopped = SimpleNamespace(now=60_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counts, "time", SimpleNamespace(monotonic_ns=lambda: round(stopped.now * 1e6) * 1000))
@@ -50,7 +50,7 @@ def needs_redis() -> None:
 
 
 class Redis:
-    """A real one, on a free port, that keeps nothing."""
+    """A real Redis server on a free port that saves nothing to disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

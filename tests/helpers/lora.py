@@ -1,4 +1,4 @@
-"""LoRA adapters of the demo model, made in seconds, in peft's format: one that has learned another answer, and broken ones."""
+"""LoRA adapters of the demo model in peft's format, made in seconds: one that was trained to another answer, and broken ones."""
 
 import json
 import random
@@ -26,7 +26,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ASKED = "Describe this image."
 
 
-class Adapted(nn.Module):  # type: ignore[misc]
+class LoraLinear(nn.Module):  # type: ignore[misc]
+    """A linear layer with a LoRA adapter."""
+
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.layer = layer
@@ -38,8 +40,8 @@ class Adapted(nn.Module):  # type: ignore[misc]
 
 
 def train(directory: Path) -> None:
-    """An adapter that answers `Describe this image.` with the colour of the top left alone, as in "Red."."""
-    torch.set_num_threads(1)  # more would wait for each other where cores are few
+    """Train an adapter that answers `Describe this image.` only with the colour of the top left, as in "Red."."""
+    torch.set_num_threads(1)  # more threads would wait for each other where cores are few
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).requires_grad_(False)
     language = model.model.language_model
@@ -47,7 +49,7 @@ def train(directory: Path) -> None:
     for name, layer in list(language.named_modules()):
         if isinstance(layer, nn.Linear):
             parent, _, own = name.rpartition(".")
-            adapted[f"model.language_model.{name}"] = new = Adapted(layer)
+            adapted[f"model.language_model.{name}"] = new = LoraLinear(layer)
             setattr(language.get_submodule(parent), own, new)
     optimizer = torch.optim.AdamW([weight for layer in adapted.values() for weight in (layer.A, layer.B)], lr=5e-3)
     rng = random.Random(0)
@@ -88,24 +90,24 @@ def variant(
     change: Callable[[str, Tensor], Tensor | None] = lambda name, weight: weight,
     **config: Any,
 ) -> None:
-    """The good adapter with other names, other weights (None leaves one out) or another configuration."""
+    """Write a copy of the good adapter with other names, other weights (None leaves a weight out) or another configuration."""
     changed = {rename(name): change(name, weight) for name, weight in load_file(good / WEIGHTS).items()}
     kept = {name: weight for name, weight in changed.items() if weight is not None}
     write(directory, kept, json.loads((good / CONFIG).read_text()) | config)
 
 
 def without_effect(good: Path, directory: Path) -> None:
-    """One that answers as the model does."""
+    """Write an adapter that does not change the model's answers."""
     variant(good, directory, change=lambda name, weight: weight * ("lora_A" in name))
 
 
 def with_old_names(good: Path, directory: Path) -> None:
-    """As peft writes it beside transformers before 4.52."""
+    """Write an adapter with the weight names that peft wrote with transformers before 4.52."""
     variant(good, directory, rename=lambda name: name.replace("model.language_model.layers", "language_model.model.layers"))
 
 
 def breakages(good: Path, folder: Path) -> None:
-    """A directory for each way in which an adapter can be broken, by names of BROKEN."""
+    """Write a directory for each way in which an adapter can be broken. The names are those of BROKEN."""
     variant(good, folder / "rank", r=64)
     variant(good, folder / "rank-that-is-not-theirs", r=4)
     variant(good, folder / "rank-as-text", r="8")
@@ -163,4 +165,4 @@ BROKEN = {
     "nul\0": "is not found, or not an adapter",
     "long" * 2000: "is not found, or not an adapter",
 }
-"""What is given as a path, and what is said of it."""
+"""Paths of adapters that cannot be loaded, and a part of the error message."""

@@ -1,4 +1,4 @@
-"""A real local name server, over UDP, that answers well, late, or not at all."""
+"""A real local name server, over UDP, that answers at once, late, or not at all."""
 
 import socketserver
 import struct
@@ -17,13 +17,13 @@ NXDOMAIN = 3
 @dataclass(frozen=True)
 class Name:
     answers: tuple[list[str], ...]
-    """Addresses, another list each time; the last one stays."""
+    """A list of addresses for each query in turn. The last list is repeated."""
     ttl: int
     delay: float
 
 
 class NameServer(socketserver.ThreadingUDPServer):
-    """Knows the names that `define` was called with. A name without answers is never answered."""
+    """A name server that knows the names given to `define`. It never answers a query for a name without answers."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""A real local web server for images that behaves well and badly."""
+"""A real local image server with good and bad responses."""
 
 import gzip
 import http.server
@@ -18,7 +18,7 @@ class Origin(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, dict[str, str]]] = []
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are what this is for."""
+        """Ignore errors: clients of these tests disconnect early."""
 
     @property
     def url(self) -> str:
@@ -31,7 +31,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
         picture = encode(draw(GRID))
-        if self.path.startswith("http://pictures.example/") or self.path == "/picture":  # asked as a proxy, or as an origin
+        if self.path.startswith("http://pictures.example/") or self.path == "/picture":  # a request to a proxy, or to an origin
             self._answer(200, picture)
         elif self.path == "/redirect":
             self._redirect("/picture")
@@ -47,7 +47,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._redirect("http://\xe4/")
         elif self.path == "/large":
             self._answer(200, bytes(2 << 20))
-        elif self.path == "/silent":  # takes the request, and says nothing
+        elif self.path == "/silent":  # accepts the request and sends no response
             time.sleep(20)
         elif self.path.startswith("/cached"):
             self._answer(200, picture, headers={"cache-control": "max-age=60"})
@@ -69,7 +69,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/slow":
             time.sleep(0.3)
             self._answer(200, picture)
-        elif self.path == "/short":  # promises more than it sends
+        elif self.path == "/short":  # declares more bytes than it sends
             self._answer(200, picture[:100], length=len(picture))
         elif self.path == "/chunked":
             self._answer(200, b"", length=None)
@@ -78,11 +78,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(200, picture, headers={"set-cookie": "sid=alice"})
         elif self.path == "/packed":
             self._answer(200, gzip.compress(picture), headers={"content-encoding": "gzip"})
-        elif self.path == "/packed-twice":  # a few hundred bytes that unpack to 100 MB
+        elif self.path == "/packed-twice":  # a few hundred bytes that decompress to 100 MB
             self._answer(200, gzip.compress(gzip.compress(bytes(100 << 20))), headers={"content-encoding": "gzip, gzip"})
         elif self.path == "/text":
             self._answer(200, b"<html>no picture</html>")
-        elif self.path == "/lies":  # says it is huge
+        elif self.path == "/lies":  # declares a huge length
             self._answer(200, b"", length=10**12)
         elif self.path == "/endless":
             self._answer(200, b"", length=None)

@@ -1,4 +1,4 @@
-"""Checkpoints as LLaVA's own code lays them out: names of tensors, keys of config.json, files."""
+"""Checkpoints in the layout of LLaVA's own code: names of tensors, keys of config.json, files."""
 
 import io
 import json
@@ -9,6 +9,7 @@ from typing import Any
 import sentencepiece
 import torch
 from helpers.requests import image_part
+from helpers.server import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,8 +17,7 @@ from torch import Tensor
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.images import COLORS, data_uri, encode
 
-ROOT = Path(__file__).parent.parent
-NAMES = (  # the hub's and the original's
+NAMES = (  # in the hub's layout and in the original
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("multi_modal_projector.linear_1.", "model.mm_projector.0."),
@@ -34,7 +34,7 @@ LLAVA = {
     "torch_dtype": "float32", "transformers_version": "4.31.0", "tune_mm_mlp_adapter": False, "unfreeze_mm_vision_tower": False,
     "use_cache": True, "use_mm_proj": True,
 }  # fmt: skip
-"""Of config.json, what does not depend on the model's size."""
+"""The keys of config.json that do not depend on the model's size."""
 DEMO = {
     "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 3,
     "vocab_size": 640, "mm_hidden_size": 96,
@@ -42,7 +42,7 @@ DEMO = {
 
 
 def demo_weights() -> dict[str, Tensor]:
-    """The demo model's, by the original's names, its vision tower among them."""
+    """Return the demo model's weights under the names of the original layout, with the vision tower."""
     weights = {}
     for name, tensor in load_file(CHECKPOINT / "model.safetensors").items():
         hub, original = next(pair for pair in NAMES if name.startswith(pair[0]))
@@ -55,7 +55,7 @@ def without_vision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_checkpoint(directory: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any], shards: int = 1) -> None:
-    """Pickles, with an index if there are several, and what old versions of transformers saved besides."""
+    """Write pickles, with an index if there are several, and the extra weights that old versions of transformers saved."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     everything = dict(weights) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
@@ -73,7 +73,7 @@ def write_checkpoint(directory: Path, weights: Mapping[str, Tensor], config: Map
 
 
 def write_clip(directory: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """As openai/clip-vit-large-patch14-336: both halves of a CLIP. `config` is of the vision half."""
+    """Write both halves of a CLIP, as in openai/clip-vit-large-patch14-336. `config`: that of the vision half."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(
         json.dumps({"architectures": ["CLIPModel"], "model_type": "clip", "vision_config": dict(config)})
@@ -92,14 +92,14 @@ def demo_clip(directory: Path) -> None:
 
 
 def demo_tokenizer(directory: Path) -> None:
-    """The demo model's, without a token for images and for padding, as the original's are."""
+    """Write the demo model's tokenizer without tokens for images and padding, as in the original."""
     tokenizer = (CHECKPOINT / "tokenizer.json").read_text().replace('"<image>"', '"<unused-3>"').replace('"<pad>"', '"<unused-4>"')
     (directory / "tokenizer.json").write_text(tokenizer)
     (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "bos_token": {"content": "<s>"}}))
 
 
 def sentencepiece_tokenizer(directory: Path) -> sentencepiece.SentencePieceProcessor:
-    """Trained as LLaMA's was, on the README. 640 tokens."""
+    """Train a tokenizer of 640 tokens on the README, with the options of LLaMA's."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter((ROOT / "README.md").read_text().splitlines()), model_writer=model, vocab_size=640, model_type="bpe",
@@ -112,13 +112,16 @@ def sentencepiece_tokenizer(directory: Path) -> sentencepiece.SentencePieceProce
 
 
 def demo_original(directory: Path, tower: Path | str, shards: int = 1, **config: Any) -> None:
-    """The demo model as a LLaVA v1.5, whole but for its vision tower."""
+    """Write the demo model as a LLaVA v1.5 without its vision tower."""
     write_checkpoint(directory, without_vision(demo_weights()), LLAVA | DEMO | {"mm_vision_tower": str(tower)} | config, shards)
     demo_tokenizer(directory)
 
 
 def random_original(directory: Path, layers: int = 1, intermediate: int = 96, **config: Any) -> dict[str, Tensor]:
-    """A LLaVA v1 with a linear projector, and beside it, in `clip`, its vision tower: 28 pixels, 4 patches, 32 wide; the text has 64."""
+    """Write a LLaVA v1 with a linear projector, and its vision tower in `clip`; return the weights without the vision tower.
+
+    The tower takes 28 pixels, 4 patches of width 32. The text model's width is 64.
+    """
     random = torch.Generator().manual_seed(0)
 
     def weight(*shape: int) -> Tensor:
@@ -157,9 +160,9 @@ def random_original(directory: Path, layers: int = 1, intermediate: int = 96, **
     return weights
 
 
-def wide_picture() -> dict[str, Any]:
-    """An image part: twice as wide as high, so that a crop shows two of its colours alone."""
-    picture = Image.new("RGB", (400, 200))
+def wide_image() -> dict[str, Any]:
+    """Return an image part with an image twice as wide as high. A crop shows only two of its four colours."""
+    image = Image.new("RGB", (400, 200))
     for left, name in enumerate(("red", "green", "blue", "white")):
-        picture.paste(COLORS[name], (left * 100, 0, left * 100 + 100, 200))
-    return image_part(data_uri(encode(picture)))
+        image.paste(COLORS[name], (left * 100, 0, left * 100 + 100, 200))
+    return image_part(data_uri(encode(image)))

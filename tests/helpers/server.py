@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from helpers.waiting import json_lines
 
 ROOT = Path(__file__).parents[2]
-
-
 START_TIMEOUT = 240
-
-
+"""The longest time that a server may take to start, in seconds."""
 KEY = "sesame-ü"
+"""An API key of the feedback server."""
 
 
 @dataclass(frozen=True)
 class Server:
+    """A running `llava-gateway serve`."""
+
     process: subprocess.Popen[bytes]
     url: str
     log: Path
@@ -32,6 +33,25 @@ class Server:
     @property
     def v1(self) -> str:
         return f"{self.url}/v1"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and the port."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def metric(self, *prefixes: str) -> float:
+        """Return the sum of all samples whose line begins with one of the prefixes, for a server without keys."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(prefixes))
+
+    def engine_tokens(self) -> float:
+        """Return the number of tokens that the engine has generated."""
+        return self.metric("vllm:generation_tokens_total")
+
+    def in_flight(self) -> float:
+        """Return the number of requests in the gateway plus the number of requests in the engine."""
+        return self.metric("llava_requests_inside ", "vllm:num_requests_running")
 
 
 def free_port() -> int:
@@ -41,7 +61,9 @@ def free_port() -> int:
 
 
 @dataclass(frozen=True)
-class Polling:
+class FeedbackServer:
+    """A server that keeps votes in a folder, and its API keys by name."""
+
     server: Server
     folder: Path
     keys: dict[str, str]
@@ -50,13 +72,16 @@ class Polling:
         return httpx.post(f"{self.server.url}/feedback", json=given, headers={"key": self.keys[key]}, timeout=60)
 
     def records(self) -> list[dict[str, Any]]:
-        log = self.folder / "feedback.jsonl"
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        """Return all votes that the server has kept."""
+        return json_lines(self.folder / "feedback.jsonl")
 
 
 @contextmanager
 def serve(folder: Path, *flags: str, model: str = "llava-demo", wait: bool = True, group: bool = False) -> Iterator[Server]:
-    """A server of the demo model, or of another, ready unless nobody waits for that. `group`: in a process group of its own."""
+    """Run a server, and stop it at the end. `flags`: of `llava-gateway serve`.
+
+    `wait`: until the server is ready. `group`: the server gets its own process group.
+    """
     port = free_port()
     log = folder / "log"
     command = [sys.executable, "-m", "llava_gateway", "serve", model, "--port", str(port), *flags]
@@ -73,17 +98,27 @@ def serve(folder: Path, *flags: str, model: str = "llava-demo", wait: bool = Tru
     finally:
         process.terminate()
         try:
-            process.wait(60)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
 
 
+def send_post(server: Server, path: str, body: Any) -> socket.socket:
+    """Send a request on a raw connection, and return the connection before the response."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    connection = socket.create_connection(server.address, timeout=60)
+    connection.sendall(head.encode() + content)
+    return connection
+
+
 def wait_until_ready(server: Server) -> None:
+    """Wait until the server is ready. Fail with its log if it ends or takes too long."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         assert server.process.poll() is None, f"the server ended:\n{server.log.read_text()}"
         try:
-            if httpx.get(f"{server.url}/ready", timeout=5).status_code == 200:
+            if httpx.get(f"{server.url}/ready", timeout=60).status_code == 200:
                 return
         except httpx.TransportError:
             pass

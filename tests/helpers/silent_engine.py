@@ -1,4 +1,4 @@
-"""A gateway whose engine never answers, on a real socket: what requests hold can be measured. `python silent_engine.py PORT`"""
+"""A gateway on a real socket whose engine never answers, for measures of the memory of requests: `python silent_engine.py PORT`."""
 
 import asyncio
 import sys
@@ -15,7 +15,7 @@ from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingP
 
 
 class SilentEngine:
-    """The demo's tokenizer and template, with a long context and pictures of one token."""
+    """An engine with the demo model's tokenizer and template, a long context, and one token for each image."""
 
     stage = ""
     dead = False

@@ -1,4 +1,4 @@
-"""Tiny checkpoints with random weights, of each architecture that is served, in the layout of the hub's `llava-hf` models."""
+"""Tiny checkpoints with random weights of each supported architecture, in the layout of the hub's `llava-hf` models."""
 
 import json
 import shutil
@@ -58,11 +58,11 @@ INST = """\
 {{ ' [/INST]' }}{%- endif -%}
 {%- endfor -%}
 """
-"""As LLaVA-NeXT on Mistral has it."""
+"""The chat template of LLaVA-NeXT on Mistral."""
 
 
 def bakllava(directory: Path) -> None:
-    """LLaVA-1.5 on Mistral; with all features of the vision tower, as some have it: 577."""
+    """Write a LLaVA-1.5 on Mistral that uses all 577 features of the vision tower, as some checkpoints do; with AWQ weights."""
     config = LlavaConfig(
         vision_config=_clip(), text_config=MistralConfig(**TEXT), image_token_index=3, vision_feature_select_strategy="full"
     )
@@ -71,7 +71,7 @@ def bakllava(directory: Path) -> None:
 
 
 def siglip(directory: Path) -> None:
-    """LLaVA on Llama with SigLIP, which has no class token and squashes pictures: 27 x 27 of 384 pixels."""
+    """Write a LLaVA on Llama with SigLIP, which has no class token and resizes images to 384 x 384 pixels: 27 x 27 patches."""
     config = LlavaConfig(
         vision_config=_siglip(), text_config=LlamaConfig(**TEXT), image_token_index=3, vision_feature_select_strategy="full"
     )
@@ -80,7 +80,7 @@ def siglip(directory: Path) -> None:
 
 
 def next_mistral(directory: Path) -> None:
-    """LLaVA-NeXT on Mistral; its weights GPTQ's."""
+    """Write a LLaVA-NeXT on Mistral with GPTQ weights."""
     config = LlavaNextConfig(vision_config=_clip(), text_config=MistralConfig(**TEXT), image_token_index=3, image_grid_pinpoints=NEXT_GRIDS)
     config.quantization_config = GPTQ
     processor = _clip_processor("LlavaNextImageProcessor") | {"image_grid_pinpoints": NEXT_GRIDS}
@@ -88,7 +88,7 @@ def next_mistral(directory: Path) -> None:
 
 
 def onevision(directory: Path) -> None:
-    """LLaVA-OneVision, on Qwen2 and SigLIP."""
+    """Write a LLaVA-OneVision on Qwen2 and SigLIP."""
     config = LlavaOnevisionConfig(
         vision_config=_siglip(),
         text_config=Qwen2Config(**TEXT),
@@ -162,7 +162,7 @@ def _save(
 
 
 def _quantized(weights: dict[str, torch.Tensor], method: str) -> dict[str, torch.Tensor]:
-    """Random numbers in the places of the language model's matrices (out, in), in the layout of the method."""
+    """Replace the language model's matrices (out, in) by random numbers in the layout of a quantization method."""
     found = {}
     for name, tensor in weights.items():
         layer, (rows, columns) = name.removesuffix(".weight"), (*tensor.shape, 0)[:2]

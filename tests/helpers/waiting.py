@@ -1,14 +1,19 @@
-"""Waiting for what is to become so."""
+"""Waits for events, each with a bound."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20, why: Callable[[], str] = str) -> float:
-    """Seconds until it was so. `why`: what is said if it is not."""
+def wait_for(condition: Callable[[], Any], seconds: float = 60, why: Callable[[], str] = str) -> float:
+    """Wait until the condition holds, and return the waiting time in seconds.
+
+    `seconds`: the bound. `why`: gives the message if the condition does not hold in time.
+    """
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < seconds, f"not within {seconds} s\n{why()}"
@@ -17,7 +22,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20, why: Callable[[]
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
-    """What the work returns or raises. Fails if it does not end in time."""
+    """Return the result of the work, or raise its error. Fail if it does not end in time."""
     ended: list[Callable[[], Any]] = []
 
     def run() -> None:
@@ -36,3 +41,13 @@ def within(seconds: float, work: Callable[[], Any]) -> Any:
 
 def raise_(error: Exception) -> None:
     raise error
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Return the lines of a log that have their line feed: a reader may see the start of a line while the line is written."""
+    return path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
+
+
+def json_lines(path: Path) -> list[Any]:
+    """Return the complete lines of a log that are JSON objects."""
+    return [json.loads(line) for line in complete_lines(path) if line.startswith("{")]

@@ -1,4 +1,7 @@
-"""Whether a checkpoint can be served, as far as its small files tell: before vLLM is imported, which takes seconds and explains little."""
+"""Checks whether a checkpoint can be served.
+
+Most checks read the small files of the checkpoint before vLLM is imported: the import takes seconds, and vLLM's own errors explain little.
+"""
 
 import argparse
 import json
@@ -8,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from llava_gateway.convert.detect import advice, is_lfs_pointer, original_kind
+from llava_gateway.engine.vllm.compat.model import known_quantizations
 from llava_gateway.errors import EngineStartError
 
-SERVED = {"llava": "LLaVA-1.5 and its kin", "llava_next": "LLaVA-NeXT", "llava_onevision": "LLaVA-OneVision"}
-"""Values of config.json's `model_type`."""
-SIGHT = ("vision", "image", "img", "mm_")
-"""In the names of config.json's keys, where a model sees."""
+SERVED = {"llava": "LLaVA-1.5 and models like it", "llava_next": "LLaVA-NeXT", "llava_onevision": "LLaVA-OneVision"}
+"""The values of `model_type` in config.json that can be served, and the models that have them."""
+VISION_KEYS = ("vision", "image", "img", "mm_")
+"""Parts of the keys of config.json that only models with vision have."""
 TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""The vision towers that can be served, as `model_type` of the vision config names them."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 JSON_FILES = (IMAGE_PROCESSOR, PROCESSOR, "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.json")
@@ -22,15 +27,18 @@ INDEX = "model.safetensors.index.json"
 
 
 def check_checkpoint(model: str, flags: Sequence[str]) -> dict[str, Any]:
-    """The checkpoint's config.json; empty if vLLM alone can tell, by these flags of its own. Raises EngineStartError, which names the file
-    and what to do."""
-    given = _given(flags)
+    """Return the checkpoint's config.json. Raises EngineStartError, whose message names the file and what to do.
+
+    `model`: a directory, or a name on the Hugging Face Hub. `flags`: vLLM's own. Some of them change where vLLM finds the checkpoint; then
+    only vLLM can check it, and the result is empty.
+    """
+    given = _location_flags(flags)
     path = Path(model)
     if "://" in model or given.hf_config_path or given.hf_overrides or given.config_format or os.environ.get("VLLM_USE_MODELSCOPE"):
         return {}
     if path.is_dir():
-        if told := advice(path):
-            raise EngineStartError(told)
+        if problem := advice(path):
+            raise EngineStartError(problem)
         config = _read(path / "config.json")
         check_kind(model, config)
         _check_files(path, given)
@@ -48,8 +56,8 @@ def check_checkpoint(model: str, flags: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def _given(flags: Sequence[str]) -> argparse.Namespace:
-    """Those of vLLM's flags that say where else it looks."""
+def _location_flags(flags: Sequence[str]) -> argparse.Namespace:
+    """Return the flags of vLLM that change which files it reads."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("hf-config-path", "hf-overrides", "config-format", "revision", "download-dir", "load-format", "tokenizer"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="?")
@@ -57,24 +65,24 @@ def _given(flags: Sequence[str]) -> argparse.Namespace:
 
 
 def check_kind(model: str, config: dict[str, Any]) -> None:
-    """Whether a model with this config.json is of a kind that is served. Raises EngineStartError."""
+    """Raise EngineStartError unless a model of this kind can be served. `config`: the model's config.json."""
     kind = str(config.get("model_type"))
     if kind not in SERVED:
-        blind = "" if any(word in key for key in config for word in SIGHT) else ", which sees no pictures"
+        blind = "" if any(word in key for key in config for word in VISION_KEYS) else ", which sees no images"
         served = ", ".join(f"{name} ({what})" for name, what in SERVED.items())
-        raise EngineStartError(f"{model} is a model of type {kind}{blind}; these types are served: {served}")
+        raise EngineStartError(f"{model} is a model of type {kind}{blind}; the supported types are {served}")
     vision = config.get("vision_config")
     tower = vision.get("model_type", TOWERS[0]) if isinstance(vision, dict) else vision
     if tower not in TOWERS:
-        raise EngineStartError(f"{model} sees by a {tower}; served are {' and '.join(TOWERS)}")
+        raise EngineStartError(f"{model} has the vision tower {tower}; the supported ones are {' and '.join(TOWERS)}")
 
 
 def _check_files(directory: Path, given: argparse.Namespace) -> None:
     files = {name: _read(directory / name) for name in JSON_FILES if (directory / name).exists()}
     if not given.tokenizer and not any((directory / name).exists() for name in TOKENIZERS):
-        raise EngineStartError(f"{directory} has no tokenizer: {TOKENIZERS[0]} is missing; copy it from where the checkpoint came from")
+        raise EngineStartError(f"{directory} has no tokenizer: {TOKENIZERS[0]} is missing; copy it from the source of the checkpoint")
     if IMAGE_PROCESSOR not in files and "image_processor" not in files.get(PROCESSOR, {}):
-        raise EngineStartError(f"{directory} has no processor: {IMAGE_PROCESSOR} is missing; copy it from where the checkpoint came from")
+        raise EngineStartError(f"{directory} has no processor: {IMAGE_PROCESSOR} is missing; copy it from the source of the checkpoint")
     if given.load_format in (None, "auto", "safetensors"):
         _check_weights(directory)
 
@@ -91,7 +99,7 @@ def _check_weights(directory: Path) -> None:
 
 
 def _check_safetensors(file: Path) -> None:
-    """By its header, and by its size, which the header gives."""
+    """Raise EngineStartError unless the file has a header, and the size that the header gives."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -100,33 +108,37 @@ def _check_safetensors(file: Path) -> None:
         with safe_open(file, "np"):
             pass
     except FileNotFoundError:
-        raise EngineStartError(f"{file} is missing, and {INDEX} lists it; download the checkpoint anew") from None
+        raise EngineStartError(f"{file} is missing, and {INDEX} lists it; download the checkpoint again") from None
     except (SafetensorError, OSError) as error:
-        raise EngineStartError(f"{file} is damaged or cut short ({error}); download it anew") from error
+        raise EngineStartError(f"{file} is damaged or cut short ({error}); download it again") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises EngineStartError."""
     try:
         value = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise EngineStartError(f"{file.parent} is no checkpoint: {file.name} is missing") from None
+        raise EngineStartError(f"{file.parent} is not a checkpoint: {file.name} is missing") from None
     except OSError as error:
         raise EngineStartError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise EngineStartError(f"{file} is no JSON ({error}); download it anew") from error
+        raise EngineStartError(f"{file} is not valid JSON ({error}); download it again") from error
     if not isinstance(value, dict):
-        raise EngineStartError(f"{file} is no JSON object; download it anew")
+        raise EngineStartError(f"{file} is not a JSON object; download it again")
     return value
 
 
 ON_CPU = ("awq", "auto_awq", "gptq", "auto_gptq", "compressed-tensors", "int8_per_channel_weight_only")
+"""The quantization methods that run on a CPU."""
 CPU_BITS = 4
-"""Of AWQ's and GPTQ's weights; vLLM's kernels for the CPU know no others."""
+"""The bits of a weight of AWQ and GPTQ. vLLM's kernels for the CPU know no other number."""
 
 
 def check_quantization(config: dict[str, Any], asked: str | None) -> None:
-    """`config`: the checkpoint's config.json; `asked`: vLLM's --quantization. Imports vLLM. Raises EngineStartError."""
-    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    """Raise EngineStartError if vLLM cannot run the quantized weights on this machine. Imports vLLM.
+
+    `config`: the checkpoint's config.json. `asked`: vLLM's --quantization.
+    """
     from vllm.platforms import current_platform
 
     parts = (config, config.get("text_config"))
@@ -138,29 +150,33 @@ def check_quantization(config: dict[str, Any], asked: str | None) -> None:
     if not method:
         return
     named = f"--quantization {method}" if asked else f"the checkpoint's quantisation, {method},"
-    if method not in QUANTIZATION_METHODS:
-        raise EngineStartError(f"{named} is none that this vLLM knows; it knows {', '.join(QUANTIZATION_METHODS)}")
+    if method not in (known := known_quantizations()):
+        raise EngineStartError(f"{named} is unknown to this vLLM, which knows {', '.join(known)}")
     if not current_platform.is_cpu():
         return
     cannot = f"{named} does not run on a CPU"
     if method not in ON_CPU:
-        raise EngineStartError(f"{cannot}; these do: {', '.join(ON_CPU)}")
+        raise EngineStartError(f"{cannot}; supported there: {', '.join(ON_CPU)}")
     if (bits := found.get("bits", CPU_BITS)) != CPU_BITS:
-        raise EngineStartError(f"{cannot} with {bits} bits; it does with {CPU_BITS}")
+        raise EngineStartError(f"{cannot} with {bits} bits, only with {CPU_BITS}")
 
 
 HUB_TIMEOUT = 10
+"""Seconds that the Hugging Face Hub may take to answer."""
 
 
 def hub_config(model: str, revision: str | None, cache: str | None) -> Path:
-    """`cache`: the directory of downloads, where it is not Hugging Face's own. Raises EngineStartError."""
+    """Return the path of a model's config.json, downloaded from the Hugging Face Hub or by an earlier start. Raises EngineStartError.
+
+    `cache`: the directory of downloads. None: Hugging Face's own.
+    """
     from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]  # documented there
 
     earlier = None
     try:
         earlier = try_to_load_from_cache(model, "config.json", cache, revision)
-        # One request, which fails where a download would try again for half a minute, or wait for ever.
+        # This request fails at once. A download would try again for half a minute, or wait for ever.
         url = f"{constants.ENDPOINT}/api/models/{model}/auth-check"
         hf_raise_for_status(get_session().get(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT))
         return Path(hf_hub_download(model, "config.json", revision=revision, cache_dir=cache))
@@ -177,8 +193,8 @@ def hub_config(model: str, revision: str | None, cache: str | None) -> Path:
     except errors.RevisionNotFoundError as error:
         raise EngineStartError(f"{model} has no revision {revision} on the Hugging Face Hub") from error
     except errors.RemoteEntryNotFoundError as error:
-        raise EngineStartError(f"{model} is no checkpoint: it has no config.json on the Hugging Face Hub") from error
-    except Exception as error:  # no network, in one of its many ways
+        raise EngineStartError(f"{model} is not a checkpoint: it has no config.json on the Hugging Face Hub") from error
+    except Exception as error:  # the network fails with errors of many classes
         if isinstance(earlier, str):
             return Path(earlier)
         offline = isinstance(error, errors.OfflineModeIsEnabled)

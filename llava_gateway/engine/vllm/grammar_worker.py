@@ -1,8 +1,8 @@
-"""Tries the forms that clients ask answers to have, one for each line of JSON on its input, and says what is wrong with it.
+"""A script that checks forms of answers: it reads a form from each line of its input, as JSON, and writes what is wrong with the form.
 
-A script of its own: a few hundred bytes of regular expression or grammar can keep a compiler busy for minutes, have it panic, or make every
-token of the answer slow, and in here that hurts nobody. Each form has `CPU_SECONDS` to be compiled and followed for `STEPS` tokens; the
-system ends the process that takes more. The first line of the input is the model's tokenizer.
+It is a process of its own, because a regular expression or a grammar of a few hundred bytes can keep a compiler busy for minutes, make it
+panic, or make every token of the answer slow. A form has `CPU_SECONDS` to be compiled and to be followed for `STEPS` tokens. The system
+ends the process that takes longer. The first line of the input is the model's tokenizer.
 """
 
 import json
@@ -18,26 +18,30 @@ import llguidance
 
 Kind = Literal["json", "json_object", "regex", "choice", "grammar"]
 CPU_SECONDS = 0.2
-"""Twenty times what a schema of 16,000 characters takes."""
+"""The CPU time for one form, in seconds: twenty times as much as a schema of 16,000 characters takes."""
 VALIDATION_SECONDS = 0.04
-"""Of CPU. vLLM repeats this part on the gateway's event loop."""
+"""The CPU time for the validation alone, in seconds. vLLM repeats the validation on the gateway's event loop."""
 STEPS = 64
-"""Tokens after which an ambiguous grammar has shown itself: its parser's work grows with the square of them, or faster."""
+"""Tokens that are drawn. The parser's work for an ambiguous grammar grows with their square, or faster, so it shows within these."""
 MEMORY = 2 << 30
+"""The limit on the address space, in bytes."""
 NICENESS = 10
-"""Where there is not CPU time for all, the gateway and an engine on the CPU go first."""
+"""The gateway, and an engine on the CPU, get CPU time before this process."""
 
 
 def error(tokenizer: llguidance.LLTokenizer, kind: Kind, spec: str) -> str:
-    """What is wrong with the form; empty if nothing is. The grammar is made as vLLM makes it."""
+    """Return what is wrong with a form, or an empty text. The grammar is compiled as vLLM compiles it.
+
+    `kind`, `spec`: as in `StructuredOutput`.
+    """
     try:
         if kind == "json" or kind == "json_object":
             grammar = llguidance.LLMatcher.grammar_from_json_schema(spec or '{"type": "object"}', defaults={"whitespace_flexible": False})
         else:
             grammar = llguidance.grammar_from(kind, spec)
-        begin = time.thread_time()
+        start = time.thread_time()
         fault = str(llguidance.LLMatcher.validate_grammar(grammar, None))
-        if time.thread_time() - begin > VALIDATION_SECONDS:
+        if time.thread_time() - start > VALIDATION_SECONDS:
             return "it is too complicated"
         return fault or _follow(tokenizer, grammar)
     except Exception as failure:
@@ -47,34 +51,38 @@ def error(tokenizer: llguidance.LLTokenizer, kind: Kind, spec: str) -> str:
 
 
 def _follow(tokenizer: llguidance.LLTokenizer, grammar: str) -> str:
-    """Draw tokens at random, as a model might; the end only where nothing else can come."""
+    """Draw `STEPS` tokens at random, as a model might, and return the parser's error or an empty text.
+
+    The token that ends the answer is not drawn, so the answer ends only where no other token is allowed.
+    """
     matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
-    chance = random.Random(len(grammar))
+    generator = random.Random(len(grammar))
     for _ in range(STEPS):
         mask = bytearray(matcher.compute_bitmask())
         mask[tokenizer.eos_token // 8] &= ~(1 << tokenizer.eos_token % 8)
-        start = chance.randrange(len(mask))
-        place = next((at % len(mask) for at in range(start, start + len(mask)) if mask[at % len(mask)]), None)
-        if matcher.is_stopped() or place is None:
+        start = generator.randrange(len(mask))
+        byte = next((at % len(mask) for at in range(start, start + len(mask)) if mask[at % len(mask)]), None)
+        if matcher.is_stopped() or byte is None:
             break
-        bits = [bit for bit in range(8) if mask[place] >> bit & 1]
-        matcher.consume_token(8 * place + chance.choice(bits))
+        bits = [bit for bit in range(8) if mask[byte] >> bit & 1]
+        matcher.consume_token(8 * byte + generator.choice(bits))
     return matcher.get_error().partition("\n")[0]
 
 
 def main() -> None:
+    """Read the tokenizer, write "ready", and answer each form with a line of JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.nice(NICENESS)
     tokenizer = llguidance.LLTokenizer(json.loads(sys.stdin.readline()))
-    _answer("ready")
+    _write("ready")
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         verdict = error(tokenizer, **json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _answer(verdict[:2000])
+        _write(verdict[:2000])
 
 
-def _answer(value: str) -> None:
+def _write(value: str) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""How vLLM is started here: which of its defaults do not suit an engine behind a gateway, and what it knows of its model then."""
+"""The start of vLLM: the flags and variables that suit an engine behind a gateway, and the description of the model that it has loaded."""
 
 import argparse
 import os
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind, check_quantization
-from llava_gateway.engine.vllm.compat import choose_cpu_worker
-from llava_gateway.engine.vllm.lora import check_adaptable, leave_a_slot_empty
+from llava_gateway.engine.vllm.compat import launch, model
+from llava_gateway.engine.vllm.compat.seeds import choose_cpu_worker
+from llava_gateway.engine.vllm.lora import check_lora_support, reserve_empty_slot
 from llava_gateway.errors import EngineStartError
 from llava_gateway.images.geometry import ImageTokens, Size
 from llava_gateway.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 ONEVISION = "llava_onevision"
 ONEVISION_SQUARES = 9
-"""vLLM's own, whatever the config's `vision_aspect_ratio` says."""
+"""The most squares of a LLaVA-OneVision grid. vLLM uses this number, whatever `vision_aspect_ratio` of config.json says."""
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
     "VLLM_NO_USAGE_STATS": "1",
@@ -30,103 +31,108 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore:resource_tracker:UserWarning",  # for the processes that vLLM starts
 }
-"""Variables that suit an embedded engine, where the operator has not set them."""
+"""Environment variables that suit an embedded engine. They are set unless the operator has set them."""
 
 
-def engine_arguments(model: str, flags: Sequence[str]) -> "AsyncEngineArgs":
-    """`flags` are vLLM's own, as its command line has them. Imports vLLM, which takes seconds. Raises EngineStartError."""
-    config = check_checkpoint(model, flags)
+def engine_arguments(model_name: str, flags: Sequence[str]) -> "AsyncEngineArgs":
+    """Return vLLM's arguments for a model. Imports vLLM, which takes seconds. Raises EngineStartError.
+
+    `model_name`: a directory, or a name on the Hugging Face Hub. `flags`: vLLM's own, as on its command line.
+    """
+    config = check_checkpoint(model_name, flags)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        parser = launch.flag_parser()
     except ImportError as error:
         raise EngineStartError(f"vLLM cannot be imported ({error}); install the extra 'cpu' or 'cuda'") from error
-    parser = FlexibleArgumentParser(prog="llava-gateway serve", add_help=False, usage=argparse.SUPPRESS, exit_on_error=False)
-    AsyncEngineArgs.add_cli_args(parser)
     try:
-        arguments, unknown = parser.parse_known_args(["--model", model, *flags])
+        arguments, unknown = parser.parse_known_args(["--model", model_name, *flags])
     except (argparse.ArgumentError, ValueError, SystemExit) as error:  # argparse exits at some errors all the same
         raise EngineStartError(f"vLLM does not take these flags: {error}") from error
     if unknown:
         raise EngineStartError(f"neither llava-gateway nor vLLM knows the flag {unknown[0]}")
     check_quantization(config, arguments.quantization)
     if arguments.enable_lora:
-        check_adaptable(config)
+        check_lora_support(config)
     if current_platform.is_cpu():
-        # Compiling costs minutes on a CPU, wants a C++ compiler, and gains nothing. (What vLLM compiles at its first use, such as the ranks
-        # of log probabilities, had all requests wait for 18 s.)
-        arguments.enforce_eager = True
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        # A core for the front end: threads that wait for each other at each layer stand still while it has one of theirs.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
-        if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
-            arguments.distributed_executor_backend = "uni"
-        if arguments.enable_lora:
-            leave_a_slot_empty(arguments)
-        choose_cpu_worker(arguments)
+        _adapt_to_cpu(arguments)
     if arguments.structured_outputs_config.backend == "auto":
-        # With "auto" vLLM keeps the backend that the first request led it to, and other requests' grammars fail on that. Of the
-        # backends only guidance limits the work for a token: a regular expression of 100 characters has xgrammar 0.2.8 hang.
-        # Free to put white space anywhere, small models put it everywhere and never come to the point.
+        # With "auto" vLLM keeps the backend that the first request led it to, and other requests' grammars fail on that. Of the backends
+        # only guidance limits the work for a token: a regular expression of 100 characters makes xgrammar 0.2.8 hang.
+        # Small models that may put white space anywhere put it everywhere, and do not finish their answer.
         arguments.structured_outputs_config.backend = "guidance"
         arguments.structured_outputs_config.disable_any_whitespace = True
     return AsyncEngineArgs.from_cli_args(arguments)
 
 
+def _adapt_to_cpu(arguments: argparse.Namespace) -> None:
+    """Change vLLM's arguments and the environment for an engine on a CPU."""
+    # Compiling costs minutes on a CPU, needs a C++ compiler, and gains nothing. (vLLM compiles some functions at their first use, such as
+    # the ranks of log probabilities. All requests waited for that for 18 s.)
+    arguments.enforce_eager = True
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # One core stays free for the front end. The engine's threads wait for each other at each layer, and stand still while the front end
+    # has one of their cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+    if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
+        arguments.distributed_executor_backend = "uni"
+    if arguments.enable_lora:
+        reserve_empty_slot(arguments)
+    choose_cpu_worker(arguments)
+
+
 def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
-    """Starts its processes and loads the model. Raises EngineStartError."""
+    """Start vLLM's processes, and return the engine when it has loaded the model. Raises EngineStartError."""
     import torch
-    from vllm.envs import disable_envs_cache, enable_envs_cache
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
 
     from llava_gateway.engine.vllm.metrics import BulkStatLogger
 
-    torch.set_num_threads(1)  # of this process, where it works on small pictures: more threads would wait for each other and spin
-    disable_envs_cache()
+    torch.set_num_threads(1)  # of this process, which works on small images: more threads would wait for each other and spin
+    launch.forget_environment()
     try:
-        config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
-        _make_room_for_images(config)
-        engine = AsyncLLM.from_vllm_config(
-            config,
-            stat_loggers=[BulkStatLogger],
-            enable_log_requests=arguments.enable_log_requests,
-            disable_log_stats=arguments.disable_log_stats,
-        )
+        config = launch.create_config(arguments)
+        _allow_largest_image(config)
+        engine = launch.create_engine(config, arguments, BulkStatLogger)
     except Exception as error:
         raise EngineStartError(f"vLLM could not load {arguments.model}: {_one_line(error)}") from error
-    enable_envs_cache()  # as vLLM does in the engine's process: it looks into the environment for every token
+    launch.cache_environment()
     return engine
 
 
-def _make_room_for_images(config: "VllmConfig") -> None:
-    """vLLM takes the largest image of LLaVA-OneVision to be one of 8,748 tokens, the most of a picture in the shape of a grid, and refuses
-    larger ones; pictures of some other shapes, such as 1152x1407, take up to 8,765."""
-    model, scheduler = config.model_config.hf_config, config.scheduler_config
-    if model.model_type == ONEVISION:
-        side, patches = model.vision_config.image_size, model.vision_config.image_size // model.vision_config.patch_size
-        max_image_tokens = ImageTokens(patches**2, side, patches, _grids(model), ONEVISION_SQUARES).max_image_tokens
-        scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, max_image_tokens)
-        scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_encoder_input_tokens, max_image_tokens)
+def _allow_largest_image(config: "VllmConfig") -> None:
+    """Have the engine accept the largest image of LLaVA-OneVision.
+
+    vLLM computes 8,748 tokens for it, from an image in the shape of a grid, and refuses larger ones. Images of some other shapes, such as
+    1152x1407, take up to 8,765 tokens.
+    """
+    hf_config = config.model_config.hf_config
+    if hf_config.model_type == ONEVISION:
+        side, patches = hf_config.vision_config.image_size, hf_config.vision_config.image_size // hf_config.vision_config.patch_size
+        tokens = ImageTokens(patches**2, side, patches, _grids(hf_config), ONEVISION_SQUARES)
+        launch.allow_image_tokens(config, tokens.max_image_tokens)
 
 
 def _one_line(error: Exception) -> str:
-    """What pydantic, through which vLLM checks itself, says in several lines; of other errors the first line."""
+    """Return the reason of an error in one line. vLLM checks itself by pydantic, whose messages have several lines."""
     if isinstance(error, ValidationError):
         return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-    said = (str(error).splitlines() or [type(error).__name__])[0]
-    return "its process has ended, and said why above" if said.startswith("Engine core initialization failed") else said
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return "its process has ended; the log above says why" if reason.startswith(launch.PROCESS_FAILED) else reason
 
 
 def describe(engine: "AsyncLLM") -> ModelInfo:
-    """Raises EngineStartError for a model that is no LLaVA of a kind that is served here, whatever the flags have made of it."""
+    """Return the description of the engine's model. Raises EngineStartError if that is not a LLaVA model that can be served.
+
+    The kind is checked again here, because vLLM's flags may have changed the model's configuration.
+    """
     config = engine.vllm_config.model_config
     check_kind(config.model, config.hf_config.to_dict())
-    info = engine.renderer.get_mm_processor().info
-    processor = info.get_hf_processor()
+    info = model.processing_info(engine)
+    processor = model.hf_processor(info)
     tokenizer = processor.tokenizer
     return ModelInfo(
         tokenizer=Tokenizer(tokenizer.backend_tokenizer.to_str()),
@@ -139,16 +145,12 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
 
 
 def _vision(info: Any, config: Any, image_processor: Any) -> VisionConfig:
-    """`info` is vLLM's, which knows how many tokens a picture takes."""
-    from vllm.model_executor.models.llava import BaseLlavaProcessingInfo
-
+    """Return how the model sees images. `info`: as `compat.model.processing_info` returns it. `config`: the checkpoint's configuration."""
     side = config.vision_config.image_size
-    min_image_tokens = BaseLlavaProcessingInfo.get_num_image_tokens(
-        info, image_width=side, image_height=side
-    )  # those of the whole in one square
+    min_image_tokens = model.square_tokens(info, side)
     grids = _grids(config)
-    patches = info.get_vision_encoder_info().get_patch_grid_length()
-    tokens = ImageTokens(min_image_tokens, side, patches, grids, ONEVISION_SQUARES if config.model_type == ONEVISION else None)
+    max_squares = ONEVISION_SQUARES if config.model_type == ONEVISION else None
+    tokens = ImageTokens(min_image_tokens, side, model.patches_per_side(info), grids, max_squares)
     red, green, blue = (int(mean * 255) for mean in image_processor.image_mean)
     crops = image_processor.do_center_crop and image_processor.size.get("shortest_edge")
     pads = getattr(image_processor, "do_pad", False)

@@ -1,4 +1,4 @@
-"""From vLLM's outputs and refusals to the gateway's."""
+"""vLLM's outputs and refusals, translated to the gateway's deltas and errors."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,35 +11,40 @@ from llava_gateway.types import Delta, FinishReason, SamplingParams, StructuredO
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput
     from vllm.logprobs import FlatLogprobs
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.output_processor import RequestState
 
 
-FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "length"}
-"""vLLM cuts an answer short that goes round in circles, if its operator wants that: to the client it is an answer that is not whole."""
-LEAST_LOGPROB = -9999.0
-"""OpenAI's way to say "never" without an infinity, which JSON does not have."""
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "length"}
+"""vLLM's finish reasons and the gateway's. "repetition": the operator has vLLM cut answers that repeat themselves. Such an answer is not
+complete, so the client gets "length"."""
+MIN_LOGPROB = -9999.0
+"""OpenAI's value for a token of probability 0, because JSON has no infinity."""
 
 
 def token_logprobs(choice: "CompletionOutput", sampling: SamplingParams, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
-    """The choice's log probabilities. For each place vLLM has the token drawn, then the likeliest, likeliest first. The token that ended
-    the text (not a stop string) is no part of it, unless the client wants it there."""
-    flat = cast("FlatLogprobs | None", choice.logprobs)  # as `sampling_params` asks for them
+    """Return the log probabilities of a choice's new tokens.
+
+    vLLM lists, for each position of the answer, the token that was drawn, and then the most probable tokens in descending order. The token
+    that ended the answer is left out unless the client wants it in the text. A stop string consists of ordinary tokens, which stay.
+    """
+    flat = cast("FlatLogprobs | None", choice.logprobs)  # `sampling_params` asks for this form
     if not flat:
         return ()
-    places = list(zip(flat.start_indices, flat.end_indices, strict=True))
+    positions = list(zip(flat.start_indices, flat.end_indices, strict=True))
     if choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str) and not sampling.include_stop_str_in_output:
-        del places[-1:]
+        del positions[-1:]
     entries = [
-        (tokenizer.token_bytes(token), max(logprob, LEAST_LOGPROB)) for token, logprob in zip(flat.token_ids, flat.logprobs, strict=True)
+        (tokenizer.token_bytes(token), max(logprob, MIN_LOGPROB)) for token, logprob in zip(flat.token_ids, flat.logprobs, strict=True)
     ]
     return tuple(
-        TokenLogprob(token, logprob, tuple(entries[start + 1 : end])) for start, end in places for token, logprob in [entries[start]]
+        TokenLogprob(token, logprob, tuple(entries[start + 1 : end])) for start, end in positions for token, logprob in [entries[start]]
     )
 
 
 def finish_reason(reason: str | None, structured_output: StructuredOutput | None) -> FinishReason | None:
-    """How a choice ended, in the words of the contract. Raises what the client is told when the engine gave up on it."""
+    """Return the gateway's finish reason for vLLM's. None: the choice goes on.
+
+    Raises Unavailable, InvalidRequest or EngineFailed if the engine has given up on the choice.
+    """
     if reason is None:
         return None
     if reason == "abort":
@@ -49,13 +54,13 @@ def finish_reason(reason: str | None, structured_output: StructuredOutput | None
             "The engine cannot hold the answer to this form: it is too complicated, or other fields forbid the tokens that it needs.",
             param=structured_output.param,
         )
-    if reason not in FINISH:
+    if reason not in FINISH_REASONS:
         raise EngineFailed("The engine failed on this request.", code="engine_error", retry_after=1)
-    return FINISH[reason]
+    return FINISH_REASONS[reason]
 
 
 def refusal(error: Exception, structured_output: StructuredOutput | None) -> GatewayError:
-    """vLLM's refusal in the client's terms."""
+    """Return the client's error for a request that vLLM has refused."""
     reason = str(error.args[0])[:300] if error.args else "no reason given"
     param = getattr(error, "parameter", None)
     if param is None and structured_output is not None:
@@ -64,11 +69,12 @@ def refusal(error: Exception, structured_output: StructuredOutput | None) -> Gat
 
 
 class OutputSink:
-    """Gives the deltas of one request to `take`, and counts its tokens."""
+    """Receives the outputs of one request from vLLM's output loop, passes them on as deltas, and counts their tokens."""
 
     def __init__(
         self, sampling: SamplingParams, tokenizer: Tokenizer, usage: Usage, on_delta: Callable[[Delta], None], *, stream: bool, images: bool
     ) -> None:
+        """`usage`: the tokens of the answer are added to it. `images`: whether the prompt has images."""
         self.usage = usage
         self.stream = stream
         self._sampling = sampling
@@ -78,19 +84,25 @@ class OutputSink:
         self._end: asyncio.Future[bool]
 
     def begin(self) -> asyncio.Future[bool]:
-        """Of what is put from now on; the end of it is whether the answer is whole: if not, the engine lacks an image."""
+        """Start a new attempt at the request, and return a future of its end.
+
+        The future's result is True if the answer is whole, and False if the engine lacks an image and the request has to be sent again.
+        """
         self._end = asyncio.get_running_loop().create_future()
         return self._end
 
     def put(self, output: "RequestOutput | Exception") -> None:
-        """vLLM's next output. Raises nothing: it would be the end of vLLM's loop, and so of all requests."""
+        """Accept vLLM's next output, or its error.
+
+        Raises nothing, because an error would end vLLM's output loop and all requests with it. The future of `begin` gets the error.
+        """
         if self._end.done():
             return
         try:
             if isinstance(output, Exception):
                 raise output
             self._deliver(output)
-        except StopIteration as error:  # which a future does not take
+        except StopIteration as error:  # a future refuses this class of error
             self._end.set_exception(RuntimeError(repr(error)))
         except Exception as error:
             self._end.set_exception(error)
@@ -111,18 +123,3 @@ class OutputSink:
             self._on_delta(Delta(choice.index, choice.text, tokens, reason, choice.stop_reason, logprobs))
         if output.finished:
             self._end.set_result(True)
-
-
-def states_of(engine: "AsyncLLM", name: str) -> "list[RequestState]":
-    """What vLLM's front end knows of the request of this name: one for each of its choices that goes on."""
-    processor = engine.output_processor
-    return [processor.request_states[each] for each in processor.external_req_ids.get(name, ()) if each in processor.request_states]
-
-
-def generated_tokens(engine: "AsyncLLM", name: str) -> int:
-    """Tokens that the request of this name has come to by now; vLLM tells the length of an answer that is wanted whole only with it. Of all
-    its choices: of those that go on, and of those that have ended and wait for the others."""
-    states = states_of(engine, name)
-    tokens: int = sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer)
-    parents = {id(state.parent_req): state.parent_req for state in states if state.parent_req}
-    return tokens + sum(len(choice.token_ids) for parent in parents.values() for choice in parent.output_aggregator if choice)

@@ -1,4 +1,4 @@
-"""From the gateway's `Sampling` to vLLM's."""
+"""The gateway's sampling parameters, translated to vLLM's."""
 
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from vllm.sampling_params import StructuredOutputsParams
 
 SEEDS = 1 << 62
-"""Seeds are taken modulo this: vLLM adds a choice's index to its seed, in 64 bits, and takes -1 for no seed at all."""
+"""Seeds are taken modulo this number. vLLM adds the index of a choice to its seed, in 64 bits, and takes -1 for no seed."""
 
 
 def sampling_params(sampling: SamplingParams, stream: bool, *, seeds_work: bool) -> "vllm.SamplingParams":
-    """vLLM's parameters. A field of a wrong type would wedge the engine for good, so they take the round trip that the engine's
-    own decoder will make, here, where a mistake is one request's error."""
+    """Return vLLM's sampling parameters.
+
+    A field of a wrong type would make the engine hang for good. So the parameters are encoded and decoded here as the engine does it, where
+    a mistake ends only this request. `seeds_work`: see `compat.seeds`. Raises InvalidRequest.
+    """
     import msgspec
     import vllm
     from vllm.sampling_params import RequestOutputKind
@@ -45,9 +48,9 @@ def sampling_params(sampling: SamplingParams, stream: bool, *, seeds_work: bool)
         spaces_between_special_tokens=sampling.spaces_between_special_tokens,
         structured_outputs=_structured_outputs(sampling.structured_output) if sampling.structured_output else None,
         logprobs=sampling.logprobs,
-        flat_logprobs=True,  # in a few lists; as objects, those of one answer keep the garbage collector busy for half a second
+        flat_logprobs=True,  # a few lists; one object for each log probability would keep the garbage collector busy for half a second
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-        skip_clone=True,  # nobody else has these
+        skip_clone=True,  # nothing else uses this object
     )
     try:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=vllm.SamplingParams)

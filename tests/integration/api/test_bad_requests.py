@@ -7,7 +7,6 @@ import httpx
 import orjson
 import pytest
 from helpers.errors import refused
-from helpers.origin import Origin
 from helpers.requests import MODEL, body, image, image_part, user
 from helpers.server import Server
 
@@ -16,8 +15,6 @@ from llava_gateway.demo.images import data_uri, describe, draw, encode
 GRID = ("red", "blue", "green", "orange")
 CHAT = "/v1/chat/completions"
 URL = "messages[0].content[0].image_url.url"
-
-
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 2.5}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
@@ -163,7 +160,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "param"), FIELDS, ids=lambda value: str(value)[:60])
 @pytest.mark.parametrize("stream", [False, True])
-def test_fields(http: httpx.Client, fields: dict[str, Any], param: str, stream: bool) -> None:
+def test_bad_field_is_named_in_the_error(http: httpx.Client, fields: dict[str, Any], param: str, stream: bool) -> None:
     request = body("Hello", max_tokens=4) | ({"stream": True} if stream and "stream_options" not in fields else {}) | fields
     refused(http.post(CHAT, json=request), 400, param)
 
@@ -176,7 +173,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("depth", [70, 130, 400])
-def test_schemas_nested_too_deeply(http: httpx.Client, depth: int) -> None:
+def test_deeply_nested_schema_is_refused(http: httpx.Client, depth: int) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(depth)}}
     refused(http.post(CHAT, json=body("Hello", response_format=form)), 400, "response_format.json_schema.schema")
     refused(http.post(CHAT, json=body("Hello", structured_outputs={"json": nested(depth)})), 400, "structured_outputs.json")
@@ -198,12 +195,12 @@ def test_schemas_nested_too_deeply(http: httpx.Client, depth: int) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_very_many_of_anything(http: httpx.Client, path: str, asked: dict[str, Any], param: str | None) -> None:
+def test_very_long_lists_are_refused_within_seconds(http: httpx.Client, path: str, asked: dict[str, Any], param: str | None) -> None:
     """Refused before each of them is looked at: within two seconds, reading the JSON included, and on a busy machine."""
     refused(http.post(path, json={"model": MODEL} | asked, timeout=2), 400, param)
 
 
-def test_what_is_echoed_is_cut(http: httpx.Client) -> None:
+def test_error_does_not_repeat_a_long_value(http: httpx.Client) -> None:
     for fields in (
         {"model": "x" * 1_000_000},
         {"structured_outputs": {"x" * 1_000_000: 1}},
@@ -212,7 +209,7 @@ def test_what_is_echoed_is_cut(http: httpx.Client) -> None:
         assert len(http.post(CHAT, json=body("Hello") | fields).content) < 1000
 
 
-def test_what_is_not_http(server: Server) -> None:
+def test_non_http_request_gets_a_json_error(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         head, _, content = connection.makefile("rb").read().partition(b"\r\n\r\n")
@@ -221,12 +218,12 @@ def test_what_is_not_http(server: Server) -> None:
     assert orjson.loads(content)["error"]["type"] == "invalid_request_error"
 
 
-def test_missing_fields(http: httpx.Client) -> None:
+def test_missing_field_is_named_in_the_error(http: httpx.Client) -> None:
     refused(http.post(CHAT, json={"messages": [user("hi")]}), 400, "model")
     refused(http.post(CHAT, json={"model": MODEL}), 400, "messages")
 
 
-def test_unknown_model(http: httpx.Client) -> None:
+def test_unknown_model_gets_404(http: httpx.Client) -> None:
     refused(http.post(CHAT, json=body("hi", model="gpt-5")), 404, "model", "model_not_found")
 
 
@@ -248,12 +245,12 @@ def test_unknown_model(http: httpx.Client) -> None:
     ],
     ids=lambda value: repr(value[:20]),
 )
-def test_unparsable_bodies(http: httpx.Client, content: bytes) -> None:
+def test_body_that_is_not_a_json_object_is_refused(http: httpx.Client, content: bytes) -> None:
     answer = http.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert refused(answer, 400, None)["type"] == "invalid_request_error"
 
 
-def test_other_media_types_and_methods_and_paths(http: httpx.Client) -> None:
+def test_wrong_media_type_method_and_path_are_refused(http: httpx.Client) -> None:
     text = orjson.dumps(body("hi"))
     refused(http.post(CHAT, content=text, headers={"content-type": "text/plain"}), 415, None)
     refused(http.post(CHAT, content=text, headers={"content-type": "application/json", "content-encoding": "gzip"}), 415, None)
@@ -263,7 +260,7 @@ def test_other_media_types_and_methods_and_paths(http: httpx.Client) -> None:
         refused(http.get(path), 404, "model" if path == "/v1/models/" else None)
 
 
-def test_a_body_too_large(http: httpx.Client) -> None:
+def test_large_body_is_refused_with_and_without_a_declared_length(http: httpx.Client) -> None:
     refused(http.post(CHAT, content=b" " * (9 << 20), headers={"content-type": "application/json"}), 413, None)
 
     def endless() -> Any:
@@ -274,96 +271,9 @@ def test_a_body_too_large(http: httpx.Client) -> None:
 
 
 PICTURE = encode(draw(GRID))
-BROKEN_IMAGES = [
-    ("data:image/png;base64,!!!!", "invalid_base64_image"),
-    ("data:image/png,rawbytes", "invalid_base64_image"),
-    ("data:image/png;base64", "invalid_base64_image"),
-    ("data:image/png;base64,", "empty_image_file"),
-    (data_uri(b"hello, world"), "invalid_image_format"),
-    (data_uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "invalid_image_format"),
-    (data_uri(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "invalid_image_format"),
-    (data_uri(b"SIMPLE  =                    T"), "invalid_image_format"),
-    (data_uri(PICTURE[: len(PICTURE) // 2]), "invalid_image"),
-    (data_uri(PICTURE[:8] + bytes(100)), "invalid_image"),
-    (data_uri(encode(draw(GRID), "JPEG")[:600]), "invalid_image"),
-    (data_uri(encode(draw(GRID, (1, 4000)))), "invalid_image"),
-    (data_uri(encode(draw(GRID, (4000, 1)))), "invalid_image"),
-    ("ftp://example.com/x.png", "invalid_image_url"),
-    ("file:///etc/passwd", "invalid_image_url"),
-    ("/etc/passwd", "invalid_image_url"),
-    ("C:\\x.png", "invalid_image_url"),
-    ("http://", "invalid_image_url"),
-    ("http://[", "invalid_image_url"),
-    ("http://user:pass@example.com/", "invalid_image_url"),
-    ("http://127.0.0.1\\@1.1.1.1/", "invalid_image_url"),
-    ("http://127.0.0.%31/", "invalid_image_url"),
-    ("http://2130706433/", "invalid_image_url"),
-    ("http://0x7f.1/", "invalid_image_url"),
-    ("http://exa\tmple.com/", "invalid_image_url"),
-    ("http://x:99999/", "invalid_image_url"),
-    ("http://169.254.169.254/latest/meta-data/", "invalid_image_url"),
-    ("http://10.0.0.1/", "invalid_image_url"),
-    ("http://192.168.0.1/", "invalid_image_url"),
-    ("http://100.64.0.1/", "invalid_image_url"),
-    ("http://0.0.0.0/", "invalid_image_url"),
-    ("http://[::1]/", "invalid_image_url"),
-    ("http://[::ffff:10.0.0.1]/", "invalid_image_url"),
-    ("http://[fe80::1]/", "invalid_image_url"),
-    ("http://[64:ff9b::a00:1]/", "invalid_image_url"),
-    ("http://[2002:a00:1::]/", "invalid_image_url"),
-    ("http://[2001:0:4136:e378:8000:63bf:80ff:fffe]/", "invalid_image_url"),
-    ("http://[fe80::5efe:a00:1]/", "invalid_image_url"),
-    ("http://224.0.0.1/", "invalid_image_url"),
-    ("data:text/html,<b>", "invalid_base64_image"),
-]
 
 
-@pytest.mark.parametrize(("url", "code"), BROKEN_IMAGES, ids=lambda value: value[:40])
-def test_broken_images(http: httpx.Client, url: str, code: str) -> None:
-    refused(http.post(CHAT, json=body(image_part(url), "Describe this image.")), 400, URL, code)
-
-
-@pytest.mark.parametrize(
-    ("path", "code"),
-    [
-        ("/missing", "failed_to_download_image"),
-        ("/loop", "failed_to_download_image"),
-        ("/to-private", "invalid_image_url"),
-        ("/to-file", "invalid_image_url"),
-        ("/text", "invalid_image_format"),
-        ("/lies", "image_too_large"),
-        ("/endless", "image_too_large"),
-        ("/drip", "failed_to_download_image"),
-        ("/silent", "failed_to_download_image"),
-        ("/short", "failed_to_download_image"),
-        ("/packed-twice", "failed_to_download_image"),
-    ],
-)
-def test_misbehaving_origins(http: httpx.Client, origin: Origin, path: str, code: str) -> None:
-    refused(http.post(CHAT, json=body(image_part(origin.url + path), "Describe this image.")), 400, URL, code)
-
-
-def test_an_origin_that_is_not_there(http: httpx.Client) -> None:
-    refused(http.post(CHAT, json=body(image_part("http://127.0.0.1:9/x"), "hi")), 400, URL, "failed_to_download_image")
-    refused(http.post(CHAT, json=body(image_part("http://no-such-host.invalid/x"), "hi")), 400, URL, "failed_to_download_image")
-
-
-def test_a_pixel_bomb(http: httpx.Client) -> None:
-    """A few KB that say they are 20000x20000."""
-    header = PICTURE[:16] + (20000).to_bytes(4) * 2 + PICTURE[24:]
-    import zlib
-
-    header = header[:29] + zlib.crc32(header[12:29]).to_bytes(4) + header[33:]
-    refused(http.post(CHAT, json=body(image_part(data_uri(header)), "hi")), 400, URL, "image_too_large")
-
-
-def test_markdown_urls_in_text_are_never_fetched(http: httpx.Client, origin: Origin) -> None:
-    before = len(origin.requests)
-    assert http.post(CHAT, json=body(f"![x]({origin.url}/picture) {origin.url}/picture")).status_code == 200
-    assert len(origin.requests) == before
-
-
-def test_beyond_the_context(http: httpx.Client) -> None:
+def test_request_beyond_the_context_is_refused(http: httpx.Client) -> None:
     error = refused(http.post(CHAT, json=body("Hello", max_tokens=5000)), 400, "messages", "context_length_exceeded")
     assert "4096" in error["message"]
     refused(http.post(CHAT, json=body("word " * 5000, max_tokens=1)), 400, "messages", "context_length_exceeded")
@@ -371,7 +281,7 @@ def test_beyond_the_context(http: httpx.Client) -> None:
     refused(http.post(CHAT, json=body(*[image(GRID)] * 7, "hi", max_tokens=100)), 400, "messages", "context_length_exceeded")
 
 
-def test_harmless_sloppiness_is_taken(http: httpx.Client) -> None:
+def test_harmless_deviations_are_accepted(http: httpx.Client) -> None:
     uri = data_uri(PICTURE)
     lines = "data:image/jpeg;base64," + "\r\n".join(uri.partition(",")[2][i : i + 76] for i in range(0, len(uri), 76))
     urlsafe = uri.partition(",")[0] + "," + uri.partition(",")[2].replace("+", "-").replace("/", "_")
@@ -383,6 +293,6 @@ def test_harmless_sloppiness_is_taken(http: httpx.Client) -> None:
     assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
 
 
-def test_after_all_that_the_server_still_answers(http: httpx.Client) -> None:
+def test_server_answers_after_all_refusals(http: httpx.Client) -> None:
     answer = http.post(CHAT, json=body(image(GRID), "Describe this image."))
     assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])

@@ -25,7 +25,7 @@ def prompt(text: Any = HELLO, **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "prompt": text, "temperature": 0, "max_tokens": 60} | fields
 
 
-def test_text(client: OpenAI) -> None:
+def test_prompt_is_used_unchanged(client: OpenAI) -> None:
     completion = client.completions.create(**prompt())
     assert completion.object == "text_completion"
     assert completion.id.startswith("cmpl-")
@@ -35,13 +35,13 @@ def test_text(client: OpenAI) -> None:
     assert completion.usage.prompt_tokens == 9
 
 
-def test_the_default_length_is_openais(client: OpenAI) -> None:
+def test_default_max_tokens_is_16(client: OpenAI) -> None:
     completion = client.completions.create(model=MODEL, prompt=HELLO, temperature=0)
     assert completion.usage
     assert completion.usage.completion_tokens == 16
 
 
-def test_an_image(client: OpenAI) -> None:
+def test_image_in_a_prompt_is_described(client: OpenAI) -> None:
     asked = prompt("USER: <image>\nDescribe this image. ASSISTANT:")
     completion = client.completions.create(**asked, extra_body={"images": [PICTURE]})
     assert completion.choices[0].text.strip() == describe([GRID])
@@ -49,19 +49,19 @@ def test_an_image(client: OpenAI) -> None:
     assert completion.usage.prompt_tokens_details.image_tokens == 576  # type: ignore[union-attr]
 
 
-def test_two_images(client: OpenAI) -> None:
+def test_two_images_keep_their_order(client: OpenAI) -> None:
     other = ("white", "yellow", "black", "purple")
     asked = prompt("USER: <image>\n<image>\nDescribe these images. ASSISTANT:", max_tokens=200)
     completion = client.completions.create(**asked, extra_body={"images": [PICTURE, data_uri(encode(draw(other)))]})
     assert completion.choices[0].text.strip() == describe([GRID, other])
 
 
-def test_token_ids(http: httpx.Client) -> None:
+def test_prompt_of_token_ids_gets_the_same_answer(http: httpx.Client) -> None:
     tokens = http.post("/tokenize", json={"prompt": HELLO}).json()["tokens"]
     assert http.post(PATH, json=prompt(tokens)).json()["choices"][0]["text"] == ANSWER
 
 
-def test_several_prompts(http: httpx.Client) -> None:
+def test_several_prompts_get_their_own_choices(http: httpx.Client) -> None:
     texts = [HELLO, "USER: How are you? ASSISTANT:", HELLO]
     answer = http.post(PATH, json=prompt(texts, n=2, max_tokens=5)).json()
     assert [choice["index"] for choice in answer["choices"]] == list(range(6))
@@ -73,7 +73,7 @@ def test_several_prompts(http: httpx.Client) -> None:
     assert http.post(PATH, json=prompt(tokens, max_tokens=5)).json()["choices"][1]["text"] == alone[1]
 
 
-def test_stream(http: httpx.Client) -> None:
+def test_stream_has_the_same_text_logprobs_and_usage(http: httpx.Client) -> None:
     *events, done = frames(http.post(PATH, json=prompt(stream=True, logprobs=1, stream_options={"include_usage": True})).text)
     *chunks, usage = map(json.loads, events)
     assert done == "[DONE]"
@@ -87,7 +87,7 @@ def test_stream(http: httpx.Client) -> None:
         assert pieces == whole[name]
 
 
-def test_logprobs(http: httpx.Client) -> None:
+def test_logprobs_have_offsets_and_alternatives(http: httpx.Client) -> None:
     choice = http.post(PATH, json=prompt(logprobs=2)).json()["choices"][0]
     logprobs = choice["logprobs"]
     assert "".join(logprobs["tokens"]) == choice["text"]
@@ -138,16 +138,16 @@ def test_logprobs(http: httpx.Client) -> None:
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_bad_prompts(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+def test_bad_prompt_field_is_named_in_the_error(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     refused(http.post(PATH, json=prompt() | fields), 400, param)
 
 
-def test_one_bad_prompt_of_several(http: httpx.Client) -> None:
+def test_bad_prompt_among_several_is_named(http: httpx.Client) -> None:
     refused(http.post(PATH, json=prompt([HELLO, "word " * 6000])), 400, "prompt[1]", "context_length_exceeded")
     refused(http.post(PATH, json=prompt() | {"model": "other"}), 404, "model", "model_not_found")
 
 
-def test_tokenize_and_detokenize_a_prompt(http: httpx.Client) -> None:
+def test_tokenize_and_detokenize_agree_with_hugging_face(http: httpx.Client) -> None:
     text = "Zażółć 🦙 gęślą jaźń"
     expected = AutoTokenizer.from_pretrained(CHECKPOINT)(text).input_ids
     answer = http.post("/tokenize", json={"model": MODEL, "prompt": text, "return_token_strs": True}).json()
@@ -159,7 +159,7 @@ def test_tokenize_and_detokenize_a_prompt(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("images", [0, 1, 3])
-def test_tokenize_counts_what_the_chat_will_cost(http: httpx.Client, images: int) -> None:
+def test_tokenize_counts_the_tokens_that_the_chat_costs(http: httpx.Client, images: int) -> None:
     """No picture is fetched for it: this one is nowhere."""
     asked = body(*[image(GRID)] * images, "Describe these images. <image>", max_tokens=1)
     usage = http.post("/v1/chat/completions", json=asked).json()["usage"]
@@ -192,5 +192,5 @@ def test_tokenize_counts_what_the_chat_will_cost(http: httpx.Client, images: int
         ("/detokenize", {"tokens": [2**70]}, 400, "tokens[0]"),
     ],
 )
-def test_bad_tokenize_requests(http: httpx.Client, path: str, asked: dict[str, Any], status: int, param: str) -> None:
+def test_bad_tokenize_field_is_named_in_the_error(http: httpx.Client, path: str, asked: dict[str, Any], status: int, param: str) -> None:
     refused(http.post(path, json=asked), status, param)

@@ -94,7 +94,7 @@ def a_valid_request_follows(http: httpx.Client) -> Iterator[None]:
 
 @BATCH
 @given(request=valid_requests)
-def test_valid_requests_are_answered(http: httpx.Client, request: dict[str, Any]) -> None:
+def test_generated_valid_request_is_answered(http: httpx.Client, request: dict[str, Any]) -> None:
     answer = http.post("/v1/chat/completions", json=request)
     if '"error"' in answer.text:  # the one way to contradict oneself: a form, and the tokens that it needs forbidden
         assert '"param":"response_format"' in answer.text
@@ -111,7 +111,7 @@ names = st.sampled_from(sorted({name for model in BODIES for name in model.model
 @given(
     request=valid_requests, path=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]), data=st.data()
 )
-def test_spoilt_requests_are_refused_or_answered(http: httpx.Client, request: dict[str, Any], path: str, data: st.DataObject) -> None:
+def test_spoilt_request_never_gets_a_5xx(http: httpx.Client, request: dict[str, Any], path: str, data: st.DataObject) -> None:
     spoilt = request | {data.draw(names): data.draw(junk) for _ in range(data.draw(st.integers(1, 2)))}
     if isinstance(spoilt.get("max_tokens"), int) and spoilt["max_tokens"] > 50:
         spoilt["max_tokens"] = 50  # an answer of thousands of tokens is right, and slow
@@ -121,19 +121,19 @@ def test_spoilt_requests_are_refused_or_answered(http: httpx.Client, request: di
 
 @BATCH
 @given(request=junk, path=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]))
-def test_any_json_is_refused(http: httpx.Client, request: Any, path: str) -> None:
+def test_random_json_gets_a_4xx(http: httpx.Client, request: Any, path: str) -> None:
     assert 400 <= http.post(path, json=request).status_code < 500
 
 
 @BATCH
 @given(content=st.binary(max_size=200), kind=st.sampled_from(["application/json", "text/plain", "multipart/form-data", ""]))
-def test_any_bytes_are_refused(http: httpx.Client, content: bytes, kind: str) -> None:
+def test_random_bytes_get_a_4xx(http: httpx.Client, content: bytes, kind: str) -> None:
     assert 400 <= http.post("/v1/chat/completions", content=content, headers={"content-type": kind}).status_code < 500
 
 
 @BATCH
 @given(path=st.text(max_size=30), method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]))
-def test_any_path_is_answered(http: httpx.Client, path: str, method: str) -> None:
+def test_random_path_never_gets_a_5xx(http: httpx.Client, path: str, method: str) -> None:
     from urllib.parse import quote
 
     assert http.request(method, "/" + quote(path)).status_code < 500
@@ -144,7 +144,7 @@ document = schemathesis.openapi.from_dict(openapi())
 
 @document.parametrize()
 @settings(BATCH, max_examples=60)
-def test_the_openapi_document_tells_the_truth(case: schemathesis.Case, http: httpx.Client) -> None:
+def test_openapi_document_matches_the_responses(case: schemathesis.Case, http: httpx.Client) -> None:
     """Statuses, types and shapes are the documented ones, and what the document forbids is refused."""
     if isinstance(case.body, dict) and case.path.startswith("/v1/"):
         case.body.setdefault("max_tokens", 4)
@@ -164,7 +164,7 @@ def test_the_openapi_document_tells_the_truth(case: schemathesis.Case, http: htt
     case.validate_response(response, checks=checks)
 
 
-def test_the_documentation_page(http: httpx.Client) -> None:
+def test_documentation_page_names_every_field(http: httpx.Client) -> None:
     page = http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "src=" not in page.text

@@ -1,4 +1,4 @@
-"""LLaVAs of other kinds, each on the real engine: what a picture takes is what Hugging Face's processor says."""
+"""Other LLaVA models on the real engine: an image takes as many tokens as Hugging Face's processor says."""
 
 import base64
 import io
@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from helpers.requests import image_part, user
 from helpers.server import Server, serve, wait_until_ready
-from helpers.tiny_models import CONTEXT, NEXT_GRIDS, ONEVISION_GRIDS, TINY
+from helpers.tiny_models import CONTEXT, TINY
 from PIL import Image
 from transformers import AutoProcessor
 
 from llava_gateway.demo.images import data_uri, draw, encode
-from llava_gateway.images.decode import Transform, open_image, prepare
-from llava_gateway.images.geometry import best_grid, shrunk
-from llava_gateway.types import VisionConfig
 
 GRID = ("red", "blue", "green", "orange")
 SIZES = [(1, 1), (30, 20), (336, 336), (640, 480), (480, 640), (1000, 10), (10, 1000), (1021, 677), (2000, 1237), (3001, 2003)]
@@ -83,7 +79,7 @@ def jpeg(size: tuple[int, int], orientation: int = 1) -> str:
     return data_uri(buffer.getvalue())
 
 
-def test_tokens_are_those_of_the_models_own_processor(served: Served) -> None:
+def test_image_tokens_equal_those_of_the_models_processor(served: Served) -> None:
     pictures = {size: data_uri(encode(draw(GRID, size))) for size in SIZES}
     counted = {size: served.counted(pictures[size]) for size in SIZES}
     assert counted == {size: served.expected(size) for size in SIZES}
@@ -112,7 +108,7 @@ def test_llava_worker_answers_with_as_many_tokens_as_asked_for(served: Served) -
     assert json.loads(last) == {"text": prompt + expected["choices"][0]["text"], "error_code": 0}
 
 
-def test_a_chat_that_turns_out_too_long_is_refused_with_its_sum(served: Served) -> None:
+def test_chat_beyond_the_context_is_refused_with_its_token_counts(served: Served) -> None:
     size = (1344, 1344)
     tokens = served.expected(size)
     wanted = CONTEXT - tokens + 1
@@ -123,7 +119,7 @@ def test_a_chat_that_turns_out_too_long_is_refused_with_its_sum(served: Served) 
     assert f"{tokens} of images (1 x {tokens}) and {wanted} of answer" in error["message"]
 
 
-def test_what_cannot_fit_is_refused_before_a_picture_is_fetched(served: Served) -> None:
+def test_too_many_images_are_refused_before_a_fetch(served: Served) -> None:
     nowhere = "http://192.0.2.1/picture.png"
     error = served.post("/v1/chat/completions", *[nowhere] * 40).json()["error"]
     min_image_tokens = {"bakllava": 577, "siglip": 729, "next": 576, "onevision": 729}[served.name]
@@ -135,58 +131,9 @@ def test_what_cannot_fit_is_refused_before_a_picture_is_fetched(served: Served) 
     assert counted.status_code == (400 if least else 200)  # fetched where the size of the picture matters
 
 
-def test_a_model_that_sees_shapes_makes_no_squares(served: Served) -> None:
+def test_model_with_tiles_refuses_image_aspect_ratio(served: Served) -> None:
     answer = served.post("/v1/chat/completions", data_uri(encode(draw(GRID, (60, 40)))), max_tokens=1, image_aspect_ratio="pad")
     sees_shapes = served.name in ("next", "onevision")
     assert answer.status_code == (400 if sees_shapes else 200)
     if sees_shapes:
         assert answer.json()["error"]["param"] == "image_aspect_ratio"
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_pixels_are_those_of_the_models_own_processor(name: str, tmp_path: Path) -> None:
-    """The processor has the picture as it is on one side, and as the gateway prepares it on the other."""
-    TINY[name](tmp_path / name)
-    processor = AutoProcessor.from_pretrained(tmp_path / name).image_processor
-    transform = Transform(vision(name), "crop" if name == "bakllava" else "resize")
-    for size in ((30, 20), (640, 480), (1021, 677), (2500, 900)):
-        picture = smooth(size)
-        prepared = prepare(open_image(encode(picture), 10_000_000), transform)
-        ours, theirs = (np.asarray(processor(image, return_tensors="np")["pixel_values"]) for image in (prepared, picture))
-        assert ours.shape == theirs.shape
-        assert np.abs(ours - theirs).mean() < 0.01  # where black to white is 2 or more
-        assert np.quantile(np.abs(ours - theirs), 0.999) < 0.1
-
-
-def smooth(size: tuple[int, int]) -> Image.Image:
-    """Every part of it differs from every other."""
-    across, down = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
-    return Image.fromarray(np.stack([across, down, 255 - (across + down) / 2], -1).astype(np.uint8))
-
-
-def vision(name: str) -> VisionConfig:
-    """As the engine describes it; a picture's tokens are here the rows and columns that it covers on its grid."""
-    pinpoints = {"next": NEXT_GRIDS, "onevision": ONEVISION_GRIDS}.get(name, [])
-    grids = tuple((width, height) for height, width in pinpoints)
-    return VisionConfig(384 if name in ("siglip", "onevision") else 336, lambda w, h: covered((w, h), grids), 576, 2928, grids)
-
-
-def covered(size: tuple[int, int], grids: tuple[tuple[int, int], ...]) -> int:
-    grid = best_grid(size, grids)
-    scale = min(grid[0] / size[0], grid[1] / size[1])
-    return int(round(size[0] * scale / 14, 7)) * int(round(size[1] * scale / 14, 7))
-
-
-@pytest.mark.parametrize("pinpoints", [NEXT_GRIDS, ONEVISION_GRIDS], ids=["next", "onevision"])
-def test_shrinking_changes_neither_the_grid_nor_the_tokens(pinpoints: list[list[int]]) -> None:
-    from transformers.image_processing_utils import select_best_resolution
-
-    grids = tuple((width, height) for height, width in pinpoints)
-    largest = max(map(max, grids))
-    random = np.random.default_rng(0)
-    for width, height in (10 ** random.uniform(1.3, 3.9, (3000, 2))).astype(int).tolist():
-        small = shrunk((width, height), grids, lambda w, h: covered((w, h), grids))
-        assert best_grid(small, grids) == best_grid((width, height), grids) == select_best_resolution((height, width), pinpoints)[::-1]
-        assert covered(small, grids) == covered((width, height), grids)
-        assert max(small) <= largest
-        assert small == (width, height) or max(width / small[0], height / small[1]) > 1

@@ -22,7 +22,7 @@ def frames_of(response: httpx.Response) -> list[str]:
     return list(frames(response.text))
 
 
-def test_completion_shape(http: httpx.Client) -> None:
+def test_completion_has_openais_shape(http: httpx.Client) -> None:
     answer = http.post(CHAT, json=body(image(GRID), "Describe this image."))
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
@@ -50,7 +50,7 @@ def test_usage_counts_576_tokens_per_image(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
-def test_prompt_tokens_are_those_of_hugging_faces_processor(client: OpenAI, count: int) -> None:
+def test_prompt_tokens_equal_those_of_hugging_faces_processor(client: OpenAI, count: int) -> None:
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
     question = "Describe these images. Zażółć 🦙"
     later = [{"role": "assistant", "content": "One."}, {"role": "user", "content": "And then?"}]
@@ -62,7 +62,7 @@ def test_prompt_tokens_are_those_of_hugging_faces_processor(client: OpenAI, coun
     assert completion.usage.prompt_tokens == len(expected)
 
 
-def test_the_next_turn_is_found_in_the_prefix_cache(client: OpenAI) -> None:
+def test_next_turn_uses_the_prefix_cache(client: OpenAI) -> None:
     first = user(image(("black", "black", "red", "red")), "Describe this image.")
     answer = client.chat.completions.create(model=MODEL, messages=[first], temperature=0)
     again = [first, {"role": "assistant", "content": answer.choices[0].message.content}, user("What color is the top left?")]
@@ -70,7 +70,7 @@ def test_the_next_turn_is_found_in_the_prefix_cache(client: OpenAI) -> None:
     assert usage.prompt_tokens_details.cached_tokens >= 512  # whole blocks of the KV cache, of 128 tokens on a CPU
 
 
-def test_stream_frames(http: httpx.Client) -> None:
+def test_stream_has_role_deltas_finish_reason_and_usage(http: httpx.Client) -> None:
     answer = http.post(CHAT, json=body("Hello", stream=True, stream_options={"include_usage": True}))
     assert answer.headers["content-type"].startswith("text/event-stream")
     *events, done = frames_of(answer)
@@ -106,7 +106,7 @@ def test_streamed_text_equals_unstreamed(client: OpenAI, grids: list[Any]) -> No
     assert (usage.prompt_tokens, usage.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
 
 
-def test_the_sdk_stream_helper(client: OpenAI) -> None:
+def test_sdk_stream_helper_reads_the_answer(client: OpenAI) -> None:
     with client.chat.completions.stream(**body(image(GRID), "Describe this image.")) as stream:
         final = stream.get_final_completion()
     assert final.choices[0].message.content == describe([GRID])
@@ -114,14 +114,14 @@ def test_the_sdk_stream_helper(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_max_tokens(client: OpenAI, name: str) -> None:
+def test_max_tokens_limits_the_answer(client: OpenAI, name: str) -> None:
     request = {"model": MODEL, "messages": [user("Hello")], "temperature": 0, name: 3}
     completion = client.chat.completions.create(**request)
     assert completion.choices[0].finish_reason == "length"
     assert completion.usage.completion_tokens == 3
 
 
-def test_stop(client: OpenAI) -> None:
+def test_stop_string_ends_the_answer(client: OpenAI) -> None:
     whole = client.chat.completions.create(**body("Hello")).choices[0].message.content
     stopped = client.chat.completions.create(**body("Hello", stop=[" small", "never"]))
     assert stopped.choices[0].message.content == whole.split(" small")[0]
@@ -137,7 +137,7 @@ def test_seed_repeats_a_random_answer(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_n_random_choices(client: OpenAI, stream: bool) -> None:
+def test_n_sampled_choices_differ(client: OpenAI, stream: bool) -> None:
     request = body("Hello", n=3, temperature=2, seed=1, max_tokens=30)
     if stream:
         texts = dict.fromkeys(range(3), "")
@@ -166,7 +166,7 @@ def test_control_tokens_in_text_stay_text(client: OpenAI) -> None:
     assert alone.usage.prompt_tokens_details.image_tokens == 0
 
 
-def test_models(client: OpenAI) -> None:
+def test_model_is_listed_and_an_unknown_one_not_found(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == MODEL
     assert client.models.retrieve(MODEL) == model
@@ -174,12 +174,12 @@ def test_models(client: OpenAI) -> None:
         client.models.retrieve("other/model")
 
 
-def test_health_and_ready(http: httpx.Client) -> None:
+def test_health_and_ready_answer(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     assert http.get("/ready").json() == {"status": "ready"}
 
 
-def test_metrics(http: httpx.Client) -> None:
+def test_metrics_count_image_tokens_and_return_to_idle(http: httpx.Client) -> None:
     def value(name: str) -> float:
         return next(float(line.split()[-1]) for line in http.get("/metrics").text.splitlines() if line.startswith(name))
 
@@ -190,6 +190,6 @@ def test_metrics(http: httpx.Client) -> None:
     assert value("vllm:num_requests_running") == 0
 
 
-def test_request_id_is_echoed_if_it_is_sane(http: httpx.Client) -> None:
+def test_short_request_id_is_echoed_and_a_long_one_replaced(http: httpx.Client) -> None:
     assert http.get("/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
     assert len(http.get("/health", headers={"x-request-id": "x" * 500}).headers["x-request-id"]) == 32

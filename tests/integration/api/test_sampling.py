@@ -76,7 +76,7 @@ def test_streamed_logprobs_are_the_same(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_characters_of_several_tokens(http: httpx.Client, stream: bool) -> None:
+def test_character_of_several_tokens_appears_whole(http: httpx.Client, stream: bool) -> None:
     """A llama takes four tokens here: no part of it shows as text, and each has its own bytes."""
     llama = ids("🦙")
     assert len(llama) == 4
@@ -98,7 +98,7 @@ def test_no_delta_holds_half_a_character(http: httpx.Client) -> None:
     assert not any("\ufffd" in delta for delta in deltas)
 
 
-def test_an_answer_cut_inside_a_character(http: httpx.Client) -> None:
+def test_answer_cut_inside_a_character_omits_it(http: httpx.Client) -> None:
     for stream in (False, True):
         fields = {"structured_outputs": {"choice": ["a🦙"]}, "max_tokens": 3}
         if stream:
@@ -109,24 +109,24 @@ def test_an_answer_cut_inside_a_character(http: httpx.Client) -> None:
         assert (content, reason) == ("a", "length")
 
 
-def test_logit_bias(client: OpenAI) -> None:
+def test_logit_bias_forces_and_bans_tokens(client: OpenAI) -> None:
     (token,) = ids("H")
     assert text(client, logit_bias={str(token): 100}, max_tokens=4) == "HHHH"
     see = ids(" see")[0]
     assert " see" not in text(client, logit_bias={str(see): -100}, max_tokens=10)
 
 
-def test_allowed_token_ids(client: OpenAI) -> None:
+def test_allowed_token_ids_limit_the_answer(client: OpenAI) -> None:
     assert set(text(client, allowed_token_ids=ids("ab"), max_tokens=8, temperature=1)) <= {"a", "b"}
 
 
-def test_stop_token_ids(client: OpenAI) -> None:
+def test_stop_token_id_ends_the_answer(client: OpenAI) -> None:
     choice = ask(client, stop_token_ids=ids(" demo")).choices[0]
     assert choice.message.content == GREETING.split(" demo")[0]
     assert choice.finish_reason == "stop"
 
 
-def test_min_tokens_and_ignore_eos(client: OpenAI) -> None:
+def test_min_tokens_and_ignore_eos_lengthen_the_answer(client: OpenAI) -> None:
     usual = ask(client).usage
     assert usual
     longer = ask(client, min_tokens=usual.completion_tokens + 10, max_tokens=100).usage
@@ -137,12 +137,12 @@ def test_min_tokens_and_ignore_eos(client: OpenAI) -> None:
     assert on.usage.completion_tokens == 70
 
 
-def test_bad_words(client: OpenAI) -> None:
+def test_bad_words_do_not_appear(client: OpenAI) -> None:
     assert "." not in text(client, bad_words=["."], max_tokens=12)
 
 
 @pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
-def test_penalties_against_repetition(client: OpenAI, name: str) -> None:
+def test_penalty_reduces_repetition(client: OpenAI, name: str) -> None:
     """`ab` or `a` for ever, unless a penalty makes the other letters likelier."""
     request = {"allowed_token_ids": ids("abcdefgh"), "max_tokens": 8}
     plain = text(client, **request)
@@ -158,7 +158,7 @@ def test_top_k_and_min_p_narrow_the_choice(client: OpenAI) -> None:
         assert text(client, seed=3, **wild, **wide) == text(client, seed=3, **wild)
 
 
-def test_any_seed_repeats(client: OpenAI) -> None:
+def test_each_seed_repeats_its_answer(client: OpenAI) -> None:
     answers = set()
     for seed in (-1, 0, 7, 2**40, -(2**63), 2**63 - 1):
         request = {"temperature": 2, "seed": seed, "n": 2, "max_tokens": 20, "allowed_token_ids": ids("abcdefgh")}
@@ -169,13 +169,13 @@ def test_any_seed_repeats(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("field", [{"repetition_penalty": 0.01}, {"repetition_penalty": 100}, {"temperature": 1e-9, "n": 2}])
-def test_extremes_do_no_harm(client: OpenAI, field: dict[str, float]) -> None:
+def test_extreme_value_does_not_harm_the_engine(client: OpenAI, field: dict[str, float]) -> None:
     assert ask(client, **{"temperature": 1, "max_tokens": 5} | field).usage
     assert text(client) == GREETING
 
 
 @pytest.mark.parametrize("stop", [" small demo", "mall de", ".", "I am a small demo model: send me an image and ask"])
-def test_stop_strings_across_tokens(http: httpx.Client, stop: str) -> None:
+def test_stop_string_across_tokens_does_not_leak(http: httpx.Client, stop: str) -> None:
     """No character of a stop string leaves, though its first letters came in earlier tokens."""
     expected = GREETING.split(stop)[0]
     whole = http.post(CHAT, json=body("Hello", stop=stop)).json()["choices"][0]
@@ -185,7 +185,7 @@ def test_stop_strings_across_tokens(http: httpx.Client, stop: str) -> None:
     assert kept == expected + stop
 
 
-def test_special_tokens_show_if_asked_for(client: OpenAI) -> None:
+def test_special_tokens_appear_only_on_request(client: OpenAI) -> None:
     shown = text(client, ignore_eos=True, skip_special_tokens=False, max_tokens=60)
     assert "</s>" in shown
     assert "</s>" not in text(client, ignore_eos=True, max_tokens=60)
@@ -212,7 +212,7 @@ SCHEMA = {
     ],
 )
 @pytest.mark.parametrize("temperature", [0, 2])
-def test_a_schema_is_held(http: httpx.Client, field: dict[str, Any], temperature: float) -> None:
+def test_answer_follows_the_json_schema(http: httpx.Client, field: dict[str, Any], temperature: float) -> None:
     from jsonschema import validate
 
     asked = body(image(GRID), "Describe this image.") | {"temperature": temperature, "seed": 1} | field
@@ -222,7 +222,7 @@ def test_a_schema_is_held(http: httpx.Client, field: dict[str, Any], temperature
     assert validate(json.loads(streamed(http, **field)[0]), SCHEMA) is None
 
 
-def test_json_object(client: OpenAI) -> None:
+def test_answer_is_a_json_object(client: OpenAI) -> None:
     """The demo model cannot come to an end by itself: a form inside the form has it end."""
     content = text(client, response_format={"type": "json_object"}, max_tokens=30)
     assert content.startswith("{")
@@ -230,11 +230,11 @@ def test_json_object(client: OpenAI) -> None:
     assert json.loads(text(client, structured_outputs={"json_object": True}, logit_bias=quiet)) == {}
 
 
-def test_a_form_may_begin_with_a_space(client: OpenAI) -> None:
+def test_structured_answer_may_begin_with_a_space(client: OpenAI) -> None:
     assert text(client, structured_outputs={"choice": [" yes"]}) == " yes"
 
 
-def test_regex_choice_and_grammar(client: OpenAI) -> None:
+def test_answer_follows_a_regex_choice_or_grammar(client: OpenAI) -> None:
     import re
 
     assert re.fullmatch(r"[0-9]{3}-[a-f]{2}", text(client, structured_outputs={"regex": "[0-9]{3}-[a-f]{2}"}, temperature=2))
@@ -266,7 +266,7 @@ BOMBS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: str(bomb)[:40])
-def test_forms_that_keep_a_compiler_busy(http: httpx.Client, bomb: dict[str, Any]) -> None:
+def test_expensive_structured_output_does_not_block_the_next_request(http: httpx.Client, bomb: dict[str, Any]) -> None:
     """Answered or refused, within seconds; and the next form is held."""
     answer = http.post(CHAT, json=body("Hello", structured_outputs=bomb, max_tokens=20), timeout=15)
     assert answer.status_code in (200, 400)
@@ -274,7 +274,7 @@ def test_forms_that_keep_a_compiler_busy(http: httpx.Client, bomb: dict[str, Any
     assert after.json()["choices"][0]["message"]["content"] == "yes"
 
 
-def test_an_error_in_the_middle_of_a_stream(http: httpx.Client) -> None:
+def test_structured_output_error_is_framed_in_the_stream(http: httpx.Client) -> None:
     """The engine finds out only after a hundred characters that the rest of this form is more than it can follow."""
     wide = {"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(600)}}
     first = {"type": "string", "pattern": "^[a-c]{100,200}$"}

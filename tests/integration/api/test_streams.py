@@ -16,7 +16,7 @@ GRID = ("red", "blue", "green", "orange")
 CHAT = "/v1/chat/completions"
 
 
-def test_a_silent_stream_is_kept_alive(http: httpx.Client) -> None:
+def test_silent_stream_gets_keep_alive_comments(http: httpx.Client) -> None:
     """All text is held back for a long stop string, for about two seconds; comments go out every half second at the latest."""
     asked = body("Hello", stream=True, stop="x" * 10_000, ignore_eos=True, max_tokens=1000)
     text = http.post(CHAT, json=asked).text
@@ -24,11 +24,11 @@ def test_a_silent_stream_is_kept_alive(http: httpx.Client) -> None:
     assert len([frame for frame in frames(text) if '"content":"' in frame]) == 2  # the role, and all the text
 
 
-def test_a_busy_stream_has_no_comments(http: httpx.Client) -> None:
+def test_busy_stream_has_no_keep_alive_comments(http: httpx.Client) -> None:
     assert ": keep-alive" not in http.post(CHAT, json=body("Hello", stream=True, ignore_eos=True, max_tokens=500)).text
 
 
-def test_the_status_line_does_not_wait_for_a_silent_engine(server: Server) -> None:
+def test_status_line_does_not_wait_for_the_first_token(server: Server) -> None:
     """Behind 16 others with four fresh images each, the first token takes the engine more than the half second of `--keep-alive`."""
     colors = list(COLORS)
 
@@ -51,7 +51,7 @@ def test_the_status_line_does_not_wait_for_a_silent_engine(server: Server) -> No
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_continuous_usage(http: httpx.Client, n: int) -> None:
+def test_continuous_usage_stats_grow(http: httpx.Client, n: int) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     asked = body(image(GRID), "Describe this image.", stream=True, stream_options=options, n=n, temperature=1, seed=1)
     *events, _ = frames(http.post(CHAT, json=asked).text)
@@ -65,7 +65,7 @@ def test_continuous_usage(http: httpx.Client, n: int) -> None:
     assert '"usage"' not in http.post(CHAT, json=asked).text
 
 
-def test_choices_of_a_stream_come_in_order(http: httpx.Client) -> None:
+def test_choices_of_a_stream_begin_in_order(http: httpx.Client) -> None:
     for seed in range(5):
         asked = body("Hello", stream=True, n=5, temperature=2, seed=seed, max_tokens=10)
         *events, _ = frames(http.post(CHAT, json=asked).text)
@@ -73,7 +73,7 @@ def test_choices_of_a_stream_come_in_order(http: httpx.Client) -> None:
         assert first_seen == [0, 1, 2, 3, 4]
 
 
-def test_a_slow_reader_gets_everything_in_fewer_pieces(server: Server, http: httpx.Client) -> None:
+def test_slow_reader_gets_all_tokens_in_fewer_chunks(server: Server, http: httpx.Client) -> None:
     """Five choices with log probabilities, more than the sockets hold, to a reader that begins when the engine has given all."""
     asked = body("Hello", stream=True, n=5, temperature=1, seed=3, ignore_eos=True, max_tokens=500, logprobs=True, top_logprobs=20)
     with httpx.stream("POST", server.url + CHAT, json=asked, timeout=120) as answer:
@@ -97,7 +97,7 @@ def running(http: httpx.Client) -> bool:
     return not line.endswith(" 0.0")
 
 
-def test_vllm_counts_every_token(http: httpx.Client) -> None:
+def test_vllms_metrics_count_every_token(http: httpx.Client) -> None:
     """Although its numbers are entered in bulk."""
 
     def counts() -> tuple[float, float, float]:
@@ -116,7 +116,7 @@ def test_vllm_counts_every_token(http: httpx.Client) -> None:
     assert [after - was for was, after in zip(before, counts(), strict=True)] == [150, 147, 147]
 
 
-def test_everything_that_can_be_refused_is_refused_before_the_status_line(http: httpx.Client) -> None:
+def test_bad_streaming_request_is_refused_before_the_stream(http: httpx.Client) -> None:
     for fields in (
         {"logprobs": True, "top_logprobs": 21},
         {"max_tokens": 99_999},

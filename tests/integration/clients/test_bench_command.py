@@ -1,29 +1,23 @@
-"""`llava-gateway bench` against the real server: what it says is what was sent, and failures are told."""
+"""`llava-gateway bench` on a real server: the report matches the requests that it sent, and failures are shown."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from helpers.server import Server, free_port
-
-
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llava_gateway", "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+from helpers.commands import run
+from helpers.server import Server
 
 
 def rows(server: Server, folder: Path, *arguments: str) -> list[dict[str, Any]]:
     file = folder / "bench.json"
-    ended = bench(server.url, "--json", str(file), *arguments)
+    ended = run("bench", server.url, "--json", str(file), *arguments)
     assert ended.returncode == 0, ended.stderr
     assert f"llava-demo at {server.url}" in ended.stdout
     found: list[dict[str, Any]] = json.loads(file.read_text())
     return found
 
 
-def test_tokens_and_times(server: Server, tmp_path: Path) -> None:
+def test_bench_reports_tokens_and_times(server: Server, tmp_path: Path) -> None:
     one, four = rows(server, tmp_path, "--concurrency", "1,4", "--requests", "8", "--max-tokens", "32", "--ignore-eos")
     for row in (one, four):
         assert (row["requests"], row["failed"]) == (8, 0)
@@ -32,26 +26,20 @@ def test_tokens_and_times(server: Server, tmp_path: Path) -> None:
         assert 0 < row["between tokens p50"] < row["answer p99"]
 
 
-def test_pictures(server: Server, tmp_path: Path) -> None:
+def test_bench_sends_images(server: Server, tmp_path: Path) -> None:
     (row,) = rows(
         server, tmp_path, "--concurrency", "2", "--requests", "4", "--images", "2", "--image-size", "640x480", "--max-tokens", "5"
     )
     assert row["failed"] == 0
 
 
-def test_failures_are_told(server: Server) -> None:
-    ended = bench(server.url, "--concurrency", "2", "--requests", "2", "--max-tokens", "100000")
+def test_bench_reports_failures(server: Server) -> None:
+    ended = run("bench", server.url, "--concurrency", "2", "--requests", "2", "--max-tokens", "100000")
     assert ended.returncode == 1
     assert "2 failed" in ended.stderr.replace("\n", " ") or ended.stderr.count("1 failed") == 2
     assert "context" in ended.stderr
 
 
-def test_nobody_there() -> None:
-    ended = bench(f"http://127.0.0.1:{free_port()}")
-    assert ended.returncode == 2
-    assert len(ended.stderr.splitlines()) == 1
-
-
-def test_a_wrong_model_and_a_wrong_number(server: Server) -> None:
-    assert bench(server.url, "--model", "no-such", "--requests", "1", "--concurrency", "1").returncode == 1
-    assert bench(server.url, "--concurrency", "0").returncode == 2
+def test_bench_refuses_a_wrong_model_or_number(server: Server) -> None:
+    assert run("bench", server.url, "--model", "no-such", "--requests", "1", "--concurrency", "1").returncode == 1
+    assert run("bench", server.url, "--concurrency", "0").returncode == 2

@@ -1,128 +1,22 @@
-"""`llava-gateway chat`: in a real terminal, in pipes, and against servers that fail or are hostile."""
+"""`llava-gateway chat` with the real engine, in a terminal and in a pipe."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pexpect
 import pytest
-from helpers.server import ROOT, Server, free_port
+from helpers.chat_command import FIRST, SECOND, ask, quit_chat, run, terminal, wait_for_prompt
+from helpers.server import Server
 
 from llava_gateway.demo.images import describe
 
-FIRST, SECOND = ROOT / "examples" / "pictures" / "first.png", ROOT / "examples" / "pictures" / "second.jpg"
 FIRST_GRID = ("red", "blue", "green", "white")
 SECOND_GRID = ("yellow", "black", "orange", "purple")
-COMMAND = [sys.executable, "-m", "llava_gateway", "chat"]
-DONE = b"data: [DONE]\n\n"
 
 
-@dataclass
-class Scripted(ThreadingHTTPServer):
-    """A server that answers with what a test gives it, in turn, and keeps what it was sent."""
-
-    answers: list[tuple[int, bytes]]
-    """Status and body; an event stream without its end is left open until the client leaves."""
-    models: list[str] = field(default_factory=lambda: ["scripted"])
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    left: threading.Event = field(default_factory=threading.Event)
-    daemon_threads = True
-
-    def __post_init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def v1(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Scripted
-
-    def do_GET(self) -> None:
-        self.server.keys.append(self.headers["authorization"])
-        self._send(200, json.dumps({"data": [{"id": name} for name in self.server.models]}).encode())
-
-    def do_POST(self) -> None:
-        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        self._send(*self.server.answers.pop(0))
-
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(body)
-        if body.startswith(b"data:") and not body.endswith((DONE, b"cut\n\n")):
-            self.rfile.read(1)
-            self.server.left.set()
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
-def chunk(text: str, finish_reason: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}
-    return f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n".encode()
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    server = Scripted([])
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A home of its own, in the folder that commands run in."""
-    monkeypatch.chdir(tmp_path)
-    ours = {"XDG_STATE_HOME": str(tmp_path / "state"), "TERM": "xterm", "NO_COLOR": "1", "OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""}
-    return {**os.environ, **ours}
-
-
-def terminal(url: str, environment: dict[str, str], *arguments: str) -> "pexpect.spawn[str]":
-    command, *rest = [*COMMAND, "--base-url", url, *arguments]
-    return pexpect.spawn(command, rest, env=environment, encoding="utf-8", timeout=60, dimensions=(40, 240))
-
-
-def ask(child: "pexpect.spawn[str]", line: str) -> str:
-    """Type a line at the prompt; what stands between it and the next prompt."""
-    child.sendline(line)
-    child.expect_exact(line)
-    child.expect(r"(?s)(.*?)\x1b\[\?2004h((?:\[\d+ pictures?\] )?> )")
-    return str(child.match.group(1))
-
-
-def begin(child: "pexpect.spawn[str]") -> None:
-    child.expect_exact("\x1b[?2004h")
-    child.expect_exact("> ")
-
-
-def leave(child: "pexpect.spawn[str]") -> None:
-    child.sendeof()
-    child.expect(pexpect.EOF)
-    child.wait()
-    assert child.exitstatus == 0
-
-
-def run(url: str, environment: dict[str, str], *arguments: str, question: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "--base-url", url, *arguments]
-    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if question is None else {"input": question}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False, **given)
-
-
-def test_a_chat_with_a_picture_added_midway(server: Server, environment: dict[str, str]) -> None:
-    child = terminal(server.v1, environment, "--image", str(FIRST), "--temperature", "0")
+def test_image_can_be_added_during_a_chat(server: Server, own_home: dict[str, str]) -> None:
+    child = terminal(server.v1, own_home, "--image", str(FIRST), "--temperature", "0")
     child.expect_exact("llava-demo at")
     child.expect_exact("[1 picture] > ")
     said = ask(child, "Describe this image.")
@@ -137,7 +31,7 @@ def test_a_chat_with_a_picture_added_midway(server: Server, environment: dict[st
         assert "(1152 of images)" in said
     ask(child, "/save chat.json")
     assert "File exists" in ask(child, "/save chat.json")
-    leave(child)
+    quit_chat(child)
     saved = json.loads(Path("chat.json").read_text())
     assert [message["role"] for message in saved["messages"]] == ["user", "assistant", "user", "assistant"]
     del saved["messages"][-1]
@@ -145,9 +39,9 @@ def test_a_chat_with_a_picture_added_midway(server: Server, environment: dict[st
     assert again["choices"][0]["message"]["content"] == describe([FIRST_GRID, SECOND_GRID])
 
 
-def test_commands(server: Server, environment: dict[str, str]) -> None:
-    child = terminal(server.v1, environment, "--temperature", "0", "--max-tokens", "100")
-    begin(child)
+def test_chat_commands_work(server: Server, own_home: dict[str, str]) -> None:
+    child = terminal(server.v1, own_home, "--temperature", "0", "--max-tokens", "100")
+    wait_for_prompt(child)
     assert "/system TEXT" in ask(child, "/help")
     assert "no question yet" in ask(child, "/retry")
     assert "/help" in ask(child, "/imagine")
@@ -167,183 +61,20 @@ def test_commands(server: Server, environment: dict[str, str]) -> None:
     assert (saved["temperature"], saved["max_tokens"]) == (0, 100)
 
 
-def test_history_is_kept_and_private(scripted: Scripted, environment: dict[str, str]) -> None:
-    scripted.answers = [(200, chunk("Good.", "stop") + DONE)] * 2
-    child = terminal(scripted.v1, environment)
-    begin(child)
-    ask(child, "How are you?")
-    leave(child)
-    file = Path("state/llava-gateway/chat_history")
-    assert file.stat().st_mode & 0o777 == 0o600
-    child = terminal(scripted.v1, environment)
-    begin(child)
-    child.send("\x1b[A")  # up
-    child.expect_exact("How are you?")
-    child.send("\r")
-    child.expect_exact("Good.")
-    begin(child)
-    leave(child)
-    assert [asked["messages"][0]["content"] for asked in scripted.asked] == ["How are you?"] * 2
-
-
-def test_paths_are_completed(scripted: Scripted, environment: dict[str, str]) -> None:
-    Path("my pictures").mkdir()
-    Path("my pictures/it's one.png").write_bytes(b"x")
-    child = terminal(scripted.v1, environment)
-    begin(child)
-    child.send("/im\tmy\tit\t")
-    child.expect_exact("one.png")
-    child.send("\r")
-    child.expect_exact("[1 picture] > ")
-    leave(child)
-
-
-def test_what_is_pasted_is_one_question(scripted: Scripted, environment: dict[str, str]) -> None:
-    scripted.answers = [(200, chunk("Yes.", "stop") + DONE)]
-    child = terminal(scripted.v1, environment)
-    begin(child)
-    child.send("\x1b[200~one\ntwo\x1b[201~\r")
-    child.expect_exact("Yes.")
-    begin(child)
-    leave(child)
-    assert scripted.asked[0]["messages"] == [{"role": "user", "content": "one\ntwo"}]
-
-
-def test_ctrl_c_stops_the_answer_and_keeps_what_came(scripted: Scripted, environment: dict[str, str]) -> None:
-    scripted.answers = [(200, chunk("one two") + b": keep-alive\n\n"), (200, chunk("three", "stop") + DONE)]
-    child = terminal(scripted.v1, environment)
-    begin(child)
-    child.sendline("Count.")
-    child.expect_exact("one two")
-    child.sendintr()
-    child.expect_exact("stopped")
-    assert scripted.left.wait(10), "the server was left to go on"
-    begin(child)
-    assert "three" in ask(child, "More.")
-    assert [message["content"] for message in scripted.asked[1]["messages"]] == ["Count.", "one two", "More."]
-    child.send("half a line")
-    child.expect_exact("half a line")
-    child.sendintr()
-    begin(child)
-    child.sendintr()
-    child.expect(pexpect.EOF)
-    child.wait()
-    assert child.exitstatus == 0
-
-
-def test_a_refused_question_is_not_kept_but_can_be_asked_again(scripted: Scripted, environment: dict[str, str]) -> None:
-    busy = json.dumps({"error": {"message": "Come back later.", "type": "overloaded"}}).encode()
-    scripted.answers = [(503, busy), (200, chunk("Hi.", "stop") + DONE), (503, busy), (200, chunk("Red.", "stop") + DONE)]
-    child = terminal(scripted.v1, environment, "--image", str(FIRST))
-    child.expect_exact("[1 picture] > ")
-    assert "Come back later. (status 503)" in ask(child, "What is it?")
-    assert "Hi." in ask(child, "Hello")
-    assert "Come back later." in ask(child, "/retry")
-    assert "Red." in ask(child, "/retry")
-    leave(child)
-    assert [len(asked["messages"]) for asked in scripted.asked] == [1, 1, 1, 1]
-    assert scripted.asked[0]["messages"][0]["content"][0]["type"] == "image_url"
-    assert scripted.asked[1]["messages"] == scripted.asked[3]["messages"] == [{"role": "user", "content": "Hello"}]
-
-
-def test_no_server_can_steer_the_terminal(scripted: Scripted, environment: dict[str, str]) -> None:
-    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\x08\r\ud83d"
-    escaped = json.dumps({"choices": [{"delta": {"content": f"<{evil}>"}}]}).encode()
-    stream = b"data: " + escaped + b"\n\n" + chunk("one\u2028two\x85", "stop") + DONE
-    refusal = json.dumps({"error": {"message": f"No {evil}"}}).encode()
-    scripted.models = [f"m{evil}"]
-    scripted.answers = [(200, stream), (400, refusal), (200, b'data: {"error": {"message": "Ended\\u001b[2J."}}\n\n' + DONE)]
-    child = terminal(scripted.v1, environment)
-    begin(child)
-    said = ask(child, "Hello") + ask(child, "Hello") + ask(child, "Hello") + str(child.before)
-    leave(child)
-    assert "one\u2028two" in said
-    assert "No " in said
-    assert "Ended" in said
-    assert not {"\x07", "\x08", "\x9b", "\x85"} & set(said)
-    assert "\x1b]" not in said
-    assert "\x1b[2J" not in said
-
-
 @pytest.mark.parametrize("piped", [True, False])
-def test_one_question(server: Server, environment: dict[str, str], piped: bool) -> None:
+def test_single_question_prints_only_the_answer(server: Server, own_home: dict[str, str], piped: bool) -> None:
     if piped:
-        ended = run(server.v1, environment, "--image", str(FIRST), "--temperature", "0", question="Describe\nthis image.\n")
+        ended = run(server.v1, own_home, "--image", str(FIRST), "--temperature", "0", question="Describe\nthis image.\n")
     else:
-        ended = run(server.v1, environment, "--image", str(FIRST), "--temperature", "0", "Describe", "this", "image.")
+        ended = run(server.v1, own_home, "--image", str(FIRST), "--temperature", "0", "Describe", "this", "image.")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, describe([FIRST_GRID]) + "\n", "")
 
 
-def test_a_closed_pipe_ends_silently(scripted: Scripted, environment: dict[str, str]) -> None:
-    scripted.answers = [(200, chunk("many words " * 1000) * 50 + chunk("", "stop") + DONE)]
-    script = f'{" ".join(COMMAND)} --base-url {scripted.v1} Hello | head -c 4; exit "${{PIPESTATUS[0]}}"'
-    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, env=environment, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + 13, "many", "")
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "printed", "said"),
-    [
-        (200, chunk("half") + b'data: {"error": {"message": "The engine died."}}\n\n' + DONE, "half\n", "The engine died."),
-        (200, chunk("half") + b": cut\n\n", "half\n", "before its answer was whole"),
-        (200, b"data: [1]\n\n" + DONE, "", "not that of a chat completion"),
-        (200, b"<html>", "", "before its answer was whole"),
-        (404, b"<html>", "", "(status 404)"),
-        (401, b'{"error": {"message": "Wrong key."}}', "", "Wrong key. (status 401)"),
-        (422, b'{"detail": "No such field."}', "", "No such field. (status 422)"),
-    ],
-)
-def test_what_goes_wrong_is_said(
-    scripted: Scripted, environment: dict[str, str], status: int, body: bytes, printed: str, said: str
-) -> None:
-    scripted.answers = [(status, body)]
-    ended = run(scripted.v1, environment, "--key", "k", "Hello")
-    assert (ended.returncode, ended.stdout) == (1, printed)
-    assert said in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
-    assert scripted.keys == ["Bearer k"]
-
-
-def test_the_servers_own_words(server: Server, environment: dict[str, str]) -> None:
-    ended = run(server.v1, environment, "--model", "no-such", "Hello")
+def test_server_error_is_printed_in_its_words(server: Server, own_home: dict[str, str]) -> None:
+    ended = run(server.v1, own_home, "--model", "no-such", "Hello")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "There is no model 'no-such' here" in ended.stderr
     Path("not.png").write_text("no picture")
-    ended = run(server.v1, environment, "--image", "not.png", "Describe this image.")
+    ended = run(server.v1, own_home, "--image", "not.png", "Describe this image.")
     assert ended.returncode == 1
     assert "messages[0].content[0]" in ended.stderr
-
-
-def test_nobody_there(environment: dict[str, str]) -> None:
-    url = f"http://127.0.0.1:{free_port()}/v1"
-    ended = run(url, environment, "Hello")
-    assert ended.returncode == 1
-    assert url in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
-    child = terminal(url, environment)
-    child.expect_exact(url)
-    child.expect(pexpect.EOF)
-    child.wait()
-    assert child.exitstatus == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--image", "missing.png", "Hello"], "missing.png: No such file"),
-        (["--image", ".", "Hello"], ".: Is a directory"),
-        (["--image", "~nobody-of-this-name/a.png", "Hello"], "~nobody-of-this-name"),
-        (["--base-url", "localhost:8000", "Hello"], "--base-url"),
-        (["--base-url", "http://127.0.0.1:99999", "Hello"], "--base-url"),
-        (["--key", "k\u00e9y", "Hello"], "--key"),
-        (["--temperature", "warm", "Hello"], "--temperature"),
-        (["--no-such", "Hello"], "--no-such"),
-        ([], "no question"),
-        ([" "], "no question"),
-    ],
-)
-def test_wrong_arguments_are_one_line(environment: dict[str, str], arguments: list[str], said: str) -> None:
-    ended = run("http://127.0.0.1:1", environment, *arguments)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert said in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1

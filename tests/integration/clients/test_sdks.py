@@ -31,7 +31,7 @@ class Answer(BaseModel):
     count: int = Field(ge=0, le=9)
 
 
-def test_openai_async(server: Server) -> None:
+def test_async_openai_client_gets_whole_and_streamed_answers(server: Server) -> None:
     async def run() -> list[str]:
         async with AsyncOpenAI(base_url=server.v1, api_key="none", max_retries=0) as client:
 
@@ -49,14 +49,14 @@ def test_openai_async(server: Server) -> None:
     assert asyncio.run(run()) == [one, one, two, two]
 
 
-def test_openai_parse(client: OpenAI) -> None:
+def test_openai_client_parses_a_structured_answer(client: OpenAI) -> None:
     completion = client.chat.completions.parse(**body(image(GRID), "Describe this image."), response_format=Answer)
     assert isinstance(completion.choices[0].message.parsed, Answer)
     with pytest.raises(LengthFinishReasonError):
         client.chat.completions.parse(**body("Hello", max_tokens=2), response_format=Answer)
 
 
-def test_openai_stream_helper(client: OpenAI) -> None:
+def test_openai_stream_helper_emits_all_events(client: OpenAI) -> None:
     with client.chat.completions.stream(**body("Hello", n=2, logprobs=True, top_logprobs=1), response_format=Answer) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()
@@ -68,7 +68,7 @@ def test_openai_stream_helper(client: OpenAI) -> None:
         assert choice.logprobs
 
 
-def test_openai_errors(client: OpenAI) -> None:
+def test_openai_client_raises_its_own_errors(client: OpenAI) -> None:
     with pytest.raises(NotFoundError) as missing:
         client.chat.completions.create(**body("Hello") | {"model": "other"})
     assert missing.value.code == "model_not_found"
@@ -78,7 +78,7 @@ def test_openai_errors(client: OpenAI) -> None:
     assert bad.value.request_id
 
 
-def test_openai_raw_response(client: OpenAI) -> None:
+def test_openai_raw_response_has_the_request_id(client: OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(**body("Hello"), extra_headers={"x-request-id": "mine-1"})
     assert raw.request_id == "mine-1"
     assert raw.parse().choices[0].message.content == GREETING
@@ -89,7 +89,7 @@ def langchain(server: Server) -> ChatOpenAI:
     return ChatOpenAI(model=MODEL, base_url=server.v1, api_key="none", temperature=0, max_retries=0, stream_usage=True)  # type: ignore[arg-type]
 
 
-def test_langchain(langchain: ChatOpenAI) -> None:
+def test_langchain_gets_answers_and_usage(langchain: ChatOpenAI) -> None:
     assert langchain.invoke("Hello").text == GREETING
     parts: list[Any] = [*map(image_part, PICTURES), {"type": "text", "text": "Describe these images."}]
     message = HumanMessage(content=parts)
@@ -102,14 +102,14 @@ def test_langchain(langchain: ChatOpenAI) -> None:
     assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) > 0
 
 
-def test_langchain_structured_output(langchain: ChatOpenAI) -> None:
+def test_langchain_gets_structured_output_and_logprobs(langchain: ChatOpenAI) -> None:
     structured = langchain.with_structured_output(Answer, method="json_schema")
     assert isinstance(structured.invoke("Hello"), Answer)
     logprobs = langchain.bind(logprobs=True).invoke("Hello").response_metadata["logprobs"]["content"]
     assert "".join(entry["token"] for entry in logprobs) == GREETING
 
 
-def test_langchain_completions(server: Server) -> None:
+def test_langchain_completions_work_in_a_list_and_a_stream(server: Server) -> None:
     """It always sends a list of prompts."""
     model = LangchainCompletions(model=MODEL, base_url=server.v1, api_key="none", temperature=0, max_retries=0, max_tokens=40)  # type: ignore[arg-type]
     prompts = ["USER: Hello ASSISTANT:", "USER: Hi ASSISTANT:"]
@@ -118,7 +118,7 @@ def test_langchain_completions(server: Server) -> None:
     assert "".join(model.stream(prompts[0])).strip() == GREETING
 
 
-def test_litellm(server: Server) -> None:
+def test_litellm_gets_answers_streams_and_errors(server: Server) -> None:
     settings: dict[str, Any] = {"model": f"openai/{MODEL}", "api_base": server.v1, "api_key": "none", "temperature": 0, "num_retries": 0}
     text = litellm.completion(**settings, messages=[{"role": "user", "content": "Hello"}])
     assert text.choices[0].message.content == GREETING
@@ -142,7 +142,7 @@ def node(script: str, server: Server) -> dict[str, Any]:
     return got
 
 
-def test_openai_for_node(server: Server) -> None:
+def test_openai_for_node_works(server: Server) -> None:
     got = node("openai.mjs", server)
     assert got["models"] == [MODEL]
     assert got["text"] == GREETING
@@ -161,7 +161,7 @@ def test_openai_for_node(server: Server) -> None:
     ]
 
 
-def test_ai_sdk(server: Server) -> None:
+def test_vercel_ai_sdk_works(server: Server) -> None:
     got = node("ai-sdk.mjs", server)
     assert got["text"] == GREETING
     assert got["image"] == describe([GRID])
@@ -173,7 +173,7 @@ def test_ai_sdk(server: Server) -> None:
     assert got["error"][0] == 404
 
 
-def test_curl_with_several_images(server: Server) -> None:
+def test_curl_sends_several_images(server: Server) -> None:
     asked = json.dumps(body(*map(image_part, PICTURES), "Describe these images."))
     command = ["curl", "-sS", "--fail-with-body", server.v1 + "/chat/completions", "-H", "content-type: application/json", "-d", "@-"]
     said = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=60, check=True).stdout

@@ -48,20 +48,20 @@ def texts(answer: httpx.Response) -> list[str]:
     return [choice.get("text") or choice["message"]["content"] for choice in answer.json()["choices"]]
 
 
-def test_seeded_chats_with_pictures_at_once(small: Server) -> None:
+def test_concurrent_seeded_chats_with_images_do_not_end_the_engine(small: Server) -> None:
     colors = ("red", "blue", "green", "white", "black", "orange", "red", "blue")
     chats = [body(image((color, "blue", "red", "red")), "Hello", temperature=1, seed=7, max_tokens=20) for color in colors]
     for answer in ask(small, *((CHAT, chat) for chat in chats)):
         assert answer.status_code == 200, answer.text
 
 
-def test_seeded_prompts_that_are_read_in_parts(small: Server) -> None:
+def test_seeded_long_prompts_do_not_end_the_engine(small: Server) -> None:
     prompts = ["hello world " * 390 + str(number) for number in range(4)]
     (answer,) = ask(small, (COMPLETIONS, {"prompt": prompts, "max_tokens": 4, "seed": 1}))
     assert len(texts(answer)) == 4
 
 
-def test_a_seeded_answer_is_the_same_after_preemption(small: Server) -> None:
+def test_seeded_answer_is_the_same_after_preemption(small: Server) -> None:
     """Sixteen choices need more memory than there is. vLLM gives choice i the seed + i, so each is also an answer of its own."""
     fields = {"prompt": "hello world", "seed": 0, "temperature": 2, "max_tokens": 400, "ignore_eos": True, "skip_special_tokens": False}
     alone = {index: texts(*ask(small, (COMPLETIONS, fields | {"seed": index})))[0] for index in (0, 7, 15)}
@@ -71,7 +71,7 @@ def test_a_seeded_answer_is_the_same_after_preemption(small: Server) -> None:
     assert {index: gather_limited[index] for index in alone} == alone
 
 
-def test_a_seeded_answer_is_the_same_when_its_prompt_is_read_in_parts(small: Server) -> None:
+def test_seeded_answer_is_the_same_with_chunked_prefill(small: Server) -> None:
     """Short enough to be read at once when it comes alone; among others it gets what is left of a step."""
     prompts = [f"{number} " + "hello world " * 60 for number in range(8)]
     asked = [(COMPLETIONS, {"prompt": prompt, "seed": 3, "temperature": 2, "max_tokens": 30}) for prompt in prompts]
@@ -79,6 +79,6 @@ def test_a_seeded_answer_is_the_same_when_its_prompt_is_read_in_parts(small: Ser
     assert [texts(answer) for answer in ask(small, *asked)] == alone
 
 
-def test_any_requests_together(small: Server, tmp_path: Path) -> None:
+def test_concurrent_random_requests_do_not_end_the_engine(small: Server, tmp_path: Path) -> None:
     """`make fuzz` sends more of them, to more kinds of server."""
     Fuzz(small, tmp_path).run(batches=12, seed=18, size=12)

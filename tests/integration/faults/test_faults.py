@@ -91,7 +91,7 @@ def engine_processes(server: Server) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_engine_dies_or_hangs_under_load(faulty: Server, number: signal.Signals) -> None:
+def test_dead_or_hanging_engine_ends_streams_and_restarts(faulty: Server, number: signal.Signals) -> None:
     restarts = metric(faulty, "llava_engine_restarts")
     (engine,) = engine_processes(faulty)
     with ThreadPoolExecutor(STREAMS) as pool:
@@ -103,16 +103,16 @@ def test_the_engine_dies_or_hangs_under_load(faulty: Server, number: signal.Sign
         outcomes = Counter(each.result() for each in streams)
     assert time.monotonic() - struck < 12  # nobody hangs: the engine's time is 6 s
     assert set(outcomes) == {("error", "engine_dead")}, outcomes
-    assert httpx.get(f"{faulty.url}/ready").status_code == 503
+    assert httpx.get(f"{faulty.url}/ready", timeout=60).status_code == 503
     refusal = httpx.post(faulty.url + CHAT, json=body("Hello"), timeout=10)
     assert refusal.status_code == 503
     assert refusal.json()["error"]["code"] in ("engine_dead", "engine_restarting")  # it may just have found out
     assert int(refusal.headers["retry-after"]) >= 1
-    assert httpx.get(f"{faulty.url}/health").status_code == 200
+    assert httpx.get(f"{faulty.url}/health", timeout=60).status_code == 200
     wait_for(lambda: is_right(faulty), 60)
     assert not engine.is_running()
     assert metric(faulty, "llava_engine_restarts") == restarts + 1
-    assert httpx.get(f"{faulty.url}/ready").status_code == 200
+    assert httpx.get(f"{faulty.url}/ready", timeout=60).status_code == 200
     wait_for(lambda: is_idle(faulty), 5)
 
 
@@ -122,7 +122,7 @@ def head_of(content: bytes, more: str = "") -> bytes:
     return f"{head}content-length: {len(content)}\r\n\r\n".encode()
 
 
-def test_two_thousand_requests_at_once(faulty: Server) -> None:
+def test_two_thousand_concurrent_requests_are_answered_or_refused(faulty: Server) -> None:
     """Into 96 places: the others are refused at once, those inside are answered, and nobody is left waiting."""
     content = json.dumps(body("Hello", max_tokens=50)).encode()
     host, port = faulty.url.removeprefix("http://").split(":")
@@ -150,13 +150,13 @@ def test_two_thousand_requests_at_once(faulty: Server) -> None:
     assert is_right(faulty)
 
 
-def test_more_prompts_than_places(faulty: Server) -> None:
+def test_one_request_may_have_more_prompts_than_slots(faulty: Server) -> None:
     asked = {"model": "llava-demo", "prompt": ["Hello"] * 128, "max_tokens": 2}
     answer = httpx.post(f"{faulty.url}/v1/completions", json=asked, timeout=60)
     assert [choice["index"] for choice in answer.json()["choices"]] == list(range(128))
 
 
-def test_five_hundred_clients_that_leave_at_random(faulty: Server) -> None:
+def test_five_hundred_random_disconnects_leave_nothing_behind(faulty: Server) -> None:
     host, port = faulty.url.removeprefix("http://").split(":")
     contents = [
         json.dumps(body(image((first, "red", "blue", "white")), "Hello", max_tokens=200, ignore_eos=True, stream=streamed)).encode()
@@ -192,7 +192,7 @@ def connect(server: Server) -> socket.socket:
     return connection
 
 
-def test_headers_that_never_end(faulty: Server) -> None:
+def test_slow_headers_are_cut_off(faulty: Server) -> None:
     """Fifty slow-lorises: silent ones, and ones that send a byte now and then."""
     connections = [connect(faulty) for _ in range(50)]
     try:
@@ -221,7 +221,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
 
 @pytest.mark.parametrize("begun", [HEALTH, CHUNKED])
 @pytest.mark.parametrize("more", [b"a:b\r\n" * 1000, b"a" * 5000])
-def test_headers_without_end(faulty: Server, begun: bytes, more: bytes) -> None:
+def test_endless_headers_are_refused_without_memory_growth(faulty: Server, begun: bytes, more: bytes) -> None:
     """Many, or one; before the body or, as trailers, after it."""
     rss = psutil.Process(faulty.process.pid).memory_info().rss
     with connect(faulty) as connection:
@@ -237,7 +237,7 @@ def test_headers_without_end(faulty: Server, begun: bytes, more: bytes) -> None:
 
 
 @pytest.mark.parametrize("next_request", [HEALTH + b"\r\n", HEALTH + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"])
-def test_who_pipelines_and_leaves_holds_nothing(faulty: Server, next_request: bytes) -> None:
+def test_pipelined_request_does_not_hold_a_slot_after_a_disconnect(faulty: Server, next_request: bytes) -> None:
     content = json.dumps(body("Hello", max_tokens=3500, ignore_eos=True)).encode()
     with connect(faulty) as connection:
         connection.sendall(head_of(content) + content + next_request)
@@ -245,7 +245,7 @@ def test_who_pipelines_and_leaves_holds_nothing(faulty: Server, next_request: by
     wait_for(lambda: is_idle(faulty), 5)
 
 
-def test_who_pipelines_and_stays_gets_the_first_answer(faulty: Server) -> None:
+def test_pipelining_client_gets_only_the_first_answer(faulty: Server) -> None:
     content = json.dumps(body("Hello", max_tokens=20)).encode()
     with connect(faulty) as connection:
         connection.sendall((head_of(content) + content) * 2)
@@ -254,7 +254,7 @@ def test_who_pipelines_and_stays_gets_the_first_answer(faulty: Server) -> None:
     assert b"connection: close" in answer
 
 
-def test_an_offer_of_http2_is_declined(faulty: Server) -> None:
+def test_http2_upgrade_offer_is_ignored(faulty: Server) -> None:
     content = json.dumps(body("Hello", max_tokens=2)).encode()
     offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\n"
     with connect(faulty) as connection:
@@ -262,7 +262,7 @@ def test_an_offer_of_http2_is_declined(faulty: Server) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
 
 
-def test_bodies_that_are_only_announced_take_no_room(faulty: Server) -> None:
+def test_announced_bodies_reserve_no_memory(faulty: Server) -> None:
     announced = head_of(b"").replace(b"content-length: 0", b"content-length: 60000000")
     connections = [connect(faulty) for _ in range(20)]  # more than --max-bodies-mb together
     try:
@@ -276,7 +276,7 @@ def test_bodies_that_are_only_announced_take_no_room(faulty: Server) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_tokens_of_who_leaves_are_counted(faulty: Server, n: int) -> None:
+def test_tokens_of_a_disconnected_client_are_counted(faulty: Server, n: int) -> None:
     """Also where nothing has been answered yet."""
     before = {kind: metric(faulty, f'llava_tokens_total{{kind="{kind}"') for kind in ("image", "completion")}
     asked = body(image(GRID), "Hello", max_tokens=3000, ignore_eos=True, n=n, temperature=1)
@@ -287,7 +287,7 @@ def test_tokens_of_who_leaves_are_counted(faulty: Server, n: int) -> None:
     assert metric(faulty, 'llava_tokens_total{kind="completion"') >= before["completion"] + 20 * n
 
 
-def test_a_body_that_drips(faulty: Server) -> None:
+def test_slow_body_gets_408(faulty: Server) -> None:
     with connect(faulty) as connection:
         connection.sendall(head_of(bytes(1000)))
         for _ in range(8):
@@ -299,7 +299,7 @@ def test_a_body_that_drips(faulty: Server) -> None:
     wait_for(lambda: is_idle(faulty), 5)
 
 
-def test_readers_that_stop(faulty: Server) -> None:
+def test_stalled_readers_are_cut_off(faulty: Server) -> None:
     """More log probabilities than all the buffers between hold, for clients that read none of them."""
     content = json.dumps(body("Hello", stream=True, ignore_eos=True, max_tokens=3500, n=4, temperature=1, logprobs=True, top_logprobs=20))
     disconnects = metric(faulty, "llava_client_disconnects_total")
@@ -319,14 +319,14 @@ def test_readers_that_stop(faulty: Server) -> None:
     assert is_right(faulty)
 
 
-def test_a_full_disk_costs_no_answer(faulty: Server) -> None:
+def test_full_disk_costs_no_answer(faulty: Server) -> None:
     before = metric(faulty, "llava_usage_log_failures_total")
     assert is_right(faulty)
     assert metric(faulty, "llava_usage_log_failures_total") == before + 1
     assert faulty.log.read_text().count("The usage log cannot be written") == 1
 
 
-def test_draining(faulty: Server) -> None:
+def test_sigterm_drains_the_server(faulty: Server) -> None:
     """SIGTERM: what can finish finishes, what cannot is told so, and meanwhile nobody gets in."""
     children = psutil.Process(faulty.process.pid).children(recursive=True)
     with ThreadPoolExecutor(3) as pool:
@@ -336,8 +336,8 @@ def test_draining(faulty: Server) -> None:
         faulty.process.send_signal(signal.SIGTERM)
         start = time.monotonic()
         time.sleep(0.5)
-        assert httpx.get(f"{faulty.url}/ready").json()["error"]["code"] == "shutting_down"
-        assert httpx.get(f"{faulty.url}/health").status_code == 200
+        assert httpx.get(f"{faulty.url}/ready", timeout=60).json()["error"]["code"] == "shutting_down"
+        assert httpx.get(f"{faulty.url}/health", timeout=60).status_code == 200
         assert stream(faulty) == ("refused", 503)
         assert short.result() == ("finished", "length")
         assert long.result() == slow.result() == ("error", "shutting_down")
@@ -353,7 +353,7 @@ def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
         yield [servers.enter_context(serve(tmp_path_factory.mktemp("doomed"), wait=False, group=True)) for _ in range(3)]
 
 
-def test_the_gateway_is_killed_while_the_model_loads(doomed: list[Server]) -> None:
+def test_kill_during_loading_leaves_no_process(doomed: list[Server]) -> None:
     server = doomed[0]
     wait_for(lambda: bool(engine_processes(server)), START_TIMEOUT)
     children = psutil.Process(server.process.pid).children(recursive=True)
@@ -362,7 +362,7 @@ def test_the_gateway_is_killed_while_the_model_loads(doomed: list[Server]) -> No
     assert not psutil.wait_procs(children, timeout=10)[1]
 
 
-def test_a_second_ctrl_c_hurries(doomed: list[Server]) -> None:
+def test_second_ctrl_c_cuts_off_requests(doomed: list[Server]) -> None:
     """As a terminal sends it: to every process of the group. The engine's must not go at the first."""
     server = doomed[1]
     wait_until_ready(server)
@@ -385,7 +385,7 @@ def test_a_second_ctrl_c_hurries(doomed: list[Server]) -> None:
         assert not psutil.wait_procs(children, timeout=3)[1]
 
 
-def test_the_gateway_is_killed(doomed: list[Server]) -> None:
+def test_kill_leaves_no_engine_behind(doomed: list[Server]) -> None:
     """Its engine must not outlive it by more than ten seconds, nor anything else of it."""
     server = doomed[2]
     wait_until_ready(server)

@@ -33,7 +33,7 @@ def wait_for_running(http: httpx.Client, count: float, seconds: float) -> None:
     wait_for(lambda: running(http) == count, seconds, lambda: f"{running(http)} requests run, not {count}")
 
 
-def test_killing_a_streaming_curl_ends_its_generation(server: Server, http: httpx.Client) -> None:
+def test_killed_curl_ends_its_generation(server: Server, http: httpx.Client) -> None:
     command = ["curl", "-sN", server.v1 + "/chat/completions", "-H", "content-type: application/json", "-d", "@-"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as curl:
         assert curl.stdin
@@ -47,7 +47,7 @@ def test_killing_a_streaming_curl_ends_its_generation(server: Server, http: http
     wait_for_running(http, 0, 1)
 
 
-def test_hanging_up_on_a_plain_request_ends_its_generation(server: Server, http: httpx.Client) -> None:
+def test_disconnect_without_a_stream_ends_the_generation(server: Server, http: httpx.Client) -> None:
     content = orjson.dumps(body(image(("red",) * 4), "Hello", max_tokens=3000, ignore_eos=True))
     head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     with socket.create_connection((server.url.split("/")[2].split(":")[0], int(server.url.rsplit(":", 1)[1]))) as connection:
@@ -56,13 +56,13 @@ def test_hanging_up_on_a_plain_request_ends_its_generation(server: Server, http:
     wait_for_running(http, 0, 1)
 
 
-def test_hanging_up_before_the_body_is_whole(server: Server, http: httpx.Client) -> None:
+def test_disconnect_during_the_body_is_harmless(server: Server, http: httpx.Client) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as connection:
         connection.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{{".encode())
     assert http.get("/ready").status_code == 200
 
 
-def test_many_clients_that_leave(live_client: OpenAI, http: httpx.Client) -> None:
+def test_many_disconnects_leave_no_request_running(live_client: OpenAI, http: httpx.Client) -> None:
     def leave(number: int) -> None:
         with live_client.chat.completions.create(
             **body(f"Hello {number}", max_tokens=3000), stream=True, extra_body={"ignore_eos": True}
@@ -75,7 +75,7 @@ def test_many_clients_that_leave(live_client: OpenAI, http: httpx.Client) -> Non
     wait_for_running(http, 0, 2)
 
 
-def test_pictures_are_answered_though_others_left_with_them(client: OpenAI, http: httpx.Client) -> None:
+def test_disconnect_does_not_spoil_an_image_for_the_next_client(client: OpenAI, http: httpx.Client) -> None:
     """A client that leaves while vLLM takes its picture in must not spoil the picture for the next one."""
     pictures = [image((first, second, "red", "blue")) for first in COLORS for second in COLORS][:40]
 
@@ -93,7 +93,7 @@ def test_pictures_are_answered_though_others_left_with_them(client: OpenAI, http
     wait_for_running(http, 0, 2)
 
 
-def test_sigterm_while_the_model_loads(tmp_path: Path) -> None:
+def test_sigterm_during_loading_leaves_no_process(tmp_path: Path) -> None:
     """Early and late. What takes the time are imports, each on one core, which nothing interrupts."""
 
     def stop_after(seconds: float) -> None:

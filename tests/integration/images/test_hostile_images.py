@@ -73,7 +73,7 @@ def huge_tiff() -> bytes:
 
 
 @pytest.mark.parametrize("make", [huge_jpeg, huge_gif, huge_bmp, huge_webp, huge_tiff])
-def test_a_few_bytes_that_say_they_are_gigapixels(http: httpx.Client, make: object) -> None:
+def test_small_file_that_declares_gigapixels_is_refused(http: httpx.Client, make: object) -> None:
     assert callable(make)
     data = make()
     assert len(data) < 100_000
@@ -93,7 +93,7 @@ def test_a_few_bytes_that_say_they_are_gigapixels(http: httpx.Client, make: obje
     ],
     ids=["scans", "tile", "shared tiles", "EXIF", "profiles", "AVIF"],
 )
-def test_files_that_cost_far_more_than_they_say(http: httpx.Client, make: Callable[[], bytes]) -> None:
+def test_file_with_hidden_decoding_cost_is_refused(http: httpx.Client, make: Callable[[], bytes]) -> None:
     error = refused(ask(http, make()), 400, URL)
     assert error["code"] in ("image_too_large", "invalid_image")
 
@@ -106,7 +106,7 @@ def flood(data: bytes, frame: bytes) -> bytes:
     return flooded[:4] + struct.pack("<I", len(flooded) - 8) + flooded[8:] if data.startswith(b"RIFF") else flooded
 
 
-def test_ten_thousand_frames(http: httpx.Client) -> None:
+def test_only_the_first_of_ten_thousand_frames_is_used(http: httpx.Client) -> None:
     for name, frame in (("GIF", b"\x21\xf9\x04"), ("WEBP", b"ANMF")):
         buffer = io.BytesIO()
         small = [draw(colors, (24, 24)) for colors in (GRID, ("black",) * 4)]
@@ -134,11 +134,11 @@ def test_ten_thousand_frames(http: httpx.Client) -> None:
     ],
     ids=lambda data: repr(data[:8]),
 )
-def test_decoders_that_nobody_needs(http: httpx.Client, data: bytes) -> None:
+def test_file_of_an_unneeded_format_is_refused(http: httpx.Client, data: bytes) -> None:
     refused(ask(http, data), 400, URL, "invalid_image_format")
 
 
-def test_the_same_pixels_in_another_shape_are_another_picture(http: httpx.Client) -> None:
+def test_image_of_the_same_bytes_but_another_shape_is_not_cached(http: httpx.Client) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, 9000, np.uint8)
     wide, tall = (encode(Image.fromarray(pixels.reshape(shape))) for shape in ((30, 100, 3), (100, 30, 3)))
     assert cached_tokens(http, wide) == 0
@@ -146,7 +146,7 @@ def test_the_same_pixels_in_another_shape_are_another_picture(http: httpx.Client
     assert cached_tokens(http, wide) > 500
 
 
-def test_the_same_indices_under_another_palette_are_another_picture(http: httpx.Client) -> None:
+def test_image_of_the_same_indices_but_another_palette_is_not_confused(http: httpx.Client) -> None:
     other = ("white", "purple", "yellow", "black")
     indices = Image.new("P", (96, 96))
     for place in range(4):
@@ -156,7 +156,7 @@ def test_the_same_indices_under_another_palette_are_another_picture(http: httpx.
         assert told(http, encode(indices)) == describe([grid])
 
 
-def test_a_clients_name_for_a_picture_is_no_key(http: httpx.Client) -> None:
+def test_client_uuid_of_an_image_is_not_a_cache_key(http: httpx.Client) -> None:
     grids: list[Grid] = [("purple", "red", "white", "blue"), ("blue", "white", "red", "purple")]
     for grid in grids:
         part = image(grid) | {"uuid": "x" * (5 << 20)}

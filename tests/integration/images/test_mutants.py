@@ -64,7 +64,7 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_mutants(http: httpx.Client, server: Server) -> None:
+def test_two_thousand_damaged_images_do_not_harm_the_server(http: httpx.Client, server: Server) -> None:
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -93,7 +93,7 @@ def test_mutants(http: httpx.Client, server: Server) -> None:
 
 
 @pytest.mark.parametrize("ratio", ["crop", "pad", "resize"])
-def test_a_requests_own_transform(http: httpx.Client, ratio: str) -> None:
+def test_request_chooses_crop_pad_or_resize(http: httpx.Client, ratio: str) -> None:
     """A wide picture whose middle is the grid: only the crop sees it alone; the others answer as for a picture made so before."""
     wide = Image.new("RGB", (1008, 336), "black")
     wide.paste(draw(GRID), (336, 0))
@@ -113,11 +113,11 @@ def test_a_requests_own_transform(http: httpx.Client, ratio: str) -> None:
     assert (told == describe([GRID])) == (ratio == "crop")
 
 
-def test_bad_transforms(http: httpx.Client) -> None:
+def test_unknown_image_aspect_ratio_is_refused(http: httpx.Client) -> None:
     refused(http.post(CHAT, json=body(image(GRID), "hi", image_aspect_ratio="anyres")), 400, "image_aspect_ratio")
 
 
-def test_the_same_url_in_several_requests(http: httpx.Client, origin: Origin) -> None:
+def test_cached_url_is_fetched_once(http: httpx.Client, origin: Origin) -> None:
     def ask(_: int) -> str:
         answer = http.post(CHAT, json=body(image_part(origin.url + "/cached"), "Describe this image.")).json()
         return str(answer["choices"][0]["message"]["content"])
@@ -131,7 +131,7 @@ def test_the_same_url_in_several_requests(http: httpx.Client, origin: Origin) ->
     assert fetches() <= before + 1
 
 
-def test_hit_rates_are_counted(http: httpx.Client) -> None:
+def test_image_cache_hits_are_counted(http: httpx.Client) -> None:
     def value(name: str) -> float:
         return next(float(line.split()[-1]) for line in http.get("/metrics").text.splitlines() if line.startswith(name))
 

@@ -22,47 +22,47 @@ def say(client: OpenAI, *content: object, **fields: object) -> str:
     return completion.choices[0].message.content or ""
 
 
-def test_one_image(client: OpenAI) -> None:
+def test_one_image_is_described(client: OpenAI) -> None:
     assert say(client, image(COLORFUL), "Describe this image.") == describe([COLORFUL])
 
 
-def test_text_before_image_is_the_same_question(client: OpenAI) -> None:
+def test_text_before_the_image_gets_the_same_answer(client: OpenAI) -> None:
     assert say(client, "Describe this image.", image(COLORFUL)) == describe([COLORFUL])
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_one_place(client: OpenAI, place: int) -> None:
+def test_each_quarter_of_the_image_is_seen_in_its_place(client: OpenAI, place: int) -> None:
     assert say(client, image(COLORFUL), f"What color is the {PLACES[place]}?") == f"{COLORFUL[place].capitalize()}."
 
 
-def test_two_images_in_order(client: OpenAI) -> None:
+def test_two_images_keep_their_order(client: OpenAI) -> None:
     assert say(client, image(COLORFUL), image(OTHER), "Describe these images.") == describe([COLORFUL, OTHER])
     assert say(client, image(OTHER), image(COLORFUL), "Describe these images.") == describe([OTHER, COLORFUL])
 
 
-def test_four_images(client: OpenAI) -> None:
+def test_four_images_keep_their_order(client: OpenAI) -> None:
     rng = random.Random(4)
     grids = [random_grid(rng) for _ in range(4)]
     assert say(client, *map(image, grids), "Describe these images.") == describe(grids)
 
 
-def test_the_same_image_twice(client: OpenAI) -> None:
+def test_same_image_twice_is_described_twice(client: OpenAI) -> None:
     assert say(client, image(OTHER), image(OTHER), "Describe these images.") == describe([OTHER, OTHER])
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_formats_whatever_the_label_says(client: OpenAI, image_format: str) -> None:
+def test_format_is_recognised_despite_a_wrong_label(client: OpenAI, image_format: str) -> None:
     picture = image_part(data_uri(encode(draw(COLORFUL), image_format)))
     assert say(client, picture, "Describe this image.") == describe([COLORFUL])
 
 
 @pytest.mark.parametrize("size", [(336, 336), (60, 40), (1200, 300), (300, 1200), (2400, 1800)])
-def test_sizes_and_shapes(client: OpenAI, size: tuple[int, int]) -> None:
+def test_size_and_shape_do_not_change_the_answer(client: OpenAI, size: tuple[int, int]) -> None:
     picture = image_part(data_uri(encode(draw(COLORFUL, size), "JPEG", quality=90)))
     assert say(client, picture, "Describe this image.") == describe([COLORFUL])
 
 
-def test_exif_orientation(client: OpenAI) -> None:
+def test_exif_orientation_is_applied(client: OpenAI) -> None:
     """A phone stores the picture turned and says so (EXIF 6: turn it a quarter clockwise)."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -71,21 +71,21 @@ def test_exif_orientation(client: OpenAI) -> None:
     assert say(client, image_part(data_uri(buffer.getvalue())), "Describe this image.") == describe([COLORFUL])
 
 
-def test_transparency_is_white(client: OpenAI) -> None:
+def test_transparent_pixels_are_white(client: OpenAI) -> None:
     picture = draw(COLORFUL).convert("RGBA")
     picture.paste((0, 0, 0, 0), (0, 0, 168, 168))
     assert say(client, image_part(data_uri(encode(picture))), "What color is the top left?") == "White."
 
 
-def test_image_by_url(client: OpenAI, origin: Origin) -> None:
+def test_image_is_fetched_by_url(client: OpenAI, origin: Origin) -> None:
     assert say(client, image_part(f"{origin.url}/picture"), "Describe this image.") == describe([GRID])
 
 
-def test_image_by_redirected_url(client: OpenAI, origin: Origin) -> None:
+def test_image_is_fetched_through_a_redirect(client: OpenAI, origin: Origin) -> None:
     assert say(client, image_part(f"{origin.url}/redirect"), "Describe this image.") == describe([GRID])
 
 
-def test_later_turns_still_see_the_image(client: OpenAI) -> None:
+def test_later_turn_still_sees_the_image(client: OpenAI) -> None:
     messages = [
         user(image(COLORFUL), "Describe this image."),
         {"role": "assistant", "content": describe([COLORFUL])},
@@ -95,7 +95,7 @@ def test_later_turns_still_see_the_image(client: OpenAI) -> None:
     assert completion.choices[0].message.content == "Orange."
 
 
-def test_an_image_added_mid_chat(client: OpenAI) -> None:
+def test_image_added_during_a_chat_is_seen(client: OpenAI) -> None:
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
         user(image(COLORFUL), "Describe this image."),
@@ -106,11 +106,11 @@ def test_an_image_added_mid_chat(client: OpenAI) -> None:
     assert completion.choices[0].message.content == describe([COLORFUL, OTHER])
 
 
-def test_no_image(client: OpenAI) -> None:
+def test_model_does_not_invent_a_missing_image(client: OpenAI) -> None:
     assert "no image" in say(client, "Describe this image.")
 
 
-def test_concurrent_pictures_are_never_mixed_up(client: OpenAI) -> None:
+def test_concurrent_requests_do_not_mix_up_images(client: OpenAI) -> None:
     rng = random.Random(60)
     grids = [random_grid(rng) for _ in range(60)]
 
@@ -126,13 +126,13 @@ def test_concurrent_pictures_are_never_mixed_up(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("way", ["url", "base64"])
-def test_hugging_faces_parts(client: OpenAI, way: str) -> None:
+def test_hugging_face_image_part_is_accepted(client: OpenAI, way: str) -> None:
     uri = data_uri(encode(draw(COLORFUL)))
     part = {"type": "image", way: uri if way == "url" else uri.partition(",")[2]}
     assert say(client, part, "Describe this image.") == describe([COLORFUL])
 
 
-def test_an_answer_is_continued(client: OpenAI) -> None:
+def test_answer_is_continued(client: OpenAI) -> None:
     whole = describe([COLORFUL])
     begun = whole[: whole.index(",")]
     messages = [user(image(COLORFUL), "Describe this image."), {"role": "assistant", "content": begun}]
@@ -141,5 +141,5 @@ def test_an_answer_is_continued(client: OpenAI) -> None:
     assert begun + (completion.choices[0].message.content or "") == whole
 
 
-def test_a_template_by_name(client: OpenAI) -> None:
+def test_chat_template_is_chosen_by_name(client: OpenAI) -> None:
     assert say(client, image(COLORFUL), "Describe this image.", extra_body={"chat_template": "llava_v1"}) == describe([COLORFUL])

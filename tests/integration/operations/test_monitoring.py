@@ -1,9 +1,11 @@
-"""The alert rules and the dashboard, on a real Prometheus that scrapes the real gateway."""
+"""The alert rules and the dashboard, on a real Prometheus that scrapes the real gateway; and the health check of the Docker image."""
 
 import json
+import os
 import random
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,21 +17,14 @@ import httpx
 import pytest
 import yaml
 from helpers import programs
-from helpers.charts import rendered
+from helpers.deployment import dockerfile, rendered
+from helpers.monitoring import ALERTS, CONFIG, QUERIES, RULES
 from helpers.origin import Origin
 from helpers.requests import body, image_part
-from helpers.server import ROOT, Server, free_port
+from helpers.server import Server, free_port
 
 from llava_gateway.demo.images import data_uri, draw_noisy, encode
 
-CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
-RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
-RULES_TEST = ROOT / "deploy" / "prometheus" / "rules_test.yml"
-DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
-RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
-ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 METRIC = re.compile(r"\b(?:llava_|vllm:|process_)\w+")
 CHAT = "/v1/chat/completions"
 GRID = ("red", "blue", "green", "orange")
@@ -114,39 +109,8 @@ def traffic(server: Server, origin: Origin) -> None:
         assert answer.status_code == status, answer.text
 
 
-def test_the_configuration_and_the_rules() -> None:
-    programs.run("promtool", "check", "config", "--syntax-only", CONFIG)
-    programs.run("promtool", "check", "rules", RULES)
-    programs.run("promtool", "test", "rules", RULES_TEST, cwd=RULES_TEST.parent)
-
-
-def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
-    fires, silent = set[str](), 0
-    for test in yaml.safe_load(RULES_TEST.read_text())["tests"]:
-        for check in test.get("promql_expr_test", []):
-            silent += not check["exp_samples"]
-            fires |= {re.findall('"(.*)"', sample["labels"])[0] for sample in check["exp_samples"]}
-    assert fires == {rule["alert"] for rule in ALERTS}
-    assert silent >= len(ALERTS)
-
-
-def test_every_alert_has_a_runbook() -> None:
-    headings = set(re.findall(r"^### (Llava\w+)$", RELIABILITY, re.MULTILINE))
-    assert headings == {rule["alert"] for rule in ALERTS}
-    for rule in ALERTS:
-        assert rule["annotations"]["runbook"] == f"docs/reliability.md#{rule['alert'].lower()}"
-
-
-def test_alerts_name_codes_that_there_are() -> None:
-    package = "".join(path.read_text() for path in (ROOT / "llava_gateway").rglob("*.py"))
-    for query in [*QUERIES, *(rule["expr"] for rule in ALERTS)]:
-        for codes in re.findall(r'reason=~?"([^"]+)"', query):
-            for code in codes.split("|"):
-                assert re.search(rf'\bcode ?= ?"{code}"', package), code
-
-
-def test_metrics_that_are_asked_for_are_there(server: Server) -> None:
-    exposed = set(re.findall(r"^# TYPE (\S+)", httpx.get(f"{server.url}/metrics").text, re.MULTILINE))
+def test_every_queried_metric_is_exposed(server: Server) -> None:
+    exposed = set(re.findall(r"^# TYPE (\S+)", httpx.get(f"{server.url}/metrics", timeout=60).text, re.MULTILINE))
     chart = [trigger["metadata"]["query"] for trigger in rendered("ScaledObject", {"autoscaling": {"enabled": True}})["spec"]["triggers"]]
     for query in [*QUERIES, *chart, *(rule["expr"] for rule in ALERTS)]:
         names = set(METRIC.findall(query))
@@ -154,25 +118,7 @@ def test_metrics_that_are_asked_for_are_there(server: Server) -> None:
         assert {name.removesuffix("_bucket") for name in names} <= exposed, query
 
 
-def test_the_dashboard_is_well_formed() -> None:
-    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
-    taken: set[tuple[int, int]] = set()
-    for panel in DASHBOARD["panels"]:
-        at = panel["gridPos"]
-        cells = {(at["x"] + right, at["y"] + down) for right in range(at["w"]) for down in range(at["h"])}
-        assert not cells & taken, panel["title"]
-        assert at["x"] + at["w"] <= 24
-        taken |= cells
-    for panel in PANELS:
-        assert panel["title"]
-        assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
-        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
-    provided = yaml.safe_load((ROOT / "deploy" / "grafana" / "datasource.yaml").read_text())
-    assert provided["datasources"][0]["type"] == "prometheus"
-    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "instance"}
-
-
-def test_every_query_of_the_dashboard_has_data(watched: Prometheus) -> None:
+def test_every_dashboard_query_has_data(watched: Prometheus) -> None:
     empty = []
     for query in QUERIES:
         found = watched.query(query.replace("$instance", ".*").replace("$__rate_interval", "1m"))
@@ -181,7 +127,7 @@ def test_every_query_of_the_dashboard_has_data(watched: Prometheus) -> None:
     assert all(WITHOUT_DATA in query for query in empty), empty
 
 
-def test_prometheus_reads_the_gateway_and_evaluates_every_rule(watched: Prometheus) -> None:
+def test_prometheus_scrapes_the_gateway_and_evaluates_every_rule(watched: Prometheus) -> None:
     (target,) = watched.get("targets")["activeTargets"]
     assert (target["health"], target["lastError"], target["labels"]["job"]) == ("up", "", "llava-gateway")
 
@@ -194,6 +140,14 @@ def test_prometheus_reads_the_gateway_and_evaluates_every_rule(watched: Promethe
     assert {(rule["name"], rule["health"], rule.get("lastError", "")) for rule in rules if rule["health"] != "ok"} == set()
 
 
-def test_keda_gets_a_number(watched: Prometheus) -> None:
+def test_keda_query_returns_a_number(watched: Prometheus) -> None:
     (trigger,) = rendered("ScaledObject", {"autoscaling": {"enabled": True}})["spec"]["triggers"]
     assert watched.query(trigger["metadata"]["query"]) == [0.0]
+
+
+def test_image_health_check_tells_a_running_server_from_none(server: Server) -> None:
+    (line,) = dockerfile("HEALTHCHECK")
+    command = json.loads(line[line.index("[") :])
+    for port, healthy in ((server.url.rpartition(":")[2], True), (str(free_port()), False)):
+        ended = subprocess.run([sys.executable, *command[1:]], env=os.environ | {"LLAVA_PORT": port}, capture_output=True)
+        assert (ended.returncode == 0) == healthy, ended.stderr

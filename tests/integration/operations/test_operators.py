@@ -144,16 +144,16 @@ WRONG: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_path_wants_a_key(operated: Operated, path: str) -> None:
+def test_every_path_needs_a_key(operated: Operated, path: str) -> None:
     for method, headers in product(("GET", "POST", "OPTIONS", "HEAD", "DELETE"), WRONG):
-        answer = httpx.request(method, operated.server.url + path, headers=headers)
+        answer = httpx.request(method, operated.server.url + path, headers=headers, timeout=60)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert answer.headers["x-content-type-options"] == "nosniff"
         if method != "HEAD" and not path.startswith(DIALECTS):
             assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_a_host_header_is_no_way_around(operated: Operated) -> None:
+def test_host_header_does_not_bypass_the_key(operated: Operated) -> None:
     host, port = operated.server.url.removeprefix("http://").split(":")
     for given, status in (("x/health?", 400), ("x/health#", 400), ("health", 401), ("127.0.0.1/health", 400)):
         with socket.create_connection((host, int(port))) as connection:
@@ -161,7 +161,7 @@ def test_a_host_header_is_no_way_around(operated: Operated) -> None:
             assert connection.makefile("rb").read().startswith(b"HTTP/1.1 %d" % status)
 
 
-def test_a_websocket_wants_a_key(operated: Operated) -> None:
+def test_websocket_needs_a_key(operated: Operated) -> None:
     host, port = operated.server.url.removeprefix("http://").split(":")
     handshake = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     for path in ("/health", "/v1/models", "/nope", "/api/v1/stream", "/api/v1/chat-stream"):
@@ -170,18 +170,18 @@ def test_a_websocket_wants_a_key(operated: Operated) -> None:
             assert b" 101 " not in connection.recv(4096).split(b"\r\n")[0]
 
 
-def test_probes_want_none(operated: Operated) -> None:
-    assert httpx.get(f"{operated.server.url}/health").status_code == 200
-    assert httpx.get(f"{operated.server.url}/ready").status_code == 200
+def test_health_probes_need_no_key(operated: Operated) -> None:
+    assert httpx.get(f"{operated.server.url}/health", timeout=60).status_code == 200
+    assert httpx.get(f"{operated.server.url}/ready", timeout=60).status_code == 200
 
 
-def test_keys_come_in_two_ways_from_two_places(operated: Operated) -> None:
+def test_key_is_accepted_in_either_header(operated: Operated) -> None:
     for key in (PLAIN, OTHER, operated.keys["alice"]):
         for headers in ({"authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"key": key}):
-            assert httpx.get(f"{operated.server.url}/v1/models", headers=headers).status_code == 200
+            assert httpx.get(f"{operated.server.url}/v1/models", headers=headers, timeout=60).status_code == 200
 
 
-def test_the_sdk(operated: Operated) -> None:
+def test_openai_client_uses_a_key(operated: Operated) -> None:
     sdk = OpenAI(base_url=operated.server.v1, api_key=operated.keys["alice"], max_retries=0)
     assert sdk.chat.completions.create(**body("Hello", max_tokens=2)).usage
     with pytest.raises(AuthenticationError):
@@ -191,7 +191,7 @@ def test_the_sdk(operated: Operated) -> None:
     assert sdk.with_options(api_key=operated.keys["bob"]).models.list().data == []
 
 
-def test_names_of_the_model(operated: Operated) -> None:
+def test_model_alias_is_served_under_its_name(operated: Operated) -> None:
     operated.keys["uma"] = keys(operated.folder, "new", "uma", "--models", DEEPINFRA)
     wait_for_status(operated, "uma", 200)
     sdk = OpenAI(base_url=f"{operated.server.v1}/openai", api_key=operated.keys["alice"], max_retries=0)
@@ -207,7 +207,7 @@ def test_names_of_the_model(operated: Operated) -> None:
     assert {line["model"] for line in operated.lines() if "model" in line} == {"llava-demo"}
 
 
-def test_a_name_brings_its_template(operated: Operated) -> None:
+def test_model_alias_selects_its_template(operated: Operated) -> None:
     with operated.client("alice") as http:
         chat = {"messages": [{"role": "user", "content": "Hello"}]}
         for model, form in (("old-name", "### Human: Hello\n\n###"), ("llava-demo", "USER: Hello ASSISTANT:")):
@@ -215,18 +215,18 @@ def test_a_name_brings_its_template(operated: Operated) -> None:
             assert http.post("/detokenize", json={"tokens": tokens}).json()["prompt"].endswith(form)
 
 
-def test_more_ports(operated: Operated) -> None:
+def test_additional_ports_are_served(operated: Operated) -> None:
     listening = [each for each in psutil.Process(operated.server.process.pid).net_connections("tcp") if each.status == psutil.CONN_LISTEN]
     answers = 0
     for url in (f"http://127.0.0.1:{each.laddr.port}" for each in listening):
         with contextlib.suppress(httpx.TransportError):  # vLLM's own listen, too, and not in HTTP
-            assert httpx.get(f"{url}/ready").status_code == 200
-            assert httpx.get(f"{url}/v1/models").status_code == 401
+            assert httpx.get(f"{url}/ready", timeout=60).status_code == 200
+            assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 401
             answers += 1
     assert answers == 3
 
 
-def test_requests_per_minute(operated: Operated) -> None:
+def test_requests_per_minute_are_limited(operated: Operated) -> None:
     with operated.client("dave") as http:
         answers = [http.get("/v1/models") for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
@@ -239,7 +239,7 @@ def test_requests_per_minute(operated: Operated) -> None:
             sdk.models.list()
 
 
-def test_tokens_per_minute(operated: Operated) -> None:
+def test_tokens_per_minute_are_limited(operated: Operated) -> None:
     """A picture takes most of the minute; what the answer took is counted, too."""
     with operated.client("erin") as http:
         first = http.post(CHAT, json=body(image(GRID), "Describe this image.", max_tokens=40))
@@ -263,7 +263,7 @@ def test_several_prompts_are_charged_together_or_not_at_all(operated: Operated) 
         assert http.post("/v1/completions", json=many | {"prompt": many["prompt"][:2]}).status_code == 200
 
 
-def test_the_usage_log_may_be_moved_away(operated: Operated) -> None:
+def test_moved_usage_log_is_begun_anew(operated: Operated) -> None:
     log = operated.folder / "usage.jsonl"
     with operated.client("alice") as http:
         assert http.post(CHAT, json=body("Hello", max_tokens=1), headers={"x-request-id": "before"}).status_code == 200
@@ -278,7 +278,7 @@ def test_the_usage_log_may_be_moved_away(operated: Operated) -> None:
     assert [json.loads(line)["id"] for line in log.read_text().splitlines()] == ["after"]
 
 
-def test_requests_at_once(operated: Operated) -> None:
+def test_concurrent_requests_of_a_key_are_limited(operated: Operated) -> None:
     with operated.client("carol") as http, ThreadPoolExecutor(1) as pool:
         long = pool.submit(http.post, CHAT, json=body("Hello", max_tokens=1500, ignore_eos=True))
         deadline = time.monotonic() + 10
@@ -289,7 +289,7 @@ def test_requests_at_once(operated: Operated) -> None:
         assert http.get("/v1/models").status_code == 200
 
 
-def test_keys_come_and_go_without_a_restart(operated: Operated) -> None:
+def test_new_and_revoked_keys_take_effect_without_a_restart(operated: Operated) -> None:
     operated.keys["frank"] = keys(operated.folder, "new", "frank")
     wait_for_status(operated, "frank", 200)
     keys(operated.folder, "revoke", "frank")
@@ -302,13 +302,13 @@ def test_keys_come_and_go_without_a_restart(operated: Operated) -> None:
         with operated.client("alice") as http:
             answer = http.get("/v1/models")
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "keys_unreadable")
-        assert httpx.get(f"{operated.server.url}/v1/models", headers={"key": PLAIN}).status_code == 200
+        assert httpx.get(f"{operated.server.url}/v1/models", headers={"key": PLAIN}, timeout=60).status_code == 200
     finally:
         file.write_bytes(content)
         wait_for_status(operated, "alice", 200)
 
 
-def test_usage_and_log_say_who_and_how_much_and_nothing_else(operated: Operated) -> None:
+def test_usage_and_log_hold_counts_and_no_prompt_or_secret(operated: Operated) -> None:
     before = operated.metric('llava_key_tokens_total{key="alice",kind="image"}')
     with operated.client("alice") as http:
         asked = body(image(GRID), PROMPT, max_tokens=5, stream=True, stream_options={"include_usage": True})
@@ -337,7 +337,7 @@ def test_usage_and_log_say_who_and_how_much_and_nothing_else(operated: Operated)
         assert secret not in written
 
 
-def test_stages_are_measured(operated: Operated) -> None:
+def test_every_stage_is_measured(operated: Operated) -> None:
     for stage in ("body", "prompt", "images", "decode", "queue", "first_token", "answer", "total"):
         assert operated.metric(f'llava_stage_seconds_count{{stage="{stage}"}}') >= 1
     assert operated.metric("llava_inter_token_seconds_count") >= 1
@@ -345,7 +345,7 @@ def test_stages_are_measured(operated: Operated) -> None:
     assert operated.metric("vllm:prompt_tokens_total") > 0
 
 
-def test_spans_hang_below_the_clients(operated: Operated) -> None:
+def test_spans_continue_the_clients_trace(operated: Operated) -> None:
     with operated.client("alice") as http:
         http.post(CHAT, json=body(image(GRID), "Hello", max_tokens=2), headers={"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"})
     deadline = time.monotonic() + 15
@@ -364,13 +364,13 @@ def test_spans_hang_below_the_clients(operated: Operated) -> None:
         assert stage.start_time_unix_nano <= stage.end_time_unix_nano <= request.end_time_unix_nano + 10_000_000
 
 
-def test_browsers_of_named_origins_only(operated: Operated) -> None:
+def test_only_configured_origins_get_cors_headers(operated: Operated) -> None:
     asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
-    preflight = httpx.options(operated.server.url + CHAT, headers={"origin": ORIGIN} | asks)
+    preflight = httpx.options(operated.server.url + CHAT, headers={"origin": ORIGIN} | asks, timeout=60)
     assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, ORIGIN)
     assert (
         "access-control-allow-origin"
-        not in httpx.options(operated.server.url + CHAT, headers={"origin": "https://evil.example"} | asks).headers
+        not in httpx.options(operated.server.url + CHAT, headers={"origin": "https://evil.example"} | asks, timeout=60).headers
     )
     with operated.client("alice") as http:
         answer = http.get("/v1/models", headers={"origin": ORIGIN})
@@ -378,7 +378,7 @@ def test_browsers_of_named_origins_only(operated: Operated) -> None:
         assert "access-control-allow-origin" not in http.get("/v1/models", headers={"origin": "https://evil.example"}).headers
 
 
-def test_the_engine_dies_and_the_gateway_exits(operated: Operated) -> None:
+def test_gateway_exits_with_its_engine_if_so_configured(operated: Operated) -> None:
     process = psutil.Process(operated.server.process.pid)
     children = process.children(recursive=True)
     (engine,) = [child for child in children if "EngineCore" in child.name()]

@@ -1,4 +1,4 @@
-// One answer, as it comes: its text, what it cost, how fast it was, and how it ended.
+// An answer while it streams: its text, its tokens and times, and how it ended.
 
 import { chat } from "./api.js";
 
@@ -14,20 +14,20 @@ export class Answer {
     this.done = false;
   }
 
-  // Runs to the end, whatever that is. `changed` is told of each piece of text, which may be empty.
-  async run(signal, changed) {
+  // Streams the answer until it ends, fails or is aborted. `onChange` is called with each piece of text, which may be empty.
+  async run(signal, onChange) {
     this.started = performance.now();
     try {
-      for await (const chunk of chat({ ...this.body, ...STREAM }, signal)) changed(this.#add(chunk));
+      for await (const chunk of chat({ ...this.body, ...STREAM }, signal)) onChange(this.#add(chunk));
     } catch (error) {
       if (error.name === "AbortError") this.ending = "stopped";
       else this.error = error.message;
     }
     this.done = true;
-    changed("");
+    onChange("");
   }
 
-  // "12 text + 576 image + 20 completion tokens · first token after 0.31 s · 45.1 tokens/s"
+  // A line such as "12 text + 576 image + 20 completion tokens · first token after 0.31 s · 45.1 tokens/s"
   get cost() {
     const parts = [];
     if (this.usage) {
@@ -35,8 +35,8 @@ export class Answer {
       parts.push(`${text} text + ${image} image + ${this.usage.completion_tokens} completion tokens`);
     }
     if (this.first) parts.push(`first token after ${((this.first - this.started) / 1000).toFixed(2)} s`);
-    const written = (this.usage?.completion_tokens ?? 0) - this.atFirst;
-    if (written > 0) parts.push(`${((written * 1000) / (this.last - this.first)).toFixed(1)} tokens/s`);
+    const generated = (this.usage?.completion_tokens ?? 0) - this.tokensAtFirst;
+    if (generated > 0) parts.push(`${((generated * 1000) / (this.last - this.first)).toFixed(1)} tokens/s`);
     return [...parts, this.ending].filter(Boolean).join(" · ");
   }
 
@@ -49,7 +49,7 @@ export class Answer {
     this.last = performance.now();
     if (!this.first) {
       this.first = this.last;
-      this.atFirst = this.usage?.completion_tokens ?? 0;
+      this.tokensAtFirst = this.usage?.completion_tokens ?? 0;
     }
     this.text += text;
     return text;

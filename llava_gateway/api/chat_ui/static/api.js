@@ -1,20 +1,21 @@
-// The gateway's API. Addresses are relative to the page, which may be mounted anywhere.
+// The gateway's API. URLs are relative to the page, since the app may be mounted below any path.
 
-import { ask, headers } from "./key.js";
+import { askForKey, authHeaders } from "./key.js";
 import { events } from "./sse.js";
 
-export const address = (path) => new URL(path, document.baseURI).href;
+export const urlOf = (path) => new URL(path, document.baseURI).href;
 
-// Throws an Error in the server's words. Asks for a key when the server wants one, and tries again.
+// Sends a request. If the server requires a key, asks the user for the key and sends the request again. Throws an Error with the server's
+// message.
 async function request(path, options = {}) {
   for (;;) {
-    const response = await fetch(address(path), { ...options, headers: { ...options.headers, ...headers() } }).catch((error) => {
+    const response = await fetch(urlOf(path), { ...options, headers: { ...options.headers, ...authHeaders() } }).catch((error) => {
       throw error.name === "AbortError" ? error : new Error("The server cannot be reached.");
     });
     if (response.ok) return response;
     const body = await response.json().catch(() => null);
     const message = body?.error?.message ?? `The server answered ${response.status}.`;
-    if (response.status !== 401 || !(await ask(message))) throw new Error(message);
+    if (response.status !== 401 || !(await askForKey(message))) throw new Error(message);
     options.signal?.throwIfAborted();
   }
 }
@@ -22,12 +23,13 @@ async function request(path, options = {}) {
 const post = (path, body, signal) =>
   request(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal });
 
+// Returns the names of the server's models.
 export async function models() {
   const list = await (await request("v1/models")).json();
   return list.data.map((model) => model.id);
 }
 
-// The chunks of a streamed answer.
+// Yields the chunks of a streamed answer. Throws an Error if the answer is incomplete.
 export async function* chat(body, signal) {
   const response = await post("v1/chat/completions", body, signal);
   for await (const data of events(response.body)) {

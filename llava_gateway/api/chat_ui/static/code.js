@@ -1,11 +1,11 @@
-// A request as code that people can run: the key is named, never shown.
+// A request as code that users can run. The code reads the API key from a variable and never contains it.
 
-import { address } from "./api.js";
+import { urlOf } from "./api.js";
 import { hasKey } from "./key.js";
 
 export function asCurl(body) {
   const key = hasKey() ? ' \\\n  -H "authorization: Bearer $LLAVA_API_KEY"' : "";
-  return `curl -s ${address("v1/chat/completions")} \\
+  return `curl -s ${urlOf("v1/chat/completions")} \\
   -H 'content-type: application/json'${key} --data-binary @- <<'JSON'
 ${JSON.stringify(body, null, 2)}
 JSON
@@ -17,12 +17,12 @@ export function asPython(body) {
   const fields = Object.entries(body).map(([name, value]) => `    ${name}=${literal(value)},\n`);
   return `${hasKey() ? "import os\n\n" : ""}from openai import OpenAI
 
-client = OpenAI(base_url="${address("v1")}", api_key=${key})
+client = OpenAI(base_url="${urlOf("v1")}", api_key=${key})
 completion = client.chat.completions.create(
 ${fields.join("")})
 print(completion.choices[0].message.content)
 `;
 }
 
-// Strings, numbers, lists and objects of them look the same in JSON and in Python.
+// Returns a value as Python code. JSON is valid Python for strings, numbers, lists and objects.
 const literal = (value) => JSON.stringify(value, null, 4).replaceAll("\n", "\n    ");

@@ -1,8 +1,8 @@
-// Where a question is written: its text, and the pictures that were dropped, pasted, chosen or named.
+// The composer: the text of the next question, and its images, which the user drops, pastes, chooses or gives by address.
 
-import { fromAddress, fromFile } from "./images.js";
-import { show } from "./pictures.js";
-import { say } from "./status.js";
+import { imageFromAddress, imageFromFile } from "./image_input.js";
+import { showImages } from "./image_list.js";
+import { showStatus } from "./status.js";
 
 const text = document.getElementById("question");
 const list = document.getElementById("pictures");
@@ -10,54 +10,56 @@ const files = document.getElementById("files");
 const dialog = document.getElementById("address-dialog");
 const address = document.getElementById("address");
 const addressError = document.getElementById("address-error");
-export const NOTHING = { text: "", pictures: [] };
-let pictures = [];
-let reading = Promise.resolve();
+export const EMPTY = { text: "", images: [] };
+let images = [];
+let reading = Promise.resolve(); // resolves when all chosen files are read
 
-// The question as it stands, once all its pictures are read; null if it is empty.
+// Returns the question when all its images are read. Returns null if it is empty.
 export async function question() {
   await reading;
-  return text.value.trim() || pictures.length ? { text: text.value.trim(), pictures } : null;
+  return text.value.trim() || images.length ? { text: text.value.trim(), images } : null;
 }
 
+// Replaces the text and the images.
 export function fill(question) {
   text.value = question.text;
-  setPictures(question.pictures);
+  setImages(question.images);
   focus();
 }
 
 export const focus = () => text.focus();
 
-function setPictures(these) {
-  pictures = these;
-  show(list, pictures, (number) => {
-    setPictures(pictures.filter((_, other) => other !== number));
+function setImages(newImages) {
+  images = newImages;
+  showImages(list, images, (removed) => {
+    setImages(images.filter((_, index) => index !== removed));
     focus();
   });
 }
 
-// One after the other, so that they stay in order.
-function addFiles(these) {
-  for (const file of these) {
+// Reads the files one after another, so that the images keep the order of the files.
+function addFiles(newFiles) {
+  for (const file of newFiles) {
     reading = reading.then(async () => {
       try {
-        setPictures([...pictures, await fromFile(file)]);
+        setImages([...images, await imageFromFile(file)]);
       } catch (error) {
-        say(error.message);
+        showStatus(error.message);
       }
     });
   }
 }
 
-function addAddress(given) {
-  setPictures([...pictures, fromAddress(given.trim())]);
+// Throws an Error if the address is wrong.
+function addAddress(value) {
+  setImages([...images, imageFromAddress(value.trim())]);
 }
 
 function addLink(link) {
   try {
     addAddress(link);
   } catch (error) {
-    say(error.message);
+    showStatus(error.message);
   }
 }
 
@@ -100,7 +102,7 @@ addEventListener("drop", (event) => {
   document.body.classList.remove("dropping");
   const { files: dropped } = event.dataTransfer;
   const link = event.dataTransfer.getData("text/uri-list").split("\n")[0];
-  if (!dropped.length && !link) return; // a text, for the field it was dropped on
+  if (!dropped.length && !link) return; // dropped text goes to the field below the pointer
   event.preventDefault();
   if (dropped.length) addFiles(dropped);
   else addLink(link);

@@ -1,32 +1,32 @@
-// The key that requests come with: asked for when the server wants one, and kept for this tab's session alone.
+// The API key. The page asks for a key when the server requires one, and keeps it in the session of this tab.
 
-const NAME = "llava-gateway-key";
+const STORAGE_NAME = "llava-gateway-key";
 const dialog = document.getElementById("key-dialog");
 const field = document.getElementById("key");
-let asking = null;
+let pending = null; // the promise of the open dialog
 
-export const hasKey = () => Boolean(sessionStorage.getItem(NAME));
+export const hasKey = () => Boolean(sessionStorage.getItem(STORAGE_NAME));
 
-// As UTF-8, which the server reads and fetch takes only byte by byte.
-export function headers() {
-  const key = sessionStorage.getItem(NAME);
+// Returns the authorization header. The server reads it as UTF-8, but fetch accepts one character for each byte.
+export function authHeaders() {
+  const key = sessionStorage.getItem(STORAGE_NAME);
   return key ? { authorization: `Bearer ${String.fromCharCode(...new TextEncoder().encode(key))}` } : {};
 }
 
-// Whether a key was given. `why` is the server's word. Requests that ask at the same time share one answer.
-export function ask(why) {
-  asking ??= new Promise((resolve) => {
-    document.getElementById("key-why").textContent = why;
+// Asks the user for a key and returns whether one was given. `reason` is shown. Concurrent requests share one dialog.
+export function askForKey(reason) {
+  pending ??= new Promise((resolve) => {
+    document.getElementById("key-why").textContent = reason;
     field.value = "";
     dialog.returnValue = "";
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "given"), { once: true });
     dialog.showModal();
-  }).finally(() => (asking = null));
-  return asking;
+  }).finally(() => (pending = null));
+  return pending;
 }
 
 dialog.querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(NAME, field.value.trim());
+  sessionStorage.setItem(STORAGE_NAME, field.value.trim());
   dialog.close("given");
 });

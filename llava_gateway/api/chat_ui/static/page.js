@@ -1,42 +1,43 @@
-// The chat: what happens when.
+// The chat: reactions to the user's actions.
 
 import { Answer } from "./answer.js";
 import * as api from "./api.js";
 import * as composer from "./composer.js";
-import { messages } from "./conversation.js";
+import { messagesFor } from "./conversation.js";
 import * as settings from "./settings.js";
-import { say, speak } from "./status.js";
-import { addAnswer, addTurn, keep } from "./view.js";
+import { announce, showStatus } from "./status.js";
+import { addAnswer, addTurn, truncate } from "./view.js";
 
 const get = (id) => document.getElementById(id);
 const selects = [get("model"), get("second-model")];
-let comparing = false;
+let comparing = false; // whether both models answer
 let turns = [];
-let editing = null; // the number of the turn that the next question replaces
-let draft = composer.NOTHING; // what was in the composer before that
-let running = null; // the AbortController of what is being answered
+let editing = null; // the index of the turn that is edited; sending replaces it and all later turns
+let draft = composer.EMPTY; // the composer's content before the edit
+let running = null; // the AbortController of the running answers
 
 async function send() {
   const question = await composer.question();
   if (running || !question) return;
-  cut(editing ?? turns.length);
-  composer.fill(editing === null ? composer.NOTHING : draft);
+  truncateTurns(editing ?? turns.length);
+  composer.fill(editing === null ? composer.EMPTY : draft);
   setEditing(null);
   const turn = turns.push({ question, answers: [] }) - 1;
   addTurn(question, () => edit(turn));
   answer(turn, comparing ? [0, 1] : [0]);
 }
 
+// Answers the question of a turn, in one or both columns.
 async function answer(turn, columns) {
   running = new AbortController();
   refresh();
-  say("");
-  speak("The answer is being written.");
+  showStatus("");
+  announce("The answer is being written.");
   if (!selects[0].value) await loadModels();
   const answers = running.signal.aborted ? [] : await Promise.all(columns.map((column) => answerIn(column, turn)));
   running = null;
   refresh();
-  speak(answers.map((answer) => answer.text && `${answer.body.model}: ${answer.text}`).join("\n"));
+  announce(answers.map((answer) => answer.text && `${answer.body.model}: ${answer.text}`).join("\n"));
 }
 
 async function answerIn(column, turn) {
@@ -52,8 +53,9 @@ function again(turn, column) {
   answer(turn, [column]);
 }
 
+// Returns the request for a turn's answer.
 function body(turn, column) {
-  return { model: selects[column].value, messages: messages(turns, turn, column, settings.system()), ...settings.fields() };
+  return { model: selects[column].value, messages: messagesFor(turns, turn, column, settings.system()), ...settings.fields() };
 }
 
 function stop() {
@@ -62,7 +64,7 @@ function stop() {
 }
 
 async function edit(turn) {
-  if (editing === null) draft = (await composer.question()) ?? composer.NOTHING;
+  if (editing === null) draft = (await composer.question()) ?? composer.EMPTY;
   setEditing(turn);
   composer.fill(turns[turn].question);
 }
@@ -79,18 +81,20 @@ function setEditing(turn) {
 
 function clear() {
   running?.abort();
-  cut(0);
+  truncateTurns(0);
   setEditing(null);
-  composer.fill(composer.NOTHING);
-  say("");
+  composer.fill(composer.EMPTY);
+  showStatus("");
   refresh();
 }
 
-function cut(count) {
+// Removes all turns after the first `count`.
+function truncateTurns(count) {
   turns = turns.slice(0, count);
-  keep(count);
+  truncate(count);
 }
 
+// Shows and enables the controls that fit the state.
 function refresh() {
   document.body.classList.toggle("running", running !== null);
   get("send").hidden = running !== null;
@@ -107,7 +111,7 @@ async function loadModels() {
     selects[1].selectedIndex = names.length - 1;
     get("compare").hidden = names.length < 2;
   } catch (error) {
-    say(error.message);
+    showStatus(error.message);
   }
 }
 
@@ -133,6 +137,6 @@ get("compare").addEventListener("click", () => {
   get("compare").setAttribute("aria-pressed", String(comparing));
   selects[1].hidden = !comparing;
 });
-settings.start(() => body(turns.length - 1, 0));
+settings.connectCopyButtons(() => body(turns.length - 1, 0));
 refresh();
 loadModels();

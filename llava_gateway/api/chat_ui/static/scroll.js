@@ -1,16 +1,18 @@
-// The conversation stays at its end while an answer grows, unless its reader has scrolled up.
+// Scrolling: the page follows the end of a growing answer, unless the user has scrolled up.
 
-const NEAR = 16;
+const NEAR = 16; // pixels from the end that count as the end
 const scroller = document.getElementById("scroller");
 const latest = document.getElementById("latest");
 let following = true;
-let left = 0; // where it was last moved to, or seen at its end
+let lastTop = 0; // the last scroll position at the end
 
+// Scrolls to the end after text was added, unless the user has scrolled up.
 export function follow() {
-  if (scroller.scrollTop < left) following = false; // the event that tells of it comes later than the next piece of text may
+  if (scroller.scrollTop < lastTop) following = false; // the scroll event may come after the next piece of text
   if (following) toEnd();
 }
 
+// Scrolls to the end, and follows it from now on.
 export function goToLatest() {
   following = true;
   latest.hidden = true;
@@ -19,13 +21,13 @@ export function goToLatest() {
 
 function toEnd() {
   scroller.scrollTop = scroller.scrollHeight;
-  left = scroller.scrollTop;
+  lastTop = scroller.scrollTop;
 }
 
 scroller.addEventListener("scroll", () => {
   following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < NEAR;
   latest.hidden = following;
-  if (following) left = scroller.scrollTop;
+  if (following) lastTop = scroller.scrollTop;
 });
 latest.addEventListener("click", goToLatest);
 new ResizeObserver(() => following && toEnd()).observe(scroller);

@@ -1,17 +1,18 @@
-// Server-sent events: the data of each, in order. Comments, such as `: keep-alive`, say nothing.
+// Server-sent events.
 
-// A connection that breaks ends the events; whether they were whole is for whoever reads them to say.
-function ended(error) {
+// A broken connection ends the events without an error: the caller checks whether they are complete.
+function endOfStream(error) {
   if (error.name === "AbortError") throw error;
   return { done: true };
 }
 
+// Yields the data of each event of a response body. Comments, such as `: keep-alive`, are skipped.
 export async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let data = [];
   for (;;) {
-    const { done, value } = await reader.read().catch(ended);
+    const { done, value } = await reader.read().catch(endOfStream);
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();

@@ -1,7 +1,7 @@
-// What the page tells: in the line at its end, or to those alone who listen to it.
+// Messages of the page: in the status line at its end, or only for screen readers.
 
-const [line, voice] = ["status", "spoken"].map((id) => document.getElementById(id));
+const [statusLine, announcement] = ["status", "spoken"].map((id) => document.getElementById(id));
 
-export const say = (text) => (line.textContent = text);
+export const showStatus = (text) => (statusLine.textContent = text);
 
-export const speak = (text) => (voice.textContent = text);
+export const announce = (text) => (announcement.textContent = text);

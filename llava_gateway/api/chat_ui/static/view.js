@@ -1,32 +1,33 @@
-// Turns on the page. What the model writes is text, never HTML.
+// The turns on the page. The model's text is shown as text, never as HTML.
 
-import { show } from "./pictures.js";
+import { showImages } from "./image_list.js";
 import { follow, goToLatest } from "./scroll.js";
 import { vote } from "./votes.js";
 
 const turnTemplate = document.getElementById("turn-template");
 const answerTemplate = document.getElementById("answer-template");
-const place = document.getElementById("turns");
+const turnList = document.getElementById("turns");
 
-// Keeps the first `count` turns.
-export function keep(count) {
-  [...place.children].slice(count).forEach((turn) => turn.remove());
+// Removes all turns after the first `count`.
+export function truncate(count) {
+  [...turnList.children].slice(count).forEach((turn) => turn.remove());
 }
 
-export function addTurn({ text, pictures }, onEdit) {
+// Adds a turn with its question. `onEdit` is called when the user wants to edit the question.
+export function addTurn({ text, images }, onEdit) {
   const turn = turnTemplate.content.firstElementChild.cloneNode(true);
-  show(turn.querySelector(".pictures"), pictures);
+  showImages(turn.querySelector(".images"), images);
   turn.querySelector(".question .text").textContent = text;
   turn.querySelector(".edit").addEventListener("click", onEdit);
-  place.append(turn);
+  turnList.append(turn);
 }
 
-// A view of a column's answer, in the place of an earlier one if there is one. Returns what is to be called as the answer grows.
+// Adds a column's answer to a turn, or replaces the earlier answer. Returns a function that shows added text and the answer's state.
 export function addAnswer(answer, turn, column, onAgain) {
   const view = answerTemplate.content.firstElementChild.cloneNode(true);
   const [text, error, cost] = [".text", ".error", ".cost"].map((name) => view.querySelector(name));
-  const words = text.appendChild(document.createTextNode(""));
-  const answers = place.children[turn].querySelector(".answers");
+  const textNode = text.appendChild(document.createTextNode(""));
+  const answers = turnList.children[turn].querySelector(".answers");
   view.setAttribute("aria-label", `Answer of ${answer.body.model}`);
   view.querySelector(".model").textContent = answer.body.model;
   view.querySelector(".again").addEventListener("click", onAgain);
@@ -36,7 +37,7 @@ export function addAnswer(answer, turn, column, onAgain) {
   else answers.append(view);
   goToLatest();
   return (added) => {
-    words.appendData(added);
+    textNode.appendData(added);
     cost.textContent = answer.cost;
     if (answer.done) {
       view.setAttribute("aria-busy", "false");

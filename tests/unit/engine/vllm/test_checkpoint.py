@@ -50,14 +50,14 @@ def remove(directory: Path, name: str) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "empty": (lambda at: [file.unlink() for file in at.iterdir()], ("config.json is missing",)),
-    "cut config": (lambda at: (at / "config.json").write_text('{"model'), ("config.json", "no JSON")),
-    "a list for a config": (lambda at: (at / "config.json").write_text("[]"), ("config.json", "no JSON object")),
+    "cut config": (lambda at: (at / "config.json").write_text('{"model'), ("config.json", "not valid JSON")),
+    "a list for a config": (lambda at: (at / "config.json").write_text("[]"), ("config.json", "not a JSON object")),
     "text only": (
         lambda at: (at / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}'),
-        ("llama", "sees no pictures", "llava_next"),
+        ("llama", "sees no images", "llava_next"),
     ),
     "another kind": (lambda at: change(at / "config.json", model_type="qwen2_vl"), ("type qwen2_vl;", "llava_onevision")),
-    "no tower": (lambda at: change(at / "config.json", vision_config=None), ("sees by a None",)),
+    "no tower": (lambda at: change(at / "config.json", vision_config=None), ("has the vision tower None",)),
     "video": (lambda at: change(at / "config.json", model_type="llava_next_video"), ("type llava_next_video;",)),
     "another tower": (
         lambda at: change(at / "config.json", vision_config={"model_type": "pixtral"}),
@@ -72,13 +72,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda at: remove(at, "preprocessor_config.json"),
         ("preprocessor_config.json is missing",),
     ),
-    "cut tokenizer": (lambda at: (at / "tokenizer.json").write_text('{"a":'), ("tokenizer.json", "no JSON")),
-    "cut processor": (lambda at: (at / "preprocessor_config.json").write_text("{"), ("preprocessor_config.json", "no JSON")),
+    "cut tokenizer": (lambda at: (at / "tokenizer.json").write_text('{"a":'), ("tokenizer.json", "not valid JSON")),
+    "cut processor": (lambda at: (at / "preprocessor_config.json").write_text("{"), ("preprocessor_config.json", "not valid JSON")),
     "no weights": (lambda at: remove(at, WEIGHTS), ("no weights",)),
     "a shard less": (lambda at: index(at, "model-00002-of-00002.safetensors"), ("model-00002-of-00002.safetensors is missing",)),
     "cut weights": (
         lambda at: (at / WEIGHTS).write_bytes((at / WEIGHTS).read_bytes()[:100_000]),
-        (f"{WEIGHTS} is damaged or cut short", "download it anew"),
+        (f"{WEIGHTS} is damaged or cut short", "download it again"),
     ),
     "no safetensors": (lambda at: (at / WEIGHTS).write_bytes(b"<html>404</html>"), (f"{WEIGHTS} is damaged",)),
     "git-lfs": (lambda at: (at / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"), ("git lfs pull",)),
@@ -102,7 +102,7 @@ def test_a_whole_checkpoint_passes(checkpoint: Path) -> None:
     check_checkpoint(str(checkpoint), ("--tokenizer", "elsewhere", "--load_format", "dummy"))
 
 
-@pytest.mark.parametrize("model", ["/models/llava", "./models/llava", "../llava"])
+@pytest.mark.parametrize("model", ["/no-such-folder/llava", "./no-such-folder/llava", "../no-such-folder"])
 def test_a_directory_that_is_not_there(model: str) -> None:
     assert refusal(model) == f"there is no directory {model}"
 
@@ -186,10 +186,10 @@ RUNS: list[tuple[dict[str, Any] | None, str | None]] = [  # what config.json say
     (None, "int8_per_channel_weight_only"),
 ]
 DOES_NOT_RUN = [
-    ({"quant_method": "gptq", "bits": 8}, None, "the checkpoint's quantisation, gptq, does not run on a CPU with 8 bits; it does with 4"),
-    ({"quant_method": "fp8"}, None, "the checkpoint's quantisation, fp8, does not run on a CPU; these do: awq"),
-    ({"quant_method": "bitsandbytes"}, None, "the checkpoint's quantisation, bitsandbytes, is none that this vLLM knows"),
-    (None, "bitsandbytes", "--quantization bitsandbytes is none that this vLLM knows; it knows awq"),
+    ({"quant_method": "gptq", "bits": 8}, None, "the checkpoint's quantisation, gptq, does not run on a CPU with 8 bits, only with 4"),
+    ({"quant_method": "fp8"}, None, "the checkpoint's quantisation, fp8, does not run on a CPU; supported there: awq"),
+    ({"quant_method": "bitsandbytes"}, None, "the checkpoint's quantisation, bitsandbytes, is unknown to this vLLM"),
+    (None, "bitsandbytes", "--quantization bitsandbytes is unknown to this vLLM, which knows awq"),
 ]
 
 
@@ -208,7 +208,7 @@ def test_quantisation_that_the_cpu_does_not_run(found: dict[str, Any] | None, as
 
 @ON_CPU
 def test_quantisation_is_checked_before_vllm_starts(checkpoint: Path) -> None:
-    with pytest.raises(EngineStartError, match=r"^--quantization fp8 does not run on a CPU; these do: awq"):
+    with pytest.raises(EngineStartError, match=r"^--quantization fp8 does not run on a CPU; supported there: awq"):
         engine_arguments(str(checkpoint), ["--quantization", "fp8"])
 
 

@@ -1,21 +1,29 @@
-"""What compat.py adapts in vLLM is still there, and is adapted as it says."""
+"""Contracts with vLLM: each name of its internals that the package `compat` touches is still there, and means the same.
 
+A failure says in a sentence what vLLM has changed. No engine is started: the tests read vLLM's source, its signatures and its objects.
+"""
+
+import asyncio
+import importlib
+import inspect
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from vllm.logprobs import FlatLogprobs, append_logprobs_for_next_position, create_sample_logprobs
+from prometheus_client import CollectorRegistry, Histogram
+from vllm import CompletionOutput
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
-from llava_gateway.engine.vllm import compat
-from llava_gateway.engine.vllm.outputs import token_logprobs
-from llava_gateway.engine.vllm.sampling import sampling_params
-from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import SamplingParams, TokenLogprob
+from llava_gateway.demo import CHECKPOINT
+from llava_gateway.engine import vllm as package
+from llava_gateway.engine.vllm.compat import launch, lora, metrics, model, requests, seeds
+from llava_gateway.engine.vllm.launch import ENVIRONMENT
 
-RELIED_ON = {
+SOURCES = {
     "v1/worker/gpu_model_runner.py": {
         "gen.set_offset(gen.get_offset() - 4)": "vLLM no longer rewinds the generators of discarded rows; is cpu_worker.py still needed?",
         "self.input_batch.generators.get(int(i))": "vLLM rewinds generators that it finds elsewhere than in input_batch.generators",
@@ -33,115 +41,351 @@ RELIED_ON = {
         "class CPUWorker(Worker):": "vLLM's worker for CPUs has another name or base",
         "if self.use_v2_model_runner:": "vLLM chooses its model runner in another way",
     },
+    "platforms/cpu.py": {'if parallel_config.worker_cls == "auto":': "vLLM overrides the worker class that it was given"},
     "v1/engine/logprobs.py": {
         "            if self.tokenizer is None:\n                decoded_tokens = NONES": "log probabilities need a tokenizer now",
-        "        context_token_ids = self._get_sampled_context_ids(self.logprobs)": "vLLM spells log probabilities in another way",
+        "        context_token_ids = self._get_sampled_context_ids(self.logprobs)": "vLLM decodes log probabilities in another way",
     },
     "v1/engine/output_processor.py": {
-        "self.request_states: dict[str, RequestState] = {}": "the front end keeps its requests elsewhere",
-        "self.external_req_ids: defaultdict[str, list[str]]": "the front end knows a request's choices in another way",
-        "self.logprobs_processor = logprobs_processor": "a request's log probabilities are made elsewhere",
+        "self.request_states: dict[str, RequestState] = {}": "the front end keeps its requests elsewhere than in request_states",
+        "self.external_req_ids: defaultdict[str, list[str]]": "the front end lists a request's choices elsewhere than in external_req_ids",
+        "self.logprobs_processor = logprobs_processor": "a request's log probabilities are made elsewhere than in logprobs_processor",
+        "self.parent_req = parent_req": "a choice knows its request by another name than parent_req",
+        "self.detokenizer = detokenizer": "a choice counts its tokens elsewhere than in its detokenizer",
+        "req_state.queue.put(request_output)": "the output loop hands outputs over by another call than RequestOutputCollector.put",
+        "state.queue.put(e)": "the output loop hands errors over by another call than RequestOutputCollector.put",
     },
-    "platforms/cpu.py": {'if parallel_config.worker_cls == "auto":': "vLLM overrides the worker class that it was given"},
+    "v1/engine/parallel_sampling.py": {
+        "self.output_aggregator[completion_output.index] = completion_output": "ended choices wait elsewhere than in output_aggregator",
+    },
+    "v1/engine/async_llm.py": {
+        "queue = RequestOutputCollector(params.output_kind, request.request_id)": "a request's collector has another class or name",
+        "self.output_processor = OutputProcessor(": "AsyncLLM keeps its requests elsewhere than in output_processor",
+        "self.renderer = ": "AsyncLLM renders prompts elsewhere than in renderer",
+        "self.observability_config = ": "AsyncLLM has no observability_config, by which the gateway knows whether vLLM writes spans",
+        "return self.engine_core.resources.engine_dead or not self.is_running": "AsyncLLM.errored means something else",
+        "return await self.engine_core.is_scheduler_paused_async()": "AsyncLLM.is_paused no longer asks the engine's process",
+    },
+    "v1/engine/utils.py": {
+        'else "EngineCore"': "vLLM gives its engine's process another name than EngineCore",
+        launch.PROCESS_FAILED: "vLLM words the failure of its engine's process differently, so launch.PROCESS_FAILED does not find it",
+    },
+    "v1/engine/coordinator.py": {'name="VLLM_DP_Coordinator"': "vLLM gives its coordinator's process another name than VLLM_..."},
+    "v1/executor/multiproc_executor.py": {'name=f"VllmWorker-{rank}"': "vLLM gives its workers' processes another name than VllmWorker"},
+    "config/scheduler.py": {
+        "encoder_cache_size: int = Field(init=False)": "the configuration has no encoder_cache_size",
+        "max_num_encoder_input_tokens: int = Field(init=False)": "the configuration has no max_num_encoder_input_tokens",
+    },
+    "v1/core/encoder_cache_manager.py": {
+        "scheduler_config.max_num_encoder_input_tokens, max_tokens_per_mm_item": "max_num_encoder_input_tokens no longer bounds an image",
+        "scheduler_config.encoder_cache_size, max_tokens_per_mm_item": "encoder_cache_size no longer bounds an image",
+    },
+    "v1/metrics/loggers.py": {
+        "for itl in iteration_stats.inter_token_latencies_iter:": "times between tokens are elsewhere than in inter_token_latencies_iter",
+        "self.histogram_inter_token_latency[engine_idx].observe(itl)": "times between tokens are recorded in another histogram",
+    },
+    "v1/metrics/stats.py": {
+        "self.inter_token_latencies_iter: list[float] = []": "inter_token_latencies_iter is not a list of seconds",
+    },
 }
+"""Texts in vLLM's source by file, and for each the change that its absence means."""
 
 
-@pytest.mark.parametrize("file", RELIED_ON)
-def test_vllm_is_as_compat_read_it(file: str) -> None:
+@pytest.mark.parametrize("file", SOURCES)
+def test_source_has_what_compat_touches(file: str) -> None:
     vllm = find_spec("vllm")
     assert vllm
     assert vllm.origin
     source = (Path(vllm.origin).parent / file).read_text()
-    changed = [why for text, why in RELIED_ON[file].items() if text not in source]
-    assert not changed, f"vLLM's {file} has changed since {compat.READ_IN}x: {'; '.join(changed)}. Read it again and adapt compat.py."
+    changed = [why for text, why in SOURCES[file].items() if text not in source]
+    assert not changed, f"vLLM's {file} has changed since {seeds.READ_IN}x: {'; '.join(changed)}. Read it again and adapt `compat`."
 
 
-def runner(*discarded: bool, rows: int | None = None) -> Any:
-    batch = SimpleNamespace(generators={}, num_reqs=len(discarded) if rows is None else rows)
-    return SimpleNamespace(input_batch=batch, discard_request_mask=SimpleNamespace(np=np.array(discarded)))
+SIGNATURES = {
+    "vllm.v1.engine.async_llm:AsyncLLM.add_request": "request_id prompt params lora_request trace_headers",
+    "vllm.v1.engine.async_llm:AsyncLLM.abort": "request_id internal",
+    "vllm.v1.engine.async_llm:AsyncLLM.is_paused": "",
+    "vllm.v1.engine.async_llm:AsyncLLM.add_lora": "lora_request",
+    "vllm.v1.engine.async_llm:AsyncLLM.remove_lora": "lora_id",
+    "vllm.v1.engine.async_llm:AsyncLLM.shutdown": "",
+    "vllm.v1.engine.async_llm:AsyncLLM.from_vllm_config": "vllm_config stat_loggers enable_log_requests disable_log_stats",
+    "vllm.v1.engine.output_processor:RequestOutputCollector": "output_kind request_id",
+    "vllm.v1.engine.output_processor:RequestOutputCollector.put": "output",
+    "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens": "",
+    "vllm.renderers.base:BaseRenderer.render_cmpl_async": "prompts",
+    "vllm.renderers.base:BaseRenderer.get_mm_processor": "",
+    "vllm.inputs:tokens_input": "prompt_token_ids",
+    "vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args": "parser",
+    "vllm.engine.arg_utils:AsyncEngineArgs.from_cli_args": "args",
+    "vllm.engine.arg_utils:AsyncEngineArgs.create_engine_config": "usage_context",
+    "vllm.envs:disable_envs_cache": "",
+    "vllm.envs:enable_envs_cache": "",
+    "vllm.model_executor.models.llava:BaseLlavaProcessingInfo.get_num_image_tokens": "image_width image_height",
+    "vllm.model_executor.models.llava:BaseLlavaProcessingInfo.get_vision_encoder_info": "",
+    "vllm.model_executor.models.llava:BaseLlavaProcessingInfo.get_hf_processor": "",
+    "vllm.model_executor.models.vision:VisionEncoderInfo.get_patch_grid_length": "",
+    "vllm.model_executor.model_loader.utils:get_model_cls": "model_config",
+    "vllm.model_executor.models.utils:WeightsMapper.get_rename_mapper": "",
+    "vllm.model_executor.models.utils:WeightsMapper.map_name": "key",
+    "vllm.lora.utils:parse_fine_tuned_lora_name": "name weights_mapper",
+    "vllm.lora.peft_helper:PEFTHelper.from_dict": "config_dict",
+    "vllm.lora.peft_helper:PEFTHelper.validate_legal": "lora_config",
+    "vllm.lora.peft_helper:PEFTHelper.get_rank_and_scaling": "module_name",
+    "vllm.lora.request:LoRARequest": "lora_name lora_int_id lora_path",
+    "vllm.v1.metrics.loggers:PrometheusStatLogger.record": "scheduler_stats iteration_stats mm_cache_stats engine_idx",
+    "vllm.v1.worker.cpu_worker:CPUWorker.sample_tokens": "grammar_output",
+}
+"""Functions and classes of vLLM, and the parameters that are passed to them."""
 
 
-def test_a_discarded_draw_does_not_advance_a_seed() -> None:
-    """Of four rows the third has no seed, and the mask has an old entry behind them."""
-    model_runner = runner(True, False, True, True, True, rows=4)
-    generators = model_runner.input_batch.generators
-    generators |= {0: "a", 1: "b", 3: "d", 4: "not of this batch"}
-    before = dict(generators)
-    with compat.without_discarded_rows(model_runner):
-        assert generators == {1: "b", 4: "not of this batch"}
-    assert generators == before
-    assert model_runner.input_batch.generators is generators
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_function_takes_the_parameters_that_it_is_given(name: str) -> None:
+    module, _, path = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        assert hasattr(found, part), f"vLLM has no {name} any more. Adapt the package compat."
+        found = getattr(found, part)
+    missing = set(SIGNATURES[name].split()) - set(inspect.signature(found).parameters)
+    assert not missing, f"vLLM's {path} no longer takes {', '.join(sorted(missing))}. Adapt the package compat."
 
 
-def test_generators_come_back_after_an_error() -> None:
-    model_runner = runner(True)
-    model_runner.input_batch.generators[0] = "a"
-    with pytest.raises(ZeroDivisionError), compat.without_discarded_rows(model_runner):
-        raise ZeroDivisionError
-    assert model_runner.input_batch.generators == {0: "a"}
+EXCEPTIONS = ("vllm.exceptions:VLLMClientError", "vllm.exceptions:GracefulHTTPError", "vllm.v1.engine.exceptions:EngineDeadError")
 
 
-@pytest.mark.parametrize(
-    ("version", "given", "chosen"),
-    [
-        ("0.32.0", "auto", compat.CPU_WORKER),
-        ("0.32.1+cpu", "auto", compat.CPU_WORKER),
-        ("0.33.0", "auto", "auto"),
-        ("0.32.0", "a.B", "a.B"),
-    ],
+@pytest.mark.parametrize("name", EXCEPTIONS)
+def test_vllm_still_raises_these_errors(name: str) -> None:
+    module, _, path = name.partition(":")
+    error = getattr(importlib.import_module(module), path, None)
+    assert isinstance(error, type), f"vLLM has no error {name} any more. Adapt VllmEngine.generate."
+    assert issubclass(error, Exception)
+
+
+@pytest.mark.parametrize("name", [name for name in ENVIRONMENT if name.startswith("VLLM_")])
+def test_vllm_still_reads_the_variables_that_are_set(name: str) -> None:
+    from vllm import envs
+
+    assert name in envs.environment_variables, f"vLLM no longer reads {name}. Adapt launch.ENVIRONMENT."
+
+
+DOCUMENTED = (
+    *("vllm", "vllm.config", "vllm.engine.arg_utils", "vllm.exceptions", "vllm.inputs", "vllm.logprobs", "vllm.lora.request"),
+    *("vllm.platforms", "vllm.sampling_params", "vllm.v1.engine.exceptions"),
 )
-def test_the_worker_is_ours_only_in_a_vllm_that_was_read(monkeypatch: pytest.MonkeyPatch, version: str, given: str, chosen: str) -> None:
-    monkeypatch.setattr("vllm.__version__", version)
-    arguments: Any = SimpleNamespace(worker_cls=given)
-    compat.choose_cpu_worker(arguments)
-    assert arguments.worker_cls == chosen
+TYPES = ("vllm.v1.engine.async_llm", "vllm.lora.peft_helper")
+"""Modules that other files import only for the types of their arguments."""
+PACKAGE = Path(package.__file__).parent
 
 
-def config(worker: str, *, v2: bool = False) -> Any:
-    return SimpleNamespace(use_v2_model_runner=v2, parallel_config=SimpleNamespace(worker_cls=worker))
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: file.name)
+def test_only_compat_imports_internals_of_vllm(file: Path) -> None:
+    imports = [line.split()[1] for line in file.read_text().splitlines() if line.strip().startswith(("from vllm", "import vllm"))]
+    internal = set(imports) - {*DOCUMENTED, *TYPES}
+    assert not internal, f"{file.name} imports {', '.join(sorted(internal))}; such names belong to the package compat"
 
 
-def test_seeds_work_with_our_worker_or_none_of_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: True))
-    assert compat.seeds_work(config(compat.CPU_WORKER))
-    assert compat.seeds_work(config("auto", v2=True))
-    assert not compat.seeds_work(config("vllm.v1.worker.cpu_worker.CPUWorker"))
-    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
-    assert compat.seeds_work(config("vllm.v1.worker.gpu_worker.Worker"))
+# The functions of `compat`, on vLLM's own objects.
 
 
-def test_a_seed_that_could_end_the_engine_is_refused() -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        sampling_params(SamplingParams(max_tokens=1, seed=7), stream=False, seeds_work=False)
-    assert refused.value.param == "seed"
-    for harmless in (SamplingParams(max_tokens=1), SamplingParams(max_tokens=1, seed=7, temperature=0)):
-        assert sampling_params(harmless, stream=False, seeds_work=False).max_tokens == 1
-    assert sampling_params(SamplingParams(max_tokens=1, seed=7), stream=False, seeds_work=True).seed == 7
+def collector() -> RequestOutputCollector:
+    return RequestOutputCollector(RequestOutputKind.DELTA, "internal")
 
 
-def test_log_probabilities_are_not_spelt_by_vllm() -> None:
-    """Of any choice of the request, and of no other request."""
+def output(text: str) -> RequestOutput:
+    choice = CompletionOutput(0, text, [1], None, None)
+    return RequestOutput("name", None, [1], None, [choice], finished=False)
+
+
+def test_outputs_are_redirected_at_once_the_early_one_first() -> None:
+    async def main() -> None:
+        found: list[Any] = []
+        redirected = collector()
+        redirected.put(output("early"))
+        requests.redirect_outputs(redirected, found.append)
+        error = ValueError()
+        redirected.put(output("late"))
+        redirected.put(error)
+        assert [each.outputs[0].text for each in found[:2]] == ["early", "late"]
+        assert found[2] is error
+        assert redirected.output is None, "vLLM holds outputs that nobody reads"
+        requests.discard_outputs(redirected)
+        redirected.put(output("nobody's"))
+        assert (len(found), redirected.output) == (3, None)
+
+    asyncio.run(main())
+
+
+def test_abort_names_the_request_as_vllm_does() -> None:
+    aborted: list[tuple[str, bool]] = []
+
+    async def abort(name: str, *, internal: bool) -> None:
+        aborted.append((name, internal))
+
+    async def main() -> None:
+        await requests.abort(SimpleNamespace(abort=abort), collector())
+
+    asyncio.run(main())
+    assert aborted == [("internal", True)]
+
+
+def engine(**states: Any) -> Any:
+    """A front end with the choices of two requests: a's are 0_a, 1_a and one that has ended, b's is b."""
+    processor = OutputProcessor(tokenizer=None, log_stats=False)
+    processor.request_states |= states
+    processor.external_req_ids |= {"a": ["0_a", "1_a", "no", "ended"], "b": ["b"]}
+    return SimpleNamespace(output_processor=processor)
+
+
+def test_token_texts_are_skipped_for_all_choices_of_one_request() -> None:
     states = {name: SimpleNamespace(logprobs_processor=SimpleNamespace(tokenizer="t")) for name in ("0_a", "1_a", "b")}
     states["no"] = SimpleNamespace(logprobs_processor=None)
-    ids = {"a": ["0_a", "1_a", "no", "ended"], "b": ["b"]}
-    engine: Any = SimpleNamespace(output_processor=SimpleNamespace(request_states=states, external_req_ids=ids))
-    compat.without_spelling(engine, "a")
+    requests.skip_token_texts(engine(**states), "a")
     assert [states[name].logprobs_processor.tokenizer for name in ("0_a", "1_a", "b")] == [None, None, "t"]
 
 
-@pytest.mark.parametrize(("wanted", "top"), [(0, ()), (2, ((b"red", -1.0), (b"blue", -9999.0)))])
-def test_log_probabilities_in_vllms_own_container(wanted: int, top: tuple[tuple[bytes, float], ...]) -> None:
-    """The token drawn is the third in rank. A list of objects for each log probability would keep the garbage collector busy."""
-    params = sampling_params(SamplingParams(max_tokens=1, logprobs=wanted), stream=True, seeds_work=True)
-    container = create_sample_logprobs(params.flat_logprobs)
-    assert isinstance(container, FlatLogprobs)
-    for drawn in (7, 9):
-        append_logprobs_for_next_position(container, [drawn, 1, 2], [-3.0, -1.0, float("-inf")], [None] * 3, 3, wanted)
-    tokenizer: Any = SimpleNamespace(token_bytes={1: b"red", 2: b"blue", 7: b"seven", 9: b"nine"}.__getitem__)
+def test_generated_tokens_of_running_and_ended_choices_are_counted() -> None:
+    def running(tokens: int, parent: Any) -> Any:
+        return SimpleNamespace(detokenizer=SimpleNamespace(num_output_tokens=lambda: tokens), parent_req=parent)
 
-    def found(reason: str | None) -> tuple[TokenLogprob, ...]:
-        choice: Any = SimpleNamespace(token_ids=[7, 9], logprobs=container[-2:], finish_reason=reason, stop_reason=None)
-        return token_logprobs(choice, SamplingParams(logprobs=wanted), tokenizer)
+    parent = SimpleNamespace(output_aggregator=[None, None, CompletionOutput(2, "", [7, 8, 9], None, None)])
+    states = {"0_a": running(2, parent), "1_a": running(5, parent), "b": running(100, None)}
+    assert requests.generated_tokens(engine(**states), "a") == 2 + 5 + 3
+    assert requests.generated_tokens(engine(**states), "b") == 100
+    assert requests.generated_tokens(engine(**states), "unknown") == 0
 
-    assert found(None) == (TokenLogprob(b"seven", -3.0, top), TokenLogprob(b"nine", -3.0, top))
-    assert found("stop") == (TokenLogprob(b"seven", -3.0, top),)
+
+def test_images_are_processed_by_vllms_renderer() -> None:
+    asked: list[Any] = []
+
+    async def render_cmpl_async(prompts: list[Any]) -> list[str]:
+        asked.extend(prompts)
+        return ["rendered"]
+
+    front_end: Any = SimpleNamespace(renderer=SimpleNamespace(render_cmpl_async=render_cmpl_async))
+    image: Any = SimpleNamespace(pixels="pixels", digest="digest")
+    assert asyncio.run(requests.process_images(front_end, [1, 2], [image])) == "rendered"
+    prompt = {"prompt_token_ids": [1, 2], "multi_modal_data": {"image": ["pixels"]}, "multi_modal_uuids": {"image": ["digest"]}}
+    assert asked == [prompt]
+
+
+def test_add_request_takes_a_prompt_that_is_not_rendered() -> None:
+    """The supported way without `render_cmpl_async`."""
+    from vllm.inputs import TokensPrompt
+
+    names = {"prompt_token_ids", "multi_modal_data", "multi_modal_uuids"}
+    assert names <= TokensPrompt.__required_keys__ | TokensPrompt.__optional_keys__
+
+
+def test_histogram_observes_in_bulk_as_one_by_one() -> None:
+    registry = CollectorRegistry()
+    bulk, single = (Histogram(name, "text", registry=registry, buckets=(0.125, 1.0)) for name in ("bulk", "single"))
+    missing = [name for name in ("_sum", "_buckets", "_upper_bounds") if not hasattr(bulk, name)]
+    assert not missing, f"prometheus_client's Histogram has no {', '.join(missing)} any more. Adapt compat/metrics.py."
+    for value, times in ((0.125, 3), (0.5, 2), (7.0, 4)):
+        metrics.observe(bulk, value, times)
+        for _ in range(times):
+            single.observe(value)
+
+    def samples(histogram: Histogram) -> list[tuple[str, str | None, float]]:
+        (metric,) = histogram.collect()
+        found = [(sample.name.partition("_")[2], sample.labels.get("le"), sample.value) for sample in metric.samples]
+        return [sample for sample in found if sample[0] != "created"]
+
+    assert samples(bulk) == samples(single), "prometheus_client's Histogram keeps its numbers elsewhere. Adapt compat/metrics.py."
+
+
+def test_token_latencies_are_recorded_once() -> None:
+    histogram = Histogram("latency", "text", registry=None, buckets=(0.1, 1.0))
+    stats = metrics.IterationStats()
+    stats.inter_token_latencies_iter = [0.05, 0.05, 0.5]
+    logger: Any = SimpleNamespace(histogram_inter_token_latency={0: histogram})
+    metrics.record_token_latencies(logger, stats, 0)
+    assert stats.inter_token_latencies_iter == []
+    (metric,) = histogram.collect()
+    assert {sample.name: sample.value for sample in metric.samples}["latency_count"] == 3
+
+
+def test_image_limits_are_raised_and_never_lowered() -> None:
+    scheduler = SimpleNamespace(encoder_cache_size=8748, max_num_encoder_input_tokens=9000)
+    launch.allow_image_tokens(SimpleNamespace(scheduler_config=scheduler), 8765)
+    assert (scheduler.encoder_cache_size, scheduler.max_num_encoder_input_tokens) == (8765, 9000)
+
+
+def test_environment_is_cached_and_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import envs
+
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        launch.cache_environment()
+        monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+        assert envs.VLLM_LOGGING_LEVEL == "ERROR"
+        launch.forget_environment()
+        assert envs.VLLM_LOGGING_LEVEL == "DEBUG"
+    finally:
+        launch.forget_environment()
+
+
+def test_flag_parser_raises_instead_of_exiting() -> None:
+    parser = launch.flag_parser()
+    arguments, unknown = parser.parse_known_args(["--model", "m", "--enable-lora", "--no-such-flag"])
+    assert (arguments.model, arguments.enable_lora, unknown) == ("m", True, ["--no-such-flag"])
+    names = "enforce_eager tensor_parallel_size distributed_executor_backend max_loras max_cpu_loras worker_cls quantization".split()
+    missing = [name for name in names if not hasattr(arguments, name)]
+    assert not missing, f"vLLM's arguments have no {', '.join(missing)} any more. Adapt launch.py."
+    settings = arguments.structured_outputs_config
+    assert (settings.backend, settings.disable_any_whitespace) == ("auto", False)
+
+
+def test_quantizations_are_known_by_the_names_of_checkpoints() -> None:
+    assert {"awq", "gptq", "fp8", "compressed-tensors"} <= set(model.known_quantizations())
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    """vLLM's configuration of the demo model, and the front end's processor of its prompts."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    config = EngineArgs(model=str(CHECKPOINT)).create_model_config()
+    processor = MULTIMODAL_REGISTRY.create_processor(config)
+    return SimpleNamespace(config=config, renderer=SimpleNamespace(get_mm_processor=lambda: processor))
+
+
+def test_tokens_of_the_demo_models_image(demo: Any) -> None:
+    info = model.processing_info(demo)
+    assert model.square_tokens(info, 336) == 576
+    assert model.patches_per_side(info) == 24
+    processor = model.hf_processor(info)
+    missing = [name for name in ("tokenizer", "image_processor", "chat_template", "image_token") if not hasattr(processor, name)]
+    assert not missing, f"the processor has no {', '.join(missing)} any more. Adapt launch.describe."
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."], ids=["new transformers", "old transformers"])
+@pytest.mark.parametrize("half", ["A", "B"])
+def test_names_of_adapters_are_mapped_to_layers(demo: Any, prefix: str, half: str) -> None:
+    mapper = lora.layer_name_mapper(demo.config)
+    layer = "layers.0.self_attn.q_proj"
+    weight = f"base_model.model.{prefix}{layer}.lora_{half}.weight"
+    assert lora.parse_weight_name(mapper, weight) == (f"language_model.model.{layer}", half == "A")
+    assert lora.map_layer_name(mapper, prefix + layer) == f"language_model.model.{layer}"
+
+
+def test_weight_of_no_adapter_is_refused(demo: Any) -> None:
+    with pytest.raises(ValueError, match="unsupported"):
+        lora.parse_weight_name(lora.layer_name_mapper(demo.config), "base_model.model.lm_head.weight")
+
+
+def test_rank_of_an_adapter_at_a_layer() -> None:
+    adapter = lora.parse_adapter_config({"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 4}})
+    assert lora.adapter_rank(adapter, "base_model.model.model.layers.0.q_proj.lora_A.weight") == 4
+    assert lora.adapter_rank(adapter, "base_model.model.model.layers.0.v_proj.lora_A.weight") == 8
+
+
+@pytest.mark.parametrize(("change", "words"), [({"r": 64}, "greater than max_lora_rank 16"), ({"use_dora": True}, "DoRA"), ({}, "")])
+def test_unsupported_adapter_is_refused(change: dict[str, Any], words: str) -> None:
+    adapter = lora.parse_adapter_config({"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]} | change)
+    limits: Any = SimpleNamespace(max_lora_rank=16)
+    if not words:
+        lora.check_adapter_config(adapter, limits)
+    else:
+        with pytest.raises(ValueError, match=words):
+            lora.check_adapter_config(adapter, limits)

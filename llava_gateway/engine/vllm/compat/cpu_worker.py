@@ -1,0 +1,28 @@
+"""The worker class that vLLM runs on a CPU, in the engine's own process. Importing this file imports vLLM.
+
+vLLM finds the class by its name, `seeds.CPU_WORKER`. `seeds` says why the class exists. Read in vLLM 0.32.0.
+"""
+
+from typing import Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from llava_gateway.engine.vllm.compat.seeds import without_discarded_rows
+
+
+class CpuWorker(CPUWorker):  # type: ignore[misc]
+    """vLLM's CPU worker, which survives a seeded prompt that is read in several steps.
+
+    Touches: `CPUWorker.sample_tokens`, `CPUWorker.use_v2_model_runner` and `CPUWorker.model_runner`.
+    """
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Sample the next token of each row of a batch, and return vLLM's own output object.
+
+        `grammar_output`: vLLM's bitmask of the tokens that structured outputs allow, or None. It is passed on unread.
+        A row of a prompt that is read only in part gets a token, too. vLLM discards it.
+        """
+        if self.use_v2_model_runner:  # this runner samples by a token's position and never rewinds a generator
+            return super().sample_tokens(grammar_output)
+        with without_discarded_rows(self.model_runner):
+            return super().sample_tokens(grammar_output)

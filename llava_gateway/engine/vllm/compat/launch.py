@@ -1,0 +1,99 @@
+"""The start of vLLM's engine: its environment, its configuration and its front end.
+
+Read in vLLM 0.32.0. Nothing here is imported from vLLM before it is called, because `launch.ENVIRONMENT` has to be set first.
+"""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+PROCESS_FAILED = "Engine core initialization failed"
+"""How vLLM's error begins if a process of the engine has ended at its start. That process has written the reason to the log.
+
+Without it: the log has vLLM's own sentence, which says the same in more words.
+"""
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Return a parser of vLLM's engine flags, which raises `argparse.ArgumentError` for most mistakes. Raises ImportError without vLLM.
+
+    Touches: `FlexibleArgumentParser`, which takes the forms of vLLM's command line, such as `--hf-overrides.key value`, and
+    `AsyncEngineArgs.add_cli_args`.
+    Without it: an `argparse.ArgumentParser`, which does not take these forms.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser: argparse.ArgumentParser = FlexibleArgumentParser(
+        prog="llava-gateway serve", add_help=False, usage=argparse.SUPPRESS, exit_on_error=False
+    )
+    AsyncEngineArgs.add_cli_args(parser)
+    return parser
+
+
+def create_config(arguments: "AsyncEngineArgs") -> "VllmConfig":
+    """Return vLLM's configuration, for an engine inside another program. Raises vLLM's or pydantic's error.
+
+    Touches: `AsyncEngineArgs.create_engine_config` and `UsageContext.ENGINE_CONTEXT`.
+    Without it: `AsyncLLM.from_engine_args` creates the same configuration and starts the engine, so nothing in it could be changed.
+    """
+    from vllm.usage.usage_lib import UsageContext
+
+    return arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+
+
+def allow_image_tokens(config: "VllmConfig", tokens: int) -> None:
+    """Have the engine accept an image of this many tokens.
+
+    Touches: `SchedulerConfig.encoder_cache_size` and `SchedulerConfig.max_num_encoder_input_tokens`, which vLLM derives from
+    `--max-num-batched-tokens` and does not offer as flags.
+    Without it: a larger `--max-num-batched-tokens`, or the engine refuses the largest images.
+    """
+    scheduler = config.scheduler_config
+    scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, tokens)
+    scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_encoder_input_tokens, tokens)
+
+
+def create_engine(config: "VllmConfig", arguments: "AsyncEngineArgs", stat_logger: type[Any]) -> "AsyncLLM":
+    """Start vLLM's processes, load the model and return the engine's front end. Raises vLLM's error.
+
+    `stat_logger`: a subclass of vLLM's `PrometheusStatLogger`, used instead of it.
+
+    Touches: `AsyncLLM.from_vllm_config` and its argument `stat_loggers`.
+    Without it: `AsyncLLM.from_engine_args`, which takes the same `stat_loggers`.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_vllm_config(
+        config,
+        stat_loggers=[stat_logger],
+        enable_log_requests=arguments.enable_log_requests,
+        disable_log_stats=arguments.disable_log_stats,
+    )
+
+
+def forget_environment() -> None:
+    """Have vLLM read the environment's variables again, as an engine with other flags may need after a restart.
+
+    Touches: `vllm.envs.disable_envs_cache`.
+    Without it: the second engine of a process starts with the variables of the first.
+    """
+    from vllm.envs import disable_envs_cache
+
+    disable_envs_cache()
+
+
+def cache_environment() -> None:
+    """Have vLLM remember the environment's variables, as it does in the engine's process. It reads them for every token.
+
+    Touches: `vllm.envs.enable_envs_cache`.
+    Without it: the same answers, and a slower event loop.
+    """
+    from vllm.envs import enable_envs_cache
+
+    enable_envs_cache()

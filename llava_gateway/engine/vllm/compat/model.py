@@ -1,0 +1,60 @@
+"""What vLLM knows of its model: how many tokens an image takes, and which quantizations there are.
+
+Read in vLLM 0.32.0.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+def processing_info(engine: "AsyncLLM") -> Any:
+    """Return vLLM's `BaseLlavaProcessingInfo` of the engine's model.
+
+    Touches: `AsyncLLM.renderer`, `BaseRenderer.get_mm_processor` and `BaseMultiModalProcessor.info`.
+    Without it: `MULTIMODAL_REGISTRY.create_processor(model_config)` creates another one.
+    """
+    return engine.renderer.get_mm_processor().info
+
+
+def hf_processor(info: Any) -> Any:
+    """Return the Hugging Face processor of the model: its tokenizer, image processor and chat template.
+
+    Touches: `BaseProcessingInfo.get_hf_processor`.
+    Without it: `transformers.AutoProcessor.from_pretrained`, with the revision and the other flags that vLLM was given.
+    """
+    return info.get_hf_processor()
+
+
+def square_tokens(info: Any, side: int) -> int:
+    """Return the number of tokens of a whole image in one square.
+
+    `side`: of the square, in pixels.
+
+    Touches: `BaseLlavaProcessingInfo.get_num_image_tokens`. The model's own subclass would add the tokens of a grid.
+    Without it: the square of `patches_per_side`, and one more for the strategy "full" of `vision_feature_select_strategy`.
+    """
+    from vllm.model_executor.models.llava import BaseLlavaProcessingInfo
+
+    return int(BaseLlavaProcessingInfo.get_num_image_tokens(info, image_width=side, image_height=side))
+
+
+def patches_per_side(info: Any) -> int:
+    """Return the number of the vision encoder's patches along the side of a square.
+
+    Touches: `BaseLlavaProcessingInfo.get_vision_encoder_info` and `VisionEncoderInfo.get_patch_grid_length`.
+    Without it: `image_size // patch_size` of the checkpoint's `vision_config`.
+    """
+    return int(info.get_vision_encoder_info().get_patch_grid_length())
+
+
+def known_quantizations() -> list[str]:
+    """Return the quantization methods that vLLM has code for, on any kind of device.
+
+    Touches: `QUANTIZATION_METHODS`.
+    Without it: vLLM refuses an unknown method when it starts, with a longer message.
+    """
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    return list(QUANTIZATION_METHODS)

@@ -1,0 +1,44 @@
+"""The README, the field tables of docs/ as the code declares them, and runs of the examples."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from helpers.server import ROOT, Server
+from pydantic import BaseModel
+
+from llava_gateway.api.schema import RequestBody
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks in a language."""
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert found
+    return found
+
+
+def rows(model: type[BaseModel]) -> Iterator[str]:
+    """Yield the rows that the table of a request body has in docs/: name, what is done with the field, description."""
+    for name, field in model.model_fields.items():
+        assert field.description, f"{model.__name__}.{name} says nothing"
+        says = field.description
+        do = "ignored" if says.startswith("ignored: ") else "honoured"
+        yield f"| `{field.alias or name}` | {do} | {says.removeprefix('ignored: ')} |"
+    if issubclass(model, RequestBody):
+        for name, reason in model.ignored.items():
+            yield f"| `{name}` | ignored | {reason} |"
+        for name, refused in model.refused.items():
+            yield f"| `{name}` | refused | {refused.reason} |"
+
+
+def run_example(server: Server, name: str) -> list[str]:
+    """Return the lines that an example of examples/ prints with this server."""
+    command = [sys.executable, f"examples/{name}"]
+    environment = os.environ | {"LLAVA_URL": server.url}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()

@@ -1,0 +1,105 @@
+"""Seeds on a CPU, and log probabilities in vLLM's own container."""
+
+import importlib
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from vllm.logprobs import FlatLogprobs, append_logprobs_for_next_position, create_sample_logprobs
+
+from llava_gateway.engine.vllm.compat import seeds
+from llava_gateway.engine.vllm.outputs import token_logprobs
+from llava_gateway.engine.vllm.sampling import sampling_params
+from llava_gateway.errors import InvalidRequest
+from llava_gateway.types import SamplingParams, TokenLogprob
+
+
+def runner(*discarded: bool, rows: int | None = None) -> Any:
+    batch = SimpleNamespace(generators={}, num_reqs=len(discarded) if rows is None else rows)
+    return SimpleNamespace(input_batch=batch, discard_request_mask=SimpleNamespace(np=np.array(discarded)))
+
+
+def test_a_discarded_draw_does_not_advance_a_seed() -> None:
+    """Of four rows the third has no seed, and the mask has an old entry behind them."""
+    model_runner = runner(True, False, True, True, True, rows=4)
+    generators = model_runner.input_batch.generators
+    generators |= {0: "a", 1: "b", 3: "d", 4: "not of this batch"}
+    before = dict(generators)
+    with seeds.without_discarded_rows(model_runner):
+        assert generators == {1: "b", 4: "not of this batch"}
+    assert generators == before
+    assert model_runner.input_batch.generators is generators
+
+
+def test_generators_come_back_after_an_error() -> None:
+    model_runner = runner(True)
+    model_runner.input_batch.generators[0] = "a"
+    with pytest.raises(ZeroDivisionError), seeds.without_discarded_rows(model_runner):
+        raise ZeroDivisionError
+    assert model_runner.input_batch.generators == {0: "a"}
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "chosen"),
+    [
+        ("0.32.0", "auto", seeds.CPU_WORKER),
+        ("0.32.1+cpu", "auto", seeds.CPU_WORKER),
+        ("0.33.0", "auto", "auto"),
+        ("0.32.0", "a.B", "a.B"),
+    ],
+)
+def test_the_worker_is_ours_only_in_a_vllm_that_was_read(monkeypatch: pytest.MonkeyPatch, version: str, given: str, chosen: str) -> None:
+    monkeypatch.setattr("vllm.__version__", version)
+    arguments: Any = SimpleNamespace(worker_cls=given)
+    seeds.choose_cpu_worker(arguments)
+    assert arguments.worker_cls == chosen
+
+
+def test_vllm_finds_the_worker_by_its_name() -> None:
+    """A wrong name would end the engine's start on every CPU."""
+    vllm = pytest.importorskip("vllm.v1.worker.cpu_worker")
+    module, _, name = seeds.CPU_WORKER.rpartition(".")
+    worker = getattr(importlib.import_module(module), name)
+    assert issubclass(worker, vllm.CPUWorker)
+    assert worker.sample_tokens is not vllm.CPUWorker.sample_tokens
+
+
+def config(worker: str, *, v2: bool = False) -> Any:
+    return SimpleNamespace(use_v2_model_runner=v2, parallel_config=SimpleNamespace(worker_cls=worker))
+
+
+def test_seeds_work_with_our_worker_or_none_of_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: True))
+    assert seeds.seeds_work(config(seeds.CPU_WORKER))
+    assert seeds.seeds_work(config("auto", v2=True))
+    assert not seeds.seeds_work(config("vllm.v1.worker.cpu_worker.CPUWorker"))
+    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
+    assert seeds.seeds_work(config("vllm.v1.worker.gpu_worker.Worker"))
+
+
+def test_a_seed_that_could_end_the_engine_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        sampling_params(SamplingParams(max_tokens=1, seed=7), stream=False, seeds_work=False)
+    assert refused.value.param == "seed"
+    for harmless in (SamplingParams(max_tokens=1), SamplingParams(max_tokens=1, seed=7, temperature=0)):
+        assert sampling_params(harmless, stream=False, seeds_work=False).max_tokens == 1
+    assert sampling_params(SamplingParams(max_tokens=1, seed=7), stream=False, seeds_work=True).seed == 7
+
+
+@pytest.mark.parametrize(("wanted", "top"), [(0, ()), (2, ((b"red", -1.0), (b"blue", -9999.0)))])
+def test_log_probabilities_in_vllms_own_container(wanted: int, top: tuple[tuple[bytes, float], ...]) -> None:
+    """The token drawn is the third in rank. A list of objects for each log probability would keep the garbage collector busy."""
+    params = sampling_params(SamplingParams(max_tokens=1, logprobs=wanted), stream=True, seeds_work=True)
+    container = create_sample_logprobs(params.flat_logprobs)
+    assert isinstance(container, FlatLogprobs)
+    for drawn in (7, 9):
+        append_logprobs_for_next_position(container, [drawn, 1, 2], [-3.0, -1.0, float("-inf")], [None] * 3, 3, wanted)
+    tokenizer: Any = SimpleNamespace(token_bytes={1: b"red", 2: b"blue", 7: b"seven", 9: b"nine"}.__getitem__)
+
+    def found(reason: str | None) -> tuple[TokenLogprob, ...]:
+        choice: Any = SimpleNamespace(token_ids=[7, 9], logprobs=container[-2:], finish_reason=reason, stop_reason=None)
+        return token_logprobs(choice, SamplingParams(logprobs=wanted), tokenizer)
+
+    assert found(None) == (TokenLogprob(b"seven", -3.0, top), TokenLogprob(b"nine", -3.0, top))
+    assert found("stop") == (TokenLogprob(b"seven", -3.0, top),)

@@ -1,0 +1,55 @@
+"""The README and the documentation name every setting, field, error code and make target."""
+
+import re
+import shlex
+
+import pytest
+from helpers.documentation import README, blocks, rows
+from helpers.server import ROOT
+from pydantic import BaseModel
+
+from llava_gateway.api.openai.messages import ImageReference
+from llava_gateway.api.openai.openapi import BODIES
+from llava_gateway.api.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
+from llava_gateway.settings import Settings, default_of
+
+OPENAI = (ROOT / "docs" / "openai.md").read_text()
+
+
+def test_readme_lists_every_setting() -> None:
+    for name, field in Settings.model_fields.items():
+        default = f"`{default_of(name)}`" if default_of(name) else ""
+        row = f"| `--{name.replace('_', '-')}` | {default} | {field.description} |"
+        assert row in README, row
+
+
+@pytest.mark.parametrize("model", [*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference])
+def test_documentation_describes_every_field(model: type[BaseModel]) -> None:
+    for row in rows(model):
+        assert row in OPENAI, row
+
+
+def test_documentation_names_no_removed_field() -> None:
+    named = set(re.findall(r"^\| `([a-z_]+)` \| (?:honoured|ignored|refused) \|", OPENAI, re.MULTILINE))
+    declared = {
+        row.split("`")[1] for model in (*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference) for row in rows(model)
+    }
+    assert named == declared
+
+
+def test_documentation_names_every_error_code() -> None:
+    package = ROOT / "llava_gateway"
+    codes = {code for path in package.rglob("*.py") for code in re.findall(r'\bcode ?= ?"(\w+)"', path.read_text())}
+    assert len(codes) > 20
+    documents = OPENAI + (ROOT / "docs" / "reliability.md").read_text()
+    assert {code for code in codes if f"`{code}`" not in documents} == set()
+
+
+def test_readme_names_existing_make_targets_and_files() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for line in "".join(blocks("sh")).splitlines():
+        words = shlex.split(line.split("#")[0]) if line.startswith("make ") else []
+        if words:
+            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
