@@ -1,4 +1,4 @@
-"""Describe pictures with the OpenAI SDK: python examples/describe.py PICTURE [PICTURE ...]"""
+"""Describe images with the OpenAI SDK: python examples/describe.py [IMAGE ...]"""
 
 import base64
 import os
@@ -10,8 +10,8 @@ from openai import OpenAI
 client = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"), api_key=os.environ.get("OPENAI_API_KEY", "none"))
 model = client.models.list().data[0].id
 
-pictures = sys.argv[1:] or ["examples/pictures/first.png", "examples/pictures/second.jpg"]
-images = ["data:image/png;base64," + base64.b64encode(Path(picture).read_bytes()).decode() for picture in pictures]
+paths = sys.argv[1:] or ["examples/pictures/first.png", "examples/pictures/second.jpg"]
+images = ["data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode() for path in paths]
 
 completion = client.chat.completions.create(
     model=model,
@@ -28,4 +28,5 @@ completion = client.chat.completions.create(
     max_tokens=200,
 )
 print(completion.choices[0].message.content)
-print(completion.usage.prompt_tokens, "prompt tokens, of them", completion.usage.prompt_tokens_details.image_tokens, "for images")
+usage = completion.usage
+print(f"{usage.prompt_tokens} prompt tokens; {usage.prompt_tokens_details.image_tokens} for images")

@@ -1,4 +1,4 @@
-"""Describe pictures as SambaStudio's clients do, whole and as a stream: python examples/sambastudio.py [PICTURE ...]"""
+"""Describe images with SambaStudio's API, whole and as a stream: python examples/sambastudio.py [IMAGE ...]"""
 
 import base64
 import json
@@ -15,15 +15,13 @@ params = {
     "max_tokens_to_generate": {"type": "int", "value": "200"},
     "preprocessing": {"type": "str", "value": "llava-hf"},
 }
-pictures = sys.argv[1:] or ["examples/pictures/first.png", "examples/pictures/second.jpg"]
-instances = [
-    {"prompt": "Describe this image.", "image_content": base64.b64encode(Path(picture).read_bytes()).decode()} for picture in pictures
-]
+paths = sys.argv[1:] or ["examples/pictures/first.png", "examples/pictures/second.jpg"]
+instances = [{"prompt": "Describe this image.", "image_content": base64.b64encode(Path(path).read_bytes()).decode()} for path in paths]
 
-answer = httpx.post(f"{predict}/my-project/my-endpoint", headers=headers, json={"instances": instances, "params": params}, timeout=120)
-if answer.is_error:
-    sys.exit(f"{answer.status_code}: {answer.json()['detail']}")
-for prediction in answer.json()["predictions"]:
+response = httpx.post(f"{predict}/my-project/my-endpoint", headers=headers, json={"instances": instances, "params": params}, timeout=120)
+if response.is_error:
+    sys.exit(f"{response.status_code}: {response.json()['detail']}")
+for prediction in response.json()["predictions"]:
     print(prediction["completion"], f"[{prediction['stop_reason']}, {prediction['total_tokens_count']} tokens]")
 
 body = {"instance": instances[0], "params": params}
@@ -32,6 +30,6 @@ with httpx.stream("POST", f"{predict}/stream/my-project/my-endpoint", headers=he
         chunk = json.loads(line)
         if "error" in chunk:
             sys.exit(f"{chunk['status_code']}: {chunk['error']['message']}")
-        (response,) = chunk["result"]["responses"]
-        print(response["stream_token"], end="", flush=True)
-print(f" [{response['time_to_first_token']:.2f} s to the first token]")
+        (last,) = chunk["result"]["responses"]
+        print(last["stream_token"], end="", flush=True)
+print(f" [{last['time_to_first_token']:.2f} s to the first token]")

@@ -1,4 +1,4 @@
-"""Stream an answer with the OpenAI SDK, then ask again about the same picture: python examples/stream.py [PICTURE]"""
+"""Stream an answer with the OpenAI SDK, then ask again about the same image: python examples/stream.py [IMAGE]"""
 
 import base64
 import os
@@ -10,8 +10,8 @@ from openai import OpenAI
 client = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"), api_key=os.environ.get("OPENAI_API_KEY", "none"))
 model = client.models.list().data[0].id
 
-picture = Path(sys.argv[1] if len(sys.argv) > 1 else "examples/pictures/first.png")
-image = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+path = Path(sys.argv[1] if len(sys.argv) > 1 else "examples/pictures/first.png")
+image = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 messages = [
     {
         "role": "user",
@@ -20,7 +20,8 @@ messages = [
 ]
 
 
-def say() -> str:
+def ask() -> str:
+    """Print the answer to the messages while it arrives, and return it."""
     answer = ""
     stream = client.chat.completions.create(
         model=model, messages=messages, temperature=0, max_tokens=200, stream=True, stream_options={"include_usage": True}
@@ -35,6 +36,6 @@ def say() -> str:
     return answer
 
 
-messages.append({"role": "assistant", "content": say()})
+messages.append({"role": "assistant", "content": ask()})
 messages.append({"role": "user", "content": "What color is the top left?"})
-say()
+ask()

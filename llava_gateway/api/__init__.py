@@ -1,1 +1,1 @@
-"""The APIs that clients speak, one dialect each. A dialect parses its requests into `ChatRequest`s, and renders `Delta`s and errors."""
+"""The APIs that clients use, one dialect each. A dialect parses requests, and renders deltas and errors."""

@@ -1,4 +1,4 @@
-"""What the app knows of an API: its routes, and how it renders an error."""
+"""An API as the app sees it: its routes, and its rendering of errors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from llava_gateway.serving.gateway import Gateway
 
 @dataclass(frozen=True)
 class Api:
-    """One API that clients speak."""
+    """One API that clients use."""
 
     routes: list[BaseRoute]
     render_error: ErrorRenderer
@@ -28,7 +28,10 @@ ApiFactory = Callable[[Gateway, RequestBodyReader], Api]
 
 
 def error_renderer_by_path(apis: Sequence[Api], otherwise: ErrorRenderer) -> FindErrorRenderer:
-    """Return a function that finds the error renderer of the API that has a request's path, whatever the method is."""
+    """Return a function that finds the error renderer for a request: that of the API that has the path, even if it lacks the method.
+
+    `otherwise`: the error renderer for all other paths.
+    """
 
     def find_error_renderer(scope: Scope) -> ErrorRenderer:
         for api in apis:

@@ -1,4 +1,4 @@
-"""The feedback door: `POST /feedback` keeps a vote on an answer. It is there only where the operator has named a directory for that."""
+"""`POST /feedback` stores a vote on an answer. The endpoint exists only if the setting `feedback_dir` names a directory."""
 
 import asyncio
 import logging
@@ -28,25 +28,25 @@ log = logging.getLogger(__name__)
 class FeedbackRequest(RequestBody):
     """`POST /feedback`."""
 
-    model: str = Field(description="the model that answered, as it was asked for; another one is 404 `model_not_found`")
+    model: str = Field(description="the name of the model that answered, as the client sent it; another name gives 404 `model_not_found`")
     vote: VoteName = Field(description="up, down or flag")
-    messages: Messages = Field(description="the chat as /v1/chat/completions takes it; the last message is the answer, the assistant's")
+    messages: Messages = Field(description="the chat, as in /v1/chat/completions; the last message is the assistant's answer")
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader, render_error: ErrorRenderer) -> Api:
-    """`fail`: how errors are put. Raises SettingsError if the directory cannot be written to."""
+    """Create the API. Raises SettingsError if the directory in the setting `feedback_dir` cannot be written to."""
     settings = gateway.settings
     try:
         store = Store(Path(settings.feedback_dir), settings.feedback_max_mb << 20)
     except OSError as error:
         raise SettingsError(f"feedback_dir {settings.feedback_dir} cannot be written to: {error.strerror}") from error
-    return Api(
-        [Route("/feedback", JsonEndpoint(Feedback(gateway, store).vote, render_error, gateway.admission, body_reader), methods=["POST"])],
-        render_error,
-    )
+    endpoint = JsonEndpoint(FeedbackHandlers(gateway, store).vote, render_error, gateway.admission, body_reader)
+    return Api([Route("/feedback", endpoint, methods=["POST"])], render_error)
 
 
-class Feedback:
+class FeedbackHandlers:
+    """The handler of the endpoint, and the thread that writes to the store."""
+
     def __init__(self, gateway: Gateway, store: Store) -> None:
         self._gateway = gateway
         self._store = store
@@ -65,8 +65,8 @@ class Feedback:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._writer, self._store.add, vote, {file.name: file.data for file in files})
         except Full:
-            raise InsufficientStorage("The server keeps no more votes: what it may hold is full.", code="feedback_full") from None
+            raise InsufficientStorage("The server's storage for votes is full.", code="feedback_full") from None
         except OSError as error:
-            log.error("A vote cannot be kept: %s", error.strerror)
-            raise InsufficientStorage("The server could not keep the vote; its log says why.", code="feedback_failed") from error
+            log.error("A vote cannot be stored: %s", error.strerror)
+            raise InsufficientStorage("The server could not store the vote; its log says why.", code="feedback_failed") from error
         await response.json(200, {"id": vote.id})

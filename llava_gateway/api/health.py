@@ -1,4 +1,8 @@
-"""For operators: /health (the process runs), /ready (the engine has answered recently and admission is open), /metrics."""
+"""Endpoints for operators.
+
+`/health` answers while the process runs. `/ready` answers 200 if an engine has answered recently and admission is open. `/metrics` is the
+page that Prometheus reads.
+"""
 
 from collections.abc import Awaitable, Callable
 
@@ -24,10 +28,10 @@ def routes(gateway: Gateway, exposition: Callable[[], Awaitable[bytes]]) -> list
         gateway.check_ready()
         return _status("ready")
 
-    async def prometheus(request: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         return Response(await exposition(), media_type=CONTENT_TYPE_LATEST)
 
-    return [Route("/health", health), Route("/ready", ready), Route("/metrics", prometheus)]
+    return [Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
 
 
 def _status(status: str) -> Response:

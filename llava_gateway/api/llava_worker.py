@@ -1,7 +1,8 @@
-"""LLaVA's own serving stack, its controller and its model worker in one: LLaVA's web server and `test_message` ask here as they ask those.
+"""The API of LLaVA's own serving stack: its controller and its model worker in one.
 
-An answer is a stream of chunks, each a JSON object and a NUL: `{"text": ..., "error_code": 0}`, where the text is the prompt and all of the
-answer so far. An error is one chunk, too, whose text says what is wrong.
+The clients are LLaVA's web server and `test_message`. An answer is a stream of chunks. Each chunk is a JSON object,
+`{"text": ..., "error_code": 0}`, and a NUL; the text is the prompt and the whole answer so far. An error is also one chunk, and its text is
+the error message.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llava_gateway.api.base import Api
-from llava_gateway.api.schema import TAG, ImageString, Refused, RequestBody
+from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField, RequestBody
 from llava_gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable
 from llava_gateway.http.endpoints import JsonEndpoint
 from llava_gateway.http.request_body import JsonBody, RequestBodyReader
@@ -27,21 +28,23 @@ from llava_gateway.types import CompletionRequest, Delta, ImageBase64, SamplingP
 
 MEDIA_TYPE = b"application/octet-stream"
 NUL = b"\0"
-"""Ends each chunk; alone it is an empty chunk, which clients skip."""
+"""Ends each chunk. A NUL alone is an empty chunk, which clients skip."""
 WORKER_ERROR, NO_WORKER, UNREACHABLE = 1, 2, 3
+"""LLaVA's error codes."""
 MAX_NEW_TOKENS = 256
 TOP_K = 50
 GREEDY = 0.001
-"""Temperatures up to this are 0 to LLaVA's worker."""
+"""LLaVA's worker takes temperatures up to this one for 0."""
 
 
 def _stop_tag(stop: Any) -> str:
-    return TAG + "string" if isinstance(stop, str) else TAG + "list"
+    return TAG_PREFIX + ("string" if isinstance(stop, str) else "list")
 
 
 _StopString = Annotated[str, Field(max_length=10_000)]
 _Stop = Annotated[
-    Annotated[_StopString, Tag(TAG + "string")] | Annotated[list[_StopString], Field(max_length=4, fail_fast=True), Tag(TAG + "list")],
+    Annotated[_StopString, Tag(TAG_PREFIX + "string")]
+    | Annotated[list[_StopString], Field(max_length=4, fail_fast=True), Tag(TAG_PREFIX + "list")],
     Discriminator(_stop_tag),
 ]
 
@@ -49,77 +52,86 @@ _Stop = Annotated[
 class GenerateRequest(RequestBody):
     """`POST /worker_generate_stream`."""
 
-    model: str | None = Field(None, description="a name that /list_models has; another one is error 2; default: the served model")
-    prompt: str = Field(description="it goes to the model as it is, control tokens and all, `<image>` wherever an image goes")
+    model: str | None = Field(None, description="a name from /list_models; another name gives error 2; default: the first served model")
+    prompt: str = Field(description="goes to the model unchanged, control tokens included; `<image>` stands for each image")
     images: Annotated[list[ImageString], Field(max_length=1024, fail_fast=True)] | None = Field(
         None, description="image files in base64, one for each `<image>` in the prompt; URLs are not fetched"
     )
-    temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; up to 0.001 is greedy; default 1")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; values up to 0.001 always take the likeliest token; default 1")
     top_p: float | None = Field(
-        None, ge=0, le=1, description="0 to 1: draw among the likeliest tokens that have this share together; 0 is greedy; default 1"
+        None,
+        ge=0,
+        le=1,
+        description="0 to 1: sample only from the likeliest tokens whose probabilities add up to this share; "
+        "0 always takes the likeliest token; default 1",
     )
-    top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="draw among the k likeliest tokens; 0 and -1 are off; default 50")
+    top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="sample only from the k likeliest tokens; 0 and -1 are off; default 50")
     repetition_penalty: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="over 1 against repetition, taken between 0.01 and 100; default 1"
+        None, gt=0, allow_inf_nan=False, description="above 1 discourages repetition; clamped to 0.01 to 100; default 1"
     )
-    max_new_tokens: int | None = Field(None, ge=1, description="most tokens of the answer, as far as the context has room; default 256")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="the maximum number of tokens in the answer, lowered if the context has less room; default 256"
+    )
     stop: _Stop | None = Field(
-        None, description="a string, or up to four, at which the answer ends, without them; empty ones and mere spaces are left out"
+        None,
+        description="one string, or a list of up to four; the answer ends before the first of them; "
+        "empty strings and strings of spaces are ignored",
     )
 
     refused: ClassVar = {
-        "logprobs": Refused("chunks hold text alone"),
-        "echo": Refused("the text always begins with the prompt", unless=(None, True)),
+        "logprobs": RefusedField("chunks have only text"),
+        "echo": RefusedField("the text always begins with the prompt", allowed_values=(None, True)),
     }
-    ignored: ClassVar = {"stream": "the answer always is one"}
+    ignored: ClassVar = {"stream": "the answer is always a stream"}
 
 
 class AddressRequest(RequestBody):
     """`POST /get_worker_address`."""
 
-    model: str = Field(description="a name that /list_models has; the address of another one is empty")
+    model: str = Field(description="a name from /list_models; another name gives an empty address")
 
 
 class HeartBeat(RequestBody):
     """`POST /receive_heart_beat`."""
 
-    worker_name: str = Field(description="a worker's address; the only one that exists is this server's")
+    worker_name: str = Field(description="a worker's address; the only worker is this server")
 
-    ignored: ClassVar = {"queue_length": "this server knows its own"}
+    ignored: ClassVar = {"queue_length": "the server knows its own queue"}
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
-    stack = LlavaWorker(gateway)
-    generate = JsonEndpoint(stack.worker_generate_stream, render_error, gateway.admission, body_reader)
+    """Create the API."""
+    handlers = LlavaWorker(gateway)
+    generate = JsonEndpoint(handlers.worker_generate_stream, render_error, gateway.admission, body_reader)
     return Api(
         [
             Route("/worker_generate_stream", generate, methods=["POST"]),
-            Route("/worker_get_status", stack.worker_get_status, methods=["POST"]),
-            Route("/refresh_all_workers", stack.refresh_all_workers, methods=["POST"]),
-            Route("/list_models", stack.list_models, methods=["POST"]),
-            Route("/register_worker", stack.register_worker, methods=["POST"]),
-            Route("/get_worker_address", _Addressed(stack.get_worker_address, gateway, body_reader), methods=["POST"]),
-            Route("/receive_heart_beat", _Addressed(stack.receive_heart_beat, gateway, body_reader), methods=["POST"]),
+            Route("/worker_get_status", handlers.worker_get_status, methods=["POST"]),
+            Route("/refresh_all_workers", handlers.refresh_all_workers, methods=["POST"]),
+            Route("/list_models", handlers.list_models, methods=["POST"]),
+            Route("/register_worker", handlers.register_worker, methods=["POST"]),
+            Route("/get_worker_address", _AddressEndpoint(handlers.get_worker_address, gateway, body_reader), methods=["POST"]),
+            Route("/receive_heart_beat", _AddressEndpoint(handlers.receive_heart_beat, gateway, body_reader), methods=["POST"]),
         ],
         render_error,
     )
 
 
 class LlavaWorker:
-    """What controller and worker are asked. Clients call the paths that take a `Request` here without any body."""
+    """The handlers of the controller's and the worker's endpoints. Clients send no body if the handler takes a `Request`."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.keep_alive = gateway.settings.keep_alive
 
     async def worker_generate_stream(self, body: JsonBody, response: ResponseWriter) -> None:
-        asked = GenerateRequest.read(body)
-        request = to_completion(asked, self.gateway.model_name)
-        async with self.gateway.open(request) as deltas, response.stream(MEDIA_TYPE, self.keep_alive, silence=NUL):
-            await response.deltas(deltas, TextSoFar(asked.prompt).push)
+        request = GenerateRequest.read(body)
+        completion = to_completion(request, self.gateway.model_name)
+        async with self.gateway.open(completion) as deltas, response.stream(MEDIA_TYPE, self.keep_alive, silence=NUL):
+            await response.deltas(deltas, ChunkRenderer(request.prompt).render_delta)
 
     async def worker_get_status(self, request: Request) -> Response:
-        """Unavailable while the model loads: another controller then does not take this server for one of its workers."""
+        """Return the status. Raises Unavailable while the model loads, so that another controller does not use this server as a worker."""
         names = self.gateway.models.names()
         for name in names:
             self.gateway.model(name)
@@ -134,21 +146,21 @@ class LlavaWorker:
 
     async def register_worker(self, request: Request) -> Response:
         raise InvalidRequest(
-            "This server is controller and worker in one, and takes no other workers. Run LLaVA's own controller for several, and register "
-            "this server there as one of them."
+            "This server is controller and worker in one, and accepts no other workers. To use several workers, run LLaVA's own controller "
+            "and register this server there."
         )
 
     async def get_worker_address(self, address: str, body: JsonBody, response: ResponseWriter) -> None:
-        asked = AddressRequest.read(body)
-        await response.json(200, {"address": address if asked.model in self.gateway.models.names() else ""})
+        request = AddressRequest.read(body)
+        await response.json(200, {"address": address if request.model in self.gateway.models.names() else ""})
 
     async def receive_heart_beat(self, address: str, body: JsonBody, response: ResponseWriter) -> None:
         await response.json(200, {"exist": HeartBeat.read(body).worker_name.rstrip("/") == address})
 
 
 @dataclasses.dataclass(frozen=True)
-class _Addressed:
-    """A JSON endpoint, as an ASGI app, whose handler is told the address that the client reached this server by."""
+class _AddressEndpoint:
+    """A JSON endpoint, as an ASGI app. Its handler also gets the address under which the client has reached this server."""
 
     handle: Callable[[str, JsonBody, ResponseWriter], Coroutine[Any, Any, None]]
     gateway: Gateway
@@ -160,38 +172,41 @@ class _Addressed:
         await endpoint(scope, receive, send)
 
 
-def to_completion(asked: GenerateRequest, default_model: str) -> CompletionRequest:
-    """Return the core's request. Clients ask for the same answer length however long their chat is, so it is lowered to fit the context."""
-    temperature = 1.0 if asked.temperature is None else asked.temperature
-    stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+def to_completion(request: GenerateRequest, default_model: str) -> CompletionRequest:
+    """Return the gateway's request.
+
+    Clients send the same max_new_tokens however long the chat is. The gateway therefore lowers the answer's length to fit the context.
+    """
+    temperature = 1.0 if request.temperature is None else request.temperature
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return CompletionRequest(
-        model=default_model if asked.model is None else asked.model,
-        prompt=asked.prompt,
-        images=tuple(ImageBase64(image, f"images[{index}]") for index, image in enumerate(asked.images or ())),
+        model=default_model if request.model is None else request.model,
+        prompt=request.prompt,
+        images=tuple(ImageBase64(image, f"images[{index}]") for index, image in enumerate(request.images or ())),
         sampling=SamplingParams(
-            max_tokens=asked.max_new_tokens or MAX_NEW_TOKENS,
+            max_tokens=request.max_new_tokens or MAX_NEW_TOKENS,
             lower_max_tokens_to_fit=True,
-            temperature=0.0 if temperature <= GREEDY or asked.top_p == 0 else temperature,
-            top_p=asked.top_p or 1.0,
-            top_k=max(TOP_K if asked.top_k is None else asked.top_k, 0),
-            repetition_penalty=asked.repetition_penalty or 1.0,
-            # The separator of vicuna_v1 that `test_message` sends, a space, would end an answer before its first word.
+            temperature=0.0 if temperature <= GREEDY or request.top_p == 0 else temperature,
+            top_p=request.top_p or 1.0,
+            top_k=max(TOP_K if request.top_k is None else request.top_k, 0),
+            repetition_penalty=request.repetition_penalty or 1.0,
+            # `test_message` sends vicuna_v1's separator, a space, which would end an answer before its first word.
             stop=tuple(each for each in stop if each.strip(" ")),
-            # As LLaVA's worker has it: a separator may be a control token, such as `<|im_end|>`, which stops the answer only if it shows.
+            # As in LLaVA's worker: a separator may be a control token, such as `<|im_end|>`, and a hidden one would not stop the answer.
             skip_special_tokens=False,
         ),
         stream=True,
     )
 
 
-class TextSoFar:
-    """Chunks of a text that grows. Each holds all of it, so that it is escaped once and copied from then on."""
+class ChunkRenderer:
+    """Renders deltas as chunks. Each chunk has the whole text so far, so it keeps the escaped text."""
 
     def __init__(self, prompt: str) -> None:
         self._escaped = _escape(prompt)
 
-    def push(self, delta: Delta) -> bytes:
-        """The chunk that a delta makes: none, while it holds no whole character."""
+    def render_delta(self, delta: Delta) -> bytes:
+        """Return the chunk for a delta. There is none if the delta has neither text nor a finish reason."""
         if not delta.text and not delta.finish_reason:
             return b""
         self._escaped += _escape(delta.text)
@@ -199,7 +214,7 @@ class TextSoFar:
 
 
 async def render_error(error: GatewayError, response: ResponseWriter) -> None:
-    """An error as a response of one chunk, or as the stream's last chunk if the status line has left."""
+    """Write an error: as a response of one chunk, or as the last chunk of a stream that has started."""
     chunk = error_body(error)
     if response.started:
         await response.frames(chunk)
@@ -209,9 +224,9 @@ async def render_error(error: GatewayError, response: ResponseWriter) -> None:
 
 
 def error_body(error: GatewayError) -> bytes:
-    """A chunk that is an error. The dialect has no place for the name of a field but the text."""
-    named = error.param is None or error.param in error.message
-    text = error.message if named else f"{error.param}: {error.message}"
+    """Return an error as a chunk. The dialect has no field for `param`, so the text names it."""
+    is_named = error.param is None or error.param in error.message
+    text = error.message if is_named else f"{error.param}: {error.message}"
     return orjson.dumps({"text": text, "error_code": _error_code(error)}) + NUL
 
 
@@ -222,7 +237,7 @@ def _error_code(error: GatewayError) -> int:
 
 
 def _escape(text: str) -> bytes:
-    """The text as it stands between the quotes of a JSON string."""
+    """Return the text as it appears between the quotes of a JSON string."""
     return orjson.dumps(text)[1:-1]
 
 

@@ -1,5 +1,8 @@
-"""The door for LoRA adapters at run time, in vLLM's shapes. It is there only where the operator has named a directory for them, and open to
-admin keys alone, or, on a loopback server without keys, to whoever can reach that."""
+"""Loading and unloading LoRA adapters at run time, in vLLM's shapes.
+
+The endpoints exist only if the setting `lora_dir` names a directory. They require an admin key. On a loopback server without API keys,
+every client may use them.
+"""
 
 import asyncio
 from pathlib import Path
@@ -9,7 +12,7 @@ from pydantic import Field
 from starlette.routing import Route
 
 from llava_gateway.api.base import Api
-from llava_gateway.api.schema import Refused, RequestBody
+from llava_gateway.api.schema import RefusedField, RequestBody
 from llava_gateway.auth.rate_limits import current_lease
 from llava_gateway.errors import Forbidden, InvalidRequest
 from llava_gateway.http.endpoints import JsonEndpoint
@@ -22,21 +25,21 @@ from llava_gateway.settings import SettingsError
 class LoadRequest(RequestBody):
     """`POST /v1/load_lora_adapter`."""
 
-    lora_name: str = Field(description="the name that clients will ask for")
-    lora_path: str = Field(min_length=1, description="the adapter's directory, below that of `--lora-dir`")
-    load_inplace: bool | None = Field(None, description="replaces an adapter of this name")
+    lora_name: str = Field(description="the name that clients will send as `model`")
+    lora_path: str = Field(min_length=1, description="the adapter's directory, inside the directory of `--lora-dir`")
+    load_inplace: bool | None = Field(None, description="true: replace the adapter that has this name")
 
-    refused: ClassVar = {"is_3d_lora_weight": Refused("No model that is served here has experts.")}
+    refused: ClassVar = {"is_3d_lora_weight": RefusedField("no served model has experts")}
 
 
 class UnloadRequest(RequestBody):
     """`POST /v1/unload_lora_adapter`."""
 
-    lora_name: str = Field(description="the name that clients ask for")
+    lora_name: str = Field(description="the adapter's name")
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader, render_error: ErrorRenderer) -> Api:
-    """`fail`: how errors are put. Raises SettingsError if there is no such directory."""
+    """Create the API for the directory in the setting `lora_dir`. Raises SettingsError if it is not a directory."""
     folder = Path(gateway.settings.lora_dir)
     if not folder.is_dir():
         raise SettingsError(f"lora_dir {folder} is not a directory")
@@ -49,41 +52,47 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader, render_error: E
 
 
 class LoraHandlers:
+    """The handlers of the endpoints."""
+
     def __init__(self, gateway: Gateway, folder: Path) -> None:
         self._gateway = gateway
         self._folder = folder
 
     async def load(self, body: JsonBody, response: ResponseWriter) -> None:
-        self._check_admin()
-        asked = LoadRequest.read(body)
-        path = await asyncio.to_thread(self._find, asked.lora_path)
-        loading = self._gateway.models.load(asked.lora_name, path, in_place=bool(asked.load_inplace))
-        await asyncio.shield(loading)  # half loaded, it would be in the engine and have no name
-        await _say(response, f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
+        _check_admin(self._gateway)
+        request = LoadRequest.read(body)
+        path = await asyncio.to_thread(self._find, request.lora_path)
+        loading = self._gateway.models.load(request.lora_name, path, in_place=bool(request.load_inplace))
+        await asyncio.shield(loading)  # a cancelled load would leave an adapter without a name in the engine
+        await _write_text(response, f"Success: LoRA adapter '{request.lora_name}' added successfully.")
 
     async def unload(self, body: JsonBody, response: ResponseWriter) -> None:
-        self._check_admin()
-        asked = UnloadRequest.read(body)
-        await self._gateway.models.unload(asked.lora_name)
-        await _say(response, f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
+        _check_admin(self._gateway)
+        request = UnloadRequest.read(body)
+        await self._gateway.models.unload(request.lora_name)
+        await _write_text(response, f"Success: LoRA adapter '{request.lora_name}' removed successfully.")
 
-    def _check_admin(self) -> None:
-        """Raises Forbidden."""
-        lease = current_lease()
-        if not (lease.key.admin if lease else self._gateway.settings.auth == "auto"):
-            raise Forbidden("This needs an admin key, as `llava-gateway keys new NAME --admin` makes it.", code="admin_key_required")
+    def _find(self, lora_path: str) -> Path:
+        """Return the adapter's directory with all links resolved.
 
-    def _find(self, given: str) -> Path:
-        """The directory, without links. Raises InvalidRequest, and does not tell what is outside of the operator's directory."""
+        Raises InvalidRequest. The error is the same for every path outside the operator's directory, so it reveals nothing about them.
+        """
         try:
-            path = (self._folder / given).resolve(strict=True)
-            inside = [path, *(file.resolve(strict=True) for file in path.iterdir())]
-            if all(each.is_relative_to(self._folder) for each in inside):
+            path = (self._folder / lora_path).resolve(strict=True)
+            resolved = [path, *(file.resolve(strict=True) for file in path.iterdir())]
+            if all(each.is_relative_to(self._folder) for each in resolved):
                 return path
-        except (OSError, ValueError, RuntimeError):  # not there, no path at all, a link to itself
+        except (OSError, ValueError, RuntimeError):  # a missing path, an invalid path, a link to itself
             pass
         raise InvalidRequest("lora_path is not found, or not an adapter in the server's --lora-dir.", param="lora_path")
 
 
-async def _say(response: ResponseWriter, text: str) -> None:
+def _check_admin(gateway: Gateway) -> None:
+    """Raise Forbidden unless the request has an admin key, or comes to a loopback server without keys (`auth` is "auto" there)."""
+    lease = current_lease()
+    if not (lease.key.admin if lease else gateway.settings.auth == "auto"):
+        raise Forbidden("This requires an admin key; `llava-gateway keys new NAME --admin` creates one.", code="admin_key_required")
+
+
+async def _write_text(response: ResponseWriter, text: str) -> None:
     await response.body(200, text.encode(), b"text/plain; charset=utf-8")

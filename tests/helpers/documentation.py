@@ -29,10 +29,10 @@ def rows(model: type[BaseModel]) -> Iterator[str]:
         do = "ignored" if says.startswith("ignored: ") else "honoured"
         yield f"| `{field.alias or name}` | {do} | {says.removeprefix('ignored: ')} |"
     if issubclass(model, RequestBody):
-        for name, why in model.ignored.items():
-            yield f"| `{name}` | ignored | {why} |"
+        for name, reason in model.ignored.items():
+            yield f"| `{name}` | ignored | {reason} |"
         for name, refused in model.refused.items():
-            yield f"| `{name}` | refused | {refused.why} |"
+            yield f"| `{name}` | refused | {refused.reason} |"
 
 
 def run_example(server: Server, name: str) -> list[str]:

@@ -1,5 +1,7 @@
-"""The chat page at `/`: HTML, style and scripts as they are in files/, which speak to the API as any client does. They need no key; what
-they call does."""
+"""The chat page at `/`: the HTML, CSS and JavaScript files in static/.
+
+The files need no API key. The page calls the OpenAI API like any other client, and these calls need one.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -26,11 +28,14 @@ POLICY = "; ".join(
         *("require-trusted-types-for 'script'", "trusted-types 'none'"),
     )
 )
-"""The Content Security Policy: nothing comes from elsewhere, and no text becomes HTML. Pictures are shown as data: URLs."""
+"""The Content Security Policy: the page loads nothing from other origins, and text never becomes HTML. Images are data: URLs."""
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader, *, render_error: ErrorRenderer) -> Api:
-    """`render_error`: the OpenAI API's, since a client whose base URL lacks its /v1 sends its requests here."""
+    """Create the API for the page.
+
+    `render_error`: the OpenAI API's. A client whose base URL lacks `/v1` sends its requests to these paths.
+    """
     body = b"<body data-feedback>" if gateway.settings.feedback_dir else b"<body>"
     files = {f"/page/{name}": File(name, content) for name, content in FILES.items() if name != "index.html"}
     files["/"] = File("index.html", FILES["index.html"].replace(b"<body>", body))
@@ -38,7 +43,7 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader, *, render_error
 
 
 class File:
-    """One file. Browsers keep it, and ask each time whether it is still the same."""
+    """One file of the page. Browsers cache it, and ask each time whether it has changed."""
 
     def __init__(self, name: str, content: bytes) -> None:
         self._content = content
@@ -47,6 +52,7 @@ class File:
         self._headers = {"etag": self._etag, "cache-control": "no-cache", "content-security-policy": POLICY}
 
     async def get(self, request: Request) -> Response:
+        """Return the file, or 304 if the browser has it."""
         if self._etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=self._headers)
         return Response(self._content, media_type=self._media_type, headers=self._headers)

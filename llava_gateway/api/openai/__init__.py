@@ -1,1 +1,1 @@
-"""OpenAI's API, and vLLM's additions to it."""
+"""The OpenAI API, with vLLM's additions."""

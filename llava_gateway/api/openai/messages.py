@@ -1,43 +1,47 @@
-"""OpenAI's chat messages, for every door that takes them: declared as its `ChatCompletionRequestMessage`, and turned into the core's."""
+"""OpenAI's chat messages, for every API that accepts them.
+
+They are declared after OpenAI's `ChatCompletionRequestMessage` and become the gateway's `Message`s.
+"""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from llava_gateway.api.schema import TAG, ImageString, Strict
+from llava_gateway.api.schema import TAG_PREFIX, ImageString, StrictModel
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import ImageBase64, ImageSource, ImageUrl, Message, Role, Text
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 4096
+"""The upper bound of content parts in all messages together."""
 
 
-class ImageReference(Strict):
+class ImageReference(StrictModel):
     url: ImageString = Field(description="an http(s) URL, or a data: URI in base64")
     detail: Literal["auto", "low", "high"] | None = Field(
-        None, description="ignored: every image is seen whole, in 576 tokens for LLaVA-1.5"
+        None, description="ignored: the model always sees the whole image, which takes 576 tokens in LLaVA-1.5"
     )
 
 
-class TextPart(Strict):
+class TextPart(StrictModel):
     type: Literal["text"]
     text: str
 
 
-class ImagePart(Strict):
+class ImagePart(StrictModel):
     type: Literal["image_url"]
     image_url: ImageReference
 
 
-class HuggingFaceImagePart(Strict):
-    """As `apply_chat_template` of transformers takes it."""
+class HuggingFaceImagePart(StrictModel):
+    """An image part in the form that `apply_chat_template` of transformers accepts."""
 
     type: Literal["image"]
     url: ImageString | None = None
     base64: ImageString | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> "HuggingFaceImagePart":
+    def _check_one_source(self) -> "HuggingFaceImagePart":
         if (self.url is None) == (self.base64 is None):
             raise ValueError("must hold either url or base64")
         return self
@@ -45,25 +49,27 @@ class HuggingFaceImagePart(Strict):
 
 def _part_tag(part: Any) -> str | None:
     kind = part.get("type") if isinstance(part, dict) else None
-    return TAG + kind if kind in ("text", "image_url", "image") else None
+    return TAG_PREFIX + kind if kind in ("text", "image_url", "image") else None
 
 
 def _content_tag(content: Any) -> str:
-    return TAG + "string" if isinstance(content, str) else TAG + "parts"
+    return TAG_PREFIX + "string" if isinstance(content, str) else TAG_PREFIX + "parts"
 
 
 _UserPart = Annotated[
-    Annotated[TextPart, Tag(TAG + "text")]
-    | Annotated[ImagePart, Tag(TAG + "image_url")]
-    | Annotated[HuggingFaceImagePart, Tag(TAG + "image")],
+    Annotated[TextPart, Tag(TAG_PREFIX + "text")]
+    | Annotated[ImagePart, Tag(TAG_PREFIX + "image_url")]
+    | Annotated[HuggingFaceImagePart, Tag(TAG_PREFIX + "image")],
     Discriminator(_part_tag, custom_error_type="part", custom_error_message="must be an object of type text, image_url or image"),
 ]
 _UserContent = Annotated[
-    Annotated[str, Tag(TAG + "string")] | Annotated[list[_UserPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG + "parts")],
+    Annotated[str, Tag(TAG_PREFIX + "string")]
+    | Annotated[list[_UserPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
     Discriminator(_content_tag),
 ]
 _TextContent = Annotated[
-    Annotated[str, Tag(TAG + "string")] | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG + "parts")],
+    Annotated[str, Tag(TAG_PREFIX + "string")]
+    | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
     Discriminator(_content_tag),
 ]
 
@@ -74,42 +80,44 @@ def _check_role(role: Any) -> Any:
     return role
 
 
-class SystemMessage(Strict):
+class SystemMessage(StrictModel):
     role: Annotated[Literal["system", "developer"], BeforeValidator(_check_role)]
     content: _TextContent
 
 
-class UserMessage(Strict):
+class UserMessage(StrictModel):
     role: Literal["user"]
     content: _UserContent
 
 
-class AssistantMessage(Strict):
+class AssistantMessage(StrictModel):
     role: Literal["assistant"]
     content: _TextContent | None = None
 
 
 def _role_tag(message: Any) -> str:
     role = message.get("role") if isinstance(message, dict) else None
-    return {"user": TAG + "user", "assistant": TAG + "assistant"}.get(role if isinstance(role, str) else "", TAG + "system")
+    return {"user": TAG_PREFIX + "user", "assistant": TAG_PREFIX + "assistant"}.get(
+        role if isinstance(role, str) else "", TAG_PREFIX + "system"
+    )
 
 
 ChatMessage = Annotated[
-    Annotated[SystemMessage, Tag(TAG + "system")]
-    | Annotated[UserMessage, Tag(TAG + "user")]
-    | Annotated[AssistantMessage, Tag(TAG + "assistant")],
+    Annotated[SystemMessage, Tag(TAG_PREFIX + "system")]
+    | Annotated[UserMessage, Tag(TAG_PREFIX + "user")]
+    | Annotated[AssistantMessage, Tag(TAG_PREFIX + "assistant")],
     Discriminator(_role_tag),
 ]
 
 
 def _count_parts(messages: Any) -> Any:
-    """Before anything else looks at them: a body of some megabytes can hold hundreds of thousands."""
+    """Raise ValueError for too many messages or parts. This check runs first: a few megabytes can hold hundreds of thousands of parts."""
     if isinstance(messages, list):
         parts = sum(
             len(message["content"]) for message in messages if isinstance(message, dict) and isinstance(message.get("content"), list)
         )
         if len(messages) > MAX_MESSAGES or parts > MAX_PARTS:
-            raise ValueError(f"must be at most {MAX_MESSAGES} messages, with {MAX_PARTS} parts in all")
+            raise ValueError(f"must be at most {MAX_MESSAGES} messages with at most {MAX_PARTS} parts in all")
     return messages
 
 
@@ -117,7 +125,7 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSA
 
 
 def to_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
-    """The core's messages. InvalidRequest for a user message without content."""
+    """Return the gateway's messages. Raises InvalidRequest for a user message without content."""
     return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 
@@ -130,7 +138,7 @@ def _message(message: SystemMessage | UserMessage | AssistantMessage, path: str)
         for index, part in enumerate(content or ()):
             parts.append(_part(part, f"{path}.content[{index}]"))
     if not parts and message.role == "user":
-        raise InvalidRequest("A user message needs some content.", param=f"{path}.content")
+        raise InvalidRequest("A user message must have content.", param=f"{path}.content")
     role: Role = "system" if message.role == "developer" else message.role
     return Message(role, tuple(parts))
 

@@ -1,35 +1,35 @@
-"""The OpenAPI document of this door, made from the same declarations that check requests."""
+"""The OpenAPI document of this API, made from the declarations that also validate requests."""
 
-import re
 from collections.abc import Sequence
 from functools import cache
-from html import escape
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
 from llava_gateway import __version__
-from llava_gateway.api.openai.protocol import ChatCompletionRequest, DetokenizeRequest, TextCompletionRequest, TokenizeRequest
+from llava_gateway.api.openai.protocol import ChatCompletionRequest, TextCompletionRequest
+from llava_gateway.api.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from llava_gateway.api.schema import RequestBody
 
 BODIES: tuple[type[RequestBody], ...] = (ChatCompletionRequest, TextCompletionRequest, TokenizeRequest, DetokenizeRequest)
 ERRORS = {
-    400: "A field is wrong, and `error.param` names it; or the prompt and its answer do not fit (`context_length_exceeded`)",
-    401: "The server wants a key that it knows",
-    404: "No such model",
+    400: "A field is wrong, and `error.param` names it; or prompt and answer do not fit the context (`context_length_exceeded`)",
+    401: "The API key is missing or unknown",
+    404: "There is no such model",
     408: "The body did not arrive in time",
     413: "The body is larger than `--max-body-mb`",
-    415: "The body is not JSON, or compressed",
-    429: "Too many requests, of all or of this key; `retry-after` says when to come again",
+    415: "The body is not JSON, or it is compressed",
+    429: "There are too many requests, in all or with this API key; `retry-after` says when to retry",
     500: "The engine failed on this request",
-    503: "The model is loading, the engine is being restarted, or the server is stopping; `retry-after` says when to come again",
-    504: "The answer was not whole in time",
+    503: "The model is loading, the engine is restarting, or the server is stopping; `retry-after` says when to retry",
+    504: "The answer was not complete in time",
 }
+"""What each status of an error means."""
 
 
 @cache
 def openapi() -> dict[str, Any]:
-    """OpenAPI 3.1."""
+    """Return the OpenAPI 3.1 document."""
     _, definitions = models_json_schema([(body, "validation") for body in BODIES], ref_template="#/components/schemas/{model}")
     schemas = definitions["$defs"]
     for body in BODIES:
@@ -45,33 +45,38 @@ def openapi() -> dict[str, Any]:
             "description": "LLaVA behind the OpenAI API. Fields that are not named here are ignored.",
         },
         "paths": {
-            "/v1/chat/completions": _post(ChatCompletionRequest, "A chat, with images", "chat.completion", "usage", stream=True),
-            "/v1/completions": _post(TextCompletionRequest, "A prompt as it is, with images", "text_completion", "usage", stream=True),
-            "/v1/models": _get("The model that is served", _object("object", "data")),
-            "/v1/models/{model}": _get("One model", _object("id", "object", "created", "owned_by"), parameter="model"),
-            "/tokenize": _post(TokenizeRequest, "What a prompt or a chat comes to, in tokens", None, "count", "max_model_len", "tokens"),
-            "/detokenize": _post(DetokenizeRequest, "The text of tokens", None, "prompt"),
-            "/version": _get("The gateway's version", _object("version")),
+            "/v1/chat/completions": _post(ChatCompletionRequest, "Answer a chat with images", "chat.completion", "usage", stream=True),
+            "/v1/completions": _post(TextCompletionRequest, "Continue a prompt with images", "text_completion", "usage", stream=True),
+            "/v1/models": _get("List the served models", _object("object", "data")),
+            "/v1/models/{model}": _get("Describe one model", _object("id", "object", "created", "owned_by"), parameter="model"),
+            "/tokenize": _post(TokenizeRequest, "Return the tokens of a prompt or a chat", None, "count", "max_model_len", "tokens"),
+            "/detokenize": _post(DetokenizeRequest, "Return the text of tokens", None, "prompt"),
+            "/version": _get("Return the gateway's version", _object("version")),
         },
         "components": {"schemas": schemas},
     }
 
 
 def _other_fields(body: type[RequestBody]) -> dict[str, Any]:
+    """Return the schemas of refused and ignored fields."""
     refused = {
-        name: {"enum": list(field.unless), "description": f"Refused: {field.why}."}
-        for name, field in body.refused.items()
-    }  # fmt: skip
-    return refused | {name: {"description": f"Ignored: {why}."} for name, why in body.ignored.items()}
+        name: {"enum": list(field.allowed_values), "description": f"Refused: {field.reason}."} for name, field in body.refused.items()
+    }
+    return refused | {name: {"description": f"Ignored: {reason}."} for name, reason in body.ignored.items()}
 
 
-def _post(body: type[RequestBody], summary: str, kind: str | None, *keys: str, stream: bool = False) -> dict[str, Any]:
-    answer = _object(*(("id", "object", "created", "model", "choices") if kind else ()), *keys)
-    if kind:
-        answer["properties"] = {"object": {"const": kind}}
+def _post(body: type[RequestBody], summary: str, object_type: str | None, *keys: str, stream: bool = False) -> dict[str, Any]:
+    """Return a POST operation.
+
+    `object_type`: the field `object` of an answer with choices, or None for another answer. `keys`: the answer's other required fields.
+    """
+    answer = _object(*(("id", "object", "created", "model", "choices") if object_type else ()), *keys)
+    if object_type:
+        answer["properties"] = {"object": {"const": object_type}}
     content: dict[str, Any] = {"application/json": {"schema": answer}}
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": "`data: {...}` events, the last `data: [DONE]`"}}
+        description = "Server-sent events, `data: {...}`; the last event is `data: [DONE]`"
+        content["text/event-stream"] = {"schema": {"type": "string", "description": description}}
     schema = {"$ref": f"#/components/schemas/{body.__name__}"}
     return {
         "post": {
@@ -84,6 +89,7 @@ def _post(body: type[RequestBody], summary: str, kind: str | None, *keys: str, s
 
 
 def _get(summary: str, schema: dict[str, Any], parameter: str | None = None) -> dict[str, Any]:
+    """Return a GET operation. `schema`: the answer's. `parameter`: the name of the path's parameter, if it has one."""
     operation: dict[str, Any] = {
         "summary": summary,
         "responses": {"200": {"description": "The answer", "content": {"application/json": {"schema": schema}}}} | _errors([401]),
@@ -104,69 +110,7 @@ def _object(*keys: str) -> dict[str, Any]:
 
 
 def _error_response() -> dict[str, Any]:
-    text, maybe = {"type": "string"}, {"type": ["string", "null"]}
-    error = _object("message", "type", "param", "code") | {"properties": {"message": text, "type": text, "param": maybe, "code": maybe}}
+    text, optional = {"type": "string"}, {"type": ["string", "null"]}
+    properties = {"message": text, "type": text, "param": optional, "code": optional}
+    error = _object(*properties) | {"properties": properties}
     return _object("error") | {"properties": {"error": error}}
-
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
-h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem } code { font: .9em ui-monospace, monospace }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0 }
-tr + tr { border-top: 1px solid #eee } th { white-space: nowrap; font-weight: normal } .no { color: #777 }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #111 } tr + tr { border-color: #333 } h2 { border-color: #444 } }
-"""
-
-
-def docs_page(document: dict[str, Any]) -> str:
-    """HTML."""
-    info, schemas = document["info"], document["components"]["schemas"]
-    paths = "".join(
-        _operation(method, path, operation, schemas) for path, methods in document["paths"].items() for method, operation in methods.items()
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{info['title']}</title><style>{STYLE}</style><h1>{info['title']} {info['version']}</h1><p>{_prose(info['description'])} "
-        f'The same for machines: <a href="openapi.json">openapi.json</a>.</p>{paths}</html>'
-    )
-
-
-def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
-    html = f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{_prose(operation['summary'])}.</p>"
-    if body := operation.get("requestBody"):
-        schema = schemas[body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]]
-        rows = "".join(_field(name, field, name in schema.get("required", ()), schemas) for name, field in schema["properties"].items())
-        html += f"<h3>Fields</h3><table>{rows}</table>"
-    rows = "".join(f"<tr><th>{status}<td>{_prose(answer['description'])}" for status, answer in operation["responses"].items())
-    return f"{html}<h3>Answers</h3><table>{rows}</table>"
-
-
-def _field(name: str, field: dict[str, Any], required: bool, schemas: dict[str, Any]) -> str:
-    says = field.get("description", "")
-    honoured = not says.startswith(("Refused", "Ignored"))
-    kind = escape(_type(field, schemas)) + (", required" if required else "") if honoured else ""
-    return f"<tr{'' if honoured else ' class=no'}><th><code>{escape(name)}</code><td>{kind}<td>{_prose(says)}"
-
-
-def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
-    """A JSON Schema in a few words: `integer 0 to 20`, `array of string`."""
-    if reference := schema.get("$ref"):
-        return _type(schemas[reference.rpartition("/")[2]], schemas)
-    if options := schema.get("anyOf") or schema.get("oneOf"):
-        kinds = dict.fromkeys(_type(option, schemas) for option in options if option.get("type") != "null")
-        return " or ".join(kinds)
-    if "const" in schema:
-        return repr(schema["const"]).lower() if isinstance(schema["const"], bool) else str(schema["const"])
-    kind = str(schema.get("type", "any"))
-    if kind == "array":
-        return f"array of {_type(schema.get('items', {}), schemas)}"
-    low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
-    if low is not None and low < -(1 << 31):
-        return kind
-    if low is not None and high is not None:
-        return f"{kind} {'over ' if 'exclusiveMinimum' in schema else ''}{low} to {high}"
-    return f"{kind} from {low}" if low is not None else kind
-
-
-def _prose(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))

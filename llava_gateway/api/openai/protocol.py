@@ -1,4 +1,7 @@
-"""OpenAI's chat completion request: after its `CreateChatCompletionRequest`, and turned into the core's `ChatRequest`."""
+"""The request bodies of `/v1/chat/completions` and `/v1/completions`, and how they become the gateway's requests.
+
+They are declared after OpenAI's `CreateChatCompletionRequest` and `CreateCompletionRequest`.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
@@ -6,59 +9,69 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Discriminator, Field, Tag
 
 from llava_gateway.api.openai.messages import Messages, to_messages
-from llava_gateway.api.openai.sampling import ASPECT_RATIO, VLLM_REFUSED, SamplingFields, TokenId, TokenIds
-from llava_gateway.api.schema import TAG, ImageString, Refused, RequestBody
+from llava_gateway.api.openai.sampling import ASPECT_RATIO, VLLM_REFUSED, SamplingFields, TokenId
+from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.http.request_body import JsonBody
 from llava_gateway.prompts.templates import built_in
-from llava_gateway.serving.gateway import Gateway
 from llava_gateway.settings import AspectRatio
 from llava_gateway.types import BodySlice, ChatRequest, CompletionRequest, ImageUrl, Message
+
+MODEL = "the id of a served model, as in /v1/models; another id gives 404 `model_not_found`"
+NO_TOOLS = "the model cannot call tools"
+NO_FUNCTIONS = "the model cannot call functions"
+NOTHING_STORED = "nothing is stored"
+NO_EFFECT = "it has no effect on the answer"
 
 
 class ChatCompletionRequest(SamplingFields):
     """`POST /v1/chat/completions`."""
 
-    model: str = Field(description="the served model's id, as /v1/models names it; another one is 404 `model_not_found`")
-    messages: Messages = Field(description="roles system, developer (the same), user and assistant; images in user messages")
-    max_completion_tokens: int | None = Field(None, ge=1, description="most tokens of an answer; default: `--default-max-tokens`")
-    max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which wins")
+    model: str = Field(description=MODEL)
+    messages: Messages = Field(
+        description="the roles are system, developer (the same as system), user and assistant; user messages may have images"
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="the maximum number of tokens in an answer; default: `--default-max-tokens`"
+    )
+    max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which is used if both are sent")
     image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
-    chat_template: str | None = Field(None, description="the name of a built-in template (docs/dialects.md), not Jinja")
-    continue_final_message: bool | None = Field(None, description="vLLM's: go on with the last message, the assistant's")
-    add_generation_prompt: bool | None = Field(None, description="vLLM's: false only with continue_final_message, true only without")
-    logprobs: bool | None = Field(None, description="log probabilities of the answer's tokens")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="0 to 20 of the likeliest tokens in each place; needs logprobs")
+    chat_template: str | None = Field(None, description="the name of a built-in template (see docs/dialects.md), not Jinja source")
+    continue_final_message: bool | None = Field(None, description="vLLM's: continue the last message, which must be the assistant's")
+    add_generation_prompt: bool | None = Field(None, description="vLLM's: must be the opposite of continue_final_message")
+    logprobs: bool | None = Field(None, description="return the log probabilities of the answer's tokens")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="return the 0 to 20 likeliest tokens at each position of the answer; only with logprobs"
+    )
 
     refused: ClassVar = {
-        "tools": Refused("this model calls no tools"),
-        "tool_choice": Refused("this model calls no tools", unless=(None, "none")),
-        "functions": Refused("this model calls no functions"),
-        "function_call": Refused("this model calls no functions", unless=(None, "none")),
-        "audio": Refused("this model does not speak"),
-        "modalities": Refused("this model writes text", unless=(None, [], ["text"])),
-        "web_search_options": Refused("this server does not search the web", unless=(None,)),
-        "add_special_tokens": Refused("the prompt is the template's"),
+        "tools": RefusedField(NO_TOOLS),
+        "tool_choice": RefusedField(NO_TOOLS, allowed_values=(None, "none")),
+        "functions": RefusedField(NO_FUNCTIONS),
+        "function_call": RefusedField(NO_FUNCTIONS, allowed_values=(None, "none")),
+        "audio": RefusedField("the model cannot produce audio"),
+        "modalities": RefusedField("the model produces only text", allowed_values=(None, [], ["text"])),
+        "web_search_options": RefusedField("the server does not search the web", allowed_values=(None,)),
+        "add_special_tokens": RefusedField("the chat template writes the whole prompt"),
     } | VLLM_REFUSED
     ignored: ClassVar = {
-        "parallel_tool_calls": "no tool is called",
+        "parallel_tool_calls": "the model does not call tools",
         "prediction": "it changes the speed of an answer, not the answer",
-        "reasoning_effort": "the model does not reason first",
-        "verbosity": "the model has one",
-        "service_tier": "there is one",
-        "store": "nothing is stored",
-        "metadata": "nothing is stored",
-        "user": "nothing depends on it",
-        "safety_identifier": "nothing depends on it",
+        "reasoning_effort": "the model has no reasoning step",
+        "verbosity": "the model has only one level",
+        "service_tier": "the server has only one tier",
+        "store": NOTHING_STORED,
+        "metadata": NOTHING_STORED,
+        "user": NO_EFFECT,
+        "safety_identifier": NO_EFFECT,
         "prompt_cache_key": "the prefix cache finds prompts by their content",
-        "prompt_cache_retention": "the prefix cache keeps what fits",
+        "prompt_cache_retention": "the prefix cache keeps as much as fits",
     }
 
 
 def to_chat(request: ChatCompletionRequest) -> ChatRequest:
-    """The core's request. InvalidRequest for a user message without content."""
+    """Return the gateway's request. Raises InvalidRequest for contradictory fields and for a user message without content."""
     if request.top_logprobs is not None and not request.logprobs:
-        raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+        raise InvalidRequest("top_logprobs requires logprobs: true.", param="top_logprobs")
     if request.chat_template is not None:
         built_in(request.chat_template, "chat_template")
     messages = to_messages(request.messages)
@@ -77,32 +90,35 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
     )
 
 
-def check_continuation(continues: bool | None, begins: bool | None, messages: Sequence[Message]) -> None:
-    """Either more of the last message is asked for or a new one. Raises InvalidRequest."""
-    if continues and messages[-1].role != "assistant":
-        raise InvalidRequest("continue_final_message needs a last message of the assistant.", param="continue_final_message")
-    if begins is not None and begins == bool(continues):
-        raise InvalidRequest("add_generation_prompt is true unless continue_final_message is; leave it out.", param="add_generation_prompt")
+def check_continuation(continue_final_message: bool | None, add_generation_prompt: bool | None, messages: Sequence[Message]) -> None:
+    """Raise InvalidRequest unless the request asks either for a continued or for a new message of the assistant."""
+    if continue_final_message and messages[-1].role != "assistant":
+        raise InvalidRequest("continue_final_message requires that the last message is the assistant's.", param="continue_final_message")
+    if add_generation_prompt is not None and add_generation_prompt == bool(continue_final_message):
+        raise InvalidRequest(
+            "add_generation_prompt must be the opposite of continue_final_message; leave it out.", param="add_generation_prompt"
+        )
 
 
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's, for plain completions."""
+"""OpenAI's default for text completions."""
 MAX_PROMPTS = 128
+AS_IT_IS = "the prompt goes to the model unchanged"
 
 
 def _prompt_tag(prompt: Any) -> str:
     if not isinstance(prompt, list):
-        return TAG + "text"
+        return TAG_PREFIX + "text"
     first = prompt[0] if prompt else None
-    return TAG + "texts" if isinstance(first, str) else TAG + "token_lists" if isinstance(first, list) else TAG + "tokens"
+    return TAG_PREFIX + ("texts" if isinstance(first, str) else "token_lists" if isinstance(first, list) else "tokens")
 
 
 _Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 16, fail_fast=True)]
 _Prompt = Annotated[
-    Annotated[str, Tag(TAG + "text")]
-    | Annotated[_Tokens, Tag(TAG + "tokens")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag(TAG + "texts")]
-    | Annotated[list[_Tokens], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag(TAG + "token_lists")],
+    Annotated[str, Tag(TAG_PREFIX + "text")]
+    | Annotated[_Tokens, Tag(TAG_PREFIX + "tokens")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag(TAG_PREFIX + "texts")]
+    | Annotated[list[_Tokens], Field(max_length=MAX_PROMPTS, fail_fast=True), Tag(TAG_PREFIX + "token_lists")],
     Discriminator(_prompt_tag),
 ]
 Images = Annotated[list[ImageString], Field(max_length=1024, fail_fast=True)]
@@ -111,39 +127,36 @@ Images = Annotated[list[ImageString], Field(max_length=1024, fail_fast=True)]
 class TextCompletionRequest(SamplingFields):
     """`POST /v1/completions`."""
 
-    model: str = Field(description="the served model's id, as /v1/models names it; another one is 404 `model_not_found`")
+    model: str = Field(description=MODEL)
     prompt: _Prompt = Field(
-        description=f"text, or token ids, or up to {MAX_PROMPTS} of either; it goes to the model as it is, control tokens and all"
+        description=f"text, token ids, or a list of up to {MAX_PROMPTS} of either; it goes to the model unchanged, control tokens included"
     )
     images: Images | None = Field(
-        None, description="an extension: http(s) URLs or data: URIs in base64, one for each `<image>` in the prompt; one prompt only"
+        None, description="an extension: http(s) URLs or data: URIs in base64, one for each `<image>` in the prompt; only with one prompt"
     )
     image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
-    max_tokens: int | None = Field(None, ge=1, description=f"default {DEFAULT_MAX_TOKENS}")
-    logprobs: int | None = Field(None, ge=0, le=5, description="log probabilities, and 0 to 5 of the likeliest tokens in each place")
+    max_tokens: int | None = Field(
+        None, ge=1, description=f"the maximum number of tokens in an answer; default {DEFAULT_MAX_TOKENS}, or min_tokens if that is more"
+    )
+    logprobs: int | None = Field(
+        None, ge=0, le=5, description="return log probabilities, and the 0 to 5 likeliest tokens at each position of the answer"
+    )
     add_special_tokens: bool | None = Field(None, description="vLLM's: begin a text with the model's `<s>`; default true")
 
     refused: ClassVar = {
-        "suffix": Refused("this model does not fill in"),
-        "best_of": Refused("every choice is sent: use n", unless=(None, 1)),
-        "chat_template": Refused("the prompt goes to the model as it is"),
-        "continue_final_message": Refused("the prompt goes to the model as it is"),
+        "suffix": RefusedField("the model cannot fill in text before a suffix"),
+        "best_of": RefusedField("every choice is returned; use n", allowed_values=(None, 1)),
+        "chat_template": RefusedField(AS_IT_IS),
+        "continue_final_message": RefusedField(AS_IT_IS),
     } | VLLM_REFUSED
-    ignored: ClassVar = {"user": "nothing depends on it"}
+    ignored: ClassVar = {"user": NO_EFFECT}
 
 
 def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
-    """The core's requests, one for each prompt."""
-    given = request.prompt
-    prompts: list[str | list[int]]
-    if isinstance(given, str):
-        prompts = [given]
-    elif isinstance(given[0], int):
-        prompts = [[token for token in given if isinstance(token, int)]]
-    else:
-        prompts = [prompt for prompt in given if not isinstance(prompt, int)]
+    """Return the gateway's requests, one for each prompt. Raises InvalidRequest for contradictory fields."""
+    prompts = _prompts(request.prompt)
     if len(prompts) > 1 and (request.images or request.stream):
-        raise InvalidRequest("Images and streams go with one prompt; send a request for each prompt.", param="prompt")
+        raise InvalidRequest("Images and streams are only possible with one prompt; send one request for each prompt.", param="prompt")
     sampling = request.sampling(
         max_tokens=request.max_tokens or max(DEFAULT_MAX_TOKENS, request.min_tokens or 0), logprobs=request.logprobs
     )
@@ -162,81 +175,15 @@ def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
     ]
 
 
+def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
+    """Return the field `prompt` as a list of texts and lists of token ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [[token for token in prompt if isinstance(token, int)]]
+    return [each for each in prompt if not isinstance(each, int)]
+
+
 def to_images(images: list[str | BodySlice] | None) -> tuple[ImageUrl, ...]:
+    """Return the field `images` as the gateway's images."""
     return tuple(ImageUrl(url, f"images[{index}]") for index, url in enumerate(images or ()))
-
-
-_TEMPLATE = {name: VLLM_REFUSED[name] for name in ("chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")}
-
-
-class TokenizeRequest(RequestBody):
-    """`POST /tokenize`: either `messages` or `prompt`."""
-
-    model: str | None = Field(None, description="the served model's id; none: that one")
-    messages: Messages | None = Field(None, description="a chat, as /v1/chat/completions takes it")
-    chat_template: str | None = Field(None, description="with `messages`: the name of a built-in template")
-    continue_final_message: bool | None = Field(None, description="with `messages`: as /v1/chat/completions takes it")
-    add_generation_prompt: bool | None = Field(None, description="with `messages`: as /v1/chat/completions takes it")
-    prompt: str | None = Field(None, description="text, as /v1/completions takes it")
-    images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it")
-    add_special_tokens: bool | None = Field(None, description="with `prompt`: begin it with the model's `<s>`; default true")
-    return_token_strs: bool | None = Field(None, description="name the tokens, too")
-
-    refused: ClassVar = {
-        "tools": Refused("this model calls no tools"),
-    } | _TEMPLATE
-
-
-class DetokenizeRequest(RequestBody):
-    """`POST /detokenize`."""
-
-    model: str | None = Field(None, description="the served model's id; none: that one")
-    tokens: TokenIds = Field(description="token ids")
-
-
-async def tokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
-    """vLLM's `TokenizeResponse`, and how many of the tokens are images'. Raises GatewayError."""
-    asked = TokenizeRequest.read(body)
-    model = asked.model if asked.model is not None else gateway.model_name
-    request: ChatRequest | CompletionRequest
-    if (asked.messages is None) == (asked.prompt is None):
-        raise InvalidRequest("Send either messages or prompt.", param="prompt" if asked.messages else "messages")
-    if asked.messages is not None:
-        for name in ("images", "add_special_tokens"):
-            if getattr(asked, name) is not None:
-                raise InvalidRequest(f"{name} goes with prompt, not with messages.", param=name)
-        if asked.chat_template is not None:
-            built_in(asked.chat_template, "chat_template")
-        messages = to_messages(asked.messages)
-        check_continuation(asked.continue_final_message, asked.add_generation_prompt, messages)
-        continues = bool(asked.continue_final_message)
-        request = ChatRequest(model=model, messages=messages, template=asked.chat_template, continue_last=continues)
-    else:
-        add_special_tokens = asked.add_special_tokens is not False
-        request = CompletionRequest(
-            model=model, prompt=asked.prompt or "", images=to_images(asked.images), add_special_tokens=add_special_tokens
-        )
-    info = gateway.model(model)
-    tokens, image_tokens = await gateway.tokenize(request)
-    if asked.return_token_strs and len(tokens) > info.context_length:
-        why = (
-            f"These are {len(tokens)} tokens, and the model's context is {info.context_length}; longer prompts are counted, but not spelt."
-        )
-        raise InvalidRequest(why, param="return_token_strs")
-    return {
-        "count": len(tokens),
-        "max_model_len": info.context_length,
-        "image_tokens": image_tokens,
-        "tokens": tokens,
-        "token_strs": [info.tokenizer.token(token) for token in tokens] if asked.return_token_strs else None,
-    }
-
-
-def detokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
-    """vLLM's `DetokenizeResponse`. Raises GatewayError."""
-    asked = DetokenizeRequest.read(body)
-    info = gateway.model(asked.model if asked.model is not None else gateway.model_name)
-    if len(asked.tokens) > info.context_length:
-        raise InvalidRequest(f"There are {len(asked.tokens)} tokens; the model's context is {info.context_length}.", param="tokens")
-    info.tokenizer.check(asked.tokens, "tokens")
-    return {"prompt": info.tokenizer.decode(asked.tokens)}

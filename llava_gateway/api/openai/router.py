@@ -1,4 +1,4 @@
-"""The OpenAI door: /v1/chat/completions, /v1/completions and /v1/models in OpenAI's shapes, /tokenize and /version in vLLM's."""
+"""The routes of the OpenAI API: `/v1/...` in OpenAI's shapes, `/tokenize`, `/detokenize` and `/version` in vLLM's."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -10,18 +10,20 @@ from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
 from llava_gateway.api.base import Api
-from llava_gateway.api.openai.openapi import docs_page, openapi
-from llava_gateway.api.openai.protocol import ChatCompletionRequest, TextCompletionRequest, detokenize, to_chat, to_completions, tokenize
+from llava_gateway.api.openai.docs_page import docs_page
+from llava_gateway.api.openai.openapi import openapi
+from llava_gateway.api.openai.protocol import ChatCompletionRequest, TextCompletionRequest, to_chat, to_completions
 from llava_gateway.api.openai.streaming import (
     DONE,
-    ChunkRenderer,
+    ChatChunkRenderer,
     TextChunkRenderer,
-    completion,
+    collect_chat_completion,
+    collect_text_choices,
     error_body,
     error_headers,
-    text_choices,
-    text_completion,
+    render_text_completion,
 )
+from llava_gateway.api.openai.tokenization import detokenize, tokenize
 from llava_gateway.concurrency import gather_limited
 from llava_gateway.errors import GatewayError
 from llava_gateway.http.endpoints import Handle, JsonEndpoint
@@ -34,10 +36,11 @@ from llava_gateway.types import Usage
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
+    """Create the OpenAI API."""
     handlers = OpenAI(gateway)
     return Api(
         [
-            *_api("/v1", handlers, body_reader),
+            *_routes("/v1", handlers, body_reader),
             _post("/tokenize", handlers.tokenize, gateway, body_reader),
             _post("/detokenize", handlers.detokenize, gateway, body_reader),
             Route("/version", handlers.version, methods=["GET"]),
@@ -49,11 +52,11 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
 
 
 def create_deepinfra_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
-    """The same API where DeepInfra has it."""
-    return Api(_api("/v1/openai", OpenAI(gateway), body_reader), render_error)
+    """Create the OpenAI API below DeepInfra's prefix `/v1/openai`."""
+    return Api(_routes("/v1/openai", OpenAI(gateway), body_reader), render_error)
 
 
-def _api(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> list[BaseRoute]:
+def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> list[BaseRoute]:
     return [
         _post(f"{prefix}/chat/completions", handlers.chat_completions, handlers.gateway, body_reader),
         _post(f"{prefix}/completions", handlers.completions, handlers.gateway, body_reader),
@@ -67,52 +70,55 @@ def _post(path: str, handle: Handle, gateway: Gateway, body_reader: RequestBodyR
 
 
 class OpenAI:
+    """The handlers of the endpoints."""
+
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.keep_alive = gateway.settings.keep_alive
 
     async def chat_completions(self, body: JsonBody, response: ResponseWriter) -> None:
         request = ChatCompletionRequest.read(body)
-        async with self.gateway.open(to_chat(request)) as answer:
+        async with self.gateway.open(to_chat(request)) as deltas:
             if request.stream:
-                await self._stream_chat(request, answer, response)
+                await self._stream_chat(request, deltas, response)
                 return
-            whole = await completion(answer, request.model, logprobs=bool(request.logprobs))
-        with self.gateway.answer_memory.waiting(whole):
-            await response.parts(200, whole, JSON)  # the key's limits, which its headers tell, are settled by now
+            completion = await collect_chat_completion(deltas, request.model, logprobs=bool(request.logprobs))
+        # The response is written after the block, when the key's usage is recorded: its headers have what is left of the key's limits.
+        with self.gateway.answer_memory.waiting(completion):
+            await response.parts(200, completion, JSON)
 
-    async def _stream_chat(self, request: ChatCompletionRequest, answer: DeltaStream, response: ResponseWriter) -> None:
-        chunks = ChunkRenderer(request.model, answer.usage, request.stream_options, choices=request.n or 1)
-        async with response.events(self.keep_alive, chunks.end):
-            await response.deltas(answer, chunks.push)
+    async def _stream_chat(self, request: ChatCompletionRequest, deltas: DeltaStream, response: ResponseWriter) -> None:
+        renderer = ChatChunkRenderer(request.model, deltas.usage, request.stream_options, choices=request.n or 1)
+        async with response.events(self.keep_alive, renderer.render_end):
+            await response.deltas(deltas, renderer.render_delta)
 
     async def completions(self, body: JsonBody, response: ResponseWriter) -> None:
         request = TextCompletionRequest.read(body)
         prompts = to_completions(request)
         if request.stream:
-            async with self.gateway.open(prompts[0]) as answer:
-                await self._stream_text(request, answer, response)
+            async with self.gateway.open(prompts[0]) as deltas:
+                await self._stream_text(request, deltas, response)
             return
         usage = Usage()
 
-        async def choices_of(prepared: PreparedRequest) -> list[Parts]:
-            async with self.gateway.open_prepared(prepared) as answer:
-                choices = await text_choices(answer, logprobs=request.logprobs is not None)
-                usage.add(answer.usage)
+        async def collect_choices(prepared: PreparedRequest) -> list[Parts]:
+            async with self.gateway.open_prepared(prepared) as deltas:
+                choices = await collect_text_choices(deltas, logprobs=request.logprobs is not None)
+                usage.add(deltas.usage)
             for choice in choices:
                 stack.enter_context(self.gateway.answer_memory.waiting(choice))
             return choices
 
         prepared = await self.gateway.prepare(*prompts)
         with ExitStack() as stack:
-            of_prompts = await gather_limited(choices_of, prepared, self.gateway.settings.max_running)
-            choices = [choice for of_prompt in of_prompts for choice in of_prompt]
-            await response.parts(200, text_completion(choices, usage, request.model), JSON)
+            choices_by_prompt = await gather_limited(collect_choices, prepared, self.gateway.settings.max_running)
+            choices = [choice for choices_of_prompt in choices_by_prompt for choice in choices_of_prompt]
+            await response.parts(200, render_text_completion(choices, usage, request.model), JSON)
 
-    async def _stream_text(self, request: TextCompletionRequest, answer: DeltaStream, response: ResponseWriter) -> None:
-        chunks = TextChunkRenderer(request.model, answer.usage, request.stream_options)
-        async with response.events(self.keep_alive, chunks.end):
-            await response.deltas(answer, chunks.push)
+    async def _stream_text(self, request: TextCompletionRequest, deltas: DeltaStream, response: ResponseWriter) -> None:
+        renderer = TextChunkRenderer(request.model, deltas.usage, request.stream_options)
+        async with response.events(self.keep_alive, renderer.render_end):
+            await response.deltas(deltas, renderer.render_delta)
 
     async def models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._model(name) for name in self.gateway.models.names()]})
@@ -123,8 +129,8 @@ class OpenAI:
 
     def _model(self, name: str) -> dict[str, Any]:
         models = self.gateway.models
-        found = {"id": name, "object": "model", "created": models.created(name), "owned_by": "llava-gateway"}
-        return found | {"parent": parent} if (parent := models.parent(name)) else found
+        model = {"id": name, "object": "model", "created": models.created(name), "owned_by": "llava-gateway"}
+        return model | {"parent": parent} if (parent := models.parent(name)) else model
 
     async def tokenize(self, body: JsonBody, response: ResponseWriter) -> None:
         await response.json(200, await tokenize(self.gateway, body))
@@ -143,7 +149,7 @@ class OpenAI:
 
 
 async def render_error(error: GatewayError, response: ResponseWriter) -> None:
-    """An error as a response, or as the stream's last event if the status line has left."""
+    """Write an error: as the response, or as the last event of a stream that has started."""
     if response.started:
         await response.event(error_body(error))
         await response.end(DONE)

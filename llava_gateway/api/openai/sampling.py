@@ -1,4 +1,4 @@
-"""How an answer is drawn: the fields that chat and plain completions share. OpenAI's, and vLLM's own under vLLM's names."""
+"""The sampling fields that chat and text completions share: OpenAI's, and vLLM's additions under vLLM's names."""
 
 import re
 from typing import Annotated, Any, Literal, get_args
@@ -6,90 +6,91 @@ from typing import Annotated, Any, Literal, get_args
 import orjson
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from llava_gateway.api.schema import INT64, TAG, Refused, RequestBody, Strict
+from llava_gateway.api.schema import INT64, TAG_PREFIX, RefusedField, RequestBody, StrictModel
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import SamplingParams, StructuredOutput, StructuredOutputKind
 
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
 MAX_STRUCTURED_OUTPUT = 65_536
-"""Characters of a schema, regular expression, grammar or list of choices: a compiler works on them, in time that grows with them."""
+"""The upper bound of a schema, regular expression, grammar or list of choices, in characters: the time to compile it grows with it."""
 
 
-def _string_or_list(value: Any) -> str:
-    return TAG + "string" if isinstance(value, str) else TAG + "list"
+def _string_or_list_tag(value: Any) -> str:
+    return TAG_PREFIX + "string" if isinstance(value, str) else TAG_PREFIX + "list"
 
 
-def _token_ids(bias: dict[str, float]) -> dict[str, float]:
+def _check_token_ids(bias: dict[str, float]) -> dict[str, float]:
     for key in bias:
         if not TOKEN_ID.fullmatch(key):
-            raise ValueError(f"keys must be token ids, and {key[:20]!r} is none")
+            raise ValueError(f"keys must be token ids, and {key[:20]!r} is not a token id")
     return bias
 
 
-ASPECT_RATIO = "an extension: how images become square, `crop`, `pad` or `resize`; default: `--image-aspect-ratio`"
+ASPECT_RATIO = "an extension: how an image becomes square: `crop`, `pad` or `resize`; default: `--image-aspect-ratio`"
+TOP_P = "above 0, up to 1: sample only from the likeliest tokens whose probabilities add up to this share; default 1"
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenIds = Annotated[list[TokenId], Field(max_length=1 << 16, fail_fast=True)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _Word = Annotated[str, Field(min_length=1, max_length=100)]
 _StopString = Annotated[str, Field(min_length=1, max_length=10_000)]
 _Stop = Annotated[
-    Annotated[_StopString, Tag(TAG + "string")]
-    | Annotated[list[_StopString], Field(min_length=1, max_length=4, fail_fast=True), Tag(TAG + "list")],
-    Discriminator(_string_or_list),
+    Annotated[_StopString, Tag(TAG_PREFIX + "string")]
+    | Annotated[list[_StopString], Field(min_length=1, max_length=4, fail_fast=True), Tag(TAG_PREFIX + "list")],
+    Discriminator(_string_or_list_tag),
 ]
-_LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096), AfterValidator(_token_ids)]
+_LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096), AfterValidator(_check_token_ids)]
 
 
-class JsonSchema(Strict):
-    name: str = Field(min_length=1, max_length=64, description="required, and of no effect")
-    description: str | None = Field(None, description="ignored: the model is not shown it")
-    json_schema: dict[str, Any] | None = Field(None, alias="schema", description="a JSON Schema; none: any object")
-    strict: bool | None = Field(None, description="ignored: the schema is held in any case")
+class JsonSchema(StrictModel):
+    name: str = Field(min_length=1, max_length=64, description="required, but has no effect")
+    description: str | None = Field(None, description="ignored: the model does not see it")
+    json_schema: dict[str, Any] | None = Field(None, alias="schema", description="a JSON Schema; default: any object")
+    strict: bool | None = Field(None, description="ignored: the answer always follows the schema")
 
 
-class TextFormat(Strict):
+class TextFormat(StrictModel):
     type: Literal["text"]
 
 
-class JsonObjectFormat(Strict):
+class JsonObjectFormat(StrictModel):
     type: Literal["json_object"]
 
 
-class JsonSchemaFormat(Strict):
+class JsonSchemaFormat(StrictModel):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
 
 def _format_tag(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return TAG + kind if kind in ("text", "json_object", "json_schema") else None
+    return TAG_PREFIX + kind if kind in ("text", "json_object", "json_schema") else None
 
 
 _ResponseFormat = Annotated[
-    Annotated[TextFormat, Tag(TAG + "text")]
-    | Annotated[JsonObjectFormat, Tag(TAG + "json_object")]
-    | Annotated[JsonSchemaFormat, Tag(TAG + "json_schema")],
+    Annotated[TextFormat, Tag(TAG_PREFIX + "text")]
+    | Annotated[JsonObjectFormat, Tag(TAG_PREFIX + "json_object")]
+    | Annotated[JsonSchemaFormat, Tag(TAG_PREFIX + "json_schema")],
     Discriminator(
         _format_tag, custom_error_type="format", custom_error_message="must be an object of type text, json_object or json_schema"
     ),
 ]
 
 
-class StructuredOutputs(Strict):
-    """Exactly one of these."""
+class StructuredOutputs(StrictModel):
+    """vLLM's field `structured_outputs`: exactly one of the fields is set."""
 
     model_config = ConfigDict(extra="forbid")
 
     json_schema: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON Schema, as an object or as JSON in a string")
-    json_object: Literal[True] | None = Field(None, description="true: any JSON object")
+    json_object: Literal[True] | None = Field(None, description="true: the answer is any JSON object")
     regex: str | None = Field(None, description="a regular expression that the whole answer matches")
     choice: Annotated[list[_NonEmpty], Field(fail_fast=True)] | None = Field(
-        None, min_length=1, max_length=1000, description="the answer is one of these"
+        None, min_length=1, max_length=1000, description="the answer is one of these strings"
     )
-    grammar: _NonEmpty | None = Field(None, description="EBNF (as xgrammar has it) or Lark, starting at `root` or `start`")
+    grammar: _NonEmpty | None = Field(None, description="a grammar in xgrammar's EBNF or in Lark; it starts at `root` or `start`")
 
     @model_validator(mode="after")
-    def _one(self) -> "StructuredOutputs":
+    def _check_one_field(self) -> "StructuredOutputs":
         if len(self._given()) != 1:
             raise ValueError("must hold exactly one of json, json_object, regex, choice and grammar")
         return self
@@ -99,6 +100,7 @@ class StructuredOutputs(Strict):
         return {kind: fields[kind] for kind in get_args(StructuredOutputKind) if fields[kind] is not None}
 
     def structured_output(self) -> StructuredOutput:
+        """Return the structure that the answer must have. Raises InvalidRequest if the schema is nested too deeply."""
         ((kind, spec),) = self._given().items()
         param = f"structured_outputs.{kind}"
         if kind == "json_object":
@@ -108,49 +110,61 @@ class StructuredOutputs(Strict):
         return StructuredOutput(kind, tuple(spec) if kind == "choice" else spec, param)
 
 
-class StreamOptions(Strict):
-    include_usage: bool | None = Field(None, description="one last chunk with the usage; the others have `usage: null`")
+class StreamOptions(StrictModel):
+    include_usage: bool | None = Field(None, description="send one last chunk with the usage; the other chunks have `usage: null`")
     continuous_usage_stats: bool | None = Field(None, description="vLLM's: with include_usage, every chunk has the usage so far")
-    include_obfuscation: bool | None = Field(None, description="ignored: no chunk is padded")
+    include_obfuscation: bool | None = Field(None, description="ignored: chunks are never padded")
 
 
 class SamplingFields(RequestBody):
-    """What the bodies of chat and plain completions have in common."""
+    """The fields that the bodies of chat and text completions share."""
 
-    temperature: float | None = Field(None, ge=0, le=2, description="0 to 2, 0 is greedy; default 1")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="over 0, to 1: draw among the likeliest tokens that have this share together; default 1"
+    temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; 0 always takes the likeliest token; default 1")
+    top_p: float | None = Field(None, gt=0, le=1, description=TOP_P)
+    n: int | None = Field(
+        None, ge=1, le=16, description="1 to 16 choices; at temperature 0 all choices are equal, and only one is generated; default 1"
     )
-    n: int | None = Field(None, ge=1, le=16, description="1 to 16 choices; at temperature 0 they are equal, and drawn once; default 1")
-    stop: _Stop | None = Field(None, description="a string, or one to four, at which the answer ends, without them")
-    seed: int | None = Field(None, ge=-INT64, lt=INT64, description="the same seed, request and server: the same answer")
+    stop: _Stop | None = Field(None, description="one string, or a list of one to four; the answer ends before the first of them")
+    seed: int | None = Field(None, ge=-INT64, lt=INT64, description="the same seed, request and server give the same answer")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
-    logit_bias: _LogitBias | None = Field(None, description="-100 to 100 by token id, added to the logits")
-    top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="vLLM's: draw among the k likeliest tokens; 0 and -1 are off")
-    min_p: float | None = Field(None, ge=0, le=1, description="vLLM's: leave out tokens less likely than this share of the likeliest")
-    repetition_penalty: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="vLLM's: over 1 against repetition, taken between 0.01 and 100; default 1"
+    logit_bias: _LogitBias | None = Field(
+        None, description="an object from token ids to numbers from -100 to 100, which are added to the logits"
     )
-    min_tokens: int | None = Field(None, ge=0, description="vLLM's: no end before so many tokens")
-    stop_token_ids: TokenIds | None = Field(None, max_length=1000, description="vLLM's: tokens at which the answer ends")
-    ignore_eos: bool | None = Field(None, description="vLLM's: go on to max_tokens whatever the model says")
+    top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="vLLM's: sample only from the k likeliest tokens; 0 and -1 are off")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="vLLM's: leave out tokens whose probability is below this share of the likeliest token's"
+    )
+    repetition_penalty: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="vLLM's: above 1 discourages repetition; clamped to 0.01 to 100; default 1"
+    )
+    min_tokens: int | None = Field(None, ge=0, description="vLLM's: the answer has at least this many tokens")
+    stop_token_ids: TokenIds | None = Field(None, max_length=1000, description="vLLM's: ids of tokens that end the answer")
+    ignore_eos: bool | None = Field(None, description="vLLM's: generate up to max_tokens, even if the model ends its answer earlier")
     skip_special_tokens: bool | None = Field(None, description="vLLM's: false shows control tokens in the text; default true")
-    spaces_between_special_tokens: bool | None = Field(None, description="vLLM's: what it says; default true")
-    include_stop_str_in_output: bool | None = Field(None, description="vLLM's: leave the stop string in the text")
-    bad_words: list[_Word] | None = Field(None, max_length=100, description="vLLM's: words that must not come")
-    allowed_token_ids: TokenIds | None = Field(None, min_length=1, max_length=1 << 16, description="vLLM's: draw among these alone")
-    response_format: _ResponseFormat | None = Field(None, description="text, json_object, or json_schema, whose schema is held")
+    spaces_between_special_tokens: bool | None = Field(
+        None, description="vLLM's: put spaces between control tokens that the text shows; default true"
+    )
+    include_stop_str_in_output: bool | None = Field(None, description="vLLM's: keep the stop string in the text")
+    bad_words: list[_Word] | None = Field(None, max_length=100, description="vLLM's: words that the answer must not contain")
+    allowed_token_ids: TokenIds | None = Field(None, min_length=1, max_length=1 << 16, description="vLLM's: sample only from these tokens")
+    response_format: _ResponseFormat | None = Field(
+        None, description="text, json_object or json_schema; the answer always follows the schema"
+    )
     structured_outputs: StructuredOutputs | None = Field(
         None, description="vLLM's: exactly one of json, json_object, regex, choice, grammar"
     )
-    stream: bool | None = Field(None, description="answer as server-sent events")
-    stream_options: StreamOptions | None = Field(None, description="needs stream")
+    stream: bool | None = Field(None, description="send the answer as server-sent events")
+    stream_options: StreamOptions | None = Field(None, description="only with stream")
 
     def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """InvalidRequest for fields that contradict each other, or a form of the answer that is too large."""
+        """Return the gateway's sampling parameters.
+
+        `logprobs`: the number of likeliest tokens to return at each position, or None for no log probabilities. Raises InvalidRequest for
+        contradictory fields and for a schema or grammar that is too long.
+        """
         if self.stream_options is not None and not self.stream:
-            raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
+            raise InvalidRequest("stream_options requires stream: true.", param="stream_options")
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=self.min_tokens or 0,
@@ -177,29 +191,32 @@ class SamplingFields(RequestBody):
         )
 
     def _structured_output(self) -> StructuredOutput | None:
-        structured_output: StructuredOutput | None = None
-        if isinstance(self.response_format, JsonObjectFormat):
-            structured_output = StructuredOutput("json_object", param="response_format")
-        elif isinstance(self.response_format, JsonSchemaFormat):
-            schema = self.response_format.json_schema.json_schema
-            param = "response_format.json_schema.schema"
-            structured_output = StructuredOutput("json", _json(schema if schema is not None else {"type": "object"}, param), param)
+        structured_output = self._response_format()
         if self.structured_outputs is not None:
             if structured_output is not None:
-                raise InvalidRequest("structured_outputs and response_format both ask for a form; send one.", param="structured_outputs")
+                raise InvalidRequest(
+                    "structured_outputs and response_format both constrain the answer; send only one of them.", param="structured_outputs"
+                )
             structured_output = self.structured_outputs.structured_output()
-        if (
-            structured_output
-            and len(structured_output.spec if isinstance(structured_output.spec, str) else "".join(structured_output.spec))
-            > MAX_STRUCTURED_OUTPUT
-        ):
-            raise InvalidRequest(
-                f"{structured_output.param} is longer than {MAX_STRUCTURED_OUTPUT} characters.", param=structured_output.param
-            )
+        if structured_output is None:
+            return None
+        spec, param = structured_output.spec, structured_output.param
+        if len(spec if isinstance(spec, str) else "".join(spec)) > MAX_STRUCTURED_OUTPUT:
+            raise InvalidRequest(f"{param} is longer than {MAX_STRUCTURED_OUTPUT} characters.", param=param)
         for name in ("ignore_eos", "min_tokens"):
-            if structured_output and getattr(self, name):
-                raise InvalidRequest(f"{name} and {structured_output.param} cannot both be held: a form ends where it ends.", param=name)
+            if getattr(self, name):
+                raise InvalidRequest(f"{name} cannot be combined with {param}, which decides where the answer ends.", param=name)
         return structured_output
+
+    def _response_format(self) -> StructuredOutput | None:
+        """Return the structure that `response_format` asks for. None for plain text."""
+        if isinstance(self.response_format, JsonObjectFormat):
+            return StructuredOutput("json_object", param="response_format")
+        if isinstance(self.response_format, JsonSchemaFormat):
+            schema = self.response_format.json_schema.json_schema
+            param = "response_format.json_schema.schema"
+            return StructuredOutput("json", _json(schema if schema is not None else {"type": "object"}, param), param)
+        return None
 
 
 def _json(schema: dict[str, Any], param: str) -> str:
@@ -209,28 +226,29 @@ def _json(schema: dict[str, Any], param: str) -> str:
         raise InvalidRequest(f"{param} is nested too deeply.", param=param) from None
 
 
+IMAGE_TRANSFORM = "the server uses its own image transform"
 VLLM_REFUSED = {
-    "chat_template_kwargs": Refused("templates take no arguments"),
-    "mm_processor_kwargs": Refused("the server's image transform is used"),
-    "media_io_kwargs": Refused("the server's image transform is used"),
-    "truncate_prompt_tokens": Refused("a prompt that does not fit is refused, never cut"),
-    "request_id": Refused("send the header x-request-id"),
-    "priority": Refused("requests are served in the order they come"),
-    "cache_salt": Refused("the prefix cache has no partitions"),
-    "kv_transfer_params": Refused("it is for engines among themselves"),
-    "vllm_xargs": Refused("no plugin of the engine is loaded"),
-    "echo": Refused("the prompt is not repeated"),
-    "documents": Refused("the model's template has no place for them"),
-    "prompt_logprobs": Refused("log probabilities are of the answer alone"),
-    "logprob_token_ids": Refused("log probabilities are of the likeliest tokens"),
-    "return_tokens_as_token_ids": Refused("use the `bytes` of a token to tell tokens apart"),
-    "return_token_ids": Refused("POST /tokenize gives token ids"),
-    "use_beam_search": Refused("answers are sampled"),
-    "guided_json": Refused('it is now structured_outputs: {"json": ...}', unless=(None,)),
-    "guided_regex": Refused('it is now structured_outputs: {"regex": ...}', unless=(None,)),
-    "guided_choice": Refused('it is now structured_outputs: {"choice": ...}', unless=(None,)),
-    "guided_grammar": Refused('it is now structured_outputs: {"grammar": ...}', unless=(None,)),
-    "guided_decoding_backend": Refused("the backend is the operator's to choose", unless=(None,)),
-    "guided_whitespace_pattern": Refused("whitespace is the engine's to choose", unless=(None,)),
+    "chat_template_kwargs": RefusedField("chat templates take no arguments"),
+    "mm_processor_kwargs": RefusedField(IMAGE_TRANSFORM),
+    "media_io_kwargs": RefusedField(IMAGE_TRANSFORM),
+    "truncate_prompt_tokens": RefusedField("a prompt that does not fit is refused and never truncated"),
+    "request_id": RefusedField("send the header x-request-id"),
+    "priority": RefusedField("requests are served in their order of arrival"),
+    "cache_salt": RefusedField("the prefix cache has no partitions"),
+    "kv_transfer_params": RefusedField("it is for transfers between engines"),
+    "vllm_xargs": RefusedField("the engine has no plugins"),
+    "echo": RefusedField("the answer does not repeat the prompt"),
+    "documents": RefusedField("the chat template does not use documents"),
+    "prompt_logprobs": RefusedField("only the answer's tokens have log probabilities"),
+    "logprob_token_ids": RefusedField("only the likeliest tokens have log probabilities"),
+    "return_tokens_as_token_ids": RefusedField("use the `bytes` of a token to tell tokens apart"),
+    "return_token_ids": RefusedField("POST /tokenize returns token ids"),
+    "use_beam_search": RefusedField("answers are sampled, without beam search"),
+    "guided_json": RefusedField('send structured_outputs: {"json": ...}', allowed_values=(None,)),
+    "guided_regex": RefusedField('send structured_outputs: {"regex": ...}', allowed_values=(None,)),
+    "guided_choice": RefusedField('send structured_outputs: {"choice": ...}', allowed_values=(None,)),
+    "guided_grammar": RefusedField('send structured_outputs: {"grammar": ...}', allowed_values=(None,)),
+    "guided_decoding_backend": RefusedField("the operator chooses the backend", allowed_values=(None,)),
+    "guided_whitespace_pattern": RefusedField("the engine chooses the whitespace", allowed_values=(None,)),
 }
-"""vLLM's fields that are refused on every path."""
+"""vLLM's fields that every endpoint refuses."""

@@ -1,1 +1,1 @@
-"""SambaStudio's predict API."""
+"""SambaStudio's predict API for LLaVA endpoints."""

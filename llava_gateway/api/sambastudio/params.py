@@ -1,4 +1,7 @@
-"""`params`: how answers are drawn. API v1 types them, `{"type": "int", "value": "100"}`, v2 does not; here either form goes anywhere."""
+"""The sampling parameters in the field `params`.
+
+API v1 sends them with their types, `{"type": "int", "value": "100"}`, and v2 sends plain values. The server accepts both forms everywhere.
+"""
 
 import ast
 import re
@@ -9,105 +12,118 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import orjson
 from pydantic import BeforeValidator, Field
 
-from llava_gateway.api.schema import Refused, RequestBody
+from llava_gateway.api.schema import RefusedField, RequestBody
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import SamplingParams
 
 _QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
 _PYTHON_LIST = re.compile(rf"\[(?:{_QUOTED.pattern})(?:, (?:{_QUOTED.pattern}))*\]")
 MAX_STOP_SEQUENCES = 16
+NO_TOOLS = "the model cannot call tools"
 
 
 @contextmanager
-def within(path: str) -> Iterator[None]:
-    """Fields that `RequestBody.parse` refuses in the block stand below `path` in the client's request."""
+def error_path_prefix(path: str) -> Iterator[None]:
+    """Put `path` before the field's path in every InvalidRequest that the block raises."""
     try:
         yield
     except InvalidRequest as error:
         raise InvalidRequest(f"{path}.{error.message}", param=f"{path}.{error.param}") from None
 
 
-def _text_as(kind: Callable[[str], Any]) -> BeforeValidator:
-    """Text that spells a value is taken for it; any other value is left to the field's own type."""
+def _parse_text_with(parse: Callable[[str], Any]) -> BeforeValidator:
+    """Return a validator that parses text with `parse`. Other values, and text that `parse` refuses, are left to the field's own type."""
 
-    def parse(value: Any) -> Any:
+    def validate(value: Any) -> Any:
         if isinstance(value, str):
             with suppress(ValueError):
-                return kind(value)
+                return parse(value)
         return value
 
-    return BeforeValidator(parse)
+    return BeforeValidator(validate)
 
 
-def _boolean(text: str) -> bool | str:
+def _parse_boolean(text: str) -> bool | str:
     return {"true": True, "false": False}.get(text.strip().lower(), text)
 
 
-def _strings(value: Any) -> Any:
-    """Text that holds several strings: a list in JSON, or as Python prints one, or strings in quotes with commas between. Other text is
-    one string; none if it is empty."""
+def _parse_strings(value: Any) -> Any:
+    """Return the strings that a text lists.
+
+    A list is JSON, Python's form of a list, or quoted strings with commas between them. Any other text is one string; an empty text is an
+    empty list.
+    """
     if not isinstance(value, str):
         return value
     if not value.startswith(("[", '"')):
         return [value] if value else []
-    listed = value if value.startswith("[") else f"[{value}]"
+    text = value if value.startswith("[") else f"[{value}]"
     with suppress(orjson.JSONDecodeError):
-        return orjson.loads(listed)
-    quoted = _QUOTED.findall(listed)
-    if _PYTHON_LIST.fullmatch(listed) and len(quoted) <= MAX_STOP_SEQUENCES:
+        return orjson.loads(text)
+    strings = _QUOTED.findall(text)
+    if _PYTHON_LIST.fullmatch(text) and len(strings) <= MAX_STOP_SEQUENCES:
         with suppress(ValueError, SyntaxError):
-            return [ast.literal_eval(string) for string in quoted]
-    raise ValueError(f"must be one string, or a list of at most {MAX_STOP_SEQUENCES}")
+            return [ast.literal_eval(string) for string in strings]
+    raise ValueError(f"must be one string, or a list of at most {MAX_STOP_SEQUENCES} strings")
 
 
-_Bool = Annotated[bool, _text_as(_boolean)]
+_Bool = Annotated[bool, _parse_text_with(_parse_boolean)]
+_IntText, _FloatText = _parse_text_with(int), _parse_text_with(float)
 _StopSequence = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 
 class Params(RequestBody):
-    """Ranges and defaults are SambaStudio's. A null is as good as leaving a field out."""
+    """The sampling parameters, with SambaStudio's ranges and defaults. Null means that the field is left out."""
 
-    do_sample: _Bool = Field(False, description="true draws tokens by their probability; default false: greedy, whatever temperature says")
-    max_tokens_to_generate: Annotated[int, Field(ge=1, le=4096), _text_as(int)] = Field(
-        100, description="1 to 4096; default 100. Prompt, images and this have to fit the model's context together"
+    do_sample: _Bool = Field(
+        False, description="true: sample tokens by their probability; false (default): take the likeliest token, whatever temperature is"
     )
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), _text_as(float)] = Field(
-        1.0, description="0 to 2; default 1.0; with do_sample"
+    max_tokens_to_generate: Annotated[int, Field(ge=1, le=4096), _IntText] = Field(
+        100, description="1 to 4096; default 100; the prompt, the images and these tokens must fit the model's context together"
     )
-    top_k: Annotated[int, Field(ge=1, le=1000), _text_as(int)] = Field(50, description="1 to 1000; default 50; with do_sample")
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _text_as(float)] = Field(
-        1.0, description="over 0, to 1; default 1.0; with do_sample"
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), _FloatText] = Field(
+        1.0, description="0 to 2; default 1.0; only with do_sample"
     )
-    repetition_penalty: Annotated[float, Field(ge=1, le=10, allow_inf_nan=False), _text_as(float)] = Field(
-        1.0, description="1 to 10; default 1.0: none"
+    top_k: Annotated[int, Field(ge=1, le=1000), _IntText] = Field(50, description="1 to 1000; default 50; only with do_sample")
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _FloatText] = Field(
+        1.0, description="above 0, up to 1; default 1.0; only with do_sample"
     )
-    stop_sequences: Annotated[list[_StopSequence], Field(max_length=MAX_STOP_SEQUENCES, fail_fast=True), BeforeValidator(_strings)] = Field(
+    repetition_penalty: Annotated[float, Field(ge=1, le=10, allow_inf_nan=False), _FloatText] = Field(
+        1.0, description="1 to 10; default 1.0, which is no penalty"
+    )
+    stop_sequences: Annotated[
+        list[_StopSequence], Field(max_length=MAX_STOP_SEQUENCES, fail_fast=True), BeforeValidator(_parse_strings)
+    ] = Field(
         [],
-        description=f"up to {MAX_STOP_SEQUENCES}, at which the answer ends, without them: a list, a list in text, or one as it is",
+        description=f"up to {MAX_STOP_SEQUENCES} strings, as a list, as a text with a list, or one plain string; "
+        "the answer ends before the first of them",
     )
-    top_logprobs: Annotated[int, Field(ge=0, le=20), _text_as(int)] = Field(
-        0, description="0 to 20 of the likeliest tokens in each place; default 0, which leaves `logprobs` empty"
+    top_logprobs: Annotated[int, Field(ge=0, le=20), _IntText] = Field(
+        0, description="return the 0 to 20 likeliest tokens at each position of the answer; default 0, which leaves `logprobs` empty"
     )
     preprocessing: Literal["llava-hf", "llava-sn"] | None = Field(
-        None, description="the template: `llava-hf`, or `llava-sn` (SambaNova's fine-tuned checkpoints); default: the server's"
+        None, description="the chat template: `llava-hf`, or `llava-sn` for SambaNova's fine-tuned checkpoints; default: the server's"
     )
-    process_prompt: _Bool = Field(False, description="true: the prompt is a conversation, as JSON; default false: what the user says")
+    process_prompt: _Bool = Field(
+        False, description="true: the prompt is a conversation in JSON; false (default): the prompt is the user's message"
+    )
 
     refused: ClassVar = {
-        "return_token_count_only": Refused("every answer has its count", unless=(False, "", "false", "False")),
-        "tools": Refused("this model calls no tools"),
-        "tool_choice": Refused("this model calls no tools", unless=("", "none")),
+        "return_token_count_only": RefusedField("every answer has its token count", allowed_values=(False, "", "false", "False")),
+        "tools": RefusedField(NO_TOOLS),
+        "tool_choice": RefusedField(NO_TOOLS, allowed_values=("", "none")),
     }
-    ignored: ClassVar = {"select_expert": "there is one model, and the path may name it"}
+    ignored: ClassVar = {"select_expert": "the server has one model; the path may name it"}
 
     @classmethod
     def parse(cls, body: dict[str, Any]) -> Self:
-        """InvalidRequest, with the path of the field (`params.top_k`), for whatever is wrong."""
+        """Validate the parameters. Raises InvalidRequest with the path of the wrong field, such as `params.top_k`."""
         plain = {name: value["value"] if isinstance(value, dict) and "value" in value else value for name, value in body.items()}
-        with within("params"):
+        with error_path_prefix("params"):
             return super().parse({name: value for name, value in plain.items() if value is not None})
 
     def sampling(self) -> SamplingParams:
+        """Return the gateway's sampling parameters."""
         return SamplingParams(
             max_tokens=self.max_tokens_to_generate,
             temperature=self.temperature if self.do_sample else 0.0,

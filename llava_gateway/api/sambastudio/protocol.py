@@ -1,4 +1,4 @@
-"""The request bodies of SambaStudio's APIs, and how their prompts become the core's `ChatRequest`."""
+"""The request bodies of SambaStudio's APIs, and how their prompts become the gateway's `ChatRequest`s."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_gateway.api.sambastudio.params import Params, within
-from llava_gateway.api.schema import TAG, ImageString, Refused, RequestBody, Strict
+from llava_gateway.api.sambastudio.params import NO_TOOLS, Params, error_path_prefix
+from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField, RequestBody, StrictModel
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http.request_body import loads
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
@@ -20,95 +20,102 @@ MAX_MESSAGES = 2048
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
+    """One prompt of a request."""
+
     text: str
     path: str
-    """Where the text stands in the client's request, for error messages."""
+    """The path of the text in the client's request, for error messages."""
     images: tuple[ImageBase64, ...] = ()
     id: str = ""
-    """What a v2 client calls it."""
+    """The client's id for the prompt, in API v2."""
 
 
 def _images_tag(images: Any) -> str:
-    return TAG + "several" if isinstance(images, list) else TAG + "one"
+    return TAG_PREFIX + ("several" if isinstance(images, list) else "one")
 
 
 _Images = Annotated[
-    Annotated[ImageString, Tag(TAG + "one")]
-    | Annotated[list[ImageString], Field(max_length=MAX_IMAGES, fail_fast=True), Tag(TAG + "several")],
+    Annotated[ImageString, Tag(TAG_PREFIX + "one")]
+    | Annotated[list[ImageString], Field(max_length=MAX_IMAGES, fail_fast=True), Tag(TAG_PREFIX + "several")],
     Discriminator(_images_tag),
 ]
 
 
-class Instance(Strict):
-    prompt: str = Field(description="what the user says; it may be empty beside an image")
+class Instance(StrictModel):
+    """A prompt with its images."""
+
+    prompt: str = Field(description="the user's message; it may be empty if there is an image")
     image_content: _Images | None = Field(
-        None, description="a picture in base64 (a data: URI is forgiven); an extension: a list of several, seen in its order"
+        None, description="an image file in base64, or in a data: URI; an extension: a list of images, which the model sees in this order"
     )
 
 
 def _instance_tag(instance: Any) -> str | None:
     if isinstance(instance, dict):
-        return TAG + "object"
-    return TAG + "text" if isinstance(instance, str | BodySlice) else None
+        return TAG_PREFIX + "object"
+    return TAG_PREFIX + "text" if isinstance(instance, str | BodySlice) else None
 
 
 _Instance = Annotated[
-    Annotated[str, Tag(TAG + "text")] | Annotated[Instance, Tag(TAG + "object")],
-    Discriminator(_instance_tag, custom_error_type="instance", custom_error_message="must be text, or an object with prompt"),
+    Annotated[str, Tag(TAG_PREFIX + "text")] | Annotated[Instance, Tag(TAG_PREFIX + "object")],
+    Discriminator(_instance_tag, custom_error_type="instance", custom_error_message="must be a text, or an object with prompt"),
 ]
 
 
-class Item(Strict):
-    id: str | None = Field(None, max_length=256, description="comes back with the answer; default: the item's index")
-    value: _Instance = Field(description="as an instance of v1: text, or an object with `prompt` and `image_content`")
+class Item(StrictModel):
+    """An instance with an id."""
+
+    id: str | None = Field(None, max_length=256, description="is returned with the answer; default: the item's index")
+    value: _Instance = Field(description="like an instance of v1: a text, or an object with `prompt` and `image_content`")
 
 
-class Body(RequestBody):
-    """What the bodies have in common."""
+class PredictBody(RequestBody):
+    """The fields that the bodies share."""
 
-    params: dict[str, Any] | None = Field(None, max_length=100, description="how answers are drawn, see below")
+    params: dict[str, Any] | None = Field(None, max_length=100, description="the sampling parameters, see below")
 
-    holder: ClassVar[str]
-    """The field that has the prompts."""
+    prompts_field: ClassVar[str]
+    """The name of the field with the prompts."""
 
     def prompts(self) -> list[Prompt]:
+        """Return the prompts of the request."""
         raise NotImplementedError
 
 
-class InstancesBody(Body):
-    """API v1, whole answers."""
+class InstancesBody(PredictBody):
+    """The body of API v1 for whole answers."""
 
-    holder: ClassVar = "instances"
+    prompts_field: ClassVar = "instances"
     instances: list[_Instance] = Field(
         min_length=1,
         max_length=MAX_PROMPTS,
         fail_fast=True,
-        description=f"1 to {MAX_PROMPTS} prompts, answered together: texts, or objects with `prompt`",
+        description=f"1 to {MAX_PROMPTS} prompts, each a text or an object with `prompt`; one response has all answers",
     )
 
     def prompts(self) -> list[Prompt]:
         return [_prompt(instance, f"instances[{index}]") for index, instance in enumerate(self.instances)]
 
 
-class InstanceBody(Body):
-    """API v1, a stream."""
+class InstanceBody(PredictBody):
+    """The body of API v1 for streams."""
 
-    holder: ClassVar = "instance"
-    instance: _Instance = Field(description="the prompt: text, or an object with `prompt`")
+    prompts_field: ClassVar = "instance"
+    instance: _Instance = Field(description="the prompt, a text or an object with `prompt`")
 
     def prompts(self) -> list[Prompt]:
         return [_prompt(self.instance, "instance")]
 
 
-class ItemsBody(Body):
-    """API v2."""
+class ItemsBody(PredictBody):
+    """The body of API v2."""
 
-    holder: ClassVar = "items"
+    prompts_field: ClassVar = "items"
     items: list[Item] = Field(
         min_length=1,
         max_length=MAX_PROMPTS,
         fail_fast=True,
-        description=f"1 to {MAX_PROMPTS} prompts, answered together; a stream is of one",
+        description=f"1 to {MAX_PROMPTS} prompts; one response has all answers; a stream has only one prompt",
     )
 
     def prompts(self) -> list[Prompt]:
@@ -118,42 +125,44 @@ class ItemsBody(Body):
         ]
 
 
-class InputsBody(Body):
-    """The older NLP API."""
+class InputsBody(PredictBody):
+    """The body of the older NLP API."""
 
-    holder: ClassVar = "inputs"
+    prompts_field: ClassVar = "inputs"
     inputs: list[str] = Field(
         min_length=1,
         max_length=MAX_PROMPTS,
         fail_fast=True,
-        description=f"1 to {MAX_PROMPTS} prompts of text, answered together; a stream is of one",
+        description=f"1 to {MAX_PROMPTS} texts; one response has all answers; a stream has only one prompt",
     )
 
     def prompts(self) -> list[Prompt]:
         return [Prompt(text, f"inputs[{index}]") for index, text in enumerate(self.inputs)]
 
 
-class Turn(Strict):
+class Turn(StrictModel):
+    """One message of a conversation."""
+
     role: Literal["system", "user", "assistant"] = Field(description="system, user or assistant")
-    content: str | None = Field(None, description="text; it may be empty")
+    content: str | None = Field(None, description="the message's text; it may be empty")
 
 
 class Conversation(RequestBody):
-    """What a prompt holds, as JSON, with `process_prompt`."""
+    """The JSON in a prompt if `process_prompt` is true."""
 
     messages: Annotated[list[Turn], Field(max_length=MAX_MESSAGES, fail_fast=True)] = Field(
-        description="the turns so far, one of the user's among them; the images go with the user's first"
+        description="the messages so far, with at least one of the user's; the first of these gets the images"
     )
 
-    refused: ClassVar = {"tools": Refused("this model calls no tools"), "tool_choice": Refused("this model calls no tools")}
-    ignored: ClassVar = {"conversation_id": "nothing is kept between requests"}
+    refused: ClassVar = {"tools": RefusedField(NO_TOOLS), "tool_choice": RefusedField(NO_TOOLS)}
+    ignored: ClassVar = {"conversation_id": "nothing is stored between requests"}
 
 
 def to_chat(prompt: Prompt, params: Params, model: str, *, stream: bool) -> ChatRequest:
-    """The core's request. InvalidRequest for a prompt that asks nothing, or that is no conversation where it has to be one."""
+    """Return the gateway's request. Raises InvalidRequest for an empty prompt, or one that must be a conversation and is not."""
     turns = _conversation(prompt) if params.process_prompt else [Turn(role="user", content=prompt.text)]
     if not any(turn.role == "user" for turn in turns) or not (prompt.images or any(turn.content for turn in turns)):
-        raise InvalidRequest(f"{prompt.path}: the user has to say or to show something.", param=prompt.path)
+        raise InvalidRequest(f"{prompt.path}: the user must send a text or an image.", param=prompt.path)
     return ChatRequest(
         model=model,
         messages=_messages(turns, prompt.images),
@@ -170,12 +179,13 @@ def _conversation(prompt: Prompt) -> Sequence[Turn]:
     except InvalidRequest:
         conversation = None
     if not isinstance(conversation, dict):
-        raise InvalidRequest(f"{prompt.path}: must be a JSON object with messages, as process_prompt says.", param=prompt.path)
-    with within(prompt.path):
+        raise InvalidRequest(f"{prompt.path}: must be a JSON object with messages, since process_prompt is true.", param=prompt.path)
+    with error_path_prefix(prompt.path):
         return Conversation.parse(conversation).messages
 
 
 def _messages(turns: Sequence[Turn], images: tuple[ImageBase64, ...]) -> tuple[Message, ...]:
+    """Return the turns as messages. The images go into the user's first message. Without a system message, LLaVA's own is added."""
     messages = [] if any(turn.role == "system" for turn in turns) else [Message("system", (Text(CURIOUS_HUMAN),))]
     for turn in turns:
         text = (Text(turn.content),) if turn.content else ()
@@ -187,12 +197,13 @@ def _messages(turns: Sequence[Turn], images: tuple[ImageBase64, ...]) -> tuple[M
     return tuple(messages)
 
 
-def _prompt(instance: Instance | str, path: str, name: str = "") -> Prompt:
+def _prompt(instance: Instance | str, path: str, item_id: str = "") -> Prompt:
+    """Return the prompt at `path` in the request."""
     if isinstance(instance, str):
-        return Prompt(instance, path, id=name)
-    given, where = instance.image_content, f"{path}.image_content"
-    if isinstance(given, list):
-        images = tuple(ImageBase64(image, f"{where}[{index}]") for index, image in enumerate(given))
+        return Prompt(instance, path, id=item_id)
+    content, image_path = instance.image_content, f"{path}.image_content"
+    if isinstance(content, list):
+        images = tuple(ImageBase64(image, f"{image_path}[{index}]") for index, image in enumerate(content))
     else:
-        images = () if given is None else (ImageBase64(given, where),)
-    return Prompt(instance.prompt, f"{path}.prompt", images, name)
+        images = () if content is None else (ImageBase64(content, image_path),)
+    return Prompt(instance.prompt, f"{path}.prompt", images, item_id)

@@ -1,4 +1,4 @@
-"""From the core's deltas and errors to SambaStudio's predictions, stream responses and errors."""
+"""Rendering deltas and errors as SambaStudio's predictions, stream responses and errors."""
 
 import codecs
 import time
@@ -14,99 +14,105 @@ from llava_gateway.types import Delta, TokenLogprob
 
 
 class Prediction:
-    """What one prompt comes to."""
+    """The answer to one prompt, collected delta by delta."""
 
-    def __init__(self, prepared: PreparedRequest, answer: DeltaStream) -> None:
+    def __init__(self, prepared: PreparedRequest, deltas: DeltaStream) -> None:
         self._with_logprobs = bool(prepared.sampling.logprobs)
-        self._answer = answer
+        self._deltas = deltas
         self._text = ""
         self._tokens: list[TokenLogprob] = []
         self._stop_reason = ""
 
     def add(self, delta: Delta) -> None:
+        """Append a delta."""
         self._text += delta.text
         self._tokens += delta.logprobs
         if delta.finish_reason is not None:
             self._stop_reason = _stop_reason(delta)
 
     def render(self) -> dict[str, Any]:
-        usage = self._answer.usage
+        """Return the prediction."""
+        usage = self._deltas.usage
         return {
             "completion": self._text,
-            "logprobs": _logprobs(self._tokens if self._with_logprobs else []),
-            "prompt": self._answer.prompt,
+            "logprobs": _render_logprobs(self._tokens if self._with_logprobs else []),
+            "prompt": self._deltas.prompt,
             "stop_reason": self._stop_reason,
-            "tokens": [_spell(entry.token) for entry in self._tokens],
+            "tokens": [_render_token(entry.token) for entry in self._tokens],
             "total_tokens_count": usage.prompt_tokens + usage.completion_tokens,
         }
 
 
 class Stopwatch:
-    """Times of one stream, in seconds, from when its request had been read."""
+    """Measures one stream from the arrival of its request on, in seconds."""
 
     def __init__(self) -> None:
-        self._began = time.time()
+        self._start_time = time.time()
         self._start = time.perf_counter()
-        self._first: tuple[float, int] | None = None
+        self._first_delta: tuple[float, int] | None = None
+        """The time to the first delta, and that delta's tokens."""
 
     def add(self, delta: Delta) -> None:
-        if self._first is None:
-            self._first = time.perf_counter() - self._start, delta.tokens
+        """Measure the time to a delta, if it is the first."""
+        if self._first_delta is None:
+            self._first_delta = time.perf_counter() - self._start, delta.tokens
 
-    def render(self, answer: DeltaStream) -> dict[str, Any]:
-        """The counts and times that a stream ends with."""
-        usage = answer.usage
+    def render(self, deltas: DeltaStream) -> dict[str, Any]:
+        """Return the token counts and times for the last response of the stream."""
+        usage = deltas.usage
         seconds = time.perf_counter() - self._start
-        to_first, tokens = self._first or (seconds, 0)
+        seconds_to_first, first_tokens = self._first_delta or (seconds, 0)
         return {
             "prompt_tokens_count": usage.prompt_tokens,
             "completion_tokens_count": usage.completion_tokens,
-            "start_time": self._began,
-            "end_time": self._began + seconds,
+            "start_time": self._start_time,
+            "end_time": self._start_time + seconds,
             "model_execution_time": seconds,
-            "time_to_first_token": to_first,
-            "throughput_after_first_token": (usage.completion_tokens - tokens) / max(seconds - to_first, 1e-9),
+            "time_to_first_token": seconds_to_first,
+            "throughput_after_first_token": (usage.completion_tokens - first_tokens) / max(seconds - seconds_to_first, 1e-9),
             "batch_size_used": 1,
         }
 
 
-def status(seconds: float) -> dict[str, Any]:
-    """Of a request that took so long."""
+def render_status(seconds: float) -> dict[str, Any]:
+    """Return the status of a request that has taken `seconds`."""
     return {"complete": True, "exitCode": 0, "elapsedTime": seconds, "message": "", "progress": 1, "progressMessage": "", "reason": ""}
 
 
-def piece(text: str) -> dict[str, Any]:
-    """A stream's response, but for the last. One without text says nothing."""
+def stream_response(text: str) -> dict[str, Any]:
+    """Return a response of a stream, except the last one. An empty text only keeps the connection alive."""
     return {"stream_token": text, "is_last_response": False}
 
 
-def line(value: dict[str, Any]) -> bytes:
+def json_line(value: dict[str, Any]) -> bytes:
+    """Return the value as a line of JSON."""
     return orjson.dumps(value) + b"\n"
 
 
-def event(value: dict[str, Any]) -> bytes:
+def server_sent_event(value: dict[str, Any]) -> bytes:
+    """Return the value as a server-sent event with JSON."""
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
 async def render_error(error: GatewayError, response: ResponseWriter) -> None:
-    """An error as a response, or as the last line of a stream if the status line has left."""
-    await _render_error(error, response, line(_failure(error)))
+    """Write an error: as the response, or as the last line of a stream that has started."""
+    await _render_error(error, response, json_line(_stream_error(error)))
 
 
 async def render_error_event(error: GatewayError, response: ResponseWriter) -> None:
-    """As `fail`, where the stream is of server-sent events."""
-    await _render_error(error, response, b"event: error_event\n" + event(_failure(error)))
+    """Write an error: as the response, or as the last server-sent event of a stream that has started."""
+    await _render_error(error, response, b"event: error_event\n" + server_sent_event(_stream_error(error)))
 
 
-async def _render_error(error: GatewayError, response: ResponseWriter, last: bytes) -> None:
+async def _render_error(error: GatewayError, response: ResponseWriter, last_frame: bytes) -> None:
     if response.started:
-        await response.frames(last)
+        await response.frames(last_frame)
         await response.end()
     else:
         await response.json(error.status, {"detail": _detail(error)}, retry_after(error))
 
 
-def _failure(error: GatewayError) -> dict[str, Any]:
+def _stream_error(error: GatewayError) -> dict[str, Any]:
     return {
         "status_code": error.status,
         "error": {"code": error.code or error.type, "message": _detail(error), "details": error.param or ""},
@@ -114,7 +120,7 @@ def _failure(error: GatewayError) -> dict[str, Any]:
 
 
 def _detail(error: GatewayError) -> str:
-    """The message, which names the field."""
+    """Return the message, with the field's path in front if the message does not name it."""
     return error.message if error.param is None or error.param in error.message else f"{error.param}: {error.message}"
 
 
@@ -124,8 +130,8 @@ def _stop_reason(delta: Delta) -> str:
     return "stop_sequence" if isinstance(delta.stopped_by, str) else "end_of_text"
 
 
-def _logprobs(tokens: list[TokenLogprob]) -> dict[str, Any]:
-    """`text_offset` counts characters from the beginning of the completion."""
+def _render_logprobs(tokens: list[TokenLogprob]) -> dict[str, Any]:
+    """Return the field `logprobs`. `text_offset`: characters from the beginning of the completion."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     offset, offsets, tops = 0, [], []
     for entry in tokens:
@@ -133,13 +139,13 @@ def _logprobs(tokens: list[TokenLogprob]) -> dict[str, Any]:
         offset += len(decoder.decode(entry.token))
         top: dict[str, float] = {}
         for token, logprob in entry.top:
-            top.setdefault(_spell(token), logprob)  # two tokens may be spelt alike: the likelier comes first
+            top.setdefault(_render_token(token), logprob)  # tokens with the same text: the likeliest comes first and is kept
         tops.append(top)
     return {"text_offset": offsets, "top_logprobs": tops}
 
 
-def _spell(token: bytes) -> str:
-    """A token as text; half a character as LLaMA's vocabulary writes bytes, `<0xF0>`."""
+def _render_token(token: bytes) -> str:
+    """Return a token as text. A part of a character shows as bytes in the form of LLaMA's vocabulary, such as `<0xF0>`."""
     try:
         return token.decode()
     except UnicodeDecodeError:

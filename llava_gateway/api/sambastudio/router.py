@@ -1,4 +1,7 @@
-"""The SambaStudio door: its predict API for LLaVA endpoints, v1, v2 and the older NLP paths, each with its stream."""
+"""The routes of SambaStudio's predict APIs for LLaVA endpoints: v1, v2 and the older NLP API.
+
+Each API has one path for whole answers and one for streams.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +14,17 @@ from starlette.types import Receive, Scope, Send
 
 from llava_gateway.api.base import Api
 from llava_gateway.api.sambastudio.params import Params
-from llava_gateway.api.sambastudio.protocol import Body, InputsBody, InstanceBody, InstancesBody, ItemsBody, Prompt, to_chat
-from llava_gateway.api.sambastudio.render import Prediction, Stopwatch, event, line, piece, render_error, render_error_event, status
+from llava_gateway.api.sambastudio.protocol import InputsBody, InstanceBody, InstancesBody, ItemsBody, PredictBody, Prompt, to_chat
+from llava_gateway.api.sambastudio.render import (
+    Prediction,
+    Stopwatch,
+    json_line,
+    render_error,
+    render_error_event,
+    render_status,
+    server_sent_event,
+    stream_response,
+)
 from llava_gateway.concurrency import gather_limited
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http.endpoints import JsonEndpoint
@@ -27,53 +39,55 @@ EVENTS = b"text/event-stream; charset=utf-8"
 
 
 @dataclass(frozen=True)
-class Form:
-    """How one of the APIs writes what all of them say."""
+class PredictApi:
+    """One version of the predict API: its bodies, and the shape of its responses."""
 
     path: str
-    body: type[Body]
-    stream_body: type[Body]
-    whole: Callable[[Sequence[Prompt], list[dict[str, Any]], float], dict[str, Any]]
-    """The response, of prompts, their predictions and the seconds they took."""
-    frame: Callable[[Prompt, dict[str, Any]], bytes]
-    """A stream's response, framed."""
+    body: type[PredictBody]
+    stream_body: type[PredictBody]
+    render_response: Callable[[Sequence[Prompt], list[dict[str, Any]], float], dict[str, Any]]
+    """Returns the whole response for prompts, their predictions, and the seconds that they took."""
+    render_frame: Callable[[Prompt, dict[str, Any]], bytes]
+    """Returns a frame of a stream for a prompt and a stream response."""
     media_type: bytes = JSON_LINES
+    """The media type of streams."""
     render_error: ErrorRenderer = render_error
 
 
-V1 = Form(
+V1 = PredictApi(
     "/api/predict/generic",
     InstancesBody,
     InstanceBody,
-    lambda prompts, predictions, seconds: {"status": status(seconds), "predictions": predictions},
-    lambda prompt, response: line({"result": {"responses": [response]}}),
+    lambda prompts, predictions, seconds: {"status": render_status(seconds), "predictions": predictions},
+    lambda prompt, response: json_line({"result": {"responses": [response]}}),
 )
-V2 = Form(
+V2 = PredictApi(
     "/api/v2/predict/generic",
     ItemsBody,
     ItemsBody,
     lambda prompts, predictions, seconds: {
         "items": [{"id": prompt.id, "value": prediction} for prompt, prediction in zip(prompts, predictions, strict=True)]
     },
-    lambda prompt, response: line({"result": {"items": [{"id": prompt.id, "value": response}]}}),
+    lambda prompt, response: json_line({"result": {"items": [{"id": prompt.id, "value": response}]}}),
 )
-NLP = Form(
+NLP = PredictApi(
     "/api/predict/nlp",
     InputsBody,
     InputsBody,
     lambda prompts, predictions, seconds: {"data": predictions},
-    lambda prompt, response: event(response),
+    lambda prompt, response: server_sent_event(response),
     EVENTS,
     render_error_event,
 )
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
+    """Create the three predict APIs."""
     routes = []
-    for form in (V1, V2, NLP):
+    for predict_api in (V1, V2, NLP):
         for path, endpoint in (
-            (f"{form.path}/stream", Stream(form, gateway, body_reader)),
-            (form.path, Predict(form, gateway, body_reader)),
+            (f"{predict_api.path}/stream", StreamEndpoint(predict_api, gateway, body_reader)),
+            (predict_api.path, PredictEndpoint(predict_api, gateway, body_reader)),
         ):
             routes.append(Route(path + "/{project}/{endpoint}", endpoint, methods=["POST"]))
     return Api([*routes], render_error)
@@ -83,67 +97,70 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
 class Endpoint:
     """One path, as an ASGI app."""
 
-    form: Form
+    predict_api: PredictApi
     gateway: Gateway
     body_reader: RequestBodyReader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         handle = partial(self.handle, self._model(**scope["path_params"]))
-        await JsonEndpoint(handle, self.form.render_error, self.gateway.admission, self.body_reader)(scope, receive, send)
+        await JsonEndpoint(handle, self.predict_api.render_error, self.gateway.admission, self.body_reader)(scope, receive, send)
 
     async def handle(self, model: str, body: JsonBody, response: ResponseWriter) -> None:
+        """Answer a request to `model`."""
         raise NotImplementedError
 
     def _model(self, project: str, endpoint: str) -> str:
-        """The path names projects and endpoints as the client likes, a model among them if it knows one."""
+        """Return the model that the path names. The client chooses both names freely; other names mean the first served model."""
         names = self.gateway.models
         return next((name for name in (endpoint, f"{project}/{endpoint}", project) if name in names), self.gateway.model_name)
 
-    async def _prepare(self, body: Body, prompts: Sequence[Prompt], model: str, *, stream: bool) -> list[PreparedRequest]:
+    async def _prepare(self, body: PredictBody, prompts: Sequence[Prompt], model: str, *, stream: bool) -> list[PreparedRequest]:
         params = Params.parse(body.params or {})
         return await self.gateway.prepare(*(to_chat(prompt, params, model, stream=stream) for prompt in prompts))
 
 
-class Predict(Endpoint):
-    """Whole answers, of several prompts at once."""
+class PredictEndpoint(Endpoint):
+    """Answers one or more prompts with one response."""
 
     async def handle(self, model: str, body: JsonBody, response: ResponseWriter) -> None:
         start = time.perf_counter()
-        asked = self.form.body.read(body)
-        prompts = asked.prompts()
-        prepared = await self._prepare(asked, prompts, model, stream=False)
+        request = self.predict_api.body.read(body)
+        prompts = request.prompts()
+        prepared = await self._prepare(request, prompts, model, stream=False)
         predictions = await gather_limited(self._predict, prepared, self.gateway.settings.max_running)
-        await response.json(200, self.form.whole(prompts, predictions, time.perf_counter() - start))
+        await response.json(200, self.predict_api.render_response(prompts, predictions, time.perf_counter() - start))
 
     async def _predict(self, prepared: PreparedRequest) -> dict[str, Any]:
-        async with self.gateway.open_prepared(prepared) as answer:
-            prediction = Prediction(prepared, answer)
-            async for delta in answer:
+        async with self.gateway.open_prepared(prepared) as deltas:
+            prediction = Prediction(prepared, deltas)
+            async for delta in deltas:
                 prediction.add(delta)
             return prediction.render()
 
 
-class Stream(Endpoint):
-    """The answer to one prompt, as it comes."""
+class StreamEndpoint(Endpoint):
+    """Answers one prompt with a stream."""
 
     async def handle(self, model: str, body: JsonBody, response: ResponseWriter) -> None:
         stopwatch = Stopwatch()
-        asked = self.form.stream_body.read(body)
-        prompt, *others = asked.prompts()
+        request = self.predict_api.stream_body.read(body)
+        prompt, *others = request.prompts()
         if others:
-            raise InvalidRequest(f"{asked.holder}: a stream is of one prompt; send a request for each.", param=asked.holder)
-        (prepared,) = await self._prepare(asked, [prompt], model, stream=True)
-        frame = partial(self.form.frame, prompt)
-        async with self.gateway.open_prepared(prepared) as answer:
-            prediction = Prediction(prepared, answer)
+            field = request.prompts_field
+            raise InvalidRequest(f"{field}: a stream can have only one prompt; send one request for each prompt.", param=field)
+        (prepared,) = await self._prepare(request, [prompt], model, stream=True)
+        render_frame = partial(self.predict_api.render_frame, prompt)
+        async with self.gateway.open_prepared(prepared) as deltas:
+            prediction = Prediction(prepared, deltas)
 
-            def push(delta: Delta) -> bytes:
+            def render_delta(delta: Delta) -> bytes:
                 stopwatch.add(delta)
                 prediction.add(delta)
-                return frame(piece(delta.text)) if delta.text else b""
+                return render_frame(stream_response(delta.text)) if delta.text else b""
 
-            # A comment would break clients that parse each line, so what says nothing is a response without text.
-            async with response.stream(self.form.media_type, self.gateway.settings.keep_alive, frame(piece(""))):
-                await response.deltas(answer, push)
-                last = prediction.render() | stopwatch.render(answer)
-                await response.frames(frame({"stream_token": "", "is_last_response": True} | last))
+            # Clients parse every line, so a comment would break them. A response without text keeps the connection alive instead.
+            silence = render_frame(stream_response(""))
+            async with response.stream(self.predict_api.media_type, self.gateway.settings.keep_alive, silence):
+                await response.deltas(deltas, render_delta)
+                totals = prediction.render() | stopwatch.render(deltas)
+                await response.frames(render_frame({"stream_token": "", "is_last_response": True} | totals))

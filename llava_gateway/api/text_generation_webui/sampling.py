@@ -1,108 +1,123 @@
-"""How an answer is drawn: the fields that prompts and chats share, and the samplers that the engine lacks."""
+"""The sampling fields that prompts and chats share. Fields for samplers that the engine lacks are refused."""
 
 import re
 from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import Field
 
-from llava_gateway.api.schema import INT64, Refused, RequestBody
+from llava_gateway.api.schema import INT64, RefusedField, RequestBody
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import SamplingParams, StructuredOutput
 
 T = TypeVar("T")
 
-MAX_TOKENS = 200
-"""The dialect's defaults, where they are not the core's."""
-TEMPERATURE = 0.5
-REPETITION_PENALTY = 1.1
-ALL_IMAGES = "an extension: embed all pictures, not only the last; default false, and the tags of the earlier ones are left out"
-BANS = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*){0,1023}")
-OFF = (None, 0, 0.0)
+MAX_TOKENS, TEMPERATURE, REPETITION_PENALTY = 200, 0.5, 1.1
+"""The dialect's defaults, where they differ from the gateway's."""
+ALL_IMAGES = "an extension; true: use all images; false (default): use only the last image, and drop the tags of the others"
+_TOKEN_IDS = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*){0,1023}")
+ZERO = (None, 0, 0.0)
 ONE = (None, 1, 1.0)
 EMPTY = (None, "")
-LACKING = "the engine has no such sampler"
-NO_BEAMS = "answers are sampled, there are no beams"
+"""Values that turn a refused field off."""
+NO_SAMPLER = "the engine does not have this sampler"
+NO_BEAMS = "answers are sampled, without beam search"
 
 _Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class SamplingFields(RequestBody):
-    max_new_tokens: int | None = Field(None, ge=1, description=f"most tokens of the answer; default {MAX_TOKENS}")
-    max_length: int | None = Field(None, ge=1, description="the same; max_new_tokens wins")
+    """The sampling fields that prompts and chats share."""
+
+    max_new_tokens: int | None = Field(None, ge=1, description=f"the maximum number of tokens in the answer; default {MAX_TOKENS}")
+    max_length: int | None = Field(None, ge=1, description="another name of max_new_tokens, which is used if both are sent")
     auto_max_new_tokens: bool | None = Field(None, description="true: as many tokens as `--default-max-tokens` and the context allow")
-    min_length: int | None = Field(None, ge=0, description="no end before so many tokens of the answer; default 0")
-    do_sample: bool | None = Field(None, description="false: greedy, whatever the temperature; default true")
-    temperature: float | None = Field(None, ge=0, le=5, description=f"0 to 5, 0 is greedy; default {TEMPERATURE}")
+    min_length: int | None = Field(None, ge=0, description="the answer has at least this many tokens; default 0")
+    do_sample: bool | None = Field(None, description="false: always take the likeliest token, whatever temperature is; default true")
+    temperature: float | None = Field(None, ge=0, le=5, description=f"0 to 5; 0 always takes the likeliest token; default {TEMPERATURE}")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="over 0, to 1: draw among the likeliest tokens that have this share together; default 1"
+        None,
+        gt=0,
+        le=1,
+        description="above 0, up to 1: sample only from the likeliest tokens whose probabilities add up to this share; default 1",
     )
-    min_p: float | None = Field(None, ge=0, le=1, description="leave out tokens less likely than this share of the likeliest; default 0")
-    top_k: int | None = Field(None, ge=0, lt=1 << 31, description="draw among the k likeliest tokens; default 0, off")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="leave out tokens whose probability is below this share of the likeliest token's; default 0"
+    )
+    top_k: int | None = Field(None, ge=0, lt=1 << 31, description="sample only from the k likeliest tokens; default 0, which is off")
     repetition_penalty: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description=f"over 1 against repetition, of the prompt's tokens as well, taken between 0.01 and 100; default {REPETITION_PENALTY}",
+        description="above 1 discourages repetition of tokens, those of the prompt included; "
+        f"clamped to 0.01 to 100; default {REPETITION_PENALTY}",
     )
-    rep_pen: float | None = Field(None, gt=0, allow_inf_nan=False, description="the same; repetition_penalty wins")
+    rep_pen: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="another name of repetition_penalty, which is used if both are sent"
+    )
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
-    seed: int | None = Field(None, ge=-1, lt=INT64, description="the same seed, request and server: the same answer; default -1, none")
-    stopping_strings: list[_Stop] | None = Field(None, max_length=64, description="up to 64 strings at which the answer ends, without them")
-    ban_eos_token: bool | None = Field(None, description="go on to max_new_tokens whatever the model says; default false")
+    seed: int | None = Field(
+        None, ge=-1, lt=INT64, description="the same seed, request and server give the same answer; default -1, which is no seed"
+    )
+    stopping_strings: list[_Stop] | None = Field(
+        None, max_length=64, description="up to 64 strings; the answer ends before the first of them"
+    )
+    ban_eos_token: bool | None = Field(
+        None, description="true: generate up to max_new_tokens, even if the model ends its answer earlier; default false"
+    )
     custom_token_bans: str | None = Field(
-        None, max_length=20_000, description='up to 1024 token ids that must not come, as in `"1,2,3"`; default empty'
+        None, max_length=20_000, description='up to 1024 ids of tokens that the answer must not have, such as `"1,2,3"`; default empty'
     )
     skip_special_tokens: bool | None = Field(None, description="false shows control tokens in the text; default true")
     grammar_string: str | None = Field(
         None,
         max_length=65_536,
-        description="a form that the answer has: EBNF (as GBNF and xgrammar have it) from `root` on, or Lark; default empty",
+        description="a grammar that the answer follows, in EBNF (GBNF's or xgrammar's) starting at `root`, or in Lark; default empty",
     )
 
     max_text: ClassVar = None
 
     refused: ClassVar = {
-        "preset": Refused("presets are files of the original's; send their values", unless=(None, "", "None")),
-        "typical_p": Refused(LACKING, unless=ONE),
-        "typical": Refused(LACKING, unless=ONE),
-        "epsilon_cutoff": Refused(LACKING, unless=OFF),
-        "eta_cutoff": Refused(LACKING, unless=OFF),
-        "tfs": Refused(LACKING, unless=ONE),
-        "top_a": Refused(LACKING, unless=OFF),
-        "mirostat_mode": Refused(LACKING, unless=OFF),
-        "penalty_alpha": Refused(LACKING, unless=OFF),
-        "no_repeat_ngram_size": Refused(LACKING, unless=OFF),
-        "encoder_repetition_penalty": Refused(LACKING, unless=ONE),
-        "repetition_penalty_range": Refused("repetition is counted over everything", unless=OFF),
-        "temperature_last": Refused("the engine has one order of samplers", unless=(None, False)),
-        "guidance_scale": Refused("nothing is guided by a second prompt", unless=ONE),
-        "num_beams": Refused(NO_BEAMS, unless=ONE),
-        "length_penalty": Refused(NO_BEAMS, unless=ONE),
-        "early_stopping": Refused(NO_BEAMS, unless=(None, False)),
-        "custom_stopping_strings": Refused("send stopping_strings", unless=EMPTY),
+        "preset": RefusedField("presets are files of text-generation-webui; send their values", allowed_values=(None, "", "None")),
+        "typical_p": RefusedField(NO_SAMPLER, allowed_values=ONE),
+        "typical": RefusedField(NO_SAMPLER, allowed_values=ONE),
+        "epsilon_cutoff": RefusedField(NO_SAMPLER, allowed_values=ZERO),
+        "eta_cutoff": RefusedField(NO_SAMPLER, allowed_values=ZERO),
+        "tfs": RefusedField(NO_SAMPLER, allowed_values=ONE),
+        "top_a": RefusedField(NO_SAMPLER, allowed_values=ZERO),
+        "mirostat_mode": RefusedField(NO_SAMPLER, allowed_values=ZERO),
+        "penalty_alpha": RefusedField(NO_SAMPLER, allowed_values=ZERO),
+        "no_repeat_ngram_size": RefusedField(NO_SAMPLER, allowed_values=ZERO),
+        "encoder_repetition_penalty": RefusedField(NO_SAMPLER, allowed_values=ONE),
+        "repetition_penalty_range": RefusedField("repetition is counted over the whole prompt and answer", allowed_values=ZERO),
+        "temperature_last": RefusedField("the engine applies its samplers in a fixed order", allowed_values=(None, False)),
+        "guidance_scale": RefusedField("the engine has no guidance by a second prompt", allowed_values=ONE),
+        "num_beams": RefusedField(NO_BEAMS, allowed_values=ONE),
+        "length_penalty": RefusedField(NO_BEAMS, allowed_values=ONE),
+        "early_stopping": RefusedField(NO_BEAMS, allowed_values=(None, False)),
+        "custom_stopping_strings": RefusedField("use stopping_strings", allowed_values=EMPTY),
     }
     ignored: ClassVar = {
-        "mirostat_tau": "it goes with mirostat_mode",
-        "mirostat_eta": "it goes with mirostat_mode",
-        "negative_prompt": "it goes with guidance_scale",
-        "max_tokens_second": "answers come as fast as they can",
-        "truncation_length": "a prompt that does not fit the model's context is refused, never cut",
+        "mirostat_tau": "it has an effect only with mirostat_mode",
+        "mirostat_eta": "it has an effect only with mirostat_mode",
+        "negative_prompt": "it has an effect only with guidance_scale",
+        "max_tokens_second": "answers are sent as fast as possible",
+        "truncation_length": "a prompt that does not fit the model's context is refused and never truncated",
     }
 
     def sampling(self, tokenizer: Tokenizer) -> SamplingParams:
-        """InvalidRequest for fields that contradict each other, and for tokens that are not the model's."""
+        """Return the gateway's sampling parameters. Raises InvalidRequest for contradictory fields and for unknown token ids."""
         max_tokens = None if self.auto_max_new_tokens else _first(self.max_new_tokens, self.max_length, MAX_TOKENS)
         min_tokens = _first(self.min_length, 0)
         if max_tokens is not None and min_tokens > max_tokens:
-            raise InvalidRequest(f"min_length is {min_tokens}, more than the {max_tokens} tokens of the answer.", param="min_length")
+            raise InvalidRequest(f"min_length is {min_tokens}, which is more than the maximum of {max_tokens} tokens.", param="min_length")
         if self.grammar_string:
             for name in ("ban_eos_token", "min_length"):
                 if getattr(self, name):
-                    raise InvalidRequest(f"{name} and grammar_string cannot both be held: a form ends where it ends.", param=name)
-        bans = _token_ids(self.custom_token_bans or "")
-        tokenizer.check(bans, "custom_token_bans")
+                    raise InvalidRequest(f"{name} cannot be combined with grammar_string, which decides where the answer ends.", param=name)
+        banned = _parse_token_ids(self.custom_token_bans or "")
+        tokenizer.check(banned, "custom_token_bans")
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
@@ -114,7 +129,7 @@ class SamplingFields(RequestBody):
             presence_penalty=_first(self.presence_penalty, 0.0),
             frequency_penalty=_first(self.frequency_penalty, 0.0),
             repetition_penalty=_first(self.repetition_penalty, self.rep_pen, REPETITION_PENALTY),
-            logit_bias=dict.fromkeys(bans, -100.0),
+            logit_bias=dict.fromkeys(banned, -100.0),
             stop=tuple(self.stopping_strings or ()),
             ignore_eos=bool(self.ban_eos_token),
             skip_special_tokens=self.skip_special_tokens is not False,
@@ -123,11 +138,12 @@ class SamplingFields(RequestBody):
 
 
 def _first(*values: T | None) -> T:
-    """The first that is given; the last is a default."""
+    """Return the first value that is not None."""
     return next(value for value in values if value is not None)
 
 
-def _token_ids(bans: str) -> list[int]:
-    if bans.strip() and not BANS.fullmatch(bans):
-        raise InvalidRequest("custom_token_bans must be token ids, at most 1024, with commas between them.", param="custom_token_bans")
-    return [int(token_id) for token_id in bans.split(",") if bans.strip()]
+def _parse_token_ids(token_bans: str) -> list[int]:
+    """Return the token ids in `custom_token_bans`. Raises InvalidRequest."""
+    if token_bans.strip() and not _TOKEN_IDS.fullmatch(token_bans):
+        raise InvalidRequest("custom_token_bans must be at most 1024 token ids, separated by commas.", param="custom_token_bans")
+    return [int(token_id) for token_id in token_bans.split(",") if token_bans.strip()]

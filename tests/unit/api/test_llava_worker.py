@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from llava_gateway.api.llava_worker import AddressRequest, GenerateRequest, HeartBeat, TextSoFar, render_error, to_completion
+from llava_gateway.api.llava_worker import AddressRequest, ChunkRenderer, GenerateRequest, HeartBeat, render_error, to_completion
 from llava_gateway.app import create_app
 from llava_gateway.errors import EngineFailed, InvalidRequest, RequestTimeout, Unavailable
 from llava_gateway.http.response import ResponseWriter
@@ -46,9 +46,9 @@ def test_fields_become_sampling_params(fields: dict[str, Any], expected: dict[st
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
 def test_every_chunk_is_json_with_one_nul_at_its_end(pieces: list[str]) -> None:
     prompt, *deltas = pieces
-    text = TextSoFar(prompt)
+    text = ChunkRenderer(prompt)
     for number, delta in enumerate(deltas, 2):
-        chunk = text.push(Delta(0, delta, 1, "stop"))
+        chunk = text.render_delta(Delta(0, delta, 1, "stop"))
         assert chunk.index(b"\0") == len(chunk) - 1
         assert json.loads(chunk[:-1]) == {"text": "".join(pieces[:number]), "error_code": 0}
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_gateway.api.openai.streaming import completion, text_choices, text_completion
+from llava_gateway.api.openai.streaming import collect_chat_completion, collect_text_choices, render_text_completion
 from llava_gateway.errors import EngineFailed, Unavailable
 from llava_gateway.serving.delta_stream import MAX_LOGPROBS, DeltaStream
 from llava_gateway.types import ChatRequest, CompletionRequest, Delta, SamplingParams, TokenLogprob, Usage
@@ -179,10 +179,10 @@ def test_answer_is_the_same_in_one_piece_and_in_many(pieces: list[tuple[int, str
     joined = [(index, "".join(text for other, text, _ in pieces if other == index), False) for index in range(2)]
 
     async def chat(answer: DeltaStream) -> Any:
-        return orjson.loads(b"".join(await completion(answer, "m", logprobs=True)))["choices"]
+        return orjson.loads(b"".join(await collect_chat_completion(answer, "m", logprobs=True)))["choices"]
 
     async def text(answer: DeltaStream) -> Any:
-        choices = text_completion(await text_choices(answer, logprobs=True), answer.usage, "m")
+        choices = render_text_completion(await collect_text_choices(answer, logprobs=True), answer.usage, "m")
         return orjson.loads(b"".join(choices))["choices"]
 
     for render in (chat, text):
@@ -210,7 +210,7 @@ def test_log_probabilities_leave_no_objects_for_the_garbage_collector() -> None:
     async def read() -> None:
         answer = answer_of(engine, CompletionRequest(model="m", prompt="p"))
         await answer.wait_first_delta(None)
-        await completion(answer, "m", logprobs=True)
+        await collect_chat_completion(answer, "m", logprobs=True)
 
     asyncio.run(read())
     assert counts[1] - counts[0] < 100

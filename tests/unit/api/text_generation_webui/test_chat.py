@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llava_gateway.api.schema import RequestBody
-from llava_gateway.api.text_generation_webui.chat import (
-    MAX_IMAGES,
-    ChatBody,
-    GenerateBody,
-    History,
-    TokenCountBody,
-    take_apart,
-)
+from llava_gateway.api.text_generation_webui.chat import ChatBody, History
+from llava_gateway.api.text_generation_webui.prompts import MAX_IMAGES, GenerateBody, TokenCountBody, split_at_images
 from llava_gateway.api.text_generation_webui.router import ModelBody
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import InvalidRequest
@@ -78,7 +72,7 @@ def test_texts_are_split_at_images_without_loss(texts: list[str], every: bool) -
     named = {f"texts[{number}]": text for number, text in enumerate(texts)}
     found = re.compile(r"""<img src=["'](data:[^"'<>]*)["'][^<>]*>""")
     images = [(name, uri) for name, text in named.items() for uri in found.findall(text)]
-    taken = take_apart(named, every=every)
+    taken = split_at_images(named, all_images=every)
     kept = [(piece.param, piece.url) for pieces in taken.values() for piece in pieces if isinstance(piece, ImageUrl)]
     assert kept == (images if every else images[-1:])
     assert {name: "".join(piece for piece in pieces if isinstance(piece, str)) for name, pieces in taken.items()} == {
@@ -88,7 +82,7 @@ def test_texts_are_split_at_images_without_loss(texts: list[str], every: bool) -
 
 def test_images_keep_their_place_in_the_text() -> None:
     text = "a<img src=\"data:1\">b<img src='data:2' alt='x'>c<img src=\"http://x/\">"
-    assert take_apart({"p": text}, every=True)["p"] == [
+    assert split_at_images({"p": text}, all_images=True)["p"] == [
         "a",
         ImageUrl("data:1", "p"),
         "b",
@@ -100,13 +94,13 @@ def test_images_keep_their_place_in_the_text() -> None:
 @pytest.mark.parametrize("text", ['<img src="data:' * MAX_IMAGES + "x" * 8_000_000, '<img src="data:x"' * MAX_IMAGES + " " * 8_000_000])
 def test_hostile_text_is_split_quickly(text: str) -> None:
     start = time.process_time()
-    assert take_apart({"p": text}, every=True)["p"] == [text]
+    assert split_at_images({"p": text}, all_images=True)["p"] == [text]
     assert time.process_time() - start < 5
 
 
 def test_too_many_images_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="at most 1024"):
-        take_apart({"p": "", "q": "<img src=" * (MAX_IMAGES + 1)}, every=False)
+        split_at_images({"p": "", "q": "<img src=" * (MAX_IMAGES + 1)}, all_images=False)
 
 
 @pytest.mark.parametrize("model", BODIES)

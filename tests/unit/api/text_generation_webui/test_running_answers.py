@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from llava_gateway.api.text_generation_webui.router import RunningAnswers
+from llava_gateway.api.text_generation_webui.running_answers import RunningAnswers
 
 
 def test_stop_ends_all_running_answers_of_one_client() -> None:
@@ -30,6 +30,6 @@ def test_stop_ends_all_running_answers_of_one_client() -> None:
         with pytest.raises(TimeoutError):  # a timeout of the block's own is not a stop
             async with running.until_stopped("me"):
                 raise TimeoutError
-        assert not running._callers
+        assert not running._clients
 
     asyncio.run(main())
