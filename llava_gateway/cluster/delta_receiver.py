@@ -35,7 +35,7 @@ class PendingAnswer:
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the answer has ended; raises GatewayError if it has ended with an error."""
         self.replica = ""
-        """The name of the replica that answers. Empty until its first message."""
+        """The name of the replica that has the request. Empty until its first message."""
         self._usage = usage
         self._completion_tokens = 0
         self._on_delta = on_delta

@@ -23,8 +23,10 @@ DESCRIBE_INTERVAL = 1.0
 """Seconds between two attempts to get the model's description at the start."""
 RECONNECT_INTERVAL = 0.5
 """Seconds between two looks for new replicas, while a request has no delta yet."""
-USAGE_TIMEOUT = 2
-"""Seconds that a replica has to report the usage of a request that was aborted."""
+USAGE_TIMEOUT = 10
+"""Seconds that a replica has to report the usage of a request whose client has left. Its process may have to wait for a core."""
+SHORT_USAGE_TIMEOUT = 0.2
+"""The same, if the replica may not have the request or has failed: only a report that is already sent arrives then."""
 END_TIMEOUT = 10
 """Seconds that the end of an answer may take to arrive after the replica has sent it."""
 
@@ -115,6 +117,7 @@ class RayEngine:
         )
         call = asyncio.create_task(_result(response))
         call.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the error as retrieved
+        usage_timeout = SHORT_USAGE_TIMEOUT
         try:
             await self._wait_for_either(call, answer)
             if not answer.end.done():
@@ -125,10 +128,13 @@ class RayEngine:
             answer.end.result()
         except TimeoutError:
             raise ReplicaLost from None
+        except asyncio.CancelledError:
+            usage_timeout = USAGE_TIMEOUT if answer.replica else SHORT_USAGE_TIMEOUT
+            raise
         finally:
             if not answer.is_whole:
-                response.cancel()
-                await _wait_for_usage(call, answer)
+                response.cancel()  # Ray's call ends at once; the replica's report comes later, over the delta connection
+                await asyncio.wait((answer.end,), timeout=usage_timeout)
 
     async def _wait_for_either(self, call: asyncio.Task[bool], answer: PendingAnswer) -> None:
         """Return when the call or the answer has ended. Raises ReplicaLost if no replica is left.
@@ -159,16 +165,6 @@ class RayEngine:
 
 def _no_replica() -> ReplicaLost:
     return ReplicaLost("No replica of this model is running.")
-
-
-async def _wait_for_usage(call: asyncio.Task[bool], answer: PendingAnswer) -> None:
-    """Wait until the replica has reported the usage of a request that was aborted.
-
-    The report comes over the delta connection, and the end of the call over Ray's. So the report may come a little later.
-    """
-    await asyncio.wait((call, answer.end), timeout=USAGE_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-    if not answer.end.done():
-        await asyncio.wait((answer.end,), timeout=USAGE_TIMEOUT / 10)
 
 
 async def _result(response: "DeploymentResponse[Any]") -> Any:

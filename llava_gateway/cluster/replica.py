@@ -77,6 +77,7 @@ class Replica:
         if not await self._delta_sender.wait_until_connected(gateway):
             return False
         usage = Usage()
+        self._delta_sender.send(gateway, number, None, usage)  # tells the gateway which replica has the request
 
         def on_delta(delta: Delta) -> None:
             self._delta_sender.send(gateway, number, delta, usage)

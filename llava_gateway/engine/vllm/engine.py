@@ -197,7 +197,7 @@ class VllmEngine:
         requests.redirect_outputs(collector, sink.put)
         whole = False
         try:
-            whole = await end
+            whole = await asyncio.shield(end)  # the sink must count vLLM's outputs until this task has seen its cancellation
         except asyncio.CancelledError:
             if not sink.stream:
                 usage.completion_tokens += requests.generated_tokens(engine, name)

@@ -6,52 +6,16 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.deltas import HOST, USAGE, SenderReplica, run, until
 
 from llava_gateway.cluster.delta_receiver import DeltaReceiver, ReplicaLost
-from llava_gateway.cluster.delta_sender import NAME_BYTES, PROOF_BYTES, Address, DeltaSender, client_context, server_context
+from llava_gateway.cluster.delta_sender import NAME_BYTES, PROOF_BYTES
 from llava_gateway.errors import EngineFailed, InvalidRequest
 from llava_gateway.types import Delta, Usage
-
-HOST = "127.0.0.1"
-USAGE = Usage(prompt_tokens=587, image_tokens=576, cached_tokens=512, completion_tokens=1)
-
-
-class SenderReplica:
-    """A replica's end of the connections, without an engine."""
-
-    def __init__(self) -> None:
-        self.disconnected: list[str] = []
-        """Names of gateways whose connection has ended."""
-        self.sender = DeltaSender(self.disconnected.append)
-
-    async def start(self) -> Address:
-        self.address = await self.sender.start(HOST, server_context())
-        return self.address
-
-    def send_text(self, gateway: str, number: int, text: str) -> None:
-        self.sender.send(gateway, number, Delta(0, text, 1), USAGE)
-
-
-def run(work: Callable[[SenderReplica, DeltaReceiver], Awaitable[None]]) -> None:
-    async def main() -> None:
-        replica, receiver = SenderReplica(), DeltaReceiver(client_context())
-        receiver.connect({"a": await replica.start()})
-        assert await replica.sender.wait_until_connected(receiver.name)
-        async with asyncio.timeout(20):
-            await work(replica, receiver)
-
-    asyncio.run(main())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def test_each_request_gets_its_own_deltas_in_order() -> None:
