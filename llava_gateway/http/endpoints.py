@@ -108,7 +108,7 @@ class JsonWebSocketEndpoint:
     """An ASGI app that answers the messages of a WebSocket, one after the other. Each message is a request with a JSON body.
 
     Each message is authenticated, admitted and recorded as a request of its own. A client that disconnects cancels `handle`. A client that
-    sends a message before the last one has been answered is disconnected.
+    sends a message before its last message has been answered is disconnected.
     """
 
     handle: Callable[[JsonBody, WebSocketWriter], Coroutine[Any, Any, None]]

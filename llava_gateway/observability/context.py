@@ -49,7 +49,7 @@ class RequestContext:
     def client(self) -> str:
         """The identity of the client for fair sharing: the key's name, or the address if the server asks for no key.
 
-        An IPv6 address counts by its first 64 bits, because a client usually has all addresses behind them.
+        An IPv6 address counts by its first 64 bits, because one client usually has the whole /64 network.
         """
         if self.key_name:
             return self.key_name
