@@ -18,10 +18,10 @@ serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine, without the Ray cluster
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-fast: .venv/test-$(ENGINE)  ## The unit tests: no engine, under a minute
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+test-fast: .venv/test-$(ENGINE)  ## The unit tests: in random order: no engine, about a minute
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -p randomly --randomly-dont-reset-seed tests/unit $(ARGS)
 
 test-ray: .venv/test-$(ENGINE)  ## A Ray cluster of several gateways and engines on this machine, and faults that end some of them
 	$(BIN)/python -m pytest tests/cluster $(ARGS)

@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def feedback_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeedbackServer]:
-    """A server that keeps votes, with keys and two names of its model. A test of the chat page ends the server."""
+    """A server that keeps votes, with keys and two names of its model."""
     folder = tmp_path_factory.mktemp("feedback_server")
     made = {}
     for name, *limits in (["alice"], ["bob", "--models", "another"], ["carol", "--requests-per-minute", "1"], ["dave"]):
@@ -65,17 +65,12 @@ def plain_http(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of this folder, and sort all tests: those that share no server first, those that end a shared server last."""
+    """Mark the tests of this folder."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.engine)
         if "browser" in _fixtures(item):
             item.add_marker(pytest.mark.browser)
-    items.sort(key=_place)
-
-
-def _place(item: pytest.Item) -> tuple[bool, bool, bool]:
-    return item.get_closest_marker("last") is not None, "server" in _fixtures(item), "feedback_server" in _fixtures(item)
 
 
 def _fixtures(item: pytest.Item) -> tuple[str, ...]:

@@ -31,9 +31,8 @@ def test_documentation_describes_every_field(model: type[BaseModel]) -> None:
 
 def test_documentation_names_no_removed_field() -> None:
     named = set(re.findall(r"^\| `([a-z_]+)` \| (?:honoured|ignored|refused) \|", OPENAI, re.MULTILINE))
-    declared = {
-        row.split("`")[1] for model in (*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference) for row in rows(model)
-    }
+    models: tuple[type[BaseModel], ...] = (*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference)
+    declared = {row.split("`")[1] for model in models for row in rows(model)}
     assert named == declared
 
 

@@ -16,7 +16,7 @@ import orjson
 import psutil
 import pytest
 from helpers.requests import body, image
-from helpers.server import Server, free_port, send_post
+from helpers.server import Server, free_port, send_post, serve
 from helpers.waiting import wait_for
 from openai import APITimeoutError, OpenAI
 
@@ -118,16 +118,17 @@ def test_sigterm_during_loading_leaves_no_process(tmp_path: Path) -> None:
         list(pool.map(stop_after, (1, 4, 9)))
 
 
-@pytest.mark.last
-def test_sigterm_lets_requests_finish_and_leaves_no_process(server: Server, http: httpx.Client, live_client: OpenAI) -> None:
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    assert children
-    stream = live_client.chat.completions.create(**body("Hello", max_tokens=400), stream=True, extra_body={"ignore_eos": True})
-    next(stream)
-    server.process.send_signal(signal.SIGTERM)
-    *_, last = stream
-    assert last.choices[0].finish_reason == "length"
-    assert server.process.wait(60) == 0
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive
-    assert "Traceback" not in server.log.read_text()
+def test_sigterm_lets_requests_finish_and_leaves_no_process(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        client = OpenAI(base_url=server.v1, api_key="none", max_retries=0, timeout=120)
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert children
+        stream = client.chat.completions.create(**body("Hello", max_tokens=400), stream=True, extra_body={"ignore_eos": True})
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        *_, last = stream
+        assert last.choices[0].finish_reason == "length"
+        assert server.process.wait(60) == 0
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive
+        assert "Traceback" not in server.log.read_text()

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -138,7 +139,7 @@ def test_failure_is_recorded_when_the_patience_ends(tmp_path: Path, handle: Hand
 def test_full_disk_is_reported_and_the_run_resumes(tmp_path: Path) -> None:
     lines, out = write(tmp_path / "in.jsonl", [line(str(number), "Hello") for number in range(10)]), tmp_path / "out.jsonl"
     with faulty_server(ANSWER) as url:
-        command = f"ulimit -f 1; trap '' XFSZ; exec {sys.executable} -m llava_gateway batch {lines} {out} --base-url {url}"
+        command = f"ulimit -f 1; trap '' XFSZ; exec {shlex.quote(sys.executable)} -m llava_gateway batch {lines} {out} --base-url {url}"
         ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
         assert ended.returncode == 2
         assert "The same command goes on" in ended.stderr

@@ -1,6 +1,7 @@
 """The command line: flags, environment and file become settings, and other flags go to vLLM."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def test_help_does_not_import_slow_packages() -> None:
 
 @pytest.mark.parametrize("command", ["", "serve"])
 def test_help_into_a_closed_pipe_prints_no_error(command: str) -> None:
-    script = f"{sys.executable} -m llava_gateway {command} --help | true"
+    script = f"{shlex.quote(sys.executable)} -m llava_gateway {command} --help | true"
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert result.stderr == ""
 

@@ -76,7 +76,8 @@ def test_compose_needs_a_key() -> None:
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
-    program = str(Path(sys.executable).parent / "llava-gateway")
+    program = str(tmp_path / "llava-gateway")
+    Path(program).symlink_to(Path(sys.executable).parent / "llava-gateway")  # the checkout's path may have a space
     text = UNIT.read_text().replace("/opt/llava-gateway/.venv/bin/llava-gateway", program).replace("User=llava-gateway", "User=daemon")
     assert program in text
     unit.write_text(text)

@@ -1,6 +1,7 @@
 """Decoding and preparing images: the pixels equal those of the reference processors, and no file does harm."""
 
 import io
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -38,7 +39,7 @@ def corners(image: Image.Image) -> list[tuple[int, ...]]:
     return [tuple(image.getpixel(at)) for at in ((40, 40), (296, 40), (40, 296), (296, 296))]  # type: ignore[arg-type]
 
 
-def close(image: Image.Image, colors: list[tuple[int, ...]], tolerance: int = 12) -> bool:
+def close(image: Image.Image, colors: Sequence[tuple[int, ...]], tolerance: int = 12) -> bool:
     return bool(np.abs(np.array(corners(image)) - np.array(colors)).max() <= tolerance)
 
 

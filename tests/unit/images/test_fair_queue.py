@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -136,7 +137,7 @@ def test_a_slot_is_not_free_while_the_thread_of_a_cancelled_job_runs() -> None:
     ],
 )
 def test_a_client_is_identified_by_its_key_or_by_its_network(address: str, client: str) -> None:
-    scope = {"type": "http", "method": "GET", "headers": [], "client": (address, 5) if address else None}
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "headers": [], "client": (address, 5) if address else None}
     with Recorder(None, None).record(scope) as record:
         assert record.context.client == client
         record.context.key_name = "alice"

@@ -15,7 +15,7 @@ from llava_gateway.images.fetch import USER_AGENT, Fetcher
 from llava_gateway.settings import Settings
 
 LOOPBACK = [ip_network("127.0.0.0/8")]
-PATIENT = {"image_timeout": 120, "image_connect_timeout": 120, "image_read_timeout": 120}
+PATIENT: dict[str, Any] = {"image_timeout": 120, "image_connect_timeout": 120, "image_read_timeout": 120}
 """Timeouts in seconds that do not expire on a busy machine."""
 Names = Callable[..., tuple[str, ...]]
 
@@ -24,7 +24,7 @@ def fetch(*urls: str, networks: Any = LOOPBACK, servers: tuple[str, ...] = (), *
     """Fetch the URLs and return the file at the last one."""
 
     async def run() -> bytes:
-        defaults = PATIENT | {"max_image_mb": 1, "allow_networks": tuple(networks)}
+        defaults: dict[str, Any] = PATIENT | {"max_image_mb": 1, "allow_networks": tuple(networks)}
         fetcher = Fetcher(Settings(**defaults | settings))
         fetcher.resolver.servers = servers
         try:

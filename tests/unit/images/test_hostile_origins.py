@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from helpers.hostile_origin import HOSTILE, PICTURE, Stalls, hostile_origin
+from helpers.hostile_origin import CONTENT, HOSTILE, Stalls, hostile_origin
 
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.fetch import Fetcher
@@ -25,7 +25,7 @@ def url() -> Iterator[str]:
 
 def run(work: Callable[[Fetcher], Awaitable[None]], **settings: Any) -> None:
     async def main() -> None:
-        defaults = {"image_timeout": 3, "image_connect_timeout": 60, "image_read_timeout": 60, "max_image_mb": 1}
+        defaults: dict[str, Any] = {"image_timeout": 3, "image_connect_timeout": 60, "image_read_timeout": 60, "max_image_mb": 1}
         defaults |= {"image_downloads": 64, "allow_networks": (ip_network("127.0.0.0/8"),)}
         fetcher = Fetcher(Settings(**defaults | settings))
         try:
@@ -45,7 +45,7 @@ def test_32_hostile_urls_do_not_block_the_event_loop(url: str, path: str) -> Non
             fetcher.timeout = 60
             good = await fetcher.fetch(f"{url}/good")
             results = await asyncio.gather(*hostile, return_exceptions=True)
-        assert good.data == PICTURE
+        assert good.data == CONTENT
         assert all(isinstance(result, InvalidImage) for result in results)
         assert stalls.longest < LONGEST_STALL
 
@@ -68,7 +68,7 @@ def test_a_hostile_url_does_not_use_the_cpu_until_its_timeout(url: str, path: st
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("good-lines", PICTURE),
+        ("good-lines", CONTENT),
         ("good-line-feeds", b"\n" * 200_000),
         ("good-continue", b"x"),
         ("good-trailer", b"x"),

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpcore
 import pytest
@@ -220,12 +220,12 @@ def test_an_address_without_an_answer_does_not_use_up_the_timeout() -> None:
 
     async def main() -> None:
         backend = NetworkBackend([ip_address(f"10.0.0.{number}") for number in (1, 2, 3)], asyncio.Lock())
-        backend._dialer = Dialer()
+        backend._dialer = cast(Any, Dialer())
         await backend.connect_tcp("several.example", 80, 8)
 
     asyncio.run(main())
     assert [host for host, _ in dialled] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
-    assert [round(timeout) for _, timeout in dialled] == [4, 4, 8]
+    assert [round(timeout or 0) for _, timeout in dialled] == [4, 4, 8]
 
 
 def test_a_host_with_many_addresses_is_not_dialled_at_all_of_them() -> None:
@@ -238,7 +238,8 @@ def test_a_host_with_many_addresses_is_not_dialled_at_all_of_them() -> None:
 
     async def main() -> None:
         backend = NetworkBackend([ip_address(number) for number in range(100)], asyncio.Lock())
-        backend._dialer = dialer = Dialer()
+        dialer = Dialer()
+        backend._dialer = cast(Any, dialer)
         with pytest.raises(httpcore.ConnectError):
             await backend.connect_tcp("many.example", 80, 8)
         assert dialer.dialled == network.MAX_DIALS

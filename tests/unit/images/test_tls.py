@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from helpers import nameserver
-from helpers.hostile_origin import PICTURE, Stalls, hostile_origin
+from helpers.hostile_origin import CONTENT, Stalls, hostile_origin
 
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.fetch import Fetcher
@@ -77,7 +77,7 @@ def run(certificate: tuple[Path, Path], work: Callable[[Fetcher], Awaitable[None
 
 def test_a_certificate_for_another_name_is_refused(certificate: tuple[Path, Path], port: int) -> None:
     async def work(fetcher: Fetcher) -> None:
-        assert (await fetcher.fetch(f"https://tls.example:{port}/good")).data == PICTURE
+        assert (await fetcher.fetch(f"https://tls.example:{port}/good")).data == CONTENT
         for host in ("other.example", "127.0.0.1"):
             with pytest.raises(InvalidImage, match="could not be downloaded"):
                 await fetcher.fetch(f"https://{host}:{port}/good")

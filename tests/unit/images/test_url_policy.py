@@ -1,7 +1,7 @@
 """The policy for image URLs: allowed forms of URLs, hosts and addresses."""
 
 import contextlib
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -93,7 +93,7 @@ def public(bits: str) -> bool:
     return not any(bits.startswith(prefix) for prefix in REFUSED_IPV4.values())
 
 
-def address_of(bits: str) -> object:
+def address_of(bits: str) -> IPv4Address | IPv6Address:
     return ip_address(int(bits, 2).to_bytes(len(bits) // 8, "big"))
 
 

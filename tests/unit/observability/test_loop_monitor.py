@@ -10,7 +10,7 @@ from llava_gateway.observability.loop_monitor import LoopMonitor
 def test_stall_is_counted_and_a_busy_machine_is_not() -> None:
     def counts() -> tuple[float, float]:
         return tuple(  # type: ignore[return-value]
-            sum(sample.value for sample in metric.collect()[0].samples if sample.name.endswith("_sum"))
+            sum(sample.value for sample in next(iter(metric.collect())).samples if sample.name.endswith("_sum"))
             for metric in (metrics.LOOP_DELAY, metrics.LOOP_STALL)
         )
 

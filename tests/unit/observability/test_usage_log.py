@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_full_disk_tears_only_one_line(path: Path) -> None:
         "from llava_gateway.observability.usage_log import UsageLog;"
         "log = UsageLog(pathlib.Path(sys.argv[1])); [log.write(RequestContext(str(number)), 200, 0.1) for number in range(9)]"
     )
-    command = f"ulimit -f 1; trap '' XFSZ; exec {sys.executable} -c '{program}' {path}"
+    command = f"ulimit -f 1; trap '' XFSZ; exec {shlex.quote(sys.executable)} -c '{program}' {path}"
     subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=60)
     assert not path.read_bytes().endswith(b"\n")
     write(path, "next")

@@ -1,13 +1,12 @@
 """API keys, votes and the comparison of two models on the chat page."""
 
-import os
 import signal
+from pathlib import Path
 
 import httpx
-import pytest
 from helpers.browser import Chat
 from helpers.chat_ui import ONE, OpenChat, check_accessible, png, sent_bodies
-from helpers.server import KEY, FeedbackServer
+from helpers.server import KEY, FeedbackServer, serve
 from playwright.sync_api import expect
 
 from llava_gateway.api.chat_ui.router import FILES
@@ -99,15 +98,16 @@ def test_page_needs_no_key_and_is_cached(feedback_server: FeedbackServer) -> Non
     assert (wrong.status_code, wrong.json()["error"]["message"]) == (405, "POST is not allowed here.")  # the API's error message
 
 
-@pytest.mark.last
-def test_error_in_a_stream_is_shown_below_the_partial_answer(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
-    chat = with_key(chat_at(feedback_server.server.url))
-    chat.choose(*[png(ONE)] * 5)
-    chat.ask("Describe these images.")  # five images, so that the answer is long enough to end the server in the middle
-    chat.page.locator(".answer .text:not(:empty)").wait_for()
-    os.kill(feedback_server.server.process.pid, signal.SIGTERM)
-    (partial,) = chat.wait_for_answers(1)
-    assert partial
-    assert describe([ONE] * 5).startswith(partial[:20])
-    expect(chat.errors).to_have_text("The server is shutting down; this request was cut off.")
-    assert feedback_server.server.process.wait(120) == 0
+def test_error_in_a_stream_is_shown_below_the_partial_answer(chat_at: OpenChat, tmp_path: Path) -> None:
+    with serve(tmp_path, "--shutdown-timeout", "0") as server:
+        chat = chat_at(server.url)
+        chat.wait_for_models()
+        chat.choose(*[png(ONE)] * 5)
+        chat.ask("Describe these images.")  # five images, so that the answer is long enough to end the server in the middle
+        chat.page.locator(".answer .text:not(:empty)").wait_for()
+        server.process.send_signal(signal.SIGTERM)
+        (partial,) = chat.wait_for_answers(1)
+        assert partial
+        assert describe([ONE] * 5).startswith(partial[:20])
+        expect(chat.errors).to_have_text("The server is shutting down; this request was cut off.")
+        assert server.process.wait(120) == 0

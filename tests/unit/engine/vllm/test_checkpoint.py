@@ -44,12 +44,17 @@ def index(directory: Path, name: str) -> None:
     (directory / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
 
 
+def remove_all(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink()
+
+
 def remove(directory: Path, name: str) -> None:
     (directory / name).unlink()
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "empty": (lambda at: [file.unlink() for file in at.iterdir()], ("config.json is missing",)),
+    "empty": (remove_all, ("config.json is missing",)),
     "cut config": (lambda at: (at / "config.json").write_text('{"model'), ("config.json", "not valid JSON")),
     "a list for a config": (lambda at: (at / "config.json").write_text("[]"), ("config.json", "not a JSON object")),
     "text only": (
