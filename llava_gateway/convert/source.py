@@ -74,7 +74,7 @@ def _sharded(directory: Path, index: str) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConvertError(f"{directory / index} is no index of weights: {error}") from error
     if missing := [name for name in names if not (directory / name).is_file()]:
-        raise ConvertError(f"{directory / missing[0]} is missing, and {index} lists it; download the checkpoint anew")
+        raise ConvertError(f"{directory / missing[0]} is missing, and {index} lists it; download the checkpoint again")
     return [directory / name for name in names]
 
 

@@ -40,9 +40,8 @@ if TYPE_CHECKING:
     from llava_gateway.settings import AspectRatio
     from llava_gateway.types import VisionConfig
 
-warnings.filterwarnings(
-    "ignore", module=r"PIL\."
-)  # Pillow's warnings are about sizes that are checked here; all threads share the list of filters
+# Pillow warns about sizes, which are checked here. The filter is set once, because all threads share the list of filters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
