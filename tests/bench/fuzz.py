@@ -33,7 +33,7 @@ TOKENS = 640
 PATIENCE = 120.0
 """Seconds for a whole batch, after which it counts as hung."""
 GRID: Grid = ("red", "blue", "green", "orange")
-PICTURES = {
+IMAGES = {
     f"picture:{number}": data_uri(encode(draw(grid).resize(size)))
     for number, (grid, size) in enumerate(
         [
@@ -100,10 +100,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 long_texts = st.sampled_from([f"{unit} x {times}" for unit in ("I see red.", "🦙", "hello world") for times in (40, 130, 380)])
 """As a batch's file has them."""
 texts = st.sampled_from(["Hello", "Describe this image.", " ", "é🦙", "What is in the top left?"]) | long_texts
-picture_parts = st.sampled_from(sorted(PICTURES)).map(lambda name: {"type": "image_url", "image_url": {"url": name}})
-contents = st.builds(
-    lambda pictures, text: [*pictures, {"type": "text", "text": text}], st.lists(picture_parts, max_size=3) | st.just([]), texts
-)
+image_parts = st.sampled_from(sorted(IMAGES)).map(lambda name: {"type": "image_url", "image_url": {"url": name}})
+contents = st.builds(lambda images, text: [*images, {"type": "text", "text": text}], st.lists(image_parts, max_size=3) | st.just([]), texts)
 messages = st.builds(
     lambda system, turns, last: [*system, *turns, {"role": "user", "content": last}],
     st.lists(st.just({"role": "system", "content": "You are a small model."}), max_size=1),
@@ -152,7 +150,7 @@ def requests(models: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def shown(value: Any) -> Any:
-    """With the pictures in the place of their names, and long texts written out."""
+    """With the images in the place of their names, and long texts written out."""
     if isinstance(value, dict):
         return {name: shown(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -160,7 +158,7 @@ def shown(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     unit, _, times = value.rpartition(" x ")
-    return (f"{unit} " * int(times)) if times.isdecimal() else PICTURES.get(value, value)
+    return (f"{unit} " * int(times)) if times.isdecimal() else IMAGES.get(value, value)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What an image costs: time to the first token, and the front end's CPU, for new and for known pictures."""
+"""What an image costs: time to the first token, and the front end's CPU, for new and for known images."""
 
 import asyncio
 import base64
@@ -21,10 +21,10 @@ from llava_gateway.loadtest.client import LoadTarget, Outcome
 Row = dict[str, float]
 SIZES = {"12 MP": (4000, 3000), "2 MP": (1600, 1200), "0.1 MP": (384, 288)}
 TURNS = 4
-"""Pictures of the chat whose second turn is measured."""
+"""Images of the chat whose second turn is measured."""
 
 
-def pictures(size: tuple[int, int]) -> Iterator[str]:
+def images(size: tuple[int, int]) -> Iterator[str]:
     """Photographs without end, each another one, as data URIs."""
     photo = photograph(*size)
     for number in itertools.count(secrets.randbits(40)):
@@ -42,15 +42,15 @@ def request(*urls: str, answers: int = 0) -> bytes:
 
 
 class Host(ThreadingHTTPServer):
-    """Serves each picture at a URL of its own."""
+    """Serves each image at a URL of its own."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Pictures)
-        self.pictures: dict[str, bytes] = {}
+        self.images: dict[str, bytes] = {}
 
     def url(self, uri: str) -> str:
-        path = f"/{len(self.pictures)}.jpg"
-        self.pictures[path] = base64.b64decode(uri.partition(",")[2])
+        path = f"/{len(self.images)}.jpg"
+        self.images[path] = base64.b64decode(uri.partition(",")[2])
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
 
 
@@ -58,7 +58,7 @@ class _Pictures(BaseHTTPRequestHandler):
     server: Host
 
     def do_GET(self) -> None:
-        content = self.server.pictures[self.path]
+        content = self.server.images[self.path]
         self.send_response(200)
         self.send_header("content-type", "image/jpeg")
         self.send_header("content-length", str(len(content)))
@@ -106,7 +106,7 @@ def measured(peer: Peer, work: Callable[..., float], *arguments: Any) -> tuple[f
 def rows(peer: Peer, samples: int) -> Iterator[tuple[str, Row]]:
     """By name of the row."""
     for name, size in SIZES.items():
-        photos = pictures(size)
+        photos = images(size)
         first_token(peer, request(next(photos)))
         bodies = [request(next(photos)) for _ in range(samples)]
         yield f"new {name} JPEG", _row([measured(peer, first_token, body) for body in bodies])
@@ -122,7 +122,7 @@ def rows(peer: Peer, samples: int) -> Iterator[tuple[str, Row]]:
 
 
 def _second_turns(peer: Peer, samples: int) -> Iterator[tuple[float, float]]:
-    photos = pictures(SIZES["2 MP"])
+    photos = images(SIZES["2 MP"])
     for _ in range(samples):
         chat = [next(photos) for _ in range(TURNS)]
         first_token(peer, request(*chat))
@@ -135,8 +135,8 @@ def _row(pairs: list[tuple[float, float]]) -> Row:
 
 
 def memory_after_distinct_images(peer: Peer, count: int) -> tuple[int, int]:
-    """The front end's RSS in bytes before and after `count` pictures, each another one."""
-    photos = pictures((512, 512))
+    """The front end's RSS in bytes before and after `count` images, each another one."""
+    photos = images((512, 512))
     before = 0
     for number in range(count):
         first_token(peer, request(next(photos)))

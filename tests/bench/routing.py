@@ -1,4 +1,4 @@
-"""What image affinity is worth: chats with pictures on a simulated cluster, with the routing that the gateway has and without it. Prints
+"""What image affinity is worth: chats with images on a simulated cluster, with the routing that the gateway has and without it. Prints
 tables, and draws docs/pictures/routing.svg (needs llava-gateway[bench]). Some minutes of one core.
 
     python tests/bench/routing.py
@@ -16,7 +16,7 @@ from bench.routing_model import KV_IMAGES, Seen, Users, gather_limited
 
 from llava_gateway.cluster import router as affinity
 
-PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "routing.svg"
+IMAGE = Path(__file__).parents[2] / "docs" / "pictures" / "routing.svg"
 SIZES = (2, 4, 8, 16, 64)
 WARM_UP = 120.0
 """Seconds that are not counted: six times as long as users think, so that the memories are full."""
@@ -39,7 +39,7 @@ Results = dict[str, dict[int, Seen]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
-    parser.add_argument("--plot", type=Path, default=PICTURE, help="draw here, as SVG or PNG")
+    parser.add_argument("--plot", type=Path, default=IMAGE, help="draw here, as SVG or PNG")
     options = parser.parse_args()
     results: Results = {name: {} for name in ROUTINGS}
     _head("Replicas", *SEEN)

@@ -1,4 +1,4 @@
-"""The simulated cluster: chats with pictures, the ingresses that route them, and replicas that each remember some pictures."""
+"""The simulated cluster: chats with images, the ingresses that route them, and replicas that each remember some images."""
 
 import heapq
 import itertools
@@ -71,8 +71,8 @@ class Cluster:
         self._replicas: dict[str, Replica] = {}
         self._views = [View() for _ in range(ingresses)]
         self._rate = self.users.rate * replicas / self.users.turns
-        self._known, self._numbers, self._images = set[int](), itertools.count(), itertools.count(self.users.pictures)
-        self._popular = list(itertools.accumulate(1 / n for n in range(1, self.users.pictures + 1)))
+        self._known, self._numbers, self._images = set[int](), itertools.count(), itertools.count(self.users.images)
+        self._popular = list(itertools.accumulate(1 / n for n in range(1, self.users.images + 1)))
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         for _ in range(replicas):
             self.add()
@@ -126,7 +126,7 @@ class Cluster:
 
     def _begin(self) -> None:
         users, chance = self.users, self.random
-        popular = chance.choices(range(users.pictures), cum_weights=self._popular)[0]
+        popular = chance.choices(range(users.images), cum_weights=self._popular)[0]
         first = popular if chance.random() < users.hot else next(self._images)
         images = [first, next(self._images)] if chance.random() < users.second else [first]
         self._ask(Chat(images, chance.randint(1, 2 * users.turns - 1)))

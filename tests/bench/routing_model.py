@@ -35,7 +35,7 @@ HEARD = 10.0
 @dataclass(frozen=True, slots=True)
 class Users:
     rate: float = 5.5
-    """Requests a second for each replica: six tenths of what it could answer if it remembered nothing of chats with one picture."""
+    """Requests a second for each replica: six tenths of what it could answer if it remembered nothing of chats with one image."""
     turns: int = 4
     """Of a chat, on average; each number from 1 to twice that is as likely as another, but for itself."""
     think: float = 20.0
@@ -45,8 +45,8 @@ class Users:
     more: float = 0.15
     """Of later turns, that add an image."""
     hot: float = 0.2
-    """Of chats, that begin with a picture that others have, too: a product's, a template's, a meme."""
-    pictures: int = 50
+    """Of chats, that begin with an image that others have, too: a product's, a template's, a meme."""
+    images: int = 50
     """Of those. The n-th most popular is asked for 1/n times as often as the first."""
 
 

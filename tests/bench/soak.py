@@ -1,4 +1,4 @@
-"""`make soak`: mixed traffic for ten minutes, with pictures, clients that leave and bad input. Every interval all stop, and what the
+"""`make soak`: mixed traffic for ten minutes, with images, clients that leave and bad input. Every interval all stop, and what the
 gateway then holds is read: memory, open files, tasks, requests. Fails if any of it grows after the warm-up.
 
 With `--hostile` the traffic is polite chats alone, and in every second interval attackers join them from an address of their own. Fails
@@ -112,7 +112,7 @@ class Traffic:
 
 
 class PoliteTraffic:
-    """Short streamed chats about pictures that the server has not seen, with a pause after each."""
+    """Short streamed chats about images that the server has not seen, with a pause after each."""
 
     def __init__(self, outcomes: Counter[str]) -> None:
         self.outcomes = outcomes
@@ -278,7 +278,7 @@ def besiege(server: Server, options: argparse.Namespace, outcomes: Counter[str])
     with hostile_origin() as origin_url:
         crew = Crew(server.url, polite, POLITE)
         attackers = Attackers(server.url, origin_url, options.attacks)
-        crew.work(options.interval)  # the first pictures of all find caches and workers cold
+        crew.work(options.interval)  # the first images of all find caches and workers cold
         for number, seconds in enumerate(intervals(options)):
             attacked = number % 2 == 1
             polite.first_tokens.clear()

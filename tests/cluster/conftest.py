@@ -116,7 +116,7 @@ def grown(cluster: Cluster, redis: str, tmp_path_factory: pytest.TempPathFactory
 
 
 async def _keep_asking(http: AsyncClient, number: int, meanwhile: list[tuple[Told, str]], enough: asyncio.Event) -> None:
-    """About pictures; the first of all only wants to hear a long answer, each of which takes seconds."""
+    """About images; the first of all only wants to hear a long answer, each of which takes seconds."""
     rng = random.Random(number)
     while not enough.is_set():
         grid = random_grid(rng)

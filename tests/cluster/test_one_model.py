@@ -44,7 +44,7 @@ def sdk(cluster: Cluster) -> Iterator[OpenAI]:
 
 
 def test_concurrent_images_get_their_own_answers(cluster: Cluster) -> None:
-    """Streamed and not; none gets the answer to another one's picture."""
+    """Streamed and not; none gets the answer to another one's image."""
     asked = [body(image(grid), "Describe this image.", stream=stream) for grid in GRIDS for stream in (False, True)]
 
     async def ask_them() -> list[Told]:
@@ -65,9 +65,9 @@ def test_several_images_in_order(sdk: OpenAI, number: int) -> None:
 
 
 def test_large_photograph_and_a_second_turn(sdk: OpenAI) -> None:
-    picture = image_part(data_uri(encode(draw(GRIDS[0], (2400, 1800)), "JPEG", quality=90)))
+    photo = image_part(data_uri(encode(draw(GRIDS[0], (2400, 1800)), "JPEG", quality=90)))
     said = {"role": "assistant", "content": describe([GRIDS[0]])}
-    chat = [user(picture, "Describe this image."), said, user("What color is the top left?")]
+    chat = [user(photo, "Describe this image."), said, user("What color is the top left?")]
     completion = sdk.chat.completions.create(**body() | {"messages": chat})
     assert completion.choices[0].message.content == f"{GRIDS[0][0].capitalize()}."
 
@@ -116,8 +116,8 @@ def test_unknown_model_is_a_404(sdk: OpenAI) -> None:
 
 
 def test_llava_worker_api(cluster: Cluster) -> None:
-    picture = base64.b64encode(encode(draw(GRIDS[0]))).decode()
-    asked = {"model": MODEL, "prompt": "USER: <image>\nDescribe this image. ASSISTANT:", "images": [picture], "temperature": 0}
+    encoded = base64.b64encode(encode(draw(GRIDS[0]))).decode()
+    asked = {"model": MODEL, "prompt": "USER: <image>\nDescribe this image. ASSISTANT:", "images": [encoded], "temperature": 0}
     answer = httpx.post(f"{cluster.url}/worker_generate_stream", json=asked, timeout=60)
     assert answer.status_code == 200
     assert describe([GRIDS[0]]) in answer.text.split("\0")[-2]

@@ -123,8 +123,8 @@ async def _share_known(grown: Grown, model: str) -> float:
     """Of second turns, those whose image the replica that answered had seen in the first."""
     rng = random.Random(model)
     grids = [random_grid(rng) for _ in range(CHATS)]
-    pictures = [image_part(data_uri(encode(draw_noisy(grid, rng)))) for grid in grids]
-    first = [[user(picture, "Describe this image.")] for picture in pictures]
+    images = [image_part(data_uri(encode(draw_noisy(grid, rng)))) for grid in grids]
+    first = [[user(each, "Describe this image.")] for each in images]
     answers = [{"role": "assistant", "content": describe([grid])} for grid in grids]
     second = [[*turn, answer, user("What color is the top left?")] for turn, answer in zip(first, answers, strict=True)]
     async with client(grown.cluster.url, grown.keys["alice"]) as http:

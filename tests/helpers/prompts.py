@@ -5,7 +5,7 @@ from typing import Any
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ImageSource, ImageUrl, Message, ModelInfo, Text, VisionConfig
 
-PICTURE = ImageUrl("data:,", "image")
+IMAGE = ImageUrl("data:,", "image")
 LLAVA_HF_TEMPLATE = (  # in the manner of llava-hf/llava-1.5-7b-hf: images first, each text followed by a space
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
@@ -15,11 +15,11 @@ LLAVA_HF_TEMPLATE = (  # in the manner of llava-hf/llava-1.5-7b-hf: images first
 )
 CHATS: list[list[Message]] = [
     [Message("user", (Text("Hello"),))],
-    [Message("user", (PICTURE, Text("Describe this image.")))],
-    [Message("user", (Text("Describe these images."), PICTURE, PICTURE))],
-    [Message("user", (Text("One."), PICTURE, Text("Two.")))],
-    [Message("system", (Text("Be brief."),)), Message("user", (PICTURE, Text("What?"))), Message("assistant", (Text("Red."),)),
-     Message("user", (PICTURE, Text("And now? Zażółć gęślą jaźń 🦙\n\ttabs")))],
+    [Message("user", (IMAGE, Text("Describe this image.")))],
+    [Message("user", (Text("Describe these images."), IMAGE, IMAGE))],
+    [Message("user", (Text("One."), IMAGE, Text("Two.")))],
+    [Message("system", (Text("Be brief."),)), Message("user", (IMAGE, Text("What?"))), Message("assistant", (Text("Red."),)),
+     Message("user", (IMAGE, Text("And now? Zażółć gęślą jaźń 🦙\n\ttabs")))],
 ]  # fmt: skip
 
 

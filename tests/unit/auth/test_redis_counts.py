@@ -70,8 +70,15 @@ def test_redis_script_matches_the_window_in_memory(shared_redis: Redis, asked: l
             buckets.append(outcome.bucket)
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may need more than the two seconds that an operator's Redis has."""
+    monkeypatch.setattr(redis_counts, "TIMEOUT", 60.0)
+
+
 def test_gateways_with_one_redis_share_counts(redis: Redis) -> None:
     async def scenario() -> None:
+        start = time.monotonic()
         one, other, memory = RateLimits(redis.url), RateLimits(redis.url), RateLimits()
         key = limited(requests_per_minute=120, tokens_per_minute=1000)
         admitted = await asyncio.gather(*((one, other)[number % 2].admit(key) for number in range(200)), return_exceptions=True)
@@ -79,7 +86,7 @@ def test_gateways_with_one_redis_share_counts(redis: Redis) -> None:
         assert len(inside) == 120
         assert all(isinstance(caller, (KeyLease, RateLimited)) for caller in admitted)
         refusal = await refused(other.admit(key))
-        assert 55 <= (refusal.retry_after or 0) <= 60
+        assert 59 - (time.monotonic() - start) <= (refusal.retry_after or 0) <= 60
         assert headers(refusal)["remaining-requests"] == "0"
         reserved = await asyncio.gather(*(caller.reserve(7, 100, answers=1) for caller in inside[:40]), return_exceptions=True)
         let_in = [caller for caller, outcome in zip(inside, reserved, strict=False) if outcome is None]
@@ -163,7 +170,7 @@ def test_lost_redis_refuses_keys_with_limits(redis: Redis, caplog: pytest.LogCap
         await caller.release()
         for _ in range(3):
             await unavailable(rates.admit(key))
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 30  # a lost connection is noticed at once; a timeout would take 60 s
         await rates.admit(BOB)
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         redis.__enter__()
@@ -240,7 +247,7 @@ def test_silent_redis_times_out(redis: Redis, monkeypatch: pytest.MonkeyPatch, c
         redis.process.send_signal(signal.SIGSTOP)
         start = time.monotonic()
         ended = await asyncio.gather(*(rates.admit(key) for _ in range(100)), return_exceptions=True)
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 15  # one after the other, the 100 timeouts would take 30 s
         assert {type(end) for end in ended} == {Unavailable}
         assert len(caplog.records) == 1
         redis.process.send_signal(signal.SIGCONT)

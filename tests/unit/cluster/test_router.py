@@ -10,7 +10,7 @@ EVERYTHING = 1_000_000
 """A cache for so many images holds all images of the simulation."""
 SHORT = Users(turns=2, hot=0)
 """Chats of one to three turns, each with images of its own."""
-CROWD = Users(hot=0.7, pictures=3)
+CROWD = Users(hot=0.7, images=3)
 """Many chats about the same three images."""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from helpers.prompts import CHATS, LLAVA_HF_TEMPLATE, PICTURE, huggingface, model_info
+from helpers.prompts import CHATS, IMAGE, LLAVA_HF_TEMPLATE, huggingface, model_info
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, trainers
@@ -40,7 +40,7 @@ def test_prompt_equals_hugging_face(processor: Any, template: str | None, chat: 
 
 
 def test_prompt_has_the_form_of_llava(renderer: PromptRenderer) -> None:
-    asked = [Message("system", (Text("S"),)), Message("user", (Text("Q"), PICTURE))]
+    asked = [Message("system", (Text("S"),)), Message("user", (Text("Q"), IMAGE))]
     answered = [*asked, Message("assistant", (Text("A"),)), Message("user", (Text("R"),))]
     assert renderer.chat(answered).text == "S USER: <image>\nQ ASSISTANT: A</s>USER: R ASSISTANT:"
 
@@ -69,7 +69,7 @@ def byte_fallback_tokenizer() -> tokenizers.Tokenizer:
 )
 def test_text_never_becomes_a_control_token(renderer: PromptRenderer, pieces: list[str]) -> None:
     for parts in ([Text("".join(pieces))], [Text(piece) for piece in pieces]):
-        prompt = renderer.chat([Message("user", (PICTURE, *parts))])
+        prompt = renderer.chat([Message("user", (IMAGE, *parts))])
         assert special_ids(renderer, prompt.token_ids) == ["<s>", "<image>"]
 
 
@@ -87,7 +87,7 @@ def test_control_token_split_over_parts_is_defused(processor: Any, pieces: tuple
     """A template that joins texts without a space must not join them into a control token."""
     joined = "{% for p in messages[0]['content'] %}{{ p['text'] if p['type'] == 'text' else '<image>' }}{% endfor %}"
     renderer = PromptRenderer(model_info(processor, joined))
-    prompt = renderer.chat([Message("user", (PICTURE, *map(Text, pieces)))])
+    prompt = renderer.chat([Message("user", (IMAGE, *map(Text, pieces)))])
     assert special_ids(renderer, prompt.token_ids) == ["<s>", "<image>"]
     assert prompt.text == "<image>" + "".join(pieces)
 
@@ -100,7 +100,7 @@ def test_too_long_text_is_refused_before_tokenizing(renderer: PromptRenderer) ->
 def test_byte_fallback_tokenizer_is_supported(processor: Any) -> None:
     tokenizer = byte_fallback_tokenizer()
     renderer = PromptRenderer(dataclasses.replace(model_info(processor), tokenizer=Tokenizer(tokenizer.to_str())))
-    prompt = renderer.chat([Message("user", (PICTURE, Text("hi <image></s>")))])
+    prompt = renderer.chat([Message("user", (IMAGE, Text("hi <image></s>")))])
     assert prompt.token_ids.count(tokenizer.token_to_id("<image>") or 0) == 1
     read = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)  # with a space after <image>, as such tokenizers have it
     assert read.replace(" ", "") == "USER:<image>\nhi<image></s>ASSISTANT:"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.prompts import CHATS, LLAVA_HF_TEMPLATE, PICTURE, huggingface, model_info
+from helpers.prompts import CHATS, IMAGE, LLAVA_HF_TEMPLATE, huggingface, model_info
 from transformers import AutoProcessor
 
 from llava_gateway.demo import CHECKPOINT
@@ -14,7 +14,7 @@ from llava_gateway.prompts.templates import BUILT_IN, CURIOUS_HUMAN, CURIOUS_USE
 from llava_gateway.settings import SettingsError
 from llava_gateway.types import Message, Text
 
-ASKED = [Message("user", (Text("What?"), PICTURE))]
+ASKED = [Message("user", (Text("What?"), IMAGE))]
 ANSWERED = [*ASKED, Message("assistant", (Text("Red."),)), Message("user", (Text("And now?"),))]
 SYSTEM = [Message("system", (Text("Be brief."),)), Message("user", (Text("Hi"),))]
 GOLDEN = {
