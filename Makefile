@@ -20,8 +20,8 @@ serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-
 test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine, without the Ray cluster
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-fast: .venv/test-$(ENGINE)  ## The unit tests: in random order: no engine, about a minute
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -p randomly --randomly-dont-reset-seed tests/unit $(ARGS)
+test-fast: .venv/test-$(ENGINE)  ## The unit tests: in random order: no engine, under a minute
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -p randomly --randomly-dont-reset-seed -m 'not slow' tests/unit $(ARGS)
 
 test-ray: .venv/test-$(ENGINE)  ## A Ray cluster of several gateways and engines on this machine, and faults that end some of them
 	$(BIN)/python -m pytest tests/cluster $(ARGS)

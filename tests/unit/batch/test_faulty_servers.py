@@ -109,6 +109,7 @@ def test_only_images_are_sent(tmp_path: Path) -> None:
     assert len(sent) == 2
 
 
+@pytest.mark.slow
 def test_busy_server_is_asked_again_after_retry_after(tmp_path: Path) -> None:
     lines, out = write(tmp_path / "in.jsonl", [line("a", "Hello")]), tmp_path / "out.jsonl"
     with faulty_server(answer(429, {}, retry_after="2"), hang_up, answer(503, {}, retry_after="1"), ANSWER) as url:

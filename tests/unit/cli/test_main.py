@@ -72,6 +72,7 @@ def test_invalid_value_is_reported_in_one_line(call: Call, arguments: list[str])
 
 
 @pytest.mark.parametrize("wrong", ["--no-such-flag", "/no/such/model"])
+@pytest.mark.slow
 def test_unknown_flag_or_model_ends_serve_without_traceback(wrong: str) -> None:
     result = run("serve", wrong, "--port", "58123")
     assert result.returncode == 1

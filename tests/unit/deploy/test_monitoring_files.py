@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import yaml
 from helpers import programs
 from helpers.deployment import ALERTS, CONFIG, DASHBOARD, PANELS, QUERIES, RULES
@@ -11,6 +12,7 @@ RULES_TEST = ROOT / "deploy" / "prometheus" / "rules_test.yml"
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 
 
+@pytest.mark.slow
 def test_prometheus_configuration_and_rules_are_valid() -> None:
     programs.run("promtool", "check", "config", "--syntax-only", CONFIG)
     programs.run("promtool", "check", "rules", RULES)

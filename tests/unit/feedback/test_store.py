@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from blake3 import blake3
 from helpers.commands import run, vote_on
 from helpers.documentation import rows
@@ -41,6 +42,7 @@ for number in count():
 """
 
 
+@pytest.mark.slow
 def test_answered_votes_survive_a_kill(tmp_path: Path) -> None:
     """Two writers share a directory and are killed, five times."""
     answered: set[str] = set()

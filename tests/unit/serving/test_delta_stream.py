@@ -192,6 +192,7 @@ def test_answer_is_the_same_in_one_piece_and_in_many(pieces: list[tuple[int, str
         assert bytes(byte for entry in choice["logprobs"]["content"] for byte in entry["bytes"]) == joined[index][1].encode()
 
 
+@pytest.mark.slow
 def test_log_probabilities_leave_no_objects_for_the_garbage_collector() -> None:
     """Hundreds of thousands of them: each full collection held the event loop for a tenth of a second."""
     counts: list[int] = []

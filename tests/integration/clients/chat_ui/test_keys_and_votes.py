@@ -1,16 +1,24 @@
 """API keys, votes and the comparison of two models on the chat page."""
 
-import signal
-from pathlib import Path
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import httpx
+import uvicorn
 from helpers.browser import Chat
 from helpers.chat_ui import ONE, OpenChat, check_accessible, png, sent_bodies
-from helpers.server import KEY, FeedbackServer, serve
+from helpers.server import KEY, FeedbackServer, free_port
+from helpers.silent_engine import SilentEngine
+from helpers.waiting import wait_for
 from playwright.sync_api import expect
 
 from llava_gateway.api.chat_ui.router import FILES
-from llava_gateway.demo.images import describe
+from llava_gateway.app import create_app
+from llava_gateway.http.uvicorn_protocol import http_protocol
+from llava_gateway.settings import Settings
+from llava_gateway.types import Delta, Prompt, SamplingParams, Usage
 
 
 def test_key_is_asked_once_and_kept_in_the_session(chat_at: OpenChat, feedback_server: FeedbackServer) -> None:
@@ -98,16 +106,43 @@ def test_page_needs_no_key_and_is_cached(feedback_server: FeedbackServer) -> Non
     assert (wrong.status_code, wrong.json()["error"]["message"]) == (405, "POST is not allowed here.")  # the API's error message
 
 
-def test_error_in_a_stream_is_shown_below_the_partial_answer(chat_at: OpenChat, tmp_path: Path) -> None:
-    with serve(tmp_path, "--shutdown-timeout", "0") as server:
-        chat = chat_at(server.url)
+class HalfAnswerEngine(SilentEngine):
+    """Generates one delta of each answer and no end."""
+
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
+        on_delta(Delta(0, "One half", 2))
+        await asyncio.Future()
+
+
+@contextmanager
+def half_answers() -> Iterator[tuple[str, Callable[[], None]]]:
+    """A gateway whose answers stop in the middle: its URL, and a function that makes it refuse and abort all requests."""
+    settings = Settings(model="llava-demo")
+    app, port, loop = create_app(settings, engine=HalfAnswerEngine), free_port(), asyncio.new_event_loop()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, http=http_protocol(settings), log_level="error"))
+    thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(),))
+    thread.start()
+
+    def drain() -> None:
+        asyncio.run_coroutine_threadsafe(app.state.gateway.drain(0, asyncio.Event()), loop).result(60)
+
+    try:
+        wait_for(lambda: server.started)
+        yield f"http://127.0.0.1:{port}", drain
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        loop.close()
+
+
+def test_error_in_a_stream_is_shown_below_the_partial_answer(chat_at: OpenChat) -> None:
+    with half_answers() as (url, drain):
+        chat = chat_at(url)
         chat.wait_for_models()
-        chat.choose(*[png(ONE)] * 5)
-        chat.ask("Describe these images.")  # five images, so that the answer is long enough to end the server in the middle
+        chat.ask("Hello")
         chat.page.locator(".answer .text:not(:empty)").wait_for()
-        server.process.send_signal(signal.SIGTERM)
-        (partial,) = chat.wait_for_answers(1)
-        assert partial
-        assert describe([ONE] * 5).startswith(partial[:20])
+        drain()
+        assert chat.wait_for_answers(1) == ["One half"]
         expect(chat.errors).to_have_text("The server is shutting down; this request was cut off.")
-        assert server.process.wait(120) == 0

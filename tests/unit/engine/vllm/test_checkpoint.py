@@ -218,5 +218,6 @@ def test_quantization_is_checked_before_vllm_starts(checkpoint: Path) -> None:
 
 
 @ON_CPU
+@pytest.mark.slow
 def test_quantization_that_the_checkpoint_lacks_ends_the_server(tmp_path: Path) -> None:
     assert "Cannot find the config file for awq" in last_error(tmp_path, "llava-demo", "--quantization", "awq")

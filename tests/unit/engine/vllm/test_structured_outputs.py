@@ -84,6 +84,7 @@ def test_killed_worker_is_replaced() -> None:
     run(work)
 
 
+@pytest.mark.slow
 def test_many_expensive_forms_at_once_are_bounded() -> None:
     async def work(checker: GrammarChecker) -> None:
         bombs: list[Coroutine[Any, Any, None]] = [checker.check(StructuredOutput("grammar", BOMB % number)) for number in range(40)]
