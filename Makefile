@@ -1,10 +1,11 @@
-# make serve | test | test-fast | test-ray | check | measure | bench | soak | fuzz | screenshots | demo-model | clean
-# Variables: HOST PORT MODEL ARGS PYTHON ENGINE BENCH SOAK FUZZ
+# make serve | test | test-fast | test-ray | lint | check | measure | bench | soak | fuzz | screenshots | demo-model | clean
+# Variables: HOST PORT MODEL ARGS WORKERS PYTHON ENGINE BENCH SOAK FUZZ
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 MODEL ?= $(if $(filter cpu,$(ENGINE)),llava-demo)
 ARGS ?=
+WORKERS ?= 2
 BENCH ?=
 SOAK ?=
 FUZZ ?=
@@ -12,25 +13,27 @@ BIN := .venv/bin
 TESTS := PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 
-.PHONY: serve test test-fast test-ray check measure bench soak fuzz screenshots demo-model clean
+.PHONY: serve test test-fast test-ray lint check measure bench soak fuzz screenshots demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
-test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine, without the Ray cluster
+test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine, by WORKERS processes, without the Ray cluster
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-fast: .venv/test-$(ENGINE)  ## The unit tests: in random order: no engine, under a minute
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -p randomly --randomly-dont-reset-seed -m 'not slow' tests/unit $(ARGS)
+test-fast: .venv/test-$(ENGINE)  ## The unit tests in random order: no engine, under a minute
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -p randomly --randomly-dont-reset-seed --hypothesis-profile fast \
+		-m 'not slow' tests/unit $(ARGS)
 
 test-ray: .venv/test-$(ENGINE)  ## A Ray cluster of several gateways and engines on this machine, and faults that end some of them
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
-check: .venv/check-$(ENGINE)  ## Lint, types, and the whole suite
+lint: .venv/check-$(ENGINE)  ## Ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(MAKE) test
+
+check: lint test  ## Ruff, mypy and the whole suite
 
 measure: .venv/test-$(ENGINE)  ## The share of the demo model's answers that are right, through the real engine
 	$(BIN)/python -m llava_gateway.demo.evaluate

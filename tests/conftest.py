@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # litellm otherwise asks a server on the internet for prices when it is imported
 
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine must not fail a test
+settings.register_profile("fast", settings.get_profile("busy"), max_examples=20)  # for `make test-fast`
 settings.load_profile("busy")
 
 

@@ -65,7 +65,7 @@ STALLED = {
 
 @pytest.mark.parametrize("begun", STALLED)
 def test_stalled_connections_do_not_block_new_ones(begun: str) -> None:
-    with gateway(max_connections=30) as running:
+    with gateway(max_connections=30, head_timeout=0.3, body_timeout=0.3) as running:
         running.go.set()
         stalled = [running.connect() for _ in range(30)]
         try:
