@@ -345,7 +345,7 @@ def test_a_worker_that_was_killed_during_its_start_is_replaced() -> None:
         for worker in workers():
             worker.kill()
         for task in loader._workers._workers:
-            if task.done() and not task.exception():  # a started worker: the pool must notice its death, since two deaths count against an image
+            if task.done() and not task.exception():  # the pool must notice this death first, since two deaths count against an image
                 await task.result().process.wait()
         assert (await load(loader, FILES["BMP"]))[0].source == (800, 600)
 
