@@ -21,7 +21,7 @@ serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-
 test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine, by WORKERS processes, without the Ray cluster
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-fast: .venv/test-$(ENGINE)  ## The unit tests in random order: no engine, under a minute
+test-fast: .venv/test-$(ENGINE)  ## The unit tests in random order: no engine, two minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -p randomly --randomly-dont-reset-seed --hypothesis-profile fast \
 		-m 'not slow' tests/unit $(ARGS)
 
