@@ -1,6 +1,7 @@
 """`llava-gateway chat` with the real engine, in a terminal and in a pipe."""
 
 import json
+import shlex
 from pathlib import Path
 
 import httpx
@@ -23,7 +24,7 @@ def test_image_can_be_added_during_a_chat(server: Server, own_home: dict[str, st
     assert describe([FIRST_GRID]) in said
     assert "(576 of images)" in said
     assert "tokens/s" in said
-    ask(child, f"/image {SECOND}")
+    ask(child, f"/image {shlex.quote(str(SECOND))}")
     assert child.match.group(2) == "[1 picture] > "
     for line in ("Describe these images.", "/retry"):
         said = ask(child, line)
@@ -47,7 +48,7 @@ def test_chat_commands_work(server: Server, own_home: dict[str, str]) -> None:
     assert "/help" in ask(child, "/imagine")
     assert "missing.png" in ask(child, "/image missing.png")
     assert "No closing quotation" in ask(child, "/image 'a b.png")
-    ask(child, f"/image {FIRST}")
+    ask(child, f"/image {shlex.quote(str(FIRST))}")
     assert child.match.group(2) == "[1 picture] > "
     ask(child, "/clear")
     assert child.match.group(2) == "> "

@@ -1,6 +1,7 @@
 """`llava-gateway chat` in a terminal and in pipes, with servers that fail or send hostile text."""
 
 import json
+import shlex
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -174,7 +175,7 @@ def test_server_text_cannot_control_the_terminal(scripted: ScriptedServer, own_h
 
 def test_closed_pipe_ends_the_command_silently(scripted: ScriptedServer, own_home: dict[str, str]) -> None:
     scripted.answers = [(200, chunk("many words " * 1000) * 50 + chunk("", "stop") + DONE)]
-    script = f'{" ".join(COMMAND)} --base-url {scripted.v1} Hello | head -c 4; exit "${{PIPESTATUS[0]}}"'
+    script = f'{shlex.join(COMMAND)} --base-url {scripted.v1} Hello | head -c 4; exit "${{PIPESTATUS[0]}}"'
     ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, env=own_home, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + 13, "many", "")
 
