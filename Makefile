@@ -10,7 +10,7 @@ BENCH ?=
 SOAK ?=
 FUZZ ?=
 BIN := .venv/bin
-TESTS := PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m
+TESTS := PYTHONPATH="$(CURDIR)/tests" $(BIN)/python -m
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 
 .PHONY: serve test test-fast test-ray lint check measure bench soak fuzz screenshots demo-model clean

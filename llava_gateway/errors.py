@@ -41,6 +41,11 @@ class GatewayError(Exception):
         self.retry_after = retry_after
         """Seconds until a retry may succeed. None: not known."""
 
+    @property
+    def message_with_param(self) -> str:
+        """The message, with the field before it if it does not name the field. For dialects that have no place for `param`."""
+        return self.message if self.param is None or self.param in self.message else f"{self.param}: {self.message}"
+
 
 class InvalidRequest(GatewayError):
     """The client can correct the request; `param` names the field."""

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import orjson
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
@@ -54,3 +57,8 @@ class ErrorResponse:
         current_context().code = self.error.code or self.error.type
         headers = ((name.encode(), value.encode()) for name, value in self.headers.items())
         await self.render_error(self.error, ResponseWriter(send, headers=headers))
+
+
+def json_response(value: Any) -> Response:
+    """Return a 200 response with `value` as JSON, for a route without a request body."""
+    return Response(orjson.dumps(value), media_type="application/json")

@@ -6,12 +6,12 @@ page that Prometheus reads.
 
 from collections.abc import Awaitable, Callable
 
-import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from llava_gateway.api.base import json_response
 from llava_gateway.serving.gateway import Gateway
 
 PROBES = ("/health", "/ready")
@@ -22,17 +22,13 @@ def routes(gateway: Gateway, exposition: Callable[[], Awaitable[bytes]]) -> list
     """Return the routes. `exposition`: returns the page that Prometheus reads."""
 
     async def health(request: Request) -> Response:
-        return _status("ok")
+        return json_response({"status": "ok"})
 
     async def ready(request: Request) -> Response:
         gateway.check_ready()
-        return _status("ready")
+        return json_response({"status": "ready"})
 
     async def metrics(request: Request) -> Response:
         return Response(await exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return [Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
-
-
-def _status(status: str) -> Response:
-    return Response(orjson.dumps({"status": status}), media_type="application/json")

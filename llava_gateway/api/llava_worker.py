@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from llava_gateway.api.base import Api
+from llava_gateway.api.base import Api, json_response
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField, RequestBody
 from llava_gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable
 from llava_gateway.http.endpoints import JsonEndpoint
@@ -136,13 +136,13 @@ class LlavaWorker:
         for name in names:
             self.gateway.model(name)
         admission = self.gateway.admission
-        return _json({"model_names": names, "speed": 1, "queue_length": admission.running + admission.queued})
+        return json_response({"model_names": names, "speed": 1, "queue_length": admission.running + admission.queued})
 
     async def refresh_all_workers(self, request: Request) -> Response:
-        return _json(None)
+        return json_response(None)
 
     async def list_models(self, request: Request) -> Response:
-        return _json({"models": self.gateway.models.names()})
+        return json_response({"models": self.gateway.models.names()})
 
     async def register_worker(self, request: Request) -> Response:
         raise InvalidRequest(
@@ -225,9 +225,7 @@ async def render_error(error: GatewayError, response: ResponseWriter) -> None:
 
 def error_body(error: GatewayError) -> bytes:
     """Return an error as a chunk. The dialect has no field for `param`, so the text names it."""
-    is_named = error.param is None or error.param in error.message
-    text = error.message if is_named else f"{error.param}: {error.message}"
-    return orjson.dumps({"text": text, "error_code": _error_code(error)}) + NUL
+    return orjson.dumps({"text": error.message_with_param, "error_code": _error_code(error)}) + NUL
 
 
 def _error_code(error: GatewayError) -> int:
@@ -239,7 +237,3 @@ def _error_code(error: GatewayError) -> int:
 def _escape(text: str) -> bytes:
     """Return the text as it appears between the quotes of a JSON string."""
     return orjson.dumps(text)[1:-1]
-
-
-def _json(value: Any) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")

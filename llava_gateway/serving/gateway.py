@@ -194,7 +194,7 @@ class Gateway:
     async def _prepare(self, request: Request) -> PreparedRequest:
         served_model = self._served_model(request.model)
         template, default = self._template_of(request), self.settings.default_max_tokens
-        return await _off_loop_if_long(request, prepare, request, served_model, template, default)
+        return await _off_loop_if_long(request, prepare, request, served_model, served_model.info(), template, default)
 
     async def _load(self, request: Request, vision: VisionConfig) -> tuple[PreparedImage, ...]:
         if not request.images:

@@ -35,13 +35,14 @@ class PreparedRequest:
         return self.tokens + (self.sampling.max_tokens or 0) * self.request.sampling.n
 
 
-def prepare(request: Request, served_model: ServedModel, template: str | None, default_max_tokens: int) -> PreparedRequest:
-    """Render the prompt and check that it fits.
+def prepare(
+    request: Request, served_model: ServedModel, model: ModelInfo, template: str | None, default_max_tokens: int
+) -> PreparedRequest:
+    """Render the prompt and check that it fits. May run in a thread: it does not use the supervisor.
 
-    `template`: the name of a built-in chat template, or None for the server's own. `default_max_tokens`: the answer's length if the request
-    sets none, in tokens. Raises InvalidRequest, or Unavailable while the model loads.
+    `model`: from `served_model.info()`. `template`: the name of a built-in chat template, or None for the server's own.
+    `default_max_tokens`: the answer's length if the request sets none, in tokens. Raises InvalidRequest.
     """
-    model = served_model.info()
     asked, images, vision = request.sampling, len(request.images), model.vision
     if vision.grids and request.image_aspect_ratio:
         raise InvalidRequest("This model sees images in their own shape and makes none square.", param="image_aspect_ratio")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from helpers.contract import ContractTransport
 from helpers.waiting import json_lines
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,11 @@ class Server:
     @property
     def v1(self) -> str:
         return f"{self.url}/v1"
+
+    def client(self, key: str) -> httpx.Client:
+        """Return an HTTP client with an API key, whose responses are checked against OpenAI's schema."""
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, transport=ContractTransport(), timeout=120, headers=headers)
 
     @property
     def address(self) -> tuple[str, int]:

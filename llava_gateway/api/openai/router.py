@@ -3,13 +3,12 @@
 from contextlib import ExitStack
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
-from llava_gateway.api.base import Api
+from llava_gateway.api.base import Api, json_response
 from llava_gateway.api.openai.docs_page import docs_page
 from llava_gateway.api.openai.openapi import openapi
 from llava_gateway.api.openai.protocol import ChatCompletionRequest, TextCompletionRequest, to_chat, to_completions
@@ -121,11 +120,11 @@ class OpenAI:
             await response.deltas(deltas, renderer.render_delta)
 
     async def models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._model(name) for name in self.gateway.models.names()]})
+        return json_response({"object": "list", "data": [self._model(name) for name in self.gateway.models.names()]})
 
     async def model(self, request: Request) -> Response:
         self.gateway.models.check(request.path_params["model"])
-        return _json(self._model(request.path_params["model"]))
+        return json_response(self._model(request.path_params["model"]))
 
     def _model(self, name: str) -> dict[str, Any]:
         models = self.gateway.models
@@ -139,10 +138,10 @@ class OpenAI:
         await response.json(200, detokenize(self.gateway, body))
 
     async def version(self, request: Request) -> Response:
-        return _json({"version": __version__})
+        return json_response({"version": __version__})
 
     async def openapi(self, request: Request) -> Response:
-        return _json(openapi())
+        return json_response(openapi())
 
     async def docs(self, request: Request) -> Response:
         return HTMLResponse(docs_page(openapi()), headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"})
@@ -155,7 +154,3 @@ async def render_error(error: GatewayError, response: ResponseWriter) -> None:
         await response.end(DONE)
     else:
         await response.body(error.status, error_body(error), b"application/json", error_headers(error))
-
-
-def _json(value: Any) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")

@@ -109,19 +109,14 @@ async def _render_error(error: GatewayError, response: ResponseWriter, last_fram
         await response.frames(last_frame)
         await response.end()
     else:
-        await response.json(error.status, {"detail": _detail(error)}, retry_after(error))
+        await response.json(error.status, {"detail": error.message_with_param}, retry_after(error))
 
 
 def _stream_error(error: GatewayError) -> dict[str, Any]:
     return {
         "status_code": error.status,
-        "error": {"code": error.code or error.type, "message": _detail(error), "details": error.param or ""},
+        "error": {"code": error.code or error.type, "message": error.message_with_param, "details": error.param or ""},
     }
-
-
-def _detail(error: GatewayError) -> str:
-    """Return the message, with the field's path in front if the message does not name it."""
-    return error.message if error.param is None or error.param in error.message else f"{error.param}: {error.message}"
 
 
 def _stop_reason(delta: Delta) -> str:

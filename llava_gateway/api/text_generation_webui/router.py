@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
-from llava_gateway.api.base import Api
+from llava_gateway.api.base import Api, json_response
 from llava_gateway.api.schema import RequestBody
 from llava_gateway.api.text_generation_webui.chat import ChatBody
 from llava_gateway.api.text_generation_webui.prompts import GenerateBody, TokenCountBody
@@ -160,7 +160,7 @@ class TextGenerationWebui:
 
     async def stop_stream(self, request: Request) -> Response:
         self._running.stop(client_id(request.client.host if request.client else ""))
-        return _json({"results": "success"})
+        return json_response({"results": "success"})
 
     async def token_count(self, body: JsonBody, response: ResponseWriter) -> None:
         completion = TokenCountBody.read(body).to_completion(self._model(), self.gateway)
@@ -168,7 +168,7 @@ class TextGenerationWebui:
         await response.json(200, {"results": [{"tokens": len(tokens)}]})
 
     async def model_name(self, request: Request) -> Response:
-        return _json({"result": self._model()})
+        return json_response({"result": self._model()})
 
     async def model(self, body: JsonBody, response: ResponseWriter) -> None:
         await response.json(200, {"result": ModelBody.read(body).result(self._model(), self.gateway)})
@@ -207,7 +207,3 @@ class TextGenerationWebui:
         if sent < len(text) or not events.sent:
             await events.send_text(writer, fields(text, sent))
         await events.send_end(writer)
-
-
-def _json(value: Any) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")

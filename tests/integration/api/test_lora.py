@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 from helpers import lora
-from helpers.contract import ContractTransport, check_error, frames
+from helpers.contract import check_error, frames
 from helpers.requests import MODEL, body, image
 from helpers.server import Server, serve
 from helpers.waiting import json_lines, wait_for
@@ -41,8 +41,7 @@ class LoraServer:
     keys: dict[str, str] = field(default_factory=dict)
 
     def client(self, key: str) -> httpx.Client:
-        headers = {"authorization": f"Bearer {self.keys[key]}"}
-        return httpx.Client(base_url=self.server.url, transport=ContractTransport(), timeout=120, headers=headers)
+        return self.server.client(self.keys[key])
 
     def ask(self, model: str, grid: Grid = GRID, request_id: str = "") -> str:
         """Return the answer to `Describe this image.` about a grid."""

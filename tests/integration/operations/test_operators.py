@@ -19,7 +19,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from helpers.contract import ContractTransport
 from helpers.requests import body, image
 from helpers.server import Server, free_port, serve
 from helpers.waiting import json_lines, wait_for
@@ -70,8 +69,7 @@ class OperatedServer:
     keys: dict[str, str] = field(default_factory=dict)
 
     def client(self, name: str) -> httpx.Client:
-        headers = {"authorization": f"Bearer {self.keys[name]}"}
-        return httpx.Client(base_url=self.server.url, transport=ContractTransport(), timeout=60, headers=headers)
+        return self.server.client(self.keys[name])
 
     def usage(self) -> list[dict[str, Any]]:
         return json_lines(self.folder / "usage.jsonl")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from helpers.internals import check_parameters
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter
@@ -41,13 +42,7 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_function_has_the_parameters_that_are_used(name: str) -> None:
-    module, _, path = name.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in path.split("."):
-        assert hasattr(found, part), f"Ray has no {name} any more. Adapt the package cluster."
-        found = getattr(found, part)
-    missing = set(SIGNATURES[name].split()) - set(inspect.signature(found).parameters)
-    assert not missing, f"Ray's {path} no longer has {', '.join(sorted(missing))}. Adapt the package cluster."
+    check_parameters(name, SIGNATURES[name], "Ray", "cluster")
 
 
 @pytest.mark.parametrize("name", ["curr_replicas", "replica_queue_len_cache"])

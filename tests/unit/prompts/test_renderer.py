@@ -9,25 +9,13 @@ from helpers.prompts import CHATS, IMAGE, LLAVA_HF_TEMPLATE, huggingface, model_
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, trainers
-from transformers import AutoProcessor
 
-from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import ContextLengthExceeded, EngineStartError, InvalidRequest
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import Message, Text
 
 CONTROLS = ("<image>", "<s>", "</s>", "<unk>", "<pad>")
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return AutoProcessor.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def renderer(processor: Any) -> PromptRenderer:
-    return PromptRenderer(model_info(processor))
 
 
 @pytest.mark.parametrize("template", [None, LLAVA_HF_TEMPLATE], ids=["demo", "llava-hf"])

@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 from helpers.prompts import CHATS, IMAGE, LLAVA_HF_TEMPLATE, huggingface, model_info
-from transformers import AutoProcessor
 
-from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.prompts.templates import BUILT_IN, CURIOUS_HUMAN, CURIOUS_USER, LANGUAGE_AND_VISION, aliases, built_in, chosen
@@ -51,16 +49,6 @@ GOLDEN = {
     ),
     "plain": ("<image>\nWhat?\n", "<image>\nWhat?\nRed.\nAnd now?\n", "Be brief.\nHi\n"),
 }
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return AutoProcessor.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def renderer(processor: Any) -> PromptRenderer:
-    return PromptRenderer(model_info(processor))
 
 
 @pytest.mark.parametrize("chat", CHATS)

@@ -5,13 +5,13 @@ A failure says in a sentence what vLLM has changed. No engine is started: the te
 
 import asyncio
 import importlib
-import inspect
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.internals import check_parameters
 from prometheus_client import CollectorRegistry, Histogram
 from vllm import CompletionOutput
 from vllm.outputs import RequestOutput
@@ -140,13 +140,7 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_function_takes_the_parameters_that_it_is_given(name: str) -> None:
-    module, _, path = name.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in path.split("."):
-        assert hasattr(found, part), f"vLLM has no {name} any more. Adapt the package compat."
-        found = getattr(found, part)
-    missing = set(SIGNATURES[name].split()) - set(inspect.signature(found).parameters)
-    assert not missing, f"vLLM's {path} no longer takes {', '.join(sorted(missing))}. Adapt the package compat."
+    check_parameters(name, SIGNATURES[name], "vLLM", "compat")
 
 
 EXCEPTIONS = ("vllm.exceptions:VLLMClientError", "vllm.exceptions:GracefulHTTPError", "vllm.v1.engine.exceptions:EngineDeadError")

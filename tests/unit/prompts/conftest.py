@@ -1,0 +1,20 @@
+"""The demo model's processor and prompts."""
+
+from typing import Any
+
+import pytest
+from helpers.prompts import model_info
+from transformers import AutoProcessor
+
+from llava_gateway.demo import CHECKPOINT
+from llava_gateway.prompts.renderer import PromptRenderer
+
+
+@pytest.fixture(scope="package")
+def processor() -> Any:
+    return AutoProcessor.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="package")
+def renderer(processor: Any) -> PromptRenderer:
+    return PromptRenderer(model_info(processor))
