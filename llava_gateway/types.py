@@ -14,9 +14,11 @@ from PIL import Image
 from llava_gateway.settings import AspectRatio
 from llava_gateway.tokenizer import Tokenizer
 
-Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
-"""`length`: the answer has reached `max_tokens`. `stop`: every other regular end."""
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+"""`length`: the answer has reached `max_tokens`. `tool_calls`: the answer calls tools. `stop`: every other regular end."""
+ToolChoice = Literal["auto", "required", "named"]
+"""`auto`: the model may call tools or answer in text. `required`: it calls one or more tools. `named`: it calls the only tool given."""
 StructuredOutputKind = Literal["json", "json_object", "regex", "choice", "grammar"]
 
 
@@ -61,11 +63,50 @@ ImageSource = ImageUrl | ImageBase64
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function of the client that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"type":"object","properties":{}}'
+    """The JSON Schema of the arguments, as JSON text."""
+    param: str = "tools"
+    """The path of the tool in the client's request, for error messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool, in an earlier message of the assistant."""
+
+    id: str
+    name: str
+    arguments: str
+    """A JSON object, as JSON text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next piece of one tool call of an answer."""
+
+    index: int
+    """The number of the call within its choice, from 0."""
+    arguments: str
+    """The next piece of the arguments' JSON text. May be empty."""
+    id: str | None = None
+    """Set in the first piece of a call, together with `name`."""
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of a chat: its role, and its texts and images in order."""
 
     role: Role
     content: tuple[Text | ImageSource, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The calls in a message of the assistant."""
+    tool_call_id: str = ""
+    """In a message with the role tool: the id of the call that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +180,11 @@ class ChatRequest:
     """The name of a built-in chat template. None: the template that belongs to the model's name, or the server's."""
     continue_last: bool = False
     """Whether the answer continues the last message, which must be the assistant's, instead of starting a new one."""
+    tools: tuple[Tool, ...] = ()
+    """The tools that the model may call. Empty: the answer is text."""
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    """Whether one answer may call several tools."""
     image_aspect_ratio: AspectRatio | None = None
     """How images become square. None: as the server's setting says."""
     sampling: SamplingParams = SamplingParams()
@@ -217,6 +263,8 @@ class Delta:
     """The stop string, or the id of the stop token, that ended the choice. None if it ended otherwise."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each token if the request asks for them, without the token that ends the text."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """The pieces of tool calls that follow `text`."""
 
 
 @dataclass(slots=True)

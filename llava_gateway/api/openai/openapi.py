@@ -7,7 +7,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from llava_gateway import __version__
-from llava_gateway.api.openai.protocol import ChatCompletionRequest, TextCompletionRequest
+from llava_gateway.api.openai.chat_request import ChatCompletionRequest
+from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from llava_gateway.api.schema import RequestBody
 

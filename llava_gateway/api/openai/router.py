@@ -9,19 +9,13 @@ from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
 from llava_gateway.api.base import Api, json_response
+from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
+from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
+from llava_gateway.api.openai.completion_request import TextCompletionRequest, to_completions
+from llava_gateway.api.openai.completion_response import TextChunkRenderer, collect_text_choices, render_text_completion
 from llava_gateway.api.openai.docs_page import docs_page
 from llava_gateway.api.openai.openapi import openapi
-from llava_gateway.api.openai.protocol import ChatCompletionRequest, TextCompletionRequest, to_chat, to_completions
-from llava_gateway.api.openai.streaming import (
-    DONE,
-    ChatChunkRenderer,
-    TextChunkRenderer,
-    collect_chat_completion,
-    collect_text_choices,
-    error_body,
-    error_headers,
-    render_text_completion,
-)
+from llava_gateway.api.openai.streaming import DONE, error_body, error_headers
 from llava_gateway.api.openai.tokenization import detokenize, tokenize
 from llava_gateway.concurrency import gather_limited
 from llava_gateway.errors import GatewayError

@@ -26,6 +26,8 @@ def _check_token_ids(bias: dict[str, float]) -> dict[str, float]:
     return bias
 
 
+MODEL = "the id of a served model, as in /v1/models; another id gives 404 `model_not_found`"
+NO_EFFECT = "it has no effect on the answer"
 ASPECT_RATIO = "an extension: how an image becomes square: `crop`, `pad` or `resize`; default: `--image-aspect-ratio`"
 TOP_P = "above 0, up to 1: sample only from the likeliest tokens whose probabilities add up to this share; default 1"
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]

@@ -4,8 +4,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from llava_gateway.api.openai.chat_request import NO_TOOLS, check_continuation
+from llava_gateway.api.openai.completion_request import Images, to_images
 from llava_gateway.api.openai.messages import Messages, to_messages
-from llava_gateway.api.openai.protocol import NO_TOOLS, Images, check_continuation, to_images
 from llava_gateway.api.openai.sampling import VLLM_REFUSED, TokenIds
 from llava_gateway.api.schema import RefusedField, RequestBody
 from llava_gateway.errors import InvalidRequest

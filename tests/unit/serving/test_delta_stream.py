@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_gateway.api.openai.streaming import collect_chat_completion, collect_text_choices, render_text_completion
+from llava_gateway.api.openai.chat_response import collect_chat_completion
+from llava_gateway.api.openai.completion_response import collect_text_choices, render_text_completion
 from llava_gateway.errors import EngineFailed, Unavailable
 from llava_gateway.serving.delta_stream import MAX_LOGPROBS, DeltaStream
 from llava_gateway.types import ChatRequest, CompletionRequest, Delta, SamplingParams, TokenLogprob, Usage

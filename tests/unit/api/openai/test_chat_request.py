@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.openapi import openapi
-from llava_gateway.api.openai.protocol import ChatCompletionRequest, to_chat
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import ChatRequest, ImageUrl, Message, SamplingParams, StructuredOutput, Text
 

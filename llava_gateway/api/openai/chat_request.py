@@ -1,0 +1,98 @@
+"""The request body of `/v1/chat/completions`, and its translation to the gateway's request.
+
+It is declared after OpenAI's `CreateChatCompletionRequest`.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from llava_gateway.api.openai.messages import Messages, to_messages
+from llava_gateway.api.openai.sampling import ASPECT_RATIO, MODEL, NO_EFFECT, VLLM_REFUSED, SamplingFields
+from llava_gateway.api.schema import RefusedField
+from llava_gateway.errors import InvalidRequest
+from llava_gateway.prompts.templates import built_in
+from llava_gateway.settings import AspectRatio
+from llava_gateway.types import ChatRequest, Message
+
+NO_TOOLS = "the model cannot call tools"
+NO_FUNCTIONS = "the model cannot call functions"
+NOTHING_STORED = "nothing is stored"
+
+
+class ChatCompletionRequest(SamplingFields):
+    """`POST /v1/chat/completions`."""
+
+    model: str = Field(description=MODEL)
+    messages: Messages = Field(
+        description="the roles are system, developer (the same as system), user and assistant; user messages may have images"
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="the maximum number of tokens in an answer; default: `--default-max-tokens`"
+    )
+    max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which is used if both are sent")
+    image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
+    chat_template: str | None = Field(None, description="the name of a built-in template (see docs/dialects.md), not Jinja source")
+    continue_final_message: bool | None = Field(None, description="vLLM's: continue the last message, which must be the assistant's")
+    add_generation_prompt: bool | None = Field(None, description="vLLM's: must be the opposite of continue_final_message")
+    logprobs: bool | None = Field(None, description="return the log probabilities of the answer's tokens")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="return the 0 to 20 likeliest tokens at each position of the answer; only with logprobs"
+    )
+
+    refused: ClassVar = {
+        "tools": RefusedField(NO_TOOLS),
+        "tool_choice": RefusedField(NO_TOOLS, allowed_values=(None, "none")),
+        "functions": RefusedField(NO_FUNCTIONS),
+        "function_call": RefusedField(NO_FUNCTIONS, allowed_values=(None, "none")),
+        "audio": RefusedField("the model cannot produce audio"),
+        "modalities": RefusedField("the model produces only text", allowed_values=(None, [], ["text"])),
+        "web_search_options": RefusedField("the server does not search the web", allowed_values=(None,)),
+        "add_special_tokens": RefusedField("the chat template writes the whole prompt"),
+    } | VLLM_REFUSED
+    ignored: ClassVar = {
+        "parallel_tool_calls": "the model does not call tools",
+        "prediction": "it changes the speed of an answer, not the answer",
+        "reasoning_effort": "the model has no reasoning step",
+        "verbosity": "the model has only one level",
+        "service_tier": "the server has only one tier",
+        "store": NOTHING_STORED,
+        "metadata": NOTHING_STORED,
+        "user": NO_EFFECT,
+        "safety_identifier": NO_EFFECT,
+        "prompt_cache_key": "the prefix cache finds prompts by their content",
+        "prompt_cache_retention": "the prefix cache keeps as much as fits",
+    }
+
+
+def to_chat(request: ChatCompletionRequest) -> ChatRequest:
+    """Return the gateway's request. Raises InvalidRequest for contradictory fields and for a user message without content."""
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequest("top_logprobs requires logprobs: true.", param="top_logprobs")
+    if request.chat_template is not None:
+        built_in(request.chat_template, "chat_template")
+    messages = to_messages(request.messages)
+    check_continuation(request.continue_final_message, request.add_generation_prompt, messages)
+    return ChatRequest(
+        model=request.model,
+        messages=messages,
+        template=request.chat_template,
+        continue_last=bool(request.continue_final_message),
+        image_aspect_ratio=request.image_aspect_ratio,
+        sampling=request.sampling(
+            max_tokens=request.max_completion_tokens or request.max_tokens,
+            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        ),
+        stream=bool(request.stream),
+    )
+
+
+def check_continuation(continue_final_message: bool | None, add_generation_prompt: bool | None, messages: Sequence[Message]) -> None:
+    """Raise InvalidRequest unless the request asks either for a continued or for a new message of the assistant."""
+    if continue_final_message and messages[-1].role != "assistant":
+        raise InvalidRequest("continue_final_message requires that the last message is the assistant's.", param="continue_final_message")
+    if add_generation_prompt is not None and add_generation_prompt == bool(continue_final_message):
+        raise InvalidRequest(
+            "add_generation_prompt must be the opposite of continue_final_message; leave it out.", param="add_generation_prompt"
+        )
