@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from llava_gateway.demo import CHECKPOINT
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ImageSource, ImageUrl, Message, ModelInfo, Text, VisionConfig
 
@@ -23,10 +24,11 @@ CHATS: list[list[Message]] = [
 ]  # fmt: skip
 
 
-def model_info(processor: Any, template: str | None = None) -> ModelInfo:
+def model_info(template: str | None = None) -> ModelInfo:
+    """Return the demo model's description. `template`: replaces its chat template."""
     return ModelInfo(
-        tokenizer=Tokenizer(processor.tokenizer.backend_tokenizer.to_str()),
-        chat_template=template or processor.chat_template,
+        tokenizer=Tokenizer((CHECKPOINT / "tokenizer.json").read_text()),
+        chat_template=template or (CHECKPOINT / "chat_template.jinja").read_text(),
         special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
         image_token="<image>",
         vision=VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576),

@@ -6,7 +6,6 @@ from typing import Any
 
 import httpx
 import pytest
-from helpers import tiny_models
 from helpers.contract import check_error
 from helpers.documentation import rows
 from helpers.requests import MODEL
@@ -72,7 +71,10 @@ def test_documentation_describes_every_field() -> None:
         assert row in document.splitlines()
 
 
+@pytest.mark.slow
 def test_model_without_lora_support_is_refused(tmp_path: Path) -> None:
+    from helpers import tiny_models
+
     tiny_models.TINY["onevision"](tmp_path / "model")
     with pytest.raises(EngineStartError, match="no LoRA for llava_onevision models"):
         engine_arguments(str(tmp_path / "model"), ["--enable-lora"])

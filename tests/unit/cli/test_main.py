@@ -80,6 +80,7 @@ def test_unknown_flag_or_model_ends_serve_without_traceback(wrong: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [(["--dtype", "bananas"], "bananas"), (["--max-num", "5"], "flags"), (["--max-model-len"], "max-model-len")],

@@ -18,6 +18,8 @@ from llava_gateway.engine.vllm.engine import VllmEngine
 from llava_gateway.engine.vllm.outputs import OutputSink
 from llava_gateway.types import Delta, Prompt, SamplingParams, Usage
 
+pytestmark = pytest.mark.slow
+
 
 class LocalReplica(replicas.Replica):
     """A replica without Ray, in this process, and the handle that a gateway calls."""

@@ -17,6 +17,8 @@ from helpers.server import free_port
 from helpers.waiting import wait_for
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
+pytestmark = pytest.mark.slow
+
 COMMAND = Path(sys.executable).with_name("llava-gateway-haproxy")
 CLIENTS = 12
 HEAD = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 2\r\n\r\n"

@@ -4,11 +4,14 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from prometheus_client import Counter, Metric
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from llava_gateway.cluster.metrics import MetricsPage, exposition
+
+pytestmark = pytest.mark.slow
 
 
 def deployment(pages: list[MetricsPage | BaseException] | Exception) -> Any:

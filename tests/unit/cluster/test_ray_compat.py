@@ -20,6 +20,8 @@ from llava_gateway.cluster.haproxy import BINARY_PATH
 from llava_gateway.cluster.replica import Replica
 from llava_gateway.cluster.router import ImageAffinityRouter
 
+pytestmark = pytest.mark.slow
+
 DEPLOYMENT = DeploymentID(name="llava", app_name="app")
 REPLICA: Any = SimpleNamespace(replica_id=ReplicaID("r1", DEPLOYMENT))
 

@@ -6,6 +6,8 @@ from bench.routing_model import HEARD, Images, Seen, Users, View
 
 from llava_gateway.cluster.router import ranked
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = 1_000_000
 """A cache for so many images holds all images of the simulation."""
 SHORT = Users(turns=2, hot=0)

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from helpers import original_checkpoints as originals
-from helpers.conversion import convert_demo
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model's vision tower, as a CLIP."""
+    from helpers import original_checkpoints as originals
+
     folder = tmp_path_factory.mktemp("clip")
     originals.demo_clip(folder)
     return folder
@@ -18,4 +18,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, converted from its original."""
+    from helpers.conversion import convert_demo
+
     return convert_demo(tmp_path_factory.mktemp("converted"))

@@ -20,6 +20,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from llava_gateway.cli.convert import main
 from llava_gateway.prompts.templates import CURIOUS_USER
 
+pytestmark = pytest.mark.slow
+
 
 def test_converted_checkpoint_has_the_demos_weights_and_files(converted: Path) -> None:
     check_is_the_demo(converted)
@@ -113,7 +115,6 @@ def test_v1_with_linear_projector_and_sentencepiece_is_converted(tmp_path: Path)
     assert processor.tokenizer.decode(after) == prompt.partition("<im_end>")[2]
 
 
-@pytest.mark.slow
 def test_killed_conversion_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target, partial = tmp_path / "src", tmp_path / "dst", tmp_path / "dst.partial"
     originals.random_original(source, layers=20, intermediate=5000)
@@ -146,7 +147,6 @@ def test_killed_conversion_resumes(tmp_path: Path, capsys: pytest.CaptureFixture
         assert (target / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-@pytest.mark.slow
 def test_conversion_holds_one_shard_in_memory(tmp_path: Path) -> None:
     originals.random_original(tmp_path / "src", layers=12, intermediate=20000)
     originals.sentencepiece_tokenizer(tmp_path / "src")
@@ -163,7 +163,6 @@ def test_conversion_holds_one_shard_in_memory(tmp_path: Path) -> None:
     assert int(ended.stderr) << 10 < size / 2
 
 
-@pytest.mark.slow
 def test_full_disk_is_reported_and_the_conversion_resumes(tmp_path: Path, clip: Path) -> None:
     originals.demo_original(tmp_path / "src", clip)
 

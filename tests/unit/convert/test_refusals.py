@@ -18,6 +18,8 @@ from llava_gateway.cli.convert import main
 from llava_gateway.convert.detect import advice, original_kind
 from llava_gateway.demo import CHECKPOINT
 
+pytestmark = pytest.mark.slow
+
 Spoil = Callable[[Path], list[str] | None]
 """Breaks a good checkpoint, and returns more arguments, if any."""
 

@@ -15,6 +15,8 @@ from ray.serve.schema import ServeDeploySchema
 from llava_gateway.cluster.app import ClusterConfig, _deployment_names, build
 from llava_gateway.settings import SettingsError
 
+pytestmark = pytest.mark.slow
+
 RAY = ROOT / "deploy" / "ray"
 KUBERNETES = "1.37"
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
-from transformers import AutoProcessor
 
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.images import data_uri, draw, encode
@@ -58,8 +57,11 @@ def photo(width: int, height: int) -> Image.Image:
     return Image.fromarray((np.asarray(small, np.int16) + rng.integers(-20, 20, (height, width, 3), np.int8)).clip(0, 255).astype(np.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(336, 336), (400, 300), (300, 500), (1000, 337), (50, 60), (2000, 1500)])
 def test_crop_equals_hugging_faces_processor(size: tuple[int, int]) -> None:
+    from transformers import AutoProcessor
+
     image = photo(*size)
     processor = AutoProcessor.from_pretrained(CHECKPOINT).image_processor
     options = {"do_normalize": False, "do_rescale": False, "return_tensors": "np"}

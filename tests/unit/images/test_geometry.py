@@ -19,6 +19,8 @@ from llava_gateway.images.geometry import ImageTokens
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ModelInfo
 
+pytestmark = pytest.mark.slow
+
 SIDES = (336, 384)
 EDGES = sorted({side * count + more for side in SIDES for count in range(1, 7) for more in (-1, 0, 1)})
 LENGTHS = st.one_of(st.integers(1, 60), st.integers(1, 2500), st.integers(1, 20_000), st.sampled_from(EDGES))

@@ -13,6 +13,8 @@ from llava_gateway.images.decode import Transform, open_image, prepare
 from llava_gateway.images.geometry import best_grid, shrunk
 from llava_gateway.types import VisionConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", TINY)
 def test_pixels_equal_those_of_the_models_processor(name: str, tmp_path: Path) -> None:

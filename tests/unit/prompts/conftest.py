@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 from helpers.prompts import model_info
-from transformers import AutoProcessor
 
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.prompts.renderer import PromptRenderer
@@ -12,9 +11,11 @@ from llava_gateway.prompts.renderer import PromptRenderer
 
 @pytest.fixture(scope="package")
 def processor() -> Any:
+    from transformers import AutoProcessor
+
     return AutoProcessor.from_pretrained(CHECKPOINT)
 
 
 @pytest.fixture(scope="package")
-def renderer(processor: Any) -> PromptRenderer:
-    return PromptRenderer(model_info(processor))
+def renderer() -> PromptRenderer:
+    return PromptRenderer(model_info())

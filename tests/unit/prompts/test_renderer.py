@@ -18,10 +18,11 @@ from llava_gateway.types import Message, Text
 CONTROLS = ("<image>", "<s>", "</s>", "<unk>", "<pad>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [None, LLAVA_HF_TEMPLATE], ids=["demo", "llava-hf"])
 @pytest.mark.parametrize("chat", CHATS, ids=lambda chat: str(len(chat)))
 def test_prompt_equals_hugging_face(processor: Any, template: str | None, chat: list[Message]) -> None:
-    prompt = PromptRenderer(model_info(processor, template)).chat(chat)
+    prompt = PromptRenderer(model_info(template)).chat(chat)
     expected = processor.apply_chat_template(huggingface(chat), chat_template=template, add_generation_prompt=True, tokenize=False)
     assert prompt.text == expected
     assert prompt.token_ids == processor.tokenizer(expected).input_ids
@@ -71,10 +72,10 @@ def test_control_tokens_in_text_keep_their_spelling(renderer: PromptRenderer, te
 @pytest.mark.parametrize(
     "pieces", [("<ima", "ge>"), ("</", "s>"), ("<", "/", "s>"), ("</", "", "s>"), ("a<", "", "", "s", ">b"), ("<", "<s>", "s>")]
 )
-def test_control_token_split_over_parts_is_defused(processor: Any, pieces: tuple[str, ...]) -> None:
+def test_control_token_split_over_parts_is_defused(pieces: tuple[str, ...]) -> None:
     """A template that joins texts without a space must not join them into a control token."""
     joined = "{% for p in messages[0]['content'] %}{{ p['text'] if p['type'] == 'text' else '<image>' }}{% endfor %}"
-    renderer = PromptRenderer(model_info(processor, joined))
+    renderer = PromptRenderer(model_info(joined))
     prompt = renderer.chat([Message("user", (IMAGE, *map(Text, pieces)))])
     assert special_ids(renderer, prompt.token_ids) == ["<s>", "<image>"]
     assert prompt.text == "<image>" + "".join(pieces)
@@ -85,33 +86,33 @@ def test_too_long_text_is_refused_before_tokenizing(renderer: PromptRenderer) ->
         renderer.chat([Message("user", (Text("word " * 2_000_000),))])
 
 
-def test_byte_fallback_tokenizer_is_supported(processor: Any) -> None:
+def test_byte_fallback_tokenizer_is_supported() -> None:
     tokenizer = byte_fallback_tokenizer()
-    renderer = PromptRenderer(dataclasses.replace(model_info(processor), tokenizer=Tokenizer(tokenizer.to_str())))
+    renderer = PromptRenderer(dataclasses.replace(model_info(), tokenizer=Tokenizer(tokenizer.to_str())))
     prompt = renderer.chat([Message("user", (IMAGE, Text("hi <image></s>")))])
     assert prompt.token_ids.count(tokenizer.token_to_id("<image>") or 0) == 1
     read = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)  # with a space after <image>, as such tokenizers have it
     assert read.replace(" ", "") == "USER:<image>\nhi<image></s>ASSISTANT:"
 
 
-def test_error_raised_by_a_template_is_a_400(processor: Any) -> None:
-    renderer = PromptRenderer(model_info(processor, "{{ raise_exception('system messages are not taken') }}"))
+def test_error_raised_by_a_template_is_a_400() -> None:
+    renderer = PromptRenderer(model_info("{{ raise_exception('system messages are not taken') }}"))
     with pytest.raises(InvalidRequest, match="system messages are not taken"):
         renderer.chat(CHATS[0])
 
 
-def test_template_that_drops_images_is_a_400(processor: Any) -> None:
-    renderer = PromptRenderer(model_info(processor, "{{ messages[0]['role'] }}"))
+def test_template_that_drops_images_is_a_400() -> None:
+    renderer = PromptRenderer(model_info("{{ messages[0]['role'] }}"))
     with pytest.raises(InvalidRequest, match="images"):
         renderer.chat(CHATS[1])
 
 
-def test_templates_are_sandboxed(processor: Any) -> None:
-    renderer = PromptRenderer(model_info(processor, "{{ messages.__class__.__mro__ }}"))
+def test_templates_are_sandboxed() -> None:
+    renderer = PromptRenderer(model_info("{{ messages.__class__.__mro__ }}"))
     with pytest.raises(InvalidRequest):
         renderer.chat(CHATS[0])
 
 
-def test_invalid_jinja_is_an_error_at_start(processor: Any) -> None:
+def test_invalid_jinja_is_an_error_at_start() -> None:
     with pytest.raises(EngineStartError, match="line 2"):
-        PromptRenderer(model_info(processor, "{{ messages }}\n{% nothing %}"))
+        PromptRenderer(model_info("{{ messages }}\n{% nothing %}"))

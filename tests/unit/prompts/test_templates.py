@@ -51,6 +51,7 @@ GOLDEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", CHATS)
 def test_llava_hf_template_equals_hugging_face(renderer: PromptRenderer, processor: Any, chat: list[Message]) -> None:
     expected = processor.apply_chat_template(huggingface(chat), chat_template=LLAVA_HF_TEMPLATE, add_generation_prompt=True)
@@ -66,8 +67,8 @@ def test_every_template_is_tested() -> None:
     assert set(BUILT_IN) == {"llava-hf", *GOLDEN}
 
 
-def test_server_template_replaces_the_models_own(processor: Any) -> None:
-    renderer = PromptRenderer(model_info(processor), chosen("plain"))
+def test_server_template_replaces_the_models_own() -> None:
+    renderer = PromptRenderer(model_info(), chosen("plain"))
     assert renderer.chat(ASKED).text == "<image>\nWhat?\n"
     assert renderer.chat(ASKED, "llava-hf").text == "USER: <image>\nWhat? ASSISTANT:"
 

@@ -198,12 +198,14 @@ DOES_NOT_RUN = [
 ]
 
 
+@pytest.mark.slow
 @ON_CPU
 @pytest.mark.parametrize(("found", "asked"), RUNS)
 def test_quantization_of_the_cpu_is_accepted(found: dict[str, Any] | None, asked: str | None) -> None:
     check_quantization({"quantization_config": found} if found else {}, asked)
 
 
+@pytest.mark.slow
 @ON_CPU
 @pytest.mark.parametrize(("found", "asked", "words"), DOES_NOT_RUN)
 def test_quantization_that_does_not_run_on_the_cpu_is_refused(found: dict[str, Any] | None, asked: str | None, words: str) -> None:
@@ -211,6 +213,7 @@ def test_quantization_that_does_not_run_on_the_cpu_is_refused(found: dict[str, A
         check_quantization({"quantization_config": found} if found else {}, asked)
 
 
+@pytest.mark.slow
 @ON_CPU
 def test_quantization_is_checked_before_vllm_starts(checkpoint: Path) -> None:
     with pytest.raises(EngineStartError, match=r"^--quantization fp8 does not run on a CPU; supported there: awq"):

@@ -23,6 +23,8 @@ from llava_gateway.engine import vllm as package
 from llava_gateway.engine.vllm.compat import launch, lora, metrics, model, requests, seeds
 from llava_gateway.engine.vllm.launch import ENVIRONMENT
 
+pytestmark = pytest.mark.slow
+
 SOURCES = {
     "v1/worker/gpu_model_runner.py": {
         "gen.set_offset(gen.get_offset() - 4)": "vLLM no longer rewinds the generators of discarded rows; is cpu_worker.py still needed?",

@@ -7,6 +7,7 @@ from llava_gateway.errors import EngineFailed, InvalidRequest, Unavailable
 from llava_gateway.types import StructuredOutput
 
 
+@pytest.mark.slow
 def test_each_finish_reason_of_vllm_is_translated() -> None:
     from vllm.v1.engine import FINISH_REASON_STRINGS
 

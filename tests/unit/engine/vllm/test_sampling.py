@@ -14,6 +14,8 @@ from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import SamplingParams, TokenLogprob
 
+pytestmark = pytest.mark.slow
+
 
 def runner(*discarded: bool, rows: int | None = None) -> Any:
     batch = SimpleNamespace(generators={}, num_reqs=len(discarded) if rows is None else rows)
