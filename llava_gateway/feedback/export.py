@@ -22,7 +22,7 @@ import orjson
 from llava_gateway.errors import InvalidImage
 from llava_gateway.feedback.record import Vote, VoteName
 from llava_gateway.feedback.store import IMAGES, read
-from llava_gateway.images.decode import is_plain, open_image, to_plain
+from llava_gateway.images.decode import open_image, shows_same, to_plain
 
 TRAIN, VAL = "annotations_train.json", "annotations_val.json"
 CONTENTS = {IMAGES, TRAIN, VAL}
@@ -168,15 +168,14 @@ class _ImageCopier:
     def _copy(self, name: str) -> str | None:
         try:
             data = (self._source / name).read_bytes()
-            image = open_image(data, sys.maxsize)
-            converted = None if is_plain(image) else to_plain(image)
+            plain = to_plain(open_image(data, sys.maxsize))
         except (FileNotFoundError, InvalidImage):
             return None
-        if converted is None:
+        if shows_same(data, plain):
             (self._target / name).write_bytes(data)
             return name
         name = f"{Path(name).stem}.png"
-        converted.save(self._target / name)
+        plain.save(self._target / name)
         return name
 
 

@@ -41,22 +41,22 @@ def check_av1_frames(data: bytes, max_pixels: int) -> None:
 
 def _coded_frames(data: bytes) -> Iterator[bytes]:
     """Yield the AV1 data of each item, and of the first sample of each track."""
-    boxes = list(_boxes(data, 0, len(data)))
-    idat = next((start for name, start, _ in boxes if name == b"idat"), 0)
-    kinds = {item: kind for name, start, end in boxes if name == b"iinf" for item, kind in _items(data, start, end)}
-    for name, start, _ in boxes:
+    found = list(boxes(data, 0, len(data)))
+    idat = next((start for name, start, _ in found if name == b"idat"), 0)
+    kinds = {item: kind for name, start, end in found if name == b"iinf" for item, kind in _items(data, start, end)}
+    for name, start, _ in found:
         if name == b"iloc":
             for item, spans in _locations(data, start, idat):
                 if kinds.get(item) == b"av01":
                     yield b"".join(data[begin:end] for begin, end in spans)
-    for (name, start, _), (_, size, _) in pairwise([box for box in boxes if box[0] in (b"stsz", b"stco", b"co64")]):
+    for (name, start, _), (_, size, _) in pairwise([box for box in found if box[0] in (b"stsz", b"stco", b"co64")]):
         chunks, sizes = (start, size) if name != b"stsz" else (size, start)
         offset = struct.unpack_from(">Q" if data[chunks - 4 : chunks] == b"co64" else ">I", data, chunks + 8)[0]
         fixed, _, first = struct.unpack_from(">III", data, sizes + 4)
         yield data[offset : offset + (fixed or first)]
 
 
-def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield the name of each box, and the start and the end of its payload. Boxes inside containers are included."""
     while at + 8 <= end:
         size, name = struct.unpack_from(">I4s", data, at)
@@ -69,13 +69,13 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
             return
         yield name, start, stop
         if name in CONTAINERS:
-            yield from _boxes(data, start + CONTAINERS[name], stop)
+            yield from boxes(data, start + CONTAINERS[name], stop)
         at = stop
 
 
 def _items(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the type of each item in an `iinf` box."""
-    for name, at, _ in _boxes(data, start + (6 if data[start] == 0 else 8), end):
+    for name, at, _ in boxes(data, start + (6 if data[start] == 0 else 8), end):
         if name == b"infe" and data[at] >= 2:
             number, _, kind = struct.unpack_from(">HH4s" if data[at] == 2 else ">IH4s", data, at + 4)
             yield number, kind

@@ -20,21 +20,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from PIL import (
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageChops, JpegImagePlugin, PngImagePlugin
 
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.file_structure import check_structure, is_ordinary
 from llava_gateway.images.geometry import Size, shrunk
+from llava_gateway.images.grey import is_deep, to_eight_bits
+from llava_gateway.images.metadata import UPRIGHT
+from llava_gateway.images.plugins import PLUGINS
 
 if TYPE_CHECKING:
     from llava_gateway.settings import AspectRatio
@@ -43,25 +36,8 @@ if TYPE_CHECKING:
 # Pillow warns about sizes, which are checked here. The filter is set once, because all threads share the list of filters.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-}
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "HEIC": "heic", "AVIF": "avif"}
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
-try:
-    import pillow_heif
-    from PIL import AvifImagePlugin
-
-    pillow_heif.options.DECODE_THREADS = 1
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    PLUGINS |= {"HEIC": pillow_heif.HeifImageFile, "AVIF": AvifImagePlugin.AvifImageFile}
-except ImportError:
-    pass
 MAX_ASPECT = 100
 """The greatest ratio of the longest side to the shortest.
 
@@ -106,7 +82,7 @@ class Transform:
     @property
     def name(self) -> str:
         """A name for cache keys. The number in it must be increased when the results of the transform change."""
-        method = "grids2" if self.vision.grids else f"{self.aspect_ratio}3"
+        method = "grids3" if self.vision.grids else f"{self.aspect_ratio}4"
         return f"{method}-{self.vision.digest}"
 
     def output_size(self, size: Size) -> Size:
@@ -162,20 +138,26 @@ def render(image: Image.Image, target: Target) -> Image.Image:
         return rendered
 
 
-def is_plain(image: Image.Image) -> bool:
-    """Return whether every program shows the file as the model saw it: an upright JPEG or PNG of 8 bits without transparency."""
-    with _report_as_damaged():
-        known = isinstance(image, JpegImagePlugin.JpegImageFile | PngImagePlugin.PngImageFile)
-        return known and not _is_deep(image) and not image.has_transparency_data and _is_upright(image)
-
-
 def to_plain(image: Image.Image) -> Image.Image:
     """Return the image in RGB and in its own size, upright and on white.
 
     `image`: from `open_image`. Raises InvalidImage if the file is damaged.
     """
     with _report_as_damaged():
+        image.load()
         return _flatten(_premultiply(_orient(image)))
+
+
+def shows_same(data: bytes, plain: Image.Image) -> bool:
+    """Return whether a program that uses Pillow reads a JPEG or PNG as the model saw it. `plain`: from `to_plain`."""
+    plugin = {"JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile}.get(sniff(data) or "")
+    if plugin is None:
+        return False
+    try:
+        read = plugin(io.BytesIO(data)).convert("RGB")
+    except Exception:  # Pillow refuses a file with damaged metadata
+        return False
+    return read.size == plain.size and ImageChops.difference(read, plain).getbbox() is None
 
 
 @contextmanager
@@ -248,7 +230,7 @@ def _load(image: Image.Image, target: Target) -> tuple[Image.Image, Size]:
         if upright.size not in target.sizes:
             raise InvalidImage("The image does not have the size that its file declares.")
         return upright, target.sizes[upright.size]
-    is_rotated = image.getexif().get(ExifTags.Base.Orientation) in ROTATED
+    is_rotated = _orientation(image) in ROTATED
     width, height = image.size
     output_size = target.sizes[(height, width) if is_rotated else (width, height)]
     output_width, output_height = reversed(output_size) if is_rotated else output_size
@@ -262,12 +244,12 @@ def _load(image: Image.Image, target: Target) -> tuple[Image.Image, Size]:
 
 def _orient(image: Image.Image) -> Image.Image:
     """Return the image upright."""
-    method = TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    method = TRANSPOSES.get(_orientation(image))
     return image if method is None else image.transpose(method)
 
 
-def _is_upright(image: Image.Image) -> bool:
-    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+def _orientation(image: Image.Image) -> int:
+    return int(image.info.get("orientation", UPRIGHT))
 
 
 def _premultiply(image: Image.Image) -> Image.Image:
@@ -275,8 +257,8 @@ def _premultiply(image: Image.Image) -> Image.Image:
 
     Premultiplied colours can be averaged without the colours of invisible pixels.
     """
-    if _is_deep(image):
-        image = _to_eight_bits(image)
+    if is_deep(image):
+        image = to_eight_bits(image)
     if image.has_transparency_data:
         return image.convert("RGBA").convert("RGBa")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -287,16 +269,6 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Return whether the image is grey with more than 8 bits."""
-    return image.mode.startswith("I") or image.mode == "F"
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey to 8 bits. (`convert` alone would clip all values above 255 to white.)"""
-    return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
 
 
 def _make_square(image: Image.Image, side: int, target: Target) -> Image.Image:

@@ -70,9 +70,9 @@ def check_structure(data: bytes, image_format: str, max_pixels: int) -> None:
 
 
 def _is_ordinary_jpeg(data: bytes) -> bool:
-    """Return whether the JPEG is baseline and its first scan has all components.
+    """Return whether the JPEG is baseline, its first scan has all components, and it has an end marker.
 
-    The decoder then reads no other scan (see `has_multiple_scans` in libjpeg).
+    The decoder then reads no other scan (see `has_multiple_scans` in libjpeg). A file without an end marker is decoded three times.
     """
     at, metadata, components, has_exif = 2, 0, 0, False
     for _ in range(ORDINARY_SEGMENTS):
@@ -81,7 +81,7 @@ def _is_ordinary_jpeg(data: bytes) -> bool:
         if start != 0xFF or length < 2:
             return False
         if marker == SOS:
-            return components > 0 and data[payload] == components
+            return components > 0 and data[payload] == components and data.rfind(b"\xff\xd9", end) >= 0
         if marker in (0xC0, 0xC1):
             precision, height, width, channels = struct.unpack_from(">BHHB", data, payload)
             if components or precision != 8 or not 0 < width * height <= ORDINARY_PIXELS:

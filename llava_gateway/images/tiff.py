@@ -1,16 +1,34 @@
-"""A check of a TIFF's tiles and strips against the size of its image.
+"""The first directory of a TIFF: a check of the tiles and strips, and a copy of the file without the other tags.
 
-The decoder decodes whole tiles, however small the image is.
+The decoder decodes whole tiles, however small the image is. Therefore their size is checked against the size of the image.
 """
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llava_gateway.errors import InvalidImage
 
-WIDTH, LENGTH, STRIP_SIZES, STRIP_ROWS, TILE_WIDTH, TILE_LENGTH, TILE_SIZES = 256, 257, 279, 278, 322, 323, 325
-SIZES_OF_TYPES = {3: ("H", 2), 4: ("I", 4)}
-"""The format character of `struct` and the size in bytes of SHORT and LONG. Sizes and offsets have no other type."""
+WIDTH, LENGTH, DEPTH, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES = 256, 257, 258, 259, 262, 266, 274, 277
+STRIPS, STRIP_ROWS, STRIP_SIZES, TILE_WIDTH, TILE_LENGTH, TILES, TILE_SIZES = 273, 278, 279, 322, 323, 324, 325
+PLANES, PREDICTOR, COLORMAP, INKS, EXTRA_SAMPLES, SAMPLE_FORMAT = 284, 317, 320, 332, 338, 339
+FAX_OPTIONS, JPEG, YCBCR = (292, 293), (347, *range(512, 522)), range(529, 533)
+PIXEL_TAGS = frozenset(
+    (
+        *(WIDTH, LENGTH, DEPTH, COMPRESSION, PHOTOMETRIC, FILL_ORDER, SAMPLES),
+        *(STRIPS, STRIP_ROWS, STRIP_SIZES, TILE_WIDTH, TILE_LENGTH, TILES, TILE_SIZES),
+        *(PLANES, PREDICTOR, COLORMAP, INKS, EXTRA_SAMPLES, SAMPLE_FORMAT, *FAX_OPTIONS, *JPEG, *YCBCR),
+    )
+)
+"""The tags that describe the pixels."""
+WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
+"""The values of PHOTOMETRIC for grey."""
+FAX = (2, 3, 4)
+"""The values of COMPRESSION for which a file without PHOTOMETRIC is read as WHITE_IS_ZERO. libtiff has this rule."""
+SIGNED = 2
+"""The value of SAMPLE_FORMAT for signed numbers."""
+SIZES_OF_TYPES = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4)}
+"""The format character of `struct` and the size in bytes of BYTE, SHORT and LONG. No other type is used here."""
 PADDING = 1 << 24
 """The number of pixels by which tiles may exceed their image: one tile of 4096 x 4096."""
 
@@ -43,6 +61,43 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
         raise InvalidImage("The TIFF has tiles or strips that share their data; save it as a PNG.")
 
 
+@dataclass(frozen=True, slots=True)
+class CleanTiff:
+    """A TIFF with one directory that has only the tags of the pixels. Grey has BLACK_IS_ZERO."""
+
+    data: bytes
+    orientation: int
+    depth: int
+    """The number of bits of a sample."""
+    is_inverted: bool
+    """Whether the original has WHITE_IS_ZERO."""
+
+
+def clean_tiff(data: bytes) -> CleanTiff:
+    """Return the TIFF without its metadata.
+
+    Raises InvalidImage for signed samples, because programs disagree about their black and white. Raises struct.error, KeyError and
+    IndexError for a damaged directory.
+    """
+    tags = _Tags(data)
+    kept = {tag: tags.entry(tag) for tag in PIXEL_TAGS & tags.entries.keys()}
+    samples, depth = tags.number(SAMPLES, 1), tags.number(DEPTH, 1)
+    if SAMPLE_FORMAT in kept and SIGNED in tags.numbers(SAMPLE_FORMAT):
+        raise InvalidImage("The TIFF has signed samples, which have no black and white; save it as a PNG.")
+    default = WHITE_IS_ZERO if tags.number(COMPRESSION, 1) in FAX else BLACK_IS_ZERO
+    photometric = tags.number(PHOTOMETRIC, default if samples == 1 else None)
+    if photometric == WHITE_IS_ZERO or PHOTOMETRIC not in kept:
+        kept[PHOTOMETRIC] = tags.pack("HHIHH", PHOTOMETRIC, 3, 1, BLACK_IS_ZERO, 0)
+    start = data + bytes(len(data) % 2)
+    directory = tags.pack("H", len(kept)) + b"".join(kept[tag] for tag in sorted(kept)) + bytes(4)
+    try:
+        orientation = tags.number(ORIENTATION, 1)
+    except (struct.error, KeyError, IndexError):
+        orientation = 1
+    cleaned = b"".join((start[:4], tags.pack("I", len(start)), memoryview(start)[8:], directory))
+    return CleanTiff(cleaned, orientation, depth, photometric == WHITE_IS_ZERO)
+
+
 class _Tags:
     """The tags of the file's first directory. Raises struct.error at the end of the file, and KeyError for a missing or unknown tag."""
 
@@ -66,6 +121,15 @@ class _Tags:
         if count * size > len(self._data):
             raise struct.error("more numbers than the file has bytes")
         return self._unpack(f"{count}{letter}", offset + 8 if count * size <= 4 else self._unpack("I", offset + 8)[0])
+
+    def entry(self, tag: int) -> bytes:
+        """Return the tag's entry in the directory: 12 bytes."""
+        (entry,) = struct.unpack_from("12s", self._data, self.entries[tag])
+        return bytes(entry)
+
+    def pack(self, layout: str, *values: int) -> bytes:
+        """Return the numbers in the file's byte order. `layout`: as in `struct`."""
+        return struct.pack(self._order + layout, *values)
 
     def _unpack(self, layout: str, at: int) -> Sequence[int]:
         return struct.unpack_from(self._order + layout, self._data, at)
