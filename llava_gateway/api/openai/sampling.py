@@ -217,7 +217,7 @@ class SamplingFields(RequestBody):
         if isinstance(self.response_format, JsonSchemaFormat):
             schema = self.response_format.json_schema.json_schema
             param = "response_format.json_schema.schema"
-            return StructuredOutput("json", _json(schema if schema is not None else {"type": "object"}, param), param)
+            return StructuredOutput("json_object", param=param) if schema is None else StructuredOutput("json", _json(schema, param), param)
         return None
 
 

@@ -63,9 +63,10 @@ def engine_arguments(model_name: str, flags: Sequence[str]) -> "AsyncEngineArgs"
     if arguments.structured_outputs_config.backend == "auto":
         # With "auto" vLLM keeps the backend that the first request led it to, and other requests' grammars fail on that. Of the backends
         # only guidance limits the work for a token: a regular expression of 100 characters makes xgrammar 0.2.8 hang.
-        # Small models that may put white space anywhere put it everywhere, and do not finish their answer.
+        # Small models that may put white space anywhere put it everywhere, and do not finish their answer. So they do with further keys.
         arguments.structured_outputs_config.backend = "guidance"
         arguments.structured_outputs_config.disable_any_whitespace = True
+        arguments.structured_outputs_config.disable_additional_properties = True
     return AsyncEngineArgs.from_cli_args(arguments)
 
 
