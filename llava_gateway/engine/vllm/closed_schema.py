@@ -17,7 +17,7 @@ ANY_OBJECT = json.dumps(
         "$defs": {
             "object": {
                 "type": "object",
-                "patternProperties": {"^.{1,48}$": {"$ref": "#/$defs/value"}},
+                "patternProperties": {"^.{1,64}$": {"$ref": "#/$defs/value"}},
                 "additionalProperties": False,
                 "maxProperties": 32,
             },

@@ -95,7 +95,7 @@ class VllmEngine:
         image = PreparedImage(Image.new("RGB", size), "warm-up", size, tokens)
         token_ids = info.tokenizer.encode(info.image_token, add_special_tokens=True).ids
         try:
-            sampling = SamplingParams(max_tokens=1, logprobs=1)
+            sampling = SamplingParams(max_tokens=1, logprobs=0)
             await self.generate(Prompt(token_ids, (image,)), sampling, stream=False, usage=Usage(), on_delta=lambda delta: None)
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error
