@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     )
     template: str = Field(
         "",
-        description="a chat template instead of the model's own: the name of a built-in one (docs/dialects.md), or a Jinja file",
+        description="a chat template instead of the model's own: the name of a built-in one (docs/dialects.md), a Jinja file, or Jinja itself",
     )
     lora_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_modules)] = Field(
         (), description="LoRA adapters, which clients use like models: NAME=DIRECTORY, comma separated, or vLLM's JSON (docs/lora.md)"
@@ -78,6 +78,13 @@ class Settings(BaseSettings):
     more_ports: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="further ports to listen on, comma separated: clients of other servers expect ports such as 5000 and 5005"
     )
+    uds: str = Field("", description="path of a Unix domain socket to listen on, instead of `--host` and `--port`")
+    root_path: str = Field("", description="path under which a proxy serves this server, such as /llava")
+    ssl_keyfile: str = Field("", description="private key of the certificate, in PEM")
+    ssl_certfile: str = Field("", description="TLS certificate with its chain, in PEM; the server then speaks https")
+    ssl_ca_certs: str = Field("", description="certificates of the authorities that sign clients' certificates, in PEM")
+    ssl_cert_reqs: int = Field(0, ge=0, le=2, description="clients' certificates: 0 none, 1 optional, 2 required")
+    ssl_ciphers: str = Field("", description="TLS ciphers in OpenSSL's format; empty: Python's choice")
     max_running: int = Field(256, ge=1, description="upper bound of requests that run at the same time")
     max_queued: int = Field(1024, ge=0, description="upper bound of requests that wait for a slot; further ones are answered 429")
     max_running_tokens: int = Field(

@@ -159,6 +159,8 @@ class SamplingParams:
     structured_output: StructuredOutput | None = None
     logprobs: int | None = None
     """The number of alternatives beside each sampled token. 0: only the sampled token's log probability. None: no log probabilities."""
+    unset: frozenset[str] = frozenset()
+    """The names of parameters that the client left out. The model's defaults (`ModelInfo.default_sampling`) take their place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,6 +332,11 @@ class ModelInfo:
     vision: VisionConfig
     context_length: int
     """The upper bound of prompt and answer together, in tokens."""
+    default_sampling: Mapping[str, float] = field(default_factory=dict)
+    """The model's own values of `SamplingParams` by name, such as `temperature`, for parameters that a request does not set. `max_tokens`
+    is the answer's length for a request that sets none."""
+    max_answer_tokens: int | None = None
+    """The upper bound of every answer, in tokens. A larger `max_tokens` is lowered to it. None: only the context is a bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,51 @@
 """The flags of `llava-gateway serve`: one for each setting, for example `--max-body-mb` for `max_body_mb`. Other flags go to vLLM."""
 
+import argparse
+import json
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
 from llava_gateway.cli.parser import Parser
+from llava_gateway.cli.vllm_flags import ConfigError, add_server_flags, expand, refusal
 from llava_gateway.settings import Settings, default_of
 
 ALIASES = {"api_keys": ("--api-key",)}
-REPEATED: dict[str, dict[str, Any]] = {"api_keys": {"action": "append"}, "lora_modules": {"action": "extend", "nargs": "+"}}
-"""Options of argparse for flags that may be repeated."""
-FILES = ("template", "keys_file", "usage_log")
+VLLM_ALIASES = {
+    "template": "--chat-template",
+    "image_hosts": "--allowed-media-domains",
+    "cors_origins": "--allowed-origins",
+    "keep_alive": "--sse-keep-alive-interval",
+    "log_level": "--uvicorn-log-level",
+}
+"""The flags of vLLM's server that mean the same as a setting. They are left out of --help."""
+SEVERAL = {"action": "extend", "nargs": "+"}
+VLLM_LEVELS = {"critical": "error", "trace": "debug"}
+
+
+def _log_level(value: str) -> str:
+    """Return a level of uvicorn as a level of the gateway."""
+    return VLLM_LEVELS.get(value, value)
+
+
+def _origins(value: str) -> str:
+    """Return vLLM's form of origins, a JSON list, as a comma-separated text. Other texts are returned unchanged."""
+    return ",".join(map(str, json.loads(value))) if value.startswith("[") else value
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "served_model_name": {"nargs": "+"},
+    "lora_modules": SEVERAL,
+    "api_keys": SEVERAL,
+    "image_hosts": SEVERAL,
+    "cors_origins": SEVERAL | {"type": _origins},
+    "log_level": {"type": _log_level},
+}
+"""Options of argparse for flags that take vLLM's forms of a value."""
+JOINED = ("api_keys", "image_hosts", "cors_origins")
+"""Settings whose several values are joined by commas."""
+FILES = ("template", "keys_file", "usage_log", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "uds")
 """Settings whose values are files."""
 GROUPS = {
     "model": "model",
@@ -29,13 +63,24 @@ GROUPS = {
 def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
     """Return the settings and the flags for vLLM. Exits with one line and status 2 if a value is wrong."""
     parser = make_parser()
+    try:
+        arguments = expand(arguments)
+    except ConfigError as error:
+        parser.error(str(error))
     no_model = [""] if not arguments or arguments[0].startswith("-") else []  # otherwise argparse takes a value of vLLM's flags as MODEL
     options, engine_flags = parser.parse_known_args([*no_model, *arguments])
+    for flag in engine_flags:
+        if reason := refusal(flag):
+            parser.error(reason)
     values: dict[str, Any] = {name: value for name, value in vars(options).items() if value is not None}
-    if "api_keys" in values:
-        values["api_keys"] = ",".join(values["api_keys"])
-    if model := values.pop("MODEL"):
-        values["model"] = model
+    values |= {name: ",".join(values[name]) for name in JOINED if name in values}
+    if names := values.pop("served_model_name", None):
+        values["served_model_name"], *more = names
+        if more:
+            values["model_alias"] = ",".join([*more, values["model_alias"]] if "model_alias" in values else more)
+    model = values.pop("MODEL")
+    if model and values.setdefault("model", model) != model:
+        parser.error(f"the model is given twice, as {model} and as --model {values['model']}")
     try:
         return Settings(**values), engine_flags
     except ValidationError as error:
@@ -51,7 +96,8 @@ def make_parser() -> Parser:
         usage="llava-gateway serve [MODEL] [flags] [vLLM's flags]",
         description="Serve a LLaVA model over the OpenAI API. Each flag is also an environment variable (LLAVA_PORT) and a key of "
         "llava-gateway.toml in the working directory (port). Flags override the environment, and the environment overrides the file.",
-        epilog="All other flags go to vLLM unchanged: --dtype, --quantization, --max-model-len, --gpu-memory-utilization, ...\n\n"
+        epilog="All other flags go to vLLM unchanged: --dtype, --quantization, --max-model-len, --gpu-memory-utilization, ... "
+        "vLLM's --config FILE may have flags of both kinds.\n\n"
         "examples:\n"
         "  llava-gateway serve llava-demo --port 9000\n"
         "  llava-gateway serve llava-hf/llava-1.5-7b-hf --max-model-len 2048\n"
@@ -63,15 +109,12 @@ def make_parser() -> Parser:
             group = parser.add_argument_group(GROUPS[name])
         default = f" (default: {default_of(name)})" if default_of(name) else ""
         options: dict[str, Any] = {"choices": get_args(field.annotation)} if get_origin(field.annotation) is Literal else {}
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            *ALIASES.get(name, ()),
-            dest=name,
-            **REPEATED.get(name, {}),
-            metavar=_metavar(name, field.annotation),
-            help=f"{field.description}{default}".replace("%", "%%"),
-            **options,
-        )
+        options |= OPTIONS.get(name, {}) | {"dest": name, "metavar": _metavar(name, field.annotation)}
+        description = f"{field.description}{default}".replace("%", "%%")
+        group.add_argument(f"--{name.replace('_', '-')}", *ALIASES.get(name, ()), help=description, **options)
+        if name in VLLM_ALIASES:
+            group.add_argument(VLLM_ALIASES[name], help=argparse.SUPPRESS, **options)
+    add_server_flags(parser)
     return parser
 
 

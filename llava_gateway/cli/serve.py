@@ -12,9 +12,11 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_gateway import __version__
 from llava_gateway.app import create_app
@@ -55,11 +57,12 @@ def main(arguments: Sequence[str]) -> int:
         _check_keys(settings)
         on_death = give_up if settings.on_engine_death == "exit" else None
         app = create_app(settings, engine_flags, on_start_failure=give_up, on_engine_death=on_death)
+        server = Server(settings, app)
     except SettingsError as error:
         sys.stderr.write(f"llava-gateway: {error}\n")
         return 2
-    server = Server(settings, app)
-    log.info("llava-gateway %s on http://%s:%d; the model is loading", __version__, settings.host, settings.port)
+    address = settings.uds or f"{'https' if settings.ssl_certfile else 'http'}://{settings.host}:{settings.port}"
+    log.info("llava-gateway %s on %s; the model is loading", __version__, address)
     server.run()
     sys.stderr.flush()
     # The lifespan has ended the engine's processes. But a thread may still import vLLM, and it cannot be interrupted.
@@ -73,11 +76,14 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, settings: Settings, app: Starlette) -> None:
+        """Raises SettingsError if the certificate or its key cannot be used."""
         self._protocol = http_protocol(settings)
         config = uvicorn.Config(
-            app,
+            _under(settings.root_path, app) if settings.root_path else app,
             host=settings.host,
             port=settings.port,
+            uds=settings.uds or None,
+            **_tls(settings),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -87,6 +93,10 @@ class Server(uvicorn.Server):
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=ERROR_SEND_TIMEOUT,
         )
+        try:
+            config.load()
+        except (OSError, ValueError) as error:  # of ssl.SSLContext
+            raise SettingsError(f"ssl_certfile {settings.ssl_certfile}: the certificate or its key cannot be used ({error})") from error
         super().__init__(config)
         self._gateway = app.state.gateway
         self._grace = settings.shutdown_timeout
@@ -103,7 +113,7 @@ class Server(uvicorn.Server):
         make = partial(self._protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state)
         for port in self._more_ports:
             try:
-                self.servers.append(await loop.create_server(make, host=config.host, port=port, backlog=config.backlog))
+                self.servers.append(await loop.create_server(make, config.host, port, backlog=config.backlog, ssl=config.ssl))
             except OSError as error:
                 log.error("port %d: %s", port, error.strerror)
                 await self.shutdown(sockets)
@@ -124,9 +134,31 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or drained
 
 
+def _tls(settings: Settings) -> dict[str, Any]:
+    """Return uvicorn's arguments for TLS. Raises SettingsError."""
+    if not settings.ssl_certfile:
+        if settings.ssl_keyfile or settings.ssl_ca_certs or settings.ssl_cert_reqs or settings.ssl_ciphers:
+            raise SettingsError("the settings that begin with ssl_ need ssl_certfile")
+        return {}
+    optional = {"ssl_keyfile": settings.ssl_keyfile, "ssl_ca_certs": settings.ssl_ca_certs, "ssl_ciphers": settings.ssl_ciphers}
+    given = {name: value for name, value in optional.items() if value}
+    return {"ssl_certfile": settings.ssl_certfile, "ssl_cert_reqs": settings.ssl_cert_reqs} | given
+
+
+def _under(root_path: str, app: ASGIApp) -> ASGIApp:
+    """Return the app for a proxy that serves it under a path. The proxy may leave that path in the requests, or remove it."""
+    root_path = "/" + root_path.strip("/")
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": root_path}, receive, send)
+
+    return wrapped
+
+
 def _check_keys(settings: Settings) -> None:
     """Raise SettingsError if other machines could use the server without a key, unless the settings say that this is intended."""
-    if settings.auth == "auto" and not settings.api_keys and not settings.keys_file and not _is_loopback(settings.host):
+    local = _is_loopback(settings.host) or (settings.uds and not settings.more_ports)
+    if settings.auth == "auto" and not settings.api_keys and not settings.keys_file and not local:
         raise SettingsError(
             f"--host {settings.host} can be reached from other machines, but no API keys are set. Make a key with "
             "`llava-gateway keys new NAME --file keys.json` and set --keys-file keys.json; or set --auth none to let everybody in."

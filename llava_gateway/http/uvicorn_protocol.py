@@ -126,7 +126,7 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body or cycle.scope["http_version"] != "1.1":
             return False
-        if _tcp_socket(self.transport) is None:
+        if _tcp_socket(self.transport) is None or self.transport.get_extra_info("sslcontext"):  # TLS has no half-closed connections
             return False
         if not cycle.response_started:
             self.transport.write(CONTINUE)

@@ -113,12 +113,17 @@ def built_in(name: str, param: str) -> Template:
 
 
 def chosen(name_or_file: str) -> Template:
-    """Return the template of the setting `template`: a built-in one by name, or one from a Jinja file. Raises SettingsError."""
+    """Return the template of the setting `template`: a built-in one by name, one from a Jinja file, or Jinja itself, as vLLM takes it.
+
+    Raises SettingsError.
+    """
     if name_or_file in BUILT_IN:
         return BUILT_IN[name_or_file]
     try:
         return Template(read_file(Path(name_or_file), MAX_BYTES).decode())
     except (OSError, UnicodeDecodeError):
+        if "{{" in name_or_file or "{%" in name_or_file:
+            return Template(name_or_file)
         raise SettingsError(f"template {name_or_file} is neither a file nor one of {', '.join(BUILT_IN)}") from None
 
 

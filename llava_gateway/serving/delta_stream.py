@@ -20,13 +20,14 @@ class DeltaStream:
     Deltas that arrive while the reader is busy are held, and joined to one delta for each choice.
     """
 
-    def __init__(self, prompt: str, request: Request, usage: Usage) -> None:
+    def __init__(self, prompt: str, request: Request, usage: Usage, copies: int = 1) -> None:
+        """`copies`: the number of equal choices that the engine generates as one."""
         self.prompt = prompt
         """The prompt's text, with `<image>` for each image; empty if the client sent token ids."""
         self.usage = usage
         starts_message = isinstance(request, ChatRequest) and not request.continue_last
         self._space = _LeadingSpace() if starts_message and request.sampling.structured_output is None else None
-        self._copies = request.sampling.n if request.sampling.temperature == 0 else 1
+        self._copies = copies
         self._held: dict[int, Delta] = {}
         self._on_delta: OnDelta | None = None
         self._generation: asyncio.Task[None] | None = None

@@ -164,7 +164,7 @@ class Gateway:
             stack.enter_context(self.answer_memory.reserved(_max_answer_bytes(prepared)))
             with timed("answer"):
                 stack.push_async_callback(_record_usage, context, lease, usage)
-                deltas = DeltaStream(prepared.prompt, request, usage)
+                deltas = DeltaStream(prepared.prompt, request, usage, request.sampling.n // prepared.sampling.n)
                 prompt = Prompt(prepared.token_ids, images, adapter)
                 generation = asyncio.create_task(
                     served_model.engine.generate(prompt, prepared.sampling, stream=request.stream, usage=usage, on_delta=deltas.push)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.serving.model_registry import ServedModel
@@ -41,7 +42,7 @@ def prepare(
     """Render the prompt and check that it fits. May run in a thread: it does not use the supervisor.
 
     `model`: from `served_model.info()`. `template`: the name of a built-in chat template, or None for the server's own.
-    `default_max_tokens`: the answer's length if the request sets none, in tokens. Raises InvalidRequest.
+    `default_max_tokens`: the answer's length if neither the request nor the model sets one, in tokens. Raises InvalidRequest.
     """
     asked, images, vision = request.sampling, len(request.images), model.vision
     if vision.grids and request.image_aspect_ratio:
@@ -52,7 +53,9 @@ def prepare(
     text_tokens, least = len(prompt.token_ids) - images, "at least " if images and vision.grids else ""
     tokens, max_tokens = _fit(request, model, text_tokens, [vision.min_image_tokens] * images, default_max_tokens, least)
     stop = asked.stop + tuple(each for each in prompt.stop if each not in asked.stop)
-    sampling = dataclasses.replace(asked, max_tokens=max_tokens, n=1 if asked.temperature == 0 else asked.n, stop=stop)
+    defaults: dict[str, Any] = {name: value for name, value in model.default_sampling.items() if name in asked.unset}
+    n = 1 if defaults.get("temperature", asked.temperature) == 0 else asked.n
+    sampling = dataclasses.replace(asked, max_tokens=max_tokens, n=n, stop=stop, **defaults)
     return PreparedRequest(request, served_model, model, prompt.text, prompt.token_ids, tokens, sampling)
 
 
@@ -94,7 +97,8 @@ def _fit(
             f"{text_tokens} of text, {expanded} of images ({each}) and {wanted} of answer.",
             param=request.param,
         )
-    max_tokens = min(room, asked.max_tokens or max(default_max_tokens, asked.min_tokens))
+    default = int(model.default_sampling.get("max_tokens", default_max_tokens))
+    max_tokens = min(room, asked.max_tokens or max(default, asked.min_tokens), model.max_answer_tokens or room)
     if asked.min_tokens > max_tokens:
         raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
     return tokens, max_tokens

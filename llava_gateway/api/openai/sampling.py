@@ -43,6 +43,13 @@ _Stop = Annotated[
 _LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096), AfterValidator(_check_token_ids)]
 
 
+MODEL_DEFAULTS = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
+"""The fields for which a model may have its own defaults, as vLLM has it."""
+
+
 class JsonSchema(StrictModel):
     name: str = Field(min_length=1, max_length=64, description="required, but has no effect")
     description: str | None = Field(None, description="ignored: the model does not see it")
@@ -190,6 +197,7 @@ class SamplingFields(RequestBody):
             spaces_between_special_tokens=self.spaces_between_special_tokens is not False,
             structured_output=self._structured_output(),
             logprobs=logprobs,
+            unset=frozenset(name for name in MODEL_DEFAULTS if getattr(self, name) is None),
         )
 
     def _structured_output(self) -> StructuredOutput | None:
@@ -217,7 +225,7 @@ class SamplingFields(RequestBody):
         if isinstance(self.response_format, JsonSchemaFormat):
             schema = self.response_format.json_schema.json_schema
             param = "response_format.json_schema.schema"
-            return StructuredOutput("json", _json(schema if schema is not None else {"type": "object"}, param), param)
+            return StructuredOutput("json_object", param=param) if schema is None else StructuredOutput("json", _json(schema, param), param)
         return None
 
 

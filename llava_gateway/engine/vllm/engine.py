@@ -1,6 +1,7 @@
 """vLLM as the gateway's engine: its front end (`AsyncLLM`) runs in this process, the model in processes of vLLM's own."""
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import signal
@@ -20,7 +21,7 @@ from llava_gateway.engine.vllm.lora import LoraManager
 from llava_gateway.engine.vllm.outputs import OutputSink, refusal
 from llava_gateway.engine.vllm.process_guard import ProcessGuard
 from llava_gateway.engine.vllm.sampling import sampling_params
-from llava_gateway.engine.vllm.structured_outputs import GrammarChecker
+from llava_gateway.engine.vllm.structured_outputs import GrammarChecker, close_format
 from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, TooManyRequests, Unavailable
 from llava_gateway.observability.context import current_context, new_id
 from llava_gateway.types import Delta, LoraAdapter, ModelInfo, PreparedImage, Prompt, SamplingParams, StructuredOutput, Usage
@@ -53,6 +54,7 @@ class VllmEngine:
         self._stopping = False
         self._generating = 0
         self._grammars: GrammarChecker | None = None
+        self._closes_formats = False
         self._lora_manager: LoraManager | None = None
         self._process_guard = ProcessGuard()
         self.stage = "importing vLLM"
@@ -76,8 +78,10 @@ class VllmEngine:
         self._model = info = describe(engine)
         self._lora_manager = LoraManager(engine)
         self._seeds_work = seeds_work(engine.vllm_config)
-        if engine.vllm_config.structured_outputs_config.backend == "guidance":  # the checker knows no other backend
-            self._grammars = GrammarChecker(info.tokenizer)
+        formats = engine.vllm_config.structured_outputs_config
+        if formats.backend == "guidance":  # the checker knows no other backend
+            self._grammars = GrammarChecker(info.tokenizer, any_whitespace=not formats.disable_any_whitespace)
+            self._closes_formats = formats.disable_additional_properties
         self.stage = "answering for the first time"
         await self._warm_up(info)
         return info
@@ -91,14 +95,14 @@ class VllmEngine:
         image = PreparedImage(Image.new("RGB", size), "warm-up", size, tokens)
         token_ids = info.tokenizer.encode(info.image_token, add_special_tokens=True).ids
         try:
-            sampling = SamplingParams(max_tokens=1, logprobs=1)
+            sampling = SamplingParams(max_tokens=1, logprobs=0)
             await self.generate(Prompt(token_ids, (image,)), sampling, stream=False, usage=Usage(), on_delta=lambda delta: None)
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         if self._grammars:
-            await self._grammars.check(structured_output)
+            await self._grammars.check(close_format(structured_output) if self._closes_formats else structured_output)
 
     async def load_adapter(self, adapter: LoraAdapter) -> None:
         await self._running_lora_manager().load(adapter)
@@ -116,6 +120,8 @@ class VllmEngine:
             raise _not_running()
         self._generating += 1
         try:
+            if self._closes_formats and sampling.structured_output:
+                sampling = dataclasses.replace(sampling, structured_output=close_format(sampling.structured_output))
             stream = stream or sampling.logprobs is not None  # else all log probabilities of an answer would come in one call
             sink = OutputSink(sampling, self._model.tokenizer, usage, on_delta, stream=stream, images=bool(prompt.images))
             params = sampling_params(sampling, stream, seeds_work=self._seeds_work)

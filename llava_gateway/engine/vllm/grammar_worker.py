@@ -2,7 +2,7 @@
 
 It is a process of its own, because a regular expression or a grammar of a few hundred bytes can keep a compiler busy for minutes, make it
 panic, or make every token of the answer slow. A format has `CPU_SECONDS` to be compiled and to be followed for `STEPS` tokens. The system
-ends the process that takes longer. The first line of the input is the model's tokenizer.
+ends the process that takes longer. The first line of the input is an object with the model's tokenizer and `any_whitespace`.
 """
 
 import json
@@ -29,14 +29,15 @@ NICENESS = 10
 """The gateway, and an engine on the CPU, get CPU time before this process."""
 
 
-def error(tokenizer: llguidance.LLTokenizer, kind: Kind, spec: str) -> str:
+def error(tokenizer: llguidance.LLTokenizer, any_whitespace: bool, kind: Kind, spec: str) -> str:
     """Return what is wrong with a format, or an empty text. The grammar is compiled as vLLM compiles it.
 
-    `kind`, `spec`: as in `StructuredOutput`.
+    `any_whitespace`: whether JSON may have optional white space. `kind`, `spec`: as in `StructuredOutput`.
     """
     try:
         if kind == "json" or kind == "json_object":
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(spec or '{"type": "object"}', defaults={"whitespace_flexible": False})
+            schema = spec or '{"type": "object"}'
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": any_whitespace})
         else:
             grammar = llguidance.grammar_from(kind, spec)
         start = time.thread_time()
@@ -70,14 +71,15 @@ def _follow(tokenizer: llguidance.LLTokenizer, grammar: str) -> str:
 
 
 def main() -> None:
-    """Read the tokenizer, write "ready", and answer each format with a line of JSON."""
+    """Read the options, write "ready", and answer each format with a line of JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.nice(NICENESS)
-    tokenizer = llguidance.LLTokenizer(json.loads(sys.stdin.readline()))
+    options = json.loads(sys.stdin.readline())
+    tokenizer = llguidance.LLTokenizer(options["tokenizer"])
     _write("ready")
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-        verdict = error(tokenizer, **json.loads(line))
+        verdict = error(tokenizer, options["any_whitespace"], **json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
         _write(verdict[:2000])
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind, check_quantization
 from llava_gateway.engine.vllm.compat import launch, model
 from llava_gateway.engine.vllm.compat.seeds import choose_cpu_worker
-from llava_gateway.engine.vllm.lora import check_lora_support, reserve_empty_slot
+from llava_gateway.engine.vllm.lora import check_lora_support, reserve_slots
+from llava_gateway.engine.vllm.refused_flags import check_flags
 from llava_gateway.errors import EngineStartError
 from llava_gateway.images.geometry import ImageTokens, Size
 from llava_gateway.tokenizer import Tokenizer
@@ -50,22 +51,26 @@ def engine_arguments(model_name: str, flags: Sequence[str]) -> "AsyncEngineArgs"
     except ImportError as error:
         raise EngineStartError(f"vLLM cannot be imported ({error}); install the extra 'cpu' or 'cuda'") from error
     try:
-        arguments, unknown = parser.parse_known_args(["--model", model_name, *flags])
+        arguments = parser.parse_args(["--model", model_name, *flags])
     except (argparse.ArgumentError, ValueError, SystemExit) as error:  # argparse exits at some errors all the same
-        raise EngineStartError(f"vLLM does not take these flags: {error}") from error
-    if unknown:
-        raise EngineStartError(f"neither llava-gateway nor vLLM knows the flag {unknown[0]}")
+        reason = str(error)
+        if reason.startswith(launch.UNKNOWN_FLAG):
+            raise EngineStartError(f"neither llava-gateway nor vLLM knows the flag {reason.split()[2]}") from error
+        raise EngineStartError(f"vLLM does not take these flags: {reason}") from error
+    check_flags(arguments, parser)
     check_quantization(config, arguments.quantization)
     if arguments.enable_lora:
         check_lora_support(config)
+        reserve_slots(arguments, cpu=current_platform.is_cpu())
     if current_platform.is_cpu():
         _adapt_to_cpu(arguments)
     if arguments.structured_outputs_config.backend == "auto":
         # With "auto" vLLM keeps the backend that the first request led it to, and other requests' grammars fail on that. Of the backends
         # only guidance limits the work for a token: a regular expression of 100 characters makes xgrammar 0.2.8 hang.
-        # Small models that may put white space anywhere put it everywhere, and do not finish their answer.
+        # Small models that may put white space anywhere put it everywhere, and do not finish their answer. So they do with further keys.
         arguments.structured_outputs_config.backend = "guidance"
         arguments.structured_outputs_config.disable_any_whitespace = True
+        arguments.structured_outputs_config.disable_additional_properties = True
     return AsyncEngineArgs.from_cli_args(arguments)
 
 
@@ -80,8 +85,6 @@ def _adapt_to_cpu(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
     if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
         arguments.distributed_executor_backend = "uni"
-    if arguments.enable_lora:
-        reserve_empty_slot(arguments)
     choose_cpu_worker(arguments)
 
 
@@ -141,6 +144,8 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
         image_token=processor.image_token,
         vision=_vision(info, config.hf_config, processor.image_processor),
         context_length=config.max_model_len,
+        default_sampling=model.default_sampling(config),
+        max_answer_tokens=model.max_answer_tokens(config),
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_gateway.engine.vllm.compat import health, lora
-from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, InvalidRequest, Unavailable
+from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, InvalidRequest, TooManyRequests, Unavailable
 from llava_gateway.files import read_file
 from llava_gateway.types import LoraAdapter
 
@@ -38,6 +38,8 @@ SUPPORTED_KINDS = ("llava", "llava_next")
 POLL_INTERVAL = 0.25
 """Seconds between two looks at whether the engine has died."""
 PARAM = "lora_path"
+RETRY_AFTER = 1
+"""Seconds after which a client may try again to replace an adapter that is in use."""
 
 
 def lora_flags(adapters: int) -> tuple[str, ...]:
@@ -55,20 +57,22 @@ def check_lora_support(config: dict[str, Any]) -> None:
         raise EngineStartError(f"vLLM has no LoRA for {kind} models; leave out --lora-modules, --lora-dir and --enable-lora")
 
 
-def reserve_empty_slot(arguments: argparse.Namespace) -> None:
-    """Add a slot for an adapter to `--max-loras` of vLLM's arguments, for an engine on a CPU. No adapter is ever loaded into it.
+def reserve_slots(arguments: argparse.Namespace, *, cpu: bool) -> None:
+    """Add room to `--max-cpu-loras` of vLLM's arguments, and on a CPU to `--max-loras`, for adapters that do not count.
 
-    If a batch has prompts with and without adapters, vLLM 0.32 on a CPU applies the adapter in the last slot to a prompt without one.
+    One adapter is there twice while it is replaced: requests that already use the old one keep it. On a CPU one slot more stays empty:
+    if a batch has prompts with and without adapters, vLLM 0.32 on a CPU applies the adapter in the last slot to a prompt without one.
     """
-    arguments.max_loras += 1
-    arguments.max_cpu_loras = max(arguments.max_cpu_loras or 0, arguments.max_loras)
+    if cpu:
+        arguments.max_loras += 2
+    arguments.max_cpu_loras = max(arguments.max_cpu_loras or 0, arguments.max_loras) + 1
 
 
 class LoraManager:
     """The adapters that one engine has loaded.
 
     There are never more than vLLM keeps in memory. vLLM would read a further one from its directory again, and a failure there would end
-    the engine.
+    the engine. One place is kept for an adapter that replaces another one of its name.
     """
 
     def __init__(self, engine: "AsyncLLM") -> None:
@@ -91,8 +95,7 @@ class LoraManager:
 
         if self._config is None:
             raise InvalidRequest("The engine was started without LoRA (--no-enable-lora).", param=PARAM)
-        if len(self._loaded) >= self._max_loaded():
-            raise InvalidRequest(f"The engine has no room for more than {len(self._loaded)} adapters; unload one first.", param=PARAM)
+        self._check_room(adapter.name)
         await asyncio.to_thread(self._check, Path(adapter.path))
         # The name is new at each load, because vLLM's caches know an adapter by it: they must not hold answers of an earlier adapter.
         request = LoRARequest(f"{adapter.name}#{adapter.number}", adapter.number, adapter.path)
@@ -110,10 +113,17 @@ class LoraManager:
             await self._remove(adapter.number)
             del self._loaded[adapter.number]
 
-    def _max_loaded(self) -> int:
+    def _check_room(self, name: str) -> None:
+        """Raise InvalidRequest or TooManyRequests if another adapter called `name` has no place. See `reserve_slots`."""
         from vllm.platforms import current_platform
 
-        return int(self._config.max_loras - 1 if current_platform.is_cpu() else self._config.max_cpu_loras)
+        most = int(self._config.max_loras - 2 if current_platform.is_cpu() else self._config.max_cpu_loras - 1)
+        replaces = any(request.lora_name.rpartition("#")[0] == name for request in self._loaded.values())
+        if len(self._loaded) > most or (len(self._loaded) == most and not replaces):
+            if replaces:
+                message = "Requests still use adapters that were replaced or unloaded. Try again when they have ended."
+                raise TooManyRequests(message, code="adapter_in_use", retry_after=RETRY_AFTER)
+            raise InvalidRequest(f"The engine has no room for more than {most} adapters; unload one first.", param=PARAM)
 
     async def _remove(self, number: int) -> None:
         await self._wait(self._engine.remove_lora(number))

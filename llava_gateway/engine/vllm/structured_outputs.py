@@ -1,9 +1,10 @@
-"""Checks whether the engine can hold an answer to a format.
+"""Answer formats: how their objects end, and whether the engine can hold an answer to them.
 
 The check runs in processes of its own, where a bad format does no harm: see `grammar_worker`.
 """
 
 import asyncio
+import dataclasses
 import json
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from llava_gateway.engine.vllm.closed_schema import ANY_OBJECT, close_objects
 from llava_gateway.errors import EngineFailed, InvalidRequest, TooManyRequests, Unavailable
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import StructuredOutput
@@ -30,14 +32,28 @@ MAX_VERDICT_LENGTH = 300
 """The longest verdict, in characters."""
 
 
+def close_format(structured_output: StructuredOutput) -> StructuredOutput:
+    """Return a format of which no object may have further keys without end. See `closed_schema`. Raises InvalidRequest."""
+    if structured_output.kind == "json_object":
+        return dataclasses.replace(structured_output, kind="json", spec=ANY_OBJECT)
+    if structured_output.kind == "json" and isinstance(structured_output.spec, str):
+        try:
+            return dataclasses.replace(structured_output, spec=close_objects(structured_output.spec))
+        except ValueError as error:
+            raise _refusal(structured_output, str(error)) from None
+    return structured_output
+
+
 class GrammarChecker:
     """Has worker processes check formats, and remembers their verdicts.
 
     A worker starts with the first format, and again after a format has ended it. Used from one event loop.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, any_whitespace: bool = False) -> None:
+        """`any_whitespace`: whether the engine allows optional white space in JSON."""
         self._tokenizer = tokenizer
+        self._any_whitespace = any_whitespace
         self._idle: list[asyncio.Task[Process]] = []
         """Workers without a format. The tasks start them, so some may be starting still."""
         self._alive: set[Process] = set()
@@ -60,7 +76,7 @@ class GrammarChecker:
             if len(self._verdicts) > MAX_VERDICTS:
                 del self._verdicts[next(iter(self._verdicts))]
         if verdict:
-            raise InvalidRequest(f"The engine cannot hold an answer to this format: {verdict}", param=structured_output.param)
+            raise _refusal(structured_output, verdict)
 
     def close(self) -> None:
         """End the workers."""
@@ -126,7 +142,8 @@ class GrammarChecker:
         assert worker.stdin
         assert worker.stdout
         with suppress(OSError, RuntimeError):
-            worker.stdin.write(json.dumps(self._tokenizer.to_json()).encode() + b"\n")
+            options = {"tokenizer": self._tokenizer.to_json(), "any_whitespace": self._any_whitespace}
+            worker.stdin.write(json.dumps(options).encode() + b"\n")
             await worker.stdin.drain()
         if not await worker.stdout.readline():
             self._end(worker)
@@ -137,3 +154,7 @@ class GrammarChecker:
         self._alive.discard(worker)
         with suppress(ProcessLookupError):
             worker.kill()
+
+
+def _refusal(structured_output: StructuredOutput, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"The engine cannot hold an answer to this format: {reason}", param=structured_output.param)

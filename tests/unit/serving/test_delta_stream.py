@@ -19,9 +19,11 @@ from llava_gateway.types import ChatRequest, CompletionRequest, Delta, SamplingP
 PROMPT = CompletionRequest(model="m", prompt="p", stream=True)
 
 
-def answer_of(engine: Callable[[DeltaStream], AsyncIterator[None]], request: CompletionRequest | ChatRequest = PROMPT) -> DeltaStream:
+def answer_of(
+    engine: Callable[[DeltaStream], AsyncIterator[None]], request: CompletionRequest | ChatRequest = PROMPT, copies: int = 1
+) -> DeltaStream:
     """An answer that the engine, a generator which is gone through to its end, gives deltas to. Needs a running loop."""
-    answer = DeltaStream("p", request, Usage())
+    answer = DeltaStream("p", request, Usage(), copies)
 
     async def work() -> None:
         async for _ in engine(answer):
@@ -137,7 +139,7 @@ def test_silent_engine_does_not_delay_the_stream() -> None:
 def test_greedy_choices_are_copies_of_one() -> None:
     async def read() -> tuple[dict[int, str], int]:
         request = ChatRequest(model="m", messages=(), sampling=SamplingParams(n=3, temperature=0))
-        answer = answer_of(give(" abc", pauses={0, 2}), request)
+        answer = answer_of(give(" abc", pauses={0, 2}), request, copies=3)
         texts = dict.fromkeys(range(3), "")
         async for delta in answer:
             texts[delta.index] += delta.text

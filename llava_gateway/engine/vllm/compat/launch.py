@@ -4,7 +4,7 @@ Read in vLLM 0.32.0. Nothing here is imported from vLLM before it is called, bec
 """
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -19,17 +19,25 @@ Without it: the log has vLLM's own sentence, which says the same in more words.
 """
 
 
-def flag_parser() -> argparse.ArgumentParser:
-    """Return a parser of vLLM's engine flags, which raises `argparse.ArgumentError` for most mistakes. Raises ImportError without vLLM.
+UNKNOWN_FLAG = "unrecognized arguments:"
+"""How argparse's error begins if there is a flag that the parser does not know."""
 
-    Touches: `FlexibleArgumentParser`, which takes the forms of vLLM's command line, such as `--hf-overrides.key value`, and
-    `AsyncEngineArgs.add_cli_args`.
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Return a parser of vLLM's engine flags. Its `parse_args` raises an error for mistakes. Raises ImportError without vLLM.
+
+    Touches: `FlexibleArgumentParser`, whose `parse_args` takes the forms of vLLM's command line, such as `--max_model_len`,
+    `--hf-overrides.key value` and `-O0`, and `AsyncEngineArgs.add_cli_args`.
     Without it: an `argparse.ArgumentParser`, which does not take these forms.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser: argparse.ArgumentParser = FlexibleArgumentParser(
+    class RaisingParser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM has no types
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(message)
+
+    parser: argparse.ArgumentParser = RaisingParser(
         prog="llava-gateway serve", add_help=False, usage=argparse.SUPPRESS, exit_on_error=False
     )
     AsyncEngineArgs.add_cli_args(parser)

@@ -6,6 +6,7 @@ Read in vLLM 0.32.0.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vllm.config import ModelConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -58,3 +59,24 @@ def known_quantizations() -> list[str]:
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
     return list(QUANTIZATION_METHODS)
+
+
+def default_sampling(config: "ModelConfig") -> dict[str, float]:
+    """Return the sampling parameters of requests that set none: of the model's generation_config.json and of vLLM's flags.
+
+    `--generation-config` and `--override-generation-config` are the flags. `max_tokens` is among the names.
+
+    Touches: `ModelConfig.get_diff_sampling_param`.
+    Without it: `GenerationConfig.from_pretrained` of transformers, and the two flags.
+    """
+    return dict(config.get_diff_sampling_param())
+
+
+def max_answer_tokens(config: "ModelConfig") -> int | None:
+    """Return the upper bound of every answer, in tokens, if vLLM's flags set one. vLLM's own server lowers `max_tokens` to it.
+
+    Touches: `ModelConfig.generation_config`, `ModelConfig.override_generation_config` and `ModelConfig.get_diff_sampling_param`.
+    """
+    given = config.override_generation_config if config.generation_config in ("auto", "vllm") else config.get_diff_sampling_param()
+    limit = given.get("max_new_tokens", given.get("max_tokens"))
+    return None if limit is None else int(limit)
