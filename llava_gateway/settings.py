@@ -64,6 +64,15 @@ class Settings(BaseSettings):
         "",
         description="a chat template instead of the model's own: the name of a built-in one (docs/dialects.md), a Jinja file, or Jinja itself",
     )
+    tools_auto: Literal["answer", "prompt"] = Field(
+        "answer",
+        description="what `tools` do if the model may choose, and its chat template does not render tools: `answer` leaves them out, "
+        "`prompt` writes them into the system message (docs/openai.md)",
+    )
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = Field(
+        "auto",
+        description="form in which the model writes calls of tools, if its chat template renders tools; `auto`: as the template does",
+    )
     lora_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_modules)] = Field(
         (), description="LoRA adapters, which clients use like models: NAME=DIRECTORY, comma separated, or vLLM's JSON (docs/lora.md)"
     )

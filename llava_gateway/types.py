@@ -81,7 +81,7 @@ class ToolCall:
     id: str
     name: str
     arguments: str
-    """A JSON object, as JSON text."""
+    """JSON text: an object, or a string if the model's arguments were not valid JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +184,8 @@ class ChatRequest:
     """Whether the answer continues the last message, which must be the assistant's, instead of starting a new one."""
     tools: tuple[Tool, ...] = ()
     """The tools that the model may call. Empty: the answer is text."""
+    tools_param: str = "tools"
+    """The path of the tools in the client's request, for error messages."""
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     """Whether one answer may call several tools."""
@@ -200,8 +202,15 @@ class ChatRequest:
 
     @property
     def text_length(self) -> int:
-        """The number of characters in all texts."""
-        return sum(len(part.text) for message in self.messages for part in message.content if isinstance(part, Text))
+        """The number of characters in all texts, in calls, and in the definitions of the tools."""
+        texts = sum(len(part.text) for message in self.messages for part in message.content if isinstance(part, Text))
+        calls = sum(len(call.arguments) for message in self.messages for call in message.tool_calls)
+        return texts + calls + sum(len(tool.description) + len(tool.parameters) for tool in self.tools)
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer must be a call of a tool."""
+        return bool(self.tools) and self.tool_choice != "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

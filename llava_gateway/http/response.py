@@ -58,6 +58,10 @@ class ResponseWriter:
         self._headers = tuple(headers)
         self._silent = True
 
+    def add_header(self, name: bytes, value: bytes) -> None:
+        """Add a header to the response, which must not have started."""
+        self._headers = (*self._headers, (name, value))
+
     async def json(self, status: int, value: Any, headers: tuple[Header, ...] = ()) -> None:
         """Send a whole response with `value` as JSON."""
         await self.body(status, orjson.dumps(value), JSON, headers)

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llava_gateway.errors import ContextLengthExceeded, EngineStartError, InvalidRequest
 from llava_gateway.prompts.templates import BUILT_IN, Template
-from llava_gateway.types import ChatRequest, CompletionRequest, Message, ModelInfo, Request, Text
+from llava_gateway.prompts.tools import add_tool_fields, as_text, template_tools, tojson
+from llava_gateway.types import ChatRequest, CompletionRequest, Message, ModelInfo, Request, Text, Tool, ToolChoice
 
 SEPARATOR = "\ufdd0"
 """Splits control tokens in texts. Noncharacters are for internal use and never for interchange (Unicode, section 23.7)."""
@@ -50,6 +51,7 @@ class PromptRenderer:
         """`template`: replaces the model's own template. Raises EngineStartError if the template is not valid Jinja."""
         self._tokenizer = model.tokenizer
         controls = model.tokenizer.control_tokens | {model.image_token}
+        self._controls = controls
         self._control = re.compile("|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True)))
         self._longest_control = max(map(len, controls))
         self._context_length = model.context_length
@@ -66,23 +68,52 @@ class PromptRenderer:
         `template`: the name of a built-in template, instead of the default one.
         """
         if isinstance(request, ChatRequest):
-            return self.chat(request.messages, template, continue_last=request.continue_last, param=request.param)
+            return self.chat(
+                request.messages,
+                template,
+                continue_last=request.continue_last,
+                param=request.param,
+                tools=request.tools,
+                tool_choice=request.tool_choice,
+            )
         return self.completion(request)
 
+    def renders_tools(self, template: str | None = None) -> bool:
+        """Return whether a template, by its name as in `render`, shows the definitions of tools by itself."""
+        return self._compiled(template).renders_tools
+
+    def source(self, template: str | None = None) -> str:
+        """Return the Jinja source of a template, by its name as in `render`."""
+        return self._compiled(template).template.jinja
+
     def chat(
-        self, messages: Sequence[Message], template: str | None = None, *, continue_last: bool = False, param: str = "messages"
+        self,
+        messages: Sequence[Message],
+        template: str | None = None,
+        *,
+        continue_last: bool = False,
+        param: str = "messages",
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice = "auto",
     ) -> RenderedPrompt:
         """Return the prompt for the assistant's next message.
 
         `template`: the name of a built-in template. `continue_last`: the prompt asks for more of the last message, which must be the
-        assistant's. `param`: the path of the messages in the client's request. Raises InvalidRequest if the template refuses the messages,
-        and ContextLengthExceeded for texts that cannot fit.
+        assistant's. `param`: the path of the messages in the client's request. `tools`: are shown to the model, in the system message if
+        the template does not render tools. Raises InvalidRequest if the template refuses the messages, and ContextLengthExceeded for texts
+        that cannot fit.
         """
-        self._check_length((part.text for message in messages for part in message.content if isinstance(part, Text)), param)
         compiled = self._compiled(template)
+        if not compiled.renders_tools:
+            messages, tools = as_text(messages, tools, tool_choice, compiled.template.system), ()
+        texts = [part.text for message in messages for part in message.content if isinstance(part, Text)]
+        if compiled.renders_tools:
+            texts += [text for tool in tools for text in (tool.description, tool.parameters)]
+            texts += [call.arguments for message in messages for call in message.tool_calls]
+        self._check_length(texts, param)
         try:
-            text = self._text(compiled, messages, continue_last)
-        except TemplateError as error:
+            text = self._text(compiled, messages, continue_last, tools)
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InvalidRequest(f"The chat template refuses these messages: {error}", param=param) from error
         encoding = self._tokenizer.encode(text, add_special_tokens=self._wants_special_tokens(text))
         token_ids = encoding.ids
@@ -135,13 +166,17 @@ class PromptRenderer:
             self._named[template] = _compile(BUILT_IN[template])
         return self._named[template]
 
-    def _text(self, compiled: "_Compiled", messages: Sequence[Message], continue_last: bool) -> str:
+    def _text(self, compiled: "_Compiled", messages: Sequence[Message], continue_last: bool, tools: Sequence[Tool]) -> str:
         """Render the messages, with a SEPARATOR in each control token of a client's text. Raises TemplateError."""
         plain = [self._plain(message) for message in messages]
+        variables: dict[str, Any] = dict(self._variables)
+        if compiled.renders_tools:
+            add_tool_fields(plain, messages, self._defuse)
+            variables["tools"] = template_tools(tools, self._defuse)
         if compiled.template.system and not any(message.role == "system" for message in messages):
             plain.insert(0, {"role": "system", "content": [{"type": "text", "text": compiled.template.system}]})
         last_text = "".join(part["text"] for part in plain.pop()["content"]) if continue_last else ""
-        text = compiled.jinja.render(messages=plain, add_generation_prompt=True, **self._variables)
+        text = compiled.jinja.render(messages=plain, add_generation_prompt=True, **variables)
         return text + ("" if not last_text or text[-1:].isspace() else " ") + last_text
 
     def _plain(self, message: Message) -> dict[str, Any]:
@@ -165,6 +200,11 @@ class PromptRenderer:
             text = text.replace(SEPARATOR, "")
         return self._control.sub(lambda found: found[0][0] + SEPARATOR + found[0][1:], text)
 
+    def _defuse(self, text: str) -> str:
+        """Split the control tokens in a text that a template may put between other characters, such as the name of a tool."""
+        is_part = text and any(text in control for control in self._controls)
+        return (SEPARATOR if is_part else "") + self._split_controls(text)
+
     def _wants_special_tokens(self, text: str) -> bool:
         """Return whether the tokenizer must add `<s>`. A text may already begin with it."""
         return not (self._bos and text.startswith(self._bos))
@@ -184,12 +224,15 @@ class _Compiled:
 
     template: Template
     jinja: jinja2.Template
+    renders_tools: bool
 
 
 def _compile(template: Template) -> _Compiled:
     """Compile a template. Raises EngineStartError if it is not valid Jinja."""
+    environment = _environment()
     try:
-        return _Compiled(template, _environment().from_string(template.jinja))
+        renders_tools = "tools" in meta.find_undeclared_variables(environment.parse(template.jinja))
+        return _Compiled(template, environment.from_string(template.jinja), renders_tools)
     except jinja2.TemplateSyntaxError as error:
         raise EngineStartError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from error
 
@@ -208,6 +251,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     """Return a sandbox with the settings and functions of Hugging Face's templates."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.globals["raise_exception"] = _raise
+    environment.filters["tojson"] = tojson
     return environment
 
 

@@ -5,7 +5,8 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from llava_gateway.errors import EngineFailed
-from llava_gateway.types import ChatRequest, Delta, Request, Usage
+from llava_gateway.serving.tool_calls import ToolCallParser
+from llava_gateway.types import ChatRequest, Delta, Request, ToolCallDelta, Usage
 
 MAX_LOGPROBS = 64
 """Tokens with log probabilities in one delta for the reader."""
@@ -20,11 +21,26 @@ class DeltaStream:
     Deltas that arrive while the reader is busy are held, and joined to one delta for each choice.
     """
 
-    def __init__(self, prompt: str, request: Request, usage: Usage, copies: int = 1) -> None:
-        """`copies`: the number of equal choices that the engine generates as one."""
+    def __init__(
+        self,
+        prompt: str,
+        request: Request,
+        usage: Usage,
+        tool_calls: ToolCallParser | None = None,
+        *,
+        copies: int = 1,
+        tools_ignored: bool = False,
+    ) -> None:
+        """`tool_calls`: finds the calls of tools in the answer. None: the answer is text.
+
+        `copies`: the number of equal choices that the engine generates as one.
+        """
         self.prompt = prompt
         """The prompt's text, with `<image>` for each image; empty if the client sent token ids."""
         self.usage = usage
+        self.tools_ignored = tools_ignored
+        """Whether the request's tools were left out of the prompt, because the model cannot call tools by itself."""
+        self._tool_calls = tool_calls
         starts_message = isinstance(request, ChatRequest) and not request.continue_last
         self._space = _LeadingSpace() if starts_message and request.sampling.structured_output is None else None
         self._copies = copies
@@ -38,6 +54,8 @@ class DeltaStream:
         """Accept the engine's next delta. n greedy choices are equal: the engine generates one, and this makes n of it."""
         if self._space:
             delta = self._space.strip(delta)
+        if self._tool_calls:
+            delta = self._tool_calls.parse(delta)
         self._deliver(delta)
         for copy in range(1, self._copies):
             self.usage.completion_tokens += delta.tokens
@@ -113,8 +131,19 @@ class DeltaStream:
 
 def _joined(first: Delta, then: Delta) -> Delta:
     return dataclasses.replace(
-        then, text=first.text + then.text, tokens=first.tokens + then.tokens, logprobs=first.logprobs + then.logprobs
+        then,
+        text=first.text + then.text,
+        tokens=first.tokens + then.tokens,
+        logprobs=first.logprobs + then.logprobs,
+        tool_calls=_joined_calls(first.tool_calls, then.tool_calls),
     )
+
+
+def _joined_calls(first: tuple[ToolCallDelta, ...], then: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:
+    """Join the last piece of `first` and the first piece of `then` if both continue the same call."""
+    if not first or not then or first[-1].id or then[0].id:
+        return first + then
+    return *first[:-1], ToolCallDelta(first[-1].index, first[-1].arguments + then[0].arguments), *then[1:]
 
 
 def _split(delta: Delta) -> Iterator[Delta]:

@@ -27,7 +27,7 @@ from llava_gateway.serving.admission import Admission, RequestQueue
 from llava_gateway.serving.answer_memory import AnswerMemory
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
-from llava_gateway.serving.prepare import PreparedRequest, apply_image_tokens, check_images, prepare
+from llava_gateway.serving.prepare import PreparedRequest, apply_image_tokens, check_images, prepare, without_ignored_tools
 from llava_gateway.settings import Settings
 from llava_gateway.types import ChatRequest, ImageSource, ModelInfo, PreparedImage, Prompt, Request, Usage, VisionConfig
 
@@ -108,7 +108,9 @@ class Gateway:
         model = served_model.info()
         vision = model.vision
         check_images(request, model)
-        prompt = await _off_loop_if_long(request, served_model.prompts.render, request, self._template_of(request))
+        template = self._template_of(request)
+        request = without_ignored_tools(request, served_model.prompts, template, self.settings)
+        prompt = await _off_loop_if_long(request, served_model.prompts.render, request, template)
         images = await self._load(request, vision) if vision.grids else ()
         counts = [image.tokens for image in images] or [vision.min_image_tokens] * len(request.images)
         return await _off_loop_if_long(request, served_model.prompts.expand, prompt.token_ids, counts), sum(counts)
@@ -164,7 +166,9 @@ class Gateway:
             stack.enter_context(self.answer_memory.reserved(_max_answer_bytes(prepared)))
             with timed("answer"):
                 stack.push_async_callback(_record_usage, context, lease, usage)
-                deltas = DeltaStream(prepared.prompt, request, usage, request.sampling.n // prepared.sampling.n)
+                copies = request.sampling.n // prepared.sampling.n
+                tool_calls, tools_ignored = prepared.tool_calls(), prepared.tools_ignored
+                deltas = DeltaStream(prepared.prompt, request, usage, tool_calls, copies=copies, tools_ignored=tools_ignored)
                 prompt = Prompt(prepared.token_ids, images, adapter)
                 generation = asyncio.create_task(
                     served_model.engine.generate(prompt, prepared.sampling, stream=request.stream, usage=usage, on_delta=deltas.push)
@@ -193,8 +197,8 @@ class Gateway:
 
     async def _prepare(self, request: Request) -> PreparedRequest:
         served_model = self._served_model(request.model)
-        template, default = self._template_of(request), self.settings.default_max_tokens
-        return await _off_loop_if_long(request, prepare, request, served_model, served_model.info(), template, default)
+        template = self._template_of(request)
+        return await _off_loop_if_long(request, prepare, request, served_model, served_model.info(), template, self.settings)
 
     async def _load(self, request: Request, vision: VisionConfig) -> tuple[PreparedImage, ...]:
         if not request.images:

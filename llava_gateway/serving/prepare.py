@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
+from llava_gateway.prompts.renderer import PromptRenderer, RenderedPrompt
 from llava_gateway.serving.model_registry import ServedModel
+from llava_gateway.serving.tool_calls import FORMATS, CallFormat, CallFormatName, ToolCallParser
+from llava_gateway.serving.tool_grammar import hold_to_calls, hold_to_text_or_calls
+from llava_gateway.settings import Settings
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import ModelInfo, PreparedImage, Request, SamplingParams
+from llava_gateway.types import ChatRequest, ModelInfo, PreparedImage, Request, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,16 @@ class PreparedRequest:
     `apply_image_tokens` is called."""
     sampling: SamplingParams
     """The request's parameters, with a `max_tokens` that fits the context."""
+    call_format: CallFormat | None = None
+    """The form of calls of tools in the answer. None: the answer is text."""
+    tools_ignored: bool = False
+    """Whether the request's tools were left out."""
     reserved: int = 0
     """Tokens that are reserved at the API key's limit."""
+
+    def tool_calls(self) -> ToolCallParser | None:
+        """Return a parser for the answer's calls of tools. None: the answer is text."""
+        return ToolCallParser(self.request, self.call_format) if self.call_format and isinstance(self.request, ChatRequest) else None
 
     @property
     def max_total_tokens(self) -> int:
@@ -36,14 +48,26 @@ class PreparedRequest:
         return self.tokens + (self.sampling.max_tokens or 0) * self.request.sampling.n
 
 
-def prepare(
-    request: Request, served_model: ServedModel, model: ModelInfo, template: str | None, default_max_tokens: int
-) -> PreparedRequest:
+def without_ignored_tools(request: Request, prompts: PromptRenderer, template: str | None, settings: Settings) -> Request:
+    """Return the request without its tools if it leaves a call to the model, and the model cannot call tools by itself.
+
+    With `tools_auto` "prompt" no tools are ignored.
+    """
+    if not isinstance(request, ChatRequest) or not request.tools or request.must_call:
+        return request
+    if settings.tools_auto == "prompt" or prompts.renders_tools(template):
+        return request
+    return dataclasses.replace(request, tools=())
+
+
+def prepare(request: Request, served_model: ServedModel, model: ModelInfo, template: str | None, settings: Settings) -> PreparedRequest:
     """Render the prompt and check that it fits. May run in a thread: it does not use the supervisor.
 
     `model`: from `served_model.info()`. `template`: the name of a built-in chat template, or None for the server's own.
-    `default_max_tokens`: the answer's length if neither the request nor the model sets one, in tokens. Raises InvalidRequest.
+    Raises InvalidRequest.
     """
+    usable = without_ignored_tools(request, served_model.prompts, template, settings)
+    tools_ignored, request = usable is not request, usable
     asked, images, vision = request.sampling, len(request.images), model.vision
     if vision.grids and request.image_aspect_ratio:
         raise InvalidRequest("This model sees images in their own shape and makes none square.", param="image_aspect_ratio")
@@ -51,12 +75,18 @@ def prepare(
     prompt = served_model.prompts.render(request, template)
     _check_tokens(asked, model.tokenizer)
     text_tokens, least = len(prompt.token_ids) - images, "at least " if images and vision.grids else ""
-    tokens, max_tokens = _fit(request, model, text_tokens, [vision.min_image_tokens] * images, default_max_tokens, least)
+    try:
+        tokens, max_tokens = _fit(request, model, text_tokens, [vision.min_image_tokens] * images, settings.default_max_tokens, least)
+    except ContextLengthExceeded as error:
+        raise _with_tool_tokens(error, request, prompt, served_model.prompts, template) from error
     stop = asked.stop + tuple(each for each in prompt.stop if each not in asked.stop)
     defaults: dict[str, Any] = {name: value for name, value in model.default_sampling.items() if name in asked.unset}
     n = 1 if defaults.get("temperature", asked.temperature) == 0 else asked.n
     sampling = dataclasses.replace(asked, max_tokens=max_tokens, n=n, stop=stop, **defaults)
-    return PreparedRequest(request, served_model, model, prompt.text, prompt.token_ids, tokens, sampling)
+    prepared = PreparedRequest(request, served_model, model, prompt.text, prompt.token_ids, tokens, sampling, tools_ignored=tools_ignored)
+    if isinstance(request, ChatRequest) and request.tools:
+        return _prepare_calls(prepared, request, template, settings)
+    return prepared
 
 
 def check_images(request: Request, model: ModelInfo) -> None:
@@ -79,6 +109,39 @@ def apply_image_tokens(prepared: PreparedRequest, images: Sequence[PreparedImage
     image_tokens = [image.tokens for image in images]
     tokens, max_tokens = _fit(prepared.request, prepared.model, text_tokens, image_tokens, default_max_tokens)
     return dataclasses.replace(prepared, tokens=tokens, sampling=dataclasses.replace(prepared.sampling, max_tokens=max_tokens))
+
+
+def _prepare_calls(prepared: PreparedRequest, request: ChatRequest, template: str | None, settings: Settings) -> PreparedRequest:
+    """Return a request whose answer may call tools, or must. Raises InvalidRequest."""
+    prompts, sampling = prepared.served_model.prompts, prepared.sampling
+    if request.must_call:
+        sampling = hold_to_calls(request, sampling)
+        return dataclasses.replace(prepared, sampling=sampling, call_format=FORMATS["list"])
+    if not prompts.renders_tools(template):
+        return dataclasses.replace(prepared, sampling=hold_to_text_or_calls(request, sampling), call_format=FORMATS["hermes"])
+    if wanted := sampling.structured_output:
+        raise InvalidRequest(f"{wanted.param} cannot be combined with tools here; leave one of them out.", param=wanted.param)
+    parser = settings.tool_call_parser
+    call_format = FORMATS[_parser_of(prompts.source(template)) if parser == "auto" else parser]
+    if any(marker in prepared.model.tokenizer.control_tokens for marker in (call_format.begin, *call_format.between)):
+        sampling = dataclasses.replace(sampling, skip_special_tokens=False)
+    return dataclasses.replace(prepared, sampling=sampling, call_format=call_format)
+
+
+def _parser_of(template: str) -> CallFormatName:
+    """Return the name of the format in which a chat template shows earlier calls."""
+    return "mistral" if "[TOOL_CALLS]" in template else "llama3_json" if '"parameters": ' in template else "hermes"
+
+
+def _with_tool_tokens(
+    error: ContextLengthExceeded, request: Request, prompt: RenderedPrompt, prompts: PromptRenderer, template: str | None
+) -> ContextLengthExceeded:
+    """Return the error with the number of tokens that the definitions of tools take."""
+    if not isinstance(request, ChatRequest) or not request.tools:
+        return error
+    text = prompts.render(dataclasses.replace(request, tools=()), template)
+    tokens = len(prompt.token_ids) - len(text.token_ids)
+    return ContextLengthExceeded(f"{error.message} The {len(request.tools)} tools take {tokens} tokens of the text.", param=error.param)
 
 
 def _fit(

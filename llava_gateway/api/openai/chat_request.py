@@ -3,11 +3,13 @@
 It is declared after OpenAI's `CreateChatCompletionRequest`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
+from llava_gateway.api.openai.chat_tools import ToolFields, ToolUse
 from llava_gateway.api.openai.messages import Messages, to_messages
 from llava_gateway.api.openai.sampling import ASPECT_RATIO, MODEL, NO_EFFECT, VLLM_REFUSED, SamplingFields
 from llava_gateway.api.schema import RefusedField
@@ -16,17 +18,16 @@ from llava_gateway.prompts.templates import built_in
 from llava_gateway.settings import AspectRatio
 from llava_gateway.types import ChatRequest, Message
 
-NO_TOOLS = "the model cannot call tools"
-NO_FUNCTIONS = "the model cannot call functions"
 NOTHING_STORED = "nothing is stored"
 
 
-class ChatCompletionRequest(SamplingFields):
+class ChatCompletionRequest(ToolFields, SamplingFields):
     """`POST /v1/chat/completions`."""
 
     model: str = Field(description=MODEL)
     messages: Messages = Field(
-        description="the roles are system, developer (the same as system), user and assistant; user messages may have images"
+        description="the roles are system, developer (the same as system), user, assistant, and tool or function for the result of a call; "
+        "user messages and results may have images"
     )
     max_completion_tokens: int | None = Field(
         None, ge=1, description="the maximum number of tokens in an answer; default: `--default-max-tokens`"
@@ -42,17 +43,12 @@ class ChatCompletionRequest(SamplingFields):
     )
 
     refused: ClassVar = {
-        "tools": RefusedField(NO_TOOLS),
-        "tool_choice": RefusedField(NO_TOOLS, allowed_values=(None, "none")),
-        "functions": RefusedField(NO_FUNCTIONS),
-        "function_call": RefusedField(NO_FUNCTIONS, allowed_values=(None, "none")),
         "audio": RefusedField("the model cannot produce audio"),
         "modalities": RefusedField("the model produces only text", allowed_values=(None, [], ["text"])),
         "web_search_options": RefusedField("the server does not search the web", allowed_values=(None,)),
         "add_special_tokens": RefusedField("the chat template writes the whole prompt"),
     } | VLLM_REFUSED
     ignored: ClassVar = {
-        "parallel_tool_calls": "the model does not call tools",
         "prediction": "it changes the speed of an answer, not the answer",
         "reasoning_effort": "the model has no reasoning step",
         "verbosity": "the model has only one level",
@@ -73,25 +69,43 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
     if request.chat_template is not None:
         built_in(request.chat_template, "chat_template")
     messages = to_messages(request.messages)
-    check_continuation(request.continue_final_message, request.add_generation_prompt, messages)
+    tools = request.tool_use()
+    check_continuation(request.continue_final_message, request.add_generation_prompt, messages, tools)
+    sampling = request.sampling(
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )
+    if tools.choice != "auto" and request.response_format is not None:  # the answer is a call, and has no text to be formatted
+        sampling = dataclasses.replace(sampling, structured_output=None)
     return ChatRequest(
         model=request.model,
         messages=messages,
         template=request.chat_template,
         continue_last=bool(request.continue_final_message),
+        tools=tools.tools,
+        tools_param=tools.param,
+        tool_choice=tools.choice,
+        parallel_tool_calls=tools.parallel,
         image_aspect_ratio=request.image_aspect_ratio,
-        sampling=request.sampling(
-            max_tokens=request.max_completion_tokens or request.max_tokens,
-            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        ),
+        sampling=sampling,
         stream=bool(request.stream),
     )
 
 
-def check_continuation(continue_final_message: bool | None, add_generation_prompt: bool | None, messages: Sequence[Message]) -> None:
+def check_continuation(
+    continue_final_message: bool | None, add_generation_prompt: bool | None, messages: Sequence[Message], tools: ToolUse
+) -> None:
     """Raise InvalidRequest unless the request asks either for a continued or for a new message of the assistant."""
-    if continue_final_message and messages[-1].role != "assistant":
-        raise InvalidRequest("continue_final_message requires that the last message is the assistant's.", param="continue_final_message")
+    if continue_final_message and (messages[-1].role != "assistant" or messages[-1].tool_calls):
+        raise InvalidRequest(
+            "continue_final_message requires that the last message is the assistant's and has no tool calls.",
+            param="continue_final_message",
+        )
+    if continue_final_message and tools.choice != "auto":
+        raise InvalidRequest(
+            "continue_final_message continues a text, and tool_choice requires a call; send only one of them.",
+            param="continue_final_message",
+        )
     if add_generation_prompt is not None and add_generation_prompt == bool(continue_final_message):
         raise InvalidRequest(
             "add_generation_prompt must be the opposite of continue_final_message; leave it out.", param="add_generation_prompt"

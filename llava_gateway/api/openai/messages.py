@@ -5,15 +5,16 @@ They are declared after OpenAI's `ChatCompletionRequestMessage` and become the g
 
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, StrictModel
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import ImageBase64, ImageSource, ImageUrl, Message, Role, Text
+from llava_gateway.types import ImageBase64, ImageSource, ImageUrl, Message, Role, Text, ToolCall
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 4096
-"""The upper bound of content parts in all messages together."""
+"""The upper bound of content parts and calls of tools in all messages together."""
 
 
 class ImageReference(StrictModel):
@@ -75,8 +76,8 @@ _TextContent = Annotated[
 
 
 def _check_role(role: Any) -> Any:
-    if role not in ("system", "developer", "user", "assistant"):
-        raise ValueError("must be system, developer, user or assistant")
+    if role not in ("system", "developer", "user", "assistant", "tool", "function"):
+        raise ValueError("must be system, developer, user, assistant, tool or function")
     return role
 
 
@@ -90,34 +91,77 @@ class UserMessage(StrictModel):
     content: _UserContent
 
 
+class CalledFunction(StrictModel):
+    name: str = Field(min_length=1, max_length=64)
+    arguments: str | dict[str, Any]
+
+
+class CalledTool(StrictModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(StrictModel):
     role: Literal["assistant"]
     content: _TextContent | None = None
+    tool_calls: list[CalledTool] | None = None
+    function_call: CalledFunction | None = None
+
+    def calls(self, path: str) -> tuple[ToolCall, ...]:
+        """Return the message's calls. A call in the older form has its function's name as its id."""
+        calls = tuple(
+            ToolCall(call.id, call.function.name, _arguments(call.function.arguments, f"{path}.tool_calls[{index}].function.arguments"))
+            for index, call in enumerate(self.tool_calls or ())
+        )
+        if (called := self.function_call) is None:
+            return calls
+        return *calls, ToolCall(called.name, called.name, _arguments(called.arguments, f"{path}.function_call.arguments"))
+
+
+class ToolMessage(StrictModel):
+    role: Literal["tool"]
+    content: _UserContent | None = None
+    tool_call_id: str
+
+
+class FunctionMessage(StrictModel):
+    """The older form of a tool message."""
+
+    role: Literal["function"]
+    content: _UserContent | None = None
+    name: str
 
 
 def _role_tag(message: Any) -> str:
     role = message.get("role") if isinstance(message, dict) else None
-    return {"user": TAG_PREFIX + "user", "assistant": TAG_PREFIX + "assistant"}.get(
-        role if isinstance(role, str) else "", TAG_PREFIX + "system"
-    )
+    return TAG_PREFIX + (role if isinstance(role, str) and role in ("user", "assistant", "tool", "function") else "system")
 
 
 ChatMessage = Annotated[
     Annotated[SystemMessage, Tag(TAG_PREFIX + "system")]
     | Annotated[UserMessage, Tag(TAG_PREFIX + "user")]
-    | Annotated[AssistantMessage, Tag(TAG_PREFIX + "assistant")],
+    | Annotated[AssistantMessage, Tag(TAG_PREFIX + "assistant")]
+    | Annotated[ToolMessage, Tag(TAG_PREFIX + "tool")]
+    | Annotated[FunctionMessage, Tag(TAG_PREFIX + "function")],
     Discriminator(_role_tag),
 ]
 
 
 def _count_parts(messages: Any) -> Any:
-    """Raise ValueError for too many messages or parts. This check runs first: a few megabytes can hold hundreds of thousands of parts."""
+    """Raise ValueError for too many messages, parts or calls of tools.
+
+    This check runs first: a few megabytes can hold hundreds of thousands of parts.
+    """
     if isinstance(messages, list):
         parts = sum(
-            len(message["content"]) for message in messages if isinstance(message, dict) and isinstance(message.get("content"), list)
+            len(message[field])
+            for field in ("content", "tool_calls")
+            for message in messages
+            if isinstance(message, dict) and isinstance(message.get(field), list)
         )
         if len(messages) > MAX_MESSAGES or parts > MAX_PARTS:
-            raise ValueError(f"must be at most {MAX_MESSAGES} messages with at most {MAX_PARTS} parts in all")
+            raise ValueError(f"must be at most {MAX_MESSAGES} messages with at most {MAX_PARTS} parts and tool calls in all")
     return messages
 
 
@@ -129,7 +173,7 @@ def to_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
     return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 
-def _message(message: SystemMessage | UserMessage | AssistantMessage, path: str) -> Message:
+def _message(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage, path: str) -> Message:
     content = message.content
     parts: list[Text | ImageSource] = []
     if isinstance(content, str):
@@ -139,8 +183,27 @@ def _message(message: SystemMessage | UserMessage | AssistantMessage, path: str)
             parts.append(_part(part, f"{path}.content[{index}]"))
     if not parts and message.role == "user":
         raise InvalidRequest("A user message must have content.", param=f"{path}.content")
+    if isinstance(message, AssistantMessage):
+        return Message("assistant", tuple(parts), message.calls(path))
+    if isinstance(message, ToolMessage | FunctionMessage):
+        call_id = message.tool_call_id if isinstance(message, ToolMessage) else message.name
+        return Message("tool", tuple(parts), tool_call_id=call_id)
     role: Role = "system" if message.role == "developer" else message.role
     return Message(role, tuple(parts))
+
+
+def _arguments(arguments: str | dict[str, Any], path: str) -> str:
+    """Return the arguments of a call as JSON. Arguments that are no JSON object become a JSON string. Raises InvalidRequest."""
+    value: Any = arguments
+    if isinstance(arguments, str):
+        try:
+            value = orjson.loads(arguments)
+        except orjson.JSONDecodeError:
+            value = None
+    try:
+        return orjson.dumps(value if isinstance(value, dict) else arguments).decode()
+    except orjson.JSONEncodeError:
+        raise InvalidRequest(f"{path} is nested too deeply.", param=path) from None
 
 
 def _part(part: TextPart | ImagePart | HuggingFaceImagePart, path: str) -> Text | ImageSource:

@@ -72,16 +72,21 @@ class OpenAI:
     async def chat_completions(self, body: JsonBody, response: ResponseWriter) -> None:
         request = ChatCompletionRequest.read(body)
         async with self.gateway.open(to_chat(request)) as deltas:
+            if deltas.tools_ignored:
+                response.add_header(b"x-llava-tools", b"ignored")
             if request.stream:
                 await self._stream_chat(request, deltas, response)
                 return
-            completion = await collect_chat_completion(deltas, request.model, logprobs=bool(request.logprobs))
+            functions = request.uses_functions
+            completion = await collect_chat_completion(deltas, request.model, logprobs=bool(request.logprobs), functions=functions)
         # The response is written after the block, when the key's usage is recorded: its headers have what is left of the key's limits.
         with self.gateway.answer_memory.waiting(completion):
             await response.parts(200, completion, JSON)
 
     async def _stream_chat(self, request: ChatCompletionRequest, deltas: DeltaStream, response: ResponseWriter) -> None:
-        renderer = ChatChunkRenderer(request.model, deltas.usage, request.stream_options, choices=request.n or 1)
+        renderer = ChatChunkRenderer(
+            request.model, deltas.usage, request.stream_options, choices=request.n or 1, functions=request.uses_functions
+        )
         async with response.events(self.keep_alive, renderer.render_end):
             await response.deltas(deltas, renderer.render_delta)
 

@@ -4,11 +4,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from llava_gateway.api.openai.chat_request import NO_TOOLS, check_continuation
+from llava_gateway.api.openai.chat_request import check_continuation
+from llava_gateway.api.openai.chat_tools import ToolFields
 from llava_gateway.api.openai.completion_request import Images, to_images
 from llava_gateway.api.openai.messages import Messages, to_messages
 from llava_gateway.api.openai.sampling import VLLM_REFUSED, TokenIds
-from llava_gateway.api.schema import RefusedField, RequestBody
+from llava_gateway.api.schema import RequestBody
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http.request_body import JsonBody
 from llava_gateway.prompts.templates import built_in
@@ -19,7 +20,7 @@ MODEL = "the id of a served model; default: the first one"
 AS_IN_CHAT = "with `messages`: as in /v1/chat/completions"
 
 
-class TokenizeRequest(RequestBody):
+class TokenizeRequest(ToolFields):
     """`POST /tokenize`: either `messages` or `prompt`."""
 
     model: str | None = Field(None, description=MODEL)
@@ -32,9 +33,7 @@ class TokenizeRequest(RequestBody):
     add_special_tokens: bool | None = Field(None, description="with `prompt`: begin it with the model's `<s>`; default true")
     return_token_strs: bool | None = Field(None, description="also return each token as a string")
 
-    refused: ClassVar = {"tools": RefusedField(NO_TOOLS)} | {
-        name: VLLM_REFUSED[name] for name in ("chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
-    }
+    refused: ClassVar = {name: VLLM_REFUSED[name] for name in ("chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")}
 
 
 class DetokenizeRequest(RequestBody):
@@ -73,6 +72,9 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
     if request.messages is None:
         add_special_tokens = request.add_special_tokens is not False
         images = to_images(request.images)
+        for name in ("tools", "functions"):
+            if getattr(request, name):
+                raise InvalidRequest(f"{name} is only possible with messages, not with prompt.", param=name)
         return CompletionRequest(model=model, prompt=request.prompt or "", images=images, add_special_tokens=add_special_tokens)
     for name in ("images", "add_special_tokens"):
         if getattr(request, name) is not None:
@@ -80,9 +82,17 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
     if request.chat_template is not None:
         built_in(request.chat_template, "chat_template")
     messages = to_messages(request.messages)
-    check_continuation(request.continue_final_message, request.add_generation_prompt, messages)
-    continues = bool(request.continue_final_message)
-    return ChatRequest(model=model, messages=messages, template=request.chat_template, continue_last=continues)
+    tools = request.tool_use()
+    check_continuation(request.continue_final_message, request.add_generation_prompt, messages, tools)
+    return ChatRequest(
+        model=model,
+        messages=messages,
+        template=request.chat_template,
+        continue_last=bool(request.continue_final_message),
+        tools=tools.tools,
+        tools_param=tools.param,
+        tool_choice=tools.choice,
+    )
 
 
 def detokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:

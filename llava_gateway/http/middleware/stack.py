@@ -18,7 +18,7 @@ from llava_gateway.observability.usage_log import UsageLog
 from llava_gateway.settings import Settings, SettingsError
 
 EXPOSED_HEADERS = (
-    *("x-request-id", "retry-after"),
+    *("x-request-id", "retry-after", "x-llava-tools"),
     *(f"x-ratelimit-{value}-{kind}" for value in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
 )
 """The response headers that pages of `--cors-origins` may read."""

@@ -23,7 +23,7 @@ def answer_of(
     engine: Callable[[DeltaStream], AsyncIterator[None]], request: CompletionRequest | ChatRequest = PROMPT, copies: int = 1
 ) -> DeltaStream:
     """An answer that the engine, a generator which is gone through to its end, gives deltas to. Needs a running loop."""
-    answer = DeltaStream("p", request, Usage(), copies)
+    answer = DeltaStream("p", request, Usage(), copies=copies)
 
     async def work() -> None:
         async for _ in engine(answer):

@@ -1,0 +1,208 @@
+"""The fields for tools in a chat's request, and their translation to the gateway's tools.
+
+They are declared after OpenAI's `CreateChatCompletionRequest`. `functions` and `function_call` are the older names of `tools` and
+`tool_choice`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+
+from llava_gateway.api.openai.sampling import MAX_STRUCTURED_OUTPUT
+from llava_gateway.api.schema import TAG_PREFIX, RequestBody, StrictModel
+from llava_gateway.errors import InvalidRequest
+from llava_gateway.types import Tool, ToolChoice
+
+MAX_TOOLS = 128
+MAX_DEFINITIONS = 8 * MAX_STRUCTURED_OUTPUT
+"""The upper bound of the definitions of all tools of a request, in characters."""
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError("must be 1 to 64 letters, digits, `_`, `-` or `.`")
+    return name
+
+
+def _check_type(value: Any) -> Any:
+    if value != "function":
+        raise ValueError("must be function, because the model can call no other tools")
+    return value
+
+
+_Name = Annotated[str, AfterValidator(_check_name)]
+_FunctionType = Annotated[Literal["function"], BeforeValidator(_check_type)]
+
+
+class FunctionDefinition(StrictModel):
+    name: _Name = Field(description="1 to 64 letters, digits, `_`, `-` or `.`; no two tools have the same name")
+    description: str | None = Field(None, description="the model sees it")
+    parameters: dict[str, Any] | None = Field(
+        None, description="the JSON Schema of the arguments, of type object; default: no arguments; `{}`: any object"
+    )
+    strict: bool | None = Field(None, description="ignored: where a grammar holds the call, its arguments always follow the schema")
+
+
+class FunctionTool(StrictModel):
+    type: _FunctionType = "function"
+    function: FunctionDefinition
+
+
+class FunctionName(StrictModel):
+    name: str
+
+
+class NamedToolChoice(StrictModel):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class AllowedTools(StrictModel):
+    mode: Literal["auto", "required"]
+    tools: list[NamedToolChoice] = Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
+
+
+class AllowedToolsChoice(StrictModel):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _choice_tag(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(value, str):
+        return TAG_PREFIX + "word"
+    return TAG_PREFIX + kind if kind in ("function", "allowed_tools") else None
+
+
+_ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(TAG_PREFIX + "word")]
+    | Annotated[NamedToolChoice, Tag(TAG_PREFIX + "function")]
+    | Annotated[AllowedToolsChoice, Tag(TAG_PREFIX + "allowed_tools")],
+    Discriminator(
+        _choice_tag,
+        custom_error_type="tool_choice",
+        custom_error_message="must be none, auto, required, or an object of type function or allowed_tools",
+    ),
+]
+_FunctionCall = Annotated[
+    Annotated[Literal["none", "auto"], Tag(TAG_PREFIX + "word")] | Annotated[FunctionName, Tag(TAG_PREFIX + "name")],
+    Discriminator(lambda value: TAG_PREFIX + ("word" if isinstance(value, str) else "name")),
+]
+
+
+class ToolFields(RequestBody):
+    """The fields for tools, of chat completions and of `/tokenize`."""
+
+    tools: list[FunctionTool] | None = Field(
+        None, max_length=MAX_TOOLS, fail_fast=True, description="up to 128 functions that the model may call (see Tools)"
+    )
+    tool_choice: _ToolChoice | None = Field(
+        None,
+        description="none: no call; auto: the model chooses; required: one or more calls; a function: a call of this function; "
+        "allowed_tools: auto or required among some of the tools; default auto",
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call in an answer; default true")
+    functions: list[FunctionDefinition] | None = Field(
+        None, max_length=MAX_TOOLS, fail_fast=True, description="the older form of tools; the answer then has function_call"
+    )
+    function_call: _FunctionCall | None = Field(None, description="the older form of tool_choice: none, auto, or a function's name")
+
+    @property
+    def uses_functions(self) -> bool:
+        """Whether the request has the older form, so that the answer must have it, too."""
+        return bool(self.functions)
+
+    def tool_use(self) -> "ToolUse":
+        """Return the tools that the answer may call. Raises InvalidRequest for contradictory fields."""
+        if not self.tools and not self.functions:
+            self._check_no_choice()
+            return ToolUse()
+        if self.tools and self.functions:
+            raise InvalidRequest("functions is the older form of tools; send only one of them.", param="functions")
+        if self.tools:
+            if self.function_call is not None:
+                raise InvalidRequest("function_call belongs to functions; send tool_choice.", param="function_call")
+            tools = _tools((tool.function, f"tools[{index}].function") for index, tool in enumerate(self.tools))
+            return _chosen(tools, self.tool_choice, self.parallel_tool_calls is not False)
+        if self.tool_choice is not None:
+            raise InvalidRequest("tool_choice belongs to tools; send function_call.", param="tool_choice")
+        functions = _tools((function, f"functions[{index}]") for index, function in enumerate(self.functions or ()))
+        if isinstance(self.function_call, FunctionName):
+            return _named(functions, self.function_call.name, "function_call.name", "functions")
+        return ToolUse() if self.function_call == "none" else ToolUse(functions, "auto", parallel=False, param="functions")
+
+    def _check_no_choice(self) -> None:
+        for name, other in (("tool_choice", "tools"), ("function_call", "functions")):
+            if getattr(self, name) not in (None, "none"):
+                raise InvalidRequest(f"{name} requires {other}.", param=name)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools of a request and how the answer may use them."""
+
+    tools: tuple[Tool, ...] = ()
+    choice: ToolChoice = "auto"
+    parallel: bool = True
+    param: str = "tools"
+    """The name of the field with the tools."""
+
+
+def _tools(definitions: Iterable[tuple[FunctionDefinition, str]]) -> tuple[Tool, ...]:
+    """Return the tools of a request. Raises InvalidRequest."""
+    tools: list[Tool] = []
+    names: set[str] = set()
+    length = 0
+    for function, path in definitions:
+        tool = _tool(function, path)
+        length += len(tool.description) + len(tool.parameters)
+        if function.name in names:
+            raise InvalidRequest(f"There are two tools with the name {function.name}.", param=f"{path}.name")
+        if length > MAX_DEFINITIONS:
+            raise InvalidRequest(f"The definitions of the tools have more than {MAX_DEFINITIONS} characters.", param=path)
+        names.add(function.name)
+        tools.append(tool)
+    return tuple(tools)
+
+
+def _tool(function: FunctionDefinition, path: str) -> Tool:
+    param = f"{path}.parameters"
+    if function.parameters is None:
+        return Tool(function.name, function.description or "", param=path)
+    if function.parameters.get("type", "object") != "object":
+        raise InvalidRequest(f"{param}.type: must be object.", param=f"{param}.type")
+    try:
+        parameters = orjson.dumps(function.parameters).decode()
+    except orjson.JSONEncodeError:
+        raise InvalidRequest(f"{param} is nested too deeply.", param=param) from None
+    if len(parameters) > MAX_STRUCTURED_OUTPUT:
+        raise InvalidRequest(f"{param} is longer than {MAX_STRUCTURED_OUTPUT} characters.", param=param)
+    return Tool(function.name, function.description or "", parameters, path)
+
+
+def _chosen(tools: tuple[Tool, ...], choice: str | NamedToolChoice | AllowedToolsChoice | None, parallel: bool) -> ToolUse:
+    """Return how `tool_choice` lets the answer use the tools. Raises InvalidRequest for a tool that is not among them."""
+    if choice == "none":
+        return ToolUse()
+    if isinstance(choice, NamedToolChoice):
+        return _named(tools, choice.function.name, "tool_choice.function.name", "tools")
+    if isinstance(choice, AllowedToolsChoice):
+        allowed = choice.allowed_tools
+        for index, each in enumerate(allowed.tools):
+            _named(tools, each.function.name, f"tool_choice.allowed_tools.tools[{index}].function.name", "tools")
+        names = {each.function.name for each in allowed.tools}
+        return ToolUse(tuple(tool for tool in tools if tool.name in names), allowed.mode, parallel)
+    return ToolUse(tools, "required" if choice == "required" else "auto", parallel)
+
+
+def _named(tools: tuple[Tool, ...], name: str, path: str, param: str) -> ToolUse:
+    """Return the use of one tool. Raises InvalidRequest for an unknown name."""
+    for tool in tools:
+        if tool.name == name:
+            return ToolUse((tool,), "named", parallel=False, param=param)
+    raise InvalidRequest(f"{path}: there is no tool {name[:64]!r} in {param}.", param=path)
