@@ -2,10 +2,10 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from llava_gateway.errors import EngineFailed
-from llava_gateway.types import ChatRequest, Delta, Request, Usage
+from llava_gateway.types import ChatRequest, Delta, PromptLogprobs, Request, Usage
 
 MAX_LOGPROBS = 64
 """Tokens with log probabilities in one delta for the reader."""
@@ -20,9 +20,13 @@ class DeltaStream:
     Deltas that arrive while the reader is busy are held, and joined to one delta for each choice.
     """
 
-    def __init__(self, prompt: str, request: Request, usage: Usage) -> None:
+    def __init__(self, prompt: str, request: Request, usage: Usage, prompt_token_ids: Sequence[int] = ()) -> None:
         self.prompt = prompt
         """The prompt's text, with `<image>` for each image; empty if the client sent token ids."""
+        self.prompt_token_ids = prompt_token_ids
+        """The prompt's tokens with the images expanded, if the request asks for token ids or for log probabilities of the prompt."""
+        self.prompt_logprobs: PromptLogprobs | None = None
+        """Set before the first delta arrives, if the request asks for them."""
         self.usage = usage
         starts_message = isinstance(request, ChatRequest) and not request.continue_last
         self._space = _LeadingSpace() if starts_message and request.sampling.structured_output is None else None
@@ -35,6 +39,9 @@ class DeltaStream:
 
     def push(self, delta: Delta) -> None:
         """Accept the engine's next delta. n greedy choices are equal: the engine generates one, and this makes n of it."""
+        if delta.prompt_logprobs:
+            self.prompt_logprobs = delta.prompt_logprobs
+            return
         if self._space:
             delta = self._space.strip(delta)
         self._deliver(delta)
@@ -112,7 +119,11 @@ class DeltaStream:
 
 def _joined(first: Delta, then: Delta) -> Delta:
     return dataclasses.replace(
-        then, text=first.text + then.text, tokens=first.tokens + then.tokens, logprobs=first.logprobs + then.logprobs
+        then,
+        text=first.text + then.text,
+        tokens=first.tokens + then.tokens,
+        logprobs=first.logprobs + then.logprobs,
+        token_ids=first.token_ids + then.token_ids,
     )
 
 

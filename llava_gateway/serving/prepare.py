@@ -9,6 +9,9 @@ from llava_gateway.serving.model_registry import ServedModel
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ModelInfo, PreparedImage, Request, SamplingParams
 
+MAX_CONTEXTS = 16
+"""All choices of a request together have at most this many times the tokens of the model's context."""
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
@@ -94,7 +97,15 @@ def _fit(
             f"{text_tokens} of text, {expanded} of images ({each}) and {wanted} of answer.",
             param=request.param,
         )
-    max_tokens = min(room, asked.max_tokens or max(default_max_tokens, asked.min_tokens))
+    most = MAX_CONTEXTS * model.context_length // asked.n
+    max_tokens = min(room, max(default_max_tokens, asked.min_tokens) if asked.max_tokens is None else asked.max_tokens)
+    if max_tokens > most and asked.max_tokens is not None and not asked.lower_max_tokens_to_fit:
+        raise InvalidRequest(
+            f"{asked.n} choices of {max_tokens} tokens are more than one request may ask for; "
+            f"set max_tokens to {most} or less, or ask for fewer choices.",
+            param="n",
+        )
+    max_tokens = min(max_tokens, most)
     if asked.min_tokens > max_tokens:
         raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
     return tokens, max_tokens

@@ -49,6 +49,7 @@ class ChatCompletionRequest(SamplingFields):
         "audio": RefusedField("the model cannot produce audio"),
         "modalities": RefusedField("the model produces only text", allowed_values=(None, [], ["text"])),
         "web_search_options": RefusedField("the server does not search the web", allowed_values=(None,)),
+        "echo": RefusedField("the answer does not repeat the last message"),
         "add_special_tokens": RefusedField("the chat template writes the whole prompt"),
     } | VLLM_REFUSED
     ignored: ClassVar = {
@@ -80,6 +81,7 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
         template=request.chat_template,
         continue_last=bool(request.continue_final_message),
         image_aspect_ratio=request.image_aspect_ratio,
+        cache_salt=request.cache_salt,
         sampling=request.sampling(
             max_tokens=request.max_completion_tokens or request.max_tokens,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,

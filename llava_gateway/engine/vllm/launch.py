@@ -5,8 +5,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from blake3 import blake3
 from pydantic import ValidationError
 
+from llava_gateway import __version__
 from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind, check_quantization
 from llava_gateway.engine.vllm.compat import launch, model
 from llava_gateway.engine.vllm.compat.seeds import choose_cpu_worker
@@ -141,6 +143,7 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
         image_token=processor.image_token,
         vision=_vision(info, config.hf_config, processor.image_processor),
         context_length=config.max_model_len,
+        fingerprint="fp_" + blake3(f"{__version__} {config.model} {model.config_hash(engine.vllm_config)}".encode()).hexdigest(5),
     )
 
 

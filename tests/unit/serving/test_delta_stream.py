@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 
 from llava_gateway.api.openai.chat_response import collect_chat_completion
 from llava_gateway.api.openai.completion_response import collect_text_choices, render_text_completion
+from llava_gateway.api.openai.streaming import RenderOptions
+from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import EngineFailed, Unavailable
 from llava_gateway.serving.delta_stream import MAX_LOGPROBS, DeltaStream
+from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ChatRequest, CompletionRequest, Delta, SamplingParams, TokenLogprob, Usage
 
+TOKENIZER = Tokenizer((CHECKPOINT / "tokenizer.json").read_text())
+LOGPROBS = RenderOptions(logprobs=True)
 PROMPT = CompletionRequest(model="m", prompt="p", stream=True)
 
 
@@ -159,7 +164,9 @@ def whole(pieces: list[tuple[int, str, bool]], render: Callable[[DeltaStream], A
 
     async def engine(answer: DeltaStream) -> AsyncIterator[None]:
         for index, text, pause in pieces:
-            entries = tuple(TokenLogprob(byte.to_bytes(), -0.5, ((byte.to_bytes(), -0.5), (b"b", -2.0))) for byte in text.encode())
+            entries = tuple(
+                TokenLogprob(byte.to_bytes(), -0.5, ((byte.to_bytes(), -0.5), (b"b", -2.0)), byte, (byte, ord("b"))) for byte in text.encode()
+            )
             answer.push(Delta(index, text, len(entries), logprobs=entries))
             if pause:
                 await asyncio.sleep(0)
@@ -180,10 +187,10 @@ def test_answer_is_the_same_in_one_piece_and_in_many(pieces: list[tuple[int, str
     joined = [(index, "".join(text for other, text, _ in pieces if other == index), False) for index in range(2)]
 
     async def chat(answer: DeltaStream) -> Any:
-        return orjson.loads(b"".join(await collect_chat_completion(answer, "m", logprobs=True)))["choices"]
+        return orjson.loads(b"".join(await collect_chat_completion(answer, "m", LOGPROBS, TOKENIZER)))["choices"]
 
     async def text(answer: DeltaStream) -> Any:
-        choices = render_text_completion(await collect_text_choices(answer, logprobs=True), answer.usage, "m")
+        choices = render_text_completion(await collect_text_choices(answer, LOGPROBS, TOKENIZER), answer.usage, "m", LOGPROBS)
         return orjson.loads(b"".join(choices))["choices"]
 
     for render in (chat, text):
@@ -212,7 +219,7 @@ def test_log_probabilities_leave_no_objects_for_the_garbage_collector() -> None:
     async def read() -> None:
         answer = answer_of(engine, CompletionRequest(model="m", prompt="p"))
         await answer.wait_first_delta(None)
-        await collect_chat_completion(answer, "m", logprobs=True)
+        await collect_chat_completion(answer, "m", LOGPROBS, TOKENIZER)
 
     asyncio.run(read())
     assert counts[1] - counts[0] < 100

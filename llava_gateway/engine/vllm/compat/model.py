@@ -1,4 +1,4 @@
-"""What vLLM knows of its model: how many tokens an image takes, and which quantizations there are.
+"""What vLLM knows of its model: how many tokens an image takes, which quantizations there are, and a hash of its configuration.
 
 Read in vLLM 0.32.0.
 """
@@ -6,6 +6,7 @@ Read in vLLM 0.32.0.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -58,3 +59,12 @@ def known_quantizations() -> list[str]:
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
     return list(QUANTIZATION_METHODS)
+
+
+def config_hash(config: "VllmConfig") -> str:
+    """Return a hash of vLLM's version and of its configuration. It is equal for equal configurations, in every process.
+
+    Touches: `VllmConfig.compute_hash`.
+    Without it: a hash of the version and of the flags that vLLM was given.
+    """
+    return str(config.compute_hash())
