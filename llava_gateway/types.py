@@ -19,6 +19,8 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 """`length`: the answer has reached `max_tokens`. `tool_calls`: the answer calls tools. `stop`: every other regular end."""
 ToolChoice = Literal["auto", "required", "named"]
 """`auto`: the model may call tools or answer in text. `required`: it calls one or more tools. `named`: it calls the only tool given."""
+MIN_LOGPROB = -9999.0
+"""OpenAI's value for a token of probability 0, because JSON has no infinity."""
 StructuredOutputKind = Literal["json", "json_object", "regex", "choice", "grammar"]
 
 
@@ -128,7 +130,8 @@ class SamplingParams:
     """
 
     max_tokens: int | None = None
-    """The upper bound of the answer, in tokens. None: the server's default, or the rest of the context if that is less."""
+    """The upper bound of the answer, in tokens. None: the server's default, or the rest of the context if that is less. 0: the answer is
+    empty, which is useful with `prompt_logprobs`."""
     lower_max_tokens_to_fit: bool = False
     """Whether a `max_tokens` beyond the rest of the context is lowered to it. False: such a request is refused."""
     min_tokens: int = 0
@@ -161,6 +164,12 @@ class SamplingParams:
     """The number of alternatives beside each sampled token. 0: only the sampled token's log probability. None: no log probabilities."""
     unset: frozenset[str] = frozenset()
     """The names of parameters that the client left out. The model's defaults (`ModelInfo.default_sampling`) take their place."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens."""
+    include_stop_token: bool = False
+    """Whether the log probabilities include the token that ended the answer, which the text does not show."""
+    return_token_ids: bool = False
+    """Whether the deltas have the ids of their tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +200,8 @@ class ChatRequest:
     """Whether one answer may call several tools."""
     image_aspect_ratio: AspectRatio | None = None
     """How images become square. None: as the server's setting says."""
+    cache_salt: str | None = None
+    """A secret of the client. The engine shares its caches only between prompts of the same salt. None: with all prompts without a salt."""
     sampling: SamplingParams = SamplingParams()
     stream: bool = False
     """Whether each delta is wanted as soon as the engine has it. False: each choice comes in one delta."""
@@ -233,6 +244,8 @@ class CompletionRequest:
     """How images become square. None: as the server's setting says."""
     add_special_tokens: bool = True
     """Whether the model's `<s>` is put before a text that does not begin with it."""
+    cache_salt: str | None = None
+    """A secret of the client. The engine shares its caches only between prompts of the same salt. None: with all prompts without a salt."""
     sampling: SamplingParams = SamplingParams()
     stream: bool = False
     """Whether each delta is wanted as soon as the engine has it. False: each choice comes in one delta."""
@@ -256,6 +269,36 @@ class TokenLogprob:
     """The natural logarithm of the token's probability."""
     top: tuple[tuple[bytes, float], ...] = ()
     """The most likely tokens at this position with their log probabilities, the most likely first."""
+    token_id: int = -1
+    top_ids: tuple[int, ...] = ()
+    """The token ids of `top`, in the same order."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """The log probabilities of a prompt's tokens, for every position of the prompt.
+
+    They are flat lists, because one object for each log probability would keep the garbage collector busy. The entries of a position are
+    those from `starts[position]` to `ends[position]`: first the prompt's own token, then the most likely tokens in descending order. The
+    first position has no entries.
+    """
+
+    starts: list[int]
+    ends: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+    ranks: list[int]
+    """The positions of the tokens in the order of their probabilities, from 1."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def entries(self, position: int, top: int) -> list[tuple[int, float, int]]:
+        """Return the token id, log probability and rank of the prompt's token at a position, and of up to `top` likeliest tokens."""
+        start = self.starts[position]
+        end = min(self.ends[position], start + 1 + top)
+        logprobs = (max(logprob, MIN_LOGPROB) for logprob in self.logprobs[start:end])
+        return list(zip(self.token_ids[start:end], logprobs, self.ranks[start:end], strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +319,10 @@ class Delta:
     """One for each token if the request asks for them, without the token that ends the text."""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     """The pieces of tool calls that follow `text`."""
+    token_ids: tuple[int, ...] = ()
+    """The ids of all `tokens`, if the request asks for them."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Set in the first delta of the answer if the request asks for them. This delta has no text and no token."""
 
 
 @dataclass(slots=True)
@@ -346,6 +393,8 @@ class ModelInfo:
     is the answer's length for a request that sets none."""
     max_answer_tokens: int | None = None
     """The upper bound of every answer, in tokens. A larger `max_tokens` is lowered to it. None: only the context is a bound."""
+    fingerprint: str = ""
+    """Identifies the versions, the model and the engine's configuration. It changes if the answers may change. Empty: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,3 +433,5 @@ class Prompt:
     images: tuple[PreparedImage, ...]
     adapter: LoraAdapter | None = None
     """A loaded adapter. None: the model without an adapter."""
+    cache_salt: str | None = None
+    """As in the request."""

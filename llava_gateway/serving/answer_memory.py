@@ -16,15 +16,19 @@ class AnswerMemory:
         self.bytes = 0
         metrics.ANSWER_BYTES.set_function(lambda: self.bytes)
 
-    @contextmanager
-    def reserved(self, size: int) -> Iterator[None]:
-        """Room for an answer of at most `size` bytes, until the block ends. Raises InvalidRequest for an answer that never has room, and
-        TooManyRequests while other answers take the room."""
+    def check(self, size: int) -> None:
+        """Raise InvalidRequest for an answer of at most `size` bytes that never has room."""
         if size > self.max_bytes:
             raise InvalidRequest(
                 f"The answer may take more than {self.max_bytes >> 20} MiB of memory; ask for fewer tokens, choices or log probabilities.",
                 param="max_tokens",
             )
+
+    @contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        """Room for an answer of at most `size` bytes, until the block ends. Raises InvalidRequest for an answer that never has room, and
+        TooManyRequests while other answers take the room."""
+        self.check(size)
         if self.bytes + size > self.max_bytes:
             raise TooManyRequests("The server is busy with large answers. Try again later.", code="answers_full", retry_after=1)
         with self._counted(size):

@@ -2,11 +2,11 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from llava_gateway.errors import EngineFailed
-from llava_gateway.serving.tool_calls import ToolCallParser
-from llava_gateway.types import ChatRequest, Delta, Request, ToolCallDelta, Usage
+from llava_gateway.serving.prepare import PreparedRequest
+from llava_gateway.types import ChatRequest, Delta, PromptLogprobs, ToolCallDelta, Usage
 
 MAX_LOGPROBS = 64
 """Tokens with log probabilities in one delta for the reader."""
@@ -21,29 +21,21 @@ class DeltaStream:
     Deltas that arrive while the reader is busy are held, and joined to one delta for each choice.
     """
 
-    def __init__(
-        self,
-        prompt: str,
-        request: Request,
-        usage: Usage,
-        tool_calls: ToolCallParser | None = None,
-        *,
-        copies: int = 1,
-        tools_ignored: bool = False,
-    ) -> None:
-        """`tool_calls`: finds the calls of tools in the answer. None: the answer is text.
-
-        `copies`: the number of equal choices that the engine generates as one.
-        """
-        self.prompt = prompt
+    def __init__(self, prepared: PreparedRequest, usage: Usage, prompt_token_ids: Sequence[int] = ()) -> None:
+        request = prepared.request
+        self.prompt = prepared.prompt
         """The prompt's text, with `<image>` for each image; empty if the client sent token ids."""
+        self.prompt_token_ids = prompt_token_ids
+        """The prompt's tokens with the images expanded, if the request asks for token ids or for log probabilities of the prompt."""
+        self.prompt_logprobs: PromptLogprobs | None = None
+        """Set before the first delta arrives, if the request asks for them."""
         self.usage = usage
-        self.tools_ignored = tools_ignored
+        self.tools_ignored = prepared.tools_ignored
         """Whether the request's tools were left out of the prompt, because the model cannot call tools by itself."""
-        self._tool_calls = tool_calls
+        self._tool_calls = prepared.tool_calls()
         starts_message = isinstance(request, ChatRequest) and not request.continue_last
         self._space = _LeadingSpace() if starts_message and request.sampling.structured_output is None else None
-        self._copies = copies
+        self._copies = request.sampling.n // prepared.sampling.n
         self._held: dict[int, Delta] = {}
         self._on_delta: OnDelta | None = None
         self._generation: asyncio.Task[None] | None = None
@@ -52,6 +44,9 @@ class DeltaStream:
 
     def push(self, delta: Delta) -> None:
         """Accept the engine's next delta. n greedy choices are equal: the engine generates one, and this makes n of it."""
+        if delta.prompt_logprobs:
+            self.prompt_logprobs = delta.prompt_logprobs
+            return
         if self._space:
             delta = self._space.strip(delta)
         if self._tool_calls:
@@ -136,6 +131,7 @@ def _joined(first: Delta, then: Delta) -> Delta:
         tokens=first.tokens + then.tokens,
         logprobs=first.logprobs + then.logprobs,
         tool_calls=_joined_calls(first.tool_calls, then.tool_calls),
+        token_ids=first.token_ids + then.token_ids,
     )
 
 

@@ -141,6 +141,7 @@ class Gateway:
                 if prepared:
                     await asyncio.sleep(0)
                 prepared.append(await self._prepare(request))
+                self.answer_memory.check(_max_answer_bytes(prepared[-1]))
         if lease := current_lease():
             prepared = [dataclasses.replace(each, reserved=each.max_total_tokens) for each in prepared]
             await lease.reserve(sum(each.tokens for each in prepared), sum(each.reserved for each in prepared), answers=len(prepared))
@@ -166,10 +167,8 @@ class Gateway:
             stack.enter_context(self.answer_memory.reserved(_max_answer_bytes(prepared)))
             with timed("answer"):
                 stack.push_async_callback(_record_usage, context, lease, usage)
-                copies = request.sampling.n // prepared.sampling.n
-                tool_calls, tools_ignored = prepared.tool_calls(), prepared.tools_ignored
-                deltas = DeltaStream(prepared.prompt, request, usage, tool_calls, copies=copies, tools_ignored=tools_ignored)
-                prompt = Prompt(prepared.token_ids, images, adapter)
+                deltas = DeltaStream(prepared, usage, _prompt_token_ids(prepared, images))
+                prompt = Prompt(prepared.token_ids, images, adapter, request.cache_salt)
                 generation = asyncio.create_task(
                     served_model.engine.generate(prompt, prepared.sampling, stream=request.stream, usage=usage, on_delta=deltas.push)
                 )
@@ -228,8 +227,22 @@ def _failure(served_model: ServedModel) -> GatewayError | None:
 
 def _max_answer_bytes(prepared: PreparedRequest) -> int:
     """Return an upper bound of the memory that the answer takes until it is sent."""
-    logprobs = 0 if prepared.sampling.logprobs is None else prepared.sampling.logprobs + 1
-    return prepared.request.sampling.n * (prepared.sampling.max_tokens or 0) * (TOKEN_BYTES + LOGPROB_BYTES * logprobs)
+    sampling = prepared.sampling
+    answer = (sampling.max_tokens or 0) * _token_bytes(sampling.logprobs)
+    prompt = 0 if sampling.prompt_logprobs is None else prepared.tokens * _token_bytes(sampling.prompt_logprobs)
+    return prepared.request.sampling.n * (answer + prompt)
+
+
+def _token_bytes(logprobs: int | None) -> int:
+    return TOKEN_BYTES + LOGPROB_BYTES * (0 if logprobs is None else logprobs + 1)
+
+
+def _prompt_token_ids(prepared: PreparedRequest, images: Sequence[PreparedImage]) -> Sequence[int]:
+    """Return the prompt's tokens as the engine reads them, if the answer needs them."""
+    sampling = prepared.sampling
+    if not sampling.return_token_ids and sampling.prompt_logprobs is None:
+        return ()
+    return prepared.served_model.prompts.expand(prepared.token_ids, [image.tokens for image in images])
 
 
 async def _record_usage(context: RequestContext, lease: KeyLease | None, usage: Usage) -> None:

@@ -14,6 +14,9 @@ from llava_gateway.settings import Settings
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ChatRequest, ModelInfo, PreparedImage, Request, SamplingParams
 
+MAX_CONTEXTS = 16
+"""All choices of a request together have at most this many times the tokens of the model's context."""
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
@@ -161,7 +164,17 @@ def _fit(
             param=request.param,
         )
     default = int(model.default_sampling.get("max_tokens", default_max_tokens))
-    max_tokens = min(room, asked.max_tokens or max(default, asked.min_tokens), model.max_answer_tokens or room)
+    max_tokens = min(
+        room, max(default, asked.min_tokens) if asked.max_tokens is None else asked.max_tokens, model.max_answer_tokens or room
+    )
+    most = MAX_CONTEXTS * model.context_length // asked.n
+    if max_tokens > most and asked.max_tokens is not None and not asked.lower_max_tokens_to_fit:
+        raise InvalidRequest(
+            f"{asked.n} choices of {max_tokens} tokens are more than one request may ask for; "
+            f"set max_tokens to {most} or less, or ask for fewer choices.",
+            param="n",
+        )
+    max_tokens = min(max_tokens, most)
     if asked.min_tokens > max_tokens:
         raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
     return tokens, max_tokens

@@ -46,6 +46,7 @@ class ChatCompletionRequest(ToolFields, SamplingFields):
         "audio": RefusedField("the model cannot produce audio"),
         "modalities": RefusedField("the model produces only text", allowed_values=(None, [], ["text"])),
         "web_search_options": RefusedField("the server does not search the web", allowed_values=(None,)),
+        "echo": RefusedField("the answer does not repeat the last message"),
         "add_special_tokens": RefusedField("the chat template writes the whole prompt"),
     } | VLLM_REFUSED
     ignored: ClassVar = {
@@ -87,6 +88,7 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
         tool_choice=tools.choice,
         parallel_tool_calls=tools.parallel,
         image_aspect_ratio=request.image_aspect_ratio,
+        cache_salt=request.cache_salt,
         sampling=sampling,
         stream=bool(request.stream),
     )

@@ -3,6 +3,7 @@
 It is declared after OpenAI's `CreateCompletionRequest`.
 """
 
+import dataclasses
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
@@ -11,7 +12,7 @@ from llava_gateway.api.openai.sampling import ASPECT_RATIO, MODEL, NO_EFFECT, VL
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
-from llava_gateway.types import BodySlice, CompletionRequest, ImageUrl
+from llava_gateway.types import BodySlice, CompletionRequest, ImageUrl, SamplingParams
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for text completions."""
@@ -49,16 +50,24 @@ class TextCompletionRequest(SamplingFields):
     )
     image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
     max_tokens: int | None = Field(
-        None, ge=1, description=f"the maximum number of tokens in an answer; default {DEFAULT_MAX_TOKENS}, or min_tokens if that is more"
+        None,
+        ge=0,
+        description=f"the maximum number of tokens in an answer, 0 to score the prompt; default {DEFAULT_MAX_TOKENS}, or min_tokens",
     )
     logprobs: int | None = Field(
-        None, ge=0, le=5, description="return log probabilities, and the 0 to 5 likeliest tokens at each position of the answer"
+        None,
+        ge=0,
+        le=20,
+        description="return log probabilities: at each position those of the token and of the 0 to 20 likeliest tokens",
     )
+    echo: bool | None = Field(
+        None, description="begin the answer with the prompt; with logprobs, the prompt's tokens have log probabilities"
+    )
+    best_of: int | None = Field(None, description="has no effect, and must be n or 1: every choice is returned")
     add_special_tokens: bool | None = Field(None, description="vLLM's: begin a text with the model's `<s>`; default true")
 
     refused: ClassVar = {
         "suffix": RefusedField("the model cannot fill in text before a suffix"),
-        "best_of": RefusedField("every choice is returned; use n", allowed_values=(None, 1)),
         "chat_template": RefusedField(AS_IT_IS),
         "continue_final_message": RefusedField(AS_IT_IS),
     } | VLLM_REFUSED
@@ -68,11 +77,11 @@ class TextCompletionRequest(SamplingFields):
 def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
     """Return the gateway's requests, one for each prompt. Raises InvalidRequest for contradictory fields."""
     prompts = _prompts(request.prompt)
-    if len(prompts) > 1 and (request.images or request.stream):
-        raise InvalidRequest("Images and streams are only possible with one prompt; send one request for each prompt.", param="prompt")
-    sampling = request.sampling(
-        max_tokens=request.max_tokens or max(DEFAULT_MAX_TOKENS, request.min_tokens or 0), logprobs=request.logprobs
-    )
+    if len(prompts) > 1 and request.images:
+        raise InvalidRequest("Images are only possible with one prompt; send one request for each prompt.", param="prompt")
+    if request.best_of not in (None, 1, request.n or 1):
+        raise InvalidRequest("best_of must equal n: every choice is returned.", param="best_of")
+    sampling = _sampling(request)
     return [
         CompletionRequest(
             model=request.model,
@@ -80,12 +89,26 @@ def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
             param=f"prompt[{index}]" if len(prompts) > 1 else "prompt",
             images=to_images(request.images),
             image_aspect_ratio=request.image_aspect_ratio,
+            cache_salt=request.cache_salt,
             add_special_tokens=request.add_special_tokens is not False,
             sampling=sampling,
             stream=bool(request.stream),
         )
         for index, prompt in enumerate(prompts)
     ]
+
+
+def _sampling(request: TextCompletionRequest) -> SamplingParams:
+    """Return the sampling parameters. An echo with log probabilities has those of the prompt and of every token of the answer.
+
+    Programs that score prompts count the answer's tokens from the end, so the token that ended the answer is among them, too.
+    """
+    default = max(DEFAULT_MAX_TOKENS, request.min_tokens or 0)
+    max_tokens = default if request.max_tokens is None else request.max_tokens
+    sampling = request.sampling(max_tokens=max_tokens, logprobs=request.logprobs)
+    if not request.echo or request.logprobs is None:
+        return sampling
+    return dataclasses.replace(sampling, prompt_logprobs=max(request.logprobs, request.prompt_logprobs or 0), include_stop_token=True)
 
 
 def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:

@@ -1,6 +1,5 @@
 """The routes of the OpenAI API: `/v1/...` in OpenAI's shapes, `/tokenize`, `/detokenize` and `/version` in vLLM's."""
 
-from contextlib import ExitStack
 from typing import Any
 
 from starlette.requests import Request
@@ -11,21 +10,18 @@ from llava_gateway import __version__
 from llava_gateway.api.base import Api, json_response
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
-from llava_gateway.api.openai.completion_request import TextCompletionRequest, to_completions
-from llava_gateway.api.openai.completion_response import TextChunkRenderer, collect_text_choices, render_text_completion
+from llava_gateway.api.openai.completion_request import TextCompletionRequest
+from llava_gateway.api.openai.completions import TextCompletion
 from llava_gateway.api.openai.docs_page import docs_page
 from llava_gateway.api.openai.openapi import openapi
-from llava_gateway.api.openai.streaming import DONE, error_body, error_headers
+from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body, error_headers
 from llava_gateway.api.openai.tokenization import detokenize, tokenize
-from llava_gateway.concurrency import gather_limited
 from llava_gateway.errors import GatewayError
 from llava_gateway.http.endpoints import Handle, JsonEndpoint
 from llava_gateway.http.request_body import JsonBody, RequestBodyReader
-from llava_gateway.http.response import JSON, Parts, ResponseWriter
+from llava_gateway.http.response import JSON, ResponseWriter
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.gateway import Gateway
-from llava_gateway.serving.prepare import PreparedRequest
-from llava_gateway.types import Usage
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
@@ -71,52 +67,29 @@ class OpenAI:
 
     async def chat_completions(self, body: JsonBody, response: ResponseWriter) -> None:
         request = ChatCompletionRequest.read(body)
-        async with self.gateway.open(to_chat(request)) as deltas:
+        chat = to_chat(request)
+        model = self.gateway.model(request.model)
+        options = RenderOptions.of(request, model, logprobs=bool(request.logprobs), functions=request.uses_functions)
+        async with self.gateway.open(chat) as deltas:
             if deltas.tools_ignored:
                 response.add_header(b"x-llava-tools", b"ignored")
             if request.stream:
-                await self._stream_chat(request, deltas, response)
+                await self._stream_chat(request, options, deltas, response)
                 return
-            functions = request.uses_functions
-            completion = await collect_chat_completion(deltas, request.model, logprobs=bool(request.logprobs), functions=functions)
+            completion = await collect_chat_completion(deltas, request.model, options, model.tokenizer)
         # The response is written after the block, when the key's usage is recorded: its headers have what is left of the key's limits.
         with self.gateway.answer_memory.waiting(completion):
             await response.parts(200, completion, JSON)
 
-    async def _stream_chat(self, request: ChatCompletionRequest, deltas: DeltaStream, response: ResponseWriter) -> None:
-        renderer = ChatChunkRenderer(
-            request.model, deltas.usage, request.stream_options, choices=request.n or 1, functions=request.uses_functions
-        )
+    async def _stream_chat(
+        self, request: ChatCompletionRequest, options: RenderOptions, deltas: DeltaStream, response: ResponseWriter
+    ) -> None:
+        renderer = ChatChunkRenderer(request.model, deltas, request.stream_options, options, choices=request.n or 1)
         async with response.events(self.keep_alive, renderer.render_end):
             await response.deltas(deltas, renderer.render_delta)
 
     async def completions(self, body: JsonBody, response: ResponseWriter) -> None:
-        request = TextCompletionRequest.read(body)
-        prompts = to_completions(request)
-        if request.stream:
-            async with self.gateway.open(prompts[0]) as deltas:
-                await self._stream_text(request, deltas, response)
-            return
-        usage = Usage()
-
-        async def collect_choices(prepared: PreparedRequest) -> list[Parts]:
-            async with self.gateway.open_prepared(prepared) as deltas:
-                choices = await collect_text_choices(deltas, logprobs=request.logprobs is not None)
-                usage.add(deltas.usage)
-            for choice in choices:
-                stack.enter_context(self.gateway.answer_memory.waiting(choice))
-            return choices
-
-        prepared = await self.gateway.prepare(*prompts)
-        with ExitStack() as stack:
-            choices_by_prompt = await gather_limited(collect_choices, prepared, self.gateway.settings.max_running)
-            choices = [choice for choices_of_prompt in choices_by_prompt for choice in choices_of_prompt]
-            await response.parts(200, render_text_completion(choices, usage, request.model), JSON)
-
-    async def _stream_text(self, request: TextCompletionRequest, deltas: DeltaStream, response: ResponseWriter) -> None:
-        renderer = TextChunkRenderer(request.model, deltas.usage, request.stream_options)
-        async with response.events(self.keep_alive, renderer.render_end):
-            await response.deltas(deltas, renderer.render_delta)
+        await TextCompletion(self.gateway, TextCompletionRequest.read(body)).answer(response)
 
     async def models(self, request: Request) -> Response:
         return json_response({"object": "list", "data": [self._model(name) for name in self.gateway.models.names()]})

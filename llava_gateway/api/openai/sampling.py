@@ -131,7 +131,10 @@ class SamplingFields(RequestBody):
     temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; 0 always takes the likeliest token; default 1")
     top_p: float | None = Field(None, gt=0, le=1, description=TOP_P)
     n: int | None = Field(
-        None, ge=1, le=16, description="1 to 16 choices; at temperature 0 all choices are equal, and only one is generated; default 1"
+        None,
+        ge=1,
+        le=128,
+        description="1 to 128 choices; at temperature 0 all choices are equal, and only one is generated; default 1",
     )
     stop: _Stop | None = Field(None, description="one string, or a list of one to four; the answer ends before the first of them")
     seed: int | None = Field(None, ge=-INT64, lt=INT64, description="the same seed, request and server give the same answer")
@@ -163,6 +166,19 @@ class SamplingFields(RequestBody):
     structured_outputs: StructuredOutputs | None = Field(
         None, description="vLLM's: exactly one of json, json_object, regex, choice, grammar"
     )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=20, description="vLLM's: return the log probabilities of the prompt's tokens and of 0 to 20 others; not with stream"
+    )
+    return_token_ids: bool | None = Field(None, description="vLLM's: return the token ids of the prompt and of the answer")
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="vLLM's: show the tokens of log probabilities as `token_id:` and a number"
+    )
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="vLLM's: the engine shares its caches only between prompts of the same salt",
+    )
     stream: bool | None = Field(None, description="send the answer as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
 
@@ -174,6 +190,8 @@ class SamplingFields(RequestBody):
         """
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options requires stream: true.", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequest("prompt_logprobs cannot be streamed; leave out stream.", param="prompt_logprobs")
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=self.min_tokens or 0,
@@ -198,6 +216,9 @@ class SamplingFields(RequestBody):
             structured_output=self._structured_output(),
             logprobs=logprobs,
             unset=frozenset(name for name in MODEL_DEFAULTS if getattr(self, name) is None),
+            prompt_logprobs=self.prompt_logprobs,
+            include_stop_token=bool(self.return_token_ids),
+            return_token_ids=bool(self.return_token_ids),
         )
 
     def _structured_output(self) -> StructuredOutput | None:
@@ -244,15 +265,10 @@ VLLM_REFUSED = {
     "truncate_prompt_tokens": RefusedField("a prompt that does not fit is refused and never truncated"),
     "request_id": RefusedField("send the header x-request-id"),
     "priority": RefusedField("requests are served in their order of arrival"),
-    "cache_salt": RefusedField("the prefix cache has no partitions"),
     "kv_transfer_params": RefusedField("it is for transfers between engines"),
     "vllm_xargs": RefusedField("the engine has no plugins"),
-    "echo": RefusedField("the answer does not repeat the prompt"),
     "documents": RefusedField("the chat template does not use documents"),
-    "prompt_logprobs": RefusedField("only the answer's tokens have log probabilities"),
     "logprob_token_ids": RefusedField("only the likeliest tokens have log probabilities"),
-    "return_tokens_as_token_ids": RefusedField("use the `bytes` of a token to tell tokens apart"),
-    "return_token_ids": RefusedField("POST /tokenize returns token ids"),
     "use_beam_search": RefusedField("answers are sampled, without beam search"),
     "guided_json": RefusedField('send structured_outputs: {"json": ...}', allowed_values=(None,)),
     "guided_regex": RefusedField('send structured_outputs: {"regex": ...}', allowed_values=(None,)),

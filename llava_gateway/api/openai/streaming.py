@@ -5,19 +5,51 @@ server-sent events, one chunk for each delta.
 """
 
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import orjson
 
-from llava_gateway.api.openai.sampling import StreamOptions
+from llava_gateway.api.openai.sampling import SamplingFields, StreamOptions
 from llava_gateway.errors import GatewayError
 from llava_gateway.http.response import Parts, retry_after
 from llava_gateway.observability.context import new_id
-from llava_gateway.types import FinishReason, Usage
+from llava_gateway.types import FinishReason, ModelInfo, Usage
 
 DONE = b"data: [DONE]\n\n"
 """The last event of every stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderOptions:
+    """The parts of an answer beside its text."""
+
+    fingerprint: str = ""
+    """`system_fingerprint`. Empty: answers have none."""
+    logprobs: bool = False
+    prompt_logprobs: int | None = None
+    """The number of alternatives beside each token of the prompt. None: no log probabilities of the prompt."""
+    token_ids: bool = False
+    tokens_as_ids: bool = False
+    """Whether log probabilities show a token as `token_id:` and its number."""
+    functions: bool = False
+    """Whether the request has the older form of tools, `functions`, so that the answer has it, too."""
+
+    @classmethod
+    def of(cls, request: SamplingFields, model: ModelInfo, *, logprobs: bool, functions: bool = False) -> Self:
+        """Return the options for the answer of `model` to a request.
+
+        `logprobs`: whether the request asks for log probabilities. `functions`: whether it has the older form of tools.
+        """
+        return cls(
+            fingerprint=model.fingerprint,
+            logprobs=logprobs,
+            prompt_logprobs=request.prompt_logprobs,
+            token_ids=bool(request.return_token_ids),
+            tokens_as_ids=bool(request.return_tokens_as_token_ids),
+            functions=functions,
+        )
 
 
 def error_body(error: GatewayError) -> bytes:
@@ -47,23 +79,41 @@ def render_usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def answer_fields(id_prefix: str, object_type: str, model: str) -> dict[str, Any]:
+def answer_fields(id_prefix: str, object_type: str, model: str, fingerprint: str) -> dict[str, Any]:
     """Return the first fields of a whole answer. Every chunk of a stream repeats them."""
-    return {"id": f"{id_prefix}-{new_id()}", "object": object_type, "created": int(time.time()), "model": model}
+    fields = {"id": f"{id_prefix}-{new_id()}", "object": object_type, "created": int(time.time()), "model": model}
+    return fields | {"system_fingerprint": fingerprint} if fingerprint else fields
 
 
-def render_answer(fields: dict[str, Any], choices: Iterable[Parts], usage: Usage) -> Parts:
-    """Return a whole answer as JSON in parts. `choices`: the JSON of each choice, in parts."""
+def render_answer(fields: dict[str, Any], choices: Iterable[Parts], usage: Usage, more: Parts = ()) -> Parts:
+    """Return a whole answer as JSON in parts. `choices`: the JSON of each choice, in parts. `more`: further fields, each after a comma."""
     parts: list[bytes | bytearray] = [orjson.dumps(fields)[:-1]]
     separator = b',"choices":['
     for choice in choices:
         parts += [separator, *choice]
         separator = b","
-    return [*parts, b'],"usage":' + orjson.dumps(render_usage(usage)) + b"}"]
+    return [*parts, b'],"usage":' + orjson.dumps(render_usage(usage)), *more, b"}"]
 
 
-def render_finish_reason(finish_reason: FinishReason | None) -> bytes:
-    return b'"' + finish_reason.encode() + b'"' if finish_reason else b"null"
+NO_LOGPROBS = b'"logprobs":null'
+NOT_FINISHED = b'"finish_reason":null'
+
+
+def render_end_of_choice(finish_reason: FinishReason | Literal["function_call"] | None, stopped_by: str | int | None) -> bytes:
+    """Return the field `finish_reason` and, of a choice that has ended, vLLM's field `stop_reason`."""
+    if finish_reason is None:
+        return NOT_FINISHED
+    return b'"finish_reason":"%b","stop_reason":%b' % (finish_reason.encode(), orjson.dumps(stopped_by))
+
+
+def render_token_ids(name: str, token_ids: Sequence[int]) -> bytes:
+    """Return vLLM's field `token_ids` or `prompt_token_ids`, after a comma."""
+    return b',"' + name.encode() + b'":' + orjson.dumps(list(token_ids))
+
+
+def token_name(token_id: int) -> str:
+    """Return vLLM's name of a token for a request with `return_tokens_as_token_ids`."""
+    return f"token_id:{token_id}"
 
 
 class JsonList:
@@ -86,17 +136,27 @@ class JsonList:
         self._json[max(len(self._json) - 1, 1) :] = b"]"
         return self._json
 
+    def unclosed(self) -> bytearray:
+        """Return the list's JSON without its last bracket, for a longer list. The list must not grow afterwards."""
+        return self.close()[:-1]
+
+    def close_after(self) -> bytearray:
+        """Return the JSON that follows the `unclosed` JSON of another list, which may not be empty. The list must not grow afterwards."""
+        rest = self.close()
+        rest[:1] = b"," if len(rest) > 2 else b""
+        return rest
+
 
 class ChunkFramer:
     """Frames the choices of one stream as server-sent events. The repeated fields are rendered once, since `frame` runs for every token."""
 
-    def __init__(self, fields: dict[str, Any], usage: Usage, options: StreamOptions | None) -> None:
-        """`fields`: the first fields of every chunk. `usage`: the tokens that the answer has used so far, which the engine updates."""
+    def __init__(self, fields: dict[str, Any], usages: Sequence[Usage], options: StreamOptions | None) -> None:
+        """`fields`: the first fields of every chunk. `usages`: the tokens so far, of each prompt and its answer."""
         self._include_usage = bool(options and options.include_usage)
         self._continuous = bool(self._include_usage and options and options.continuous_usage_stats)
         self._start = b"data: " + orjson.dumps(fields)[:-1] + b',"choices":['
         self._end = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
-        self._usage = usage
+        self._usages = usages
 
     def frame(self, choice: bytes) -> bytes:
         """Return the event for a chunk with one choice, given as JSON."""
@@ -107,4 +167,7 @@ class ChunkFramer:
         return (self._start + self._end_with_usage() if self._include_usage else b"") + DONE
 
     def _end_with_usage(self) -> bytes:
-        return b'],"usage":' + orjson.dumps(render_usage(self._usage)) + b"}\n\n"
+        total = Usage()
+        for usage in self._usages:
+            total.add(usage)
+        return b'],"usage":' + orjson.dumps(render_usage(total)) + b"}\n\n"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING
 
+from blake3 import blake3
 from PIL import Image
 
 from llava_gateway.engine.vllm.compat import health, requests
@@ -122,7 +123,8 @@ class VllmEngine:
         try:
             if self._closes_formats and sampling.structured_output:
                 sampling = dataclasses.replace(sampling, structured_output=close_format(sampling.structured_output))
-            stream = stream or sampling.logprobs is not None  # else all log probabilities of an answer would come in one call
+            logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
+            stream = stream or logprobs  # else all log probabilities of an answer would come in one call
             sink = OutputSink(sampling, self._model.tokenizer, usage, on_delta, stream=stream, images=bool(prompt.images))
             params = sampling_params(sampling, stream, seeds_work=self._seeds_work)
             while not await self._try_request(self._engine, prompt, params, sink):
@@ -194,7 +196,7 @@ class VllmEngine:
         lora = self._running_lora_manager().request(prompt.adapter) if prompt.adapter else None
         rendered, name = await _render(engine, prompt), new_id()
         collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=_trace_headers(engine))
-        if params.logprobs is not None:
+        if params.logprobs is not None or params.prompt_logprobs is not None:
             requests.skip_token_texts(engine, name)
         usage = sink.usage
         usage.image_tokens = sum(image.tokens for image in prompt.images)
@@ -269,6 +271,7 @@ async def _render(engine: "AsyncLLM", prompt: Prompt) -> object:
     """Return a prompt as `AsyncLLM.add_request` takes it: token ids as they are, images processed in vLLM's own thread."""
     from vllm.inputs import tokens_input
 
+    salt = None if prompt.cache_salt is None else blake3(prompt.cache_salt.encode()).hexdigest(16)  # vLLM forbids some characters
     if not prompt.images:
-        return tokens_input(prompt.token_ids)
-    return await requests.process_images(engine, prompt.token_ids, prompt.images)
+        return tokens_input(prompt.token_ids, cache_salt=salt)
+    return await requests.process_images(engine, prompt.token_ids, prompt.images, salt)

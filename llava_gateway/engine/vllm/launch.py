@@ -5,8 +5,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from blake3 import blake3
 from pydantic import ValidationError
 
+from llava_gateway import __version__
 from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind, check_quantization
 from llava_gateway.engine.vllm.compat import launch, model
 from llava_gateway.engine.vllm.compat.seeds import choose_cpu_worker
@@ -146,6 +148,7 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
         context_length=config.max_model_len,
         default_sampling=model.default_sampling(config),
         max_answer_tokens=model.max_answer_tokens(config),
+        fingerprint="fp_" + blake3(f"{__version__} {config.model} {model.config_hash(engine.vllm_config)}".encode()).hexdigest(5),
     )
 
 

@@ -1,12 +1,22 @@
 """vLLM's outputs and refusals, translated to the gateway's deltas and errors."""
 
 import asyncio
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from llava_gateway.errors import EngineFailed, GatewayError, InvalidRequest, Unavailable
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import Delta, FinishReason, SamplingParams, StructuredOutput, TokenLogprob, Usage
+from llava_gateway.types import (
+    MIN_LOGPROB,
+    Delta,
+    FinishReason,
+    PromptLogprobs,
+    SamplingParams,
+    StructuredOutput,
+    TokenLogprob,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput
@@ -16,28 +26,38 @@ if TYPE_CHECKING:
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "length"}
 """vLLM's finish reasons and the gateway's. "repetition": the operator has vLLM cut answers that repeat themselves. Such an answer is not
 complete, so the client gets "length"."""
-MIN_LOGPROB = -9999.0
-"""OpenAI's value for a token of probability 0, because JSON has no infinity."""
 
 
 def token_logprobs(choice: "CompletionOutput", sampling: SamplingParams, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
     """Return the log probabilities of a choice's new tokens.
 
     vLLM lists, for each position of the answer, the token that was drawn, and then the most probable tokens in descending order. The token
-    that ended the answer is left out unless the client wants it in the text. A stop string consists of ordinary tokens, which stay.
+    that ended the answer is left out unless the client wants it. A stop string consists of ordinary tokens, which stay.
     """
     flat = cast("FlatLogprobs | None", choice.logprobs)  # `sampling_params` asks for this class
     if not flat:
         return ()
     positions = list(zip(flat.start_indices, flat.end_indices, strict=True))
-    if choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str) and not sampling.include_stop_str_in_output:
+    stop_token = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
+    if stop_token and not (sampling.include_stop_str_in_output or sampling.include_stop_token):
         del positions[-1:]
     entries = [
         (tokenizer.token_bytes(token), max(logprob, MIN_LOGPROB)) for token, logprob in zip(flat.token_ids, flat.logprobs, strict=True)
     ]
+    ids = flat.token_ids
     return tuple(
-        TokenLogprob(token, logprob, tuple(entries[start + 1 : end])) for start, end in positions for token, logprob in [entries[start]]
+        TokenLogprob(token, logprob, tuple(entries[start + 1 : end]), ids[start], tuple(ids[start + 1 : end]))
+        for start, end in positions
+        for token, logprob in [entries[start]]
     )
+
+
+def prompt_logprobs(output: "RequestOutput") -> PromptLogprobs | None:
+    """Return the log probabilities of the prompt's tokens. None: this output has none; vLLM's first output of each choice has them."""
+    flat = cast("FlatLogprobs | None", output.prompt_logprobs)  # `sampling_params` asks for this class
+    if not flat:
+        return None
+    return PromptLogprobs(flat.start_indices, flat.end_indices, flat.token_ids, flat.logprobs, cast("list[int]", flat.ranks))
 
 
 def finish_reason(reason: str | None, structured_output: StructuredOutput | None) -> FinishReason | None:
@@ -81,6 +101,8 @@ class OutputSink:
         self._tokenizer = tokenizer
         self._on_delta = on_delta
         self._may_lack_images = images
+        self._wants_prompt = sampling.prompt_logprobs is not None
+        self._has_details = sampling.return_token_ids or sampling.max_tokens == 0
         self._end: asyncio.Future[bool]
 
     def begin(self) -> asyncio.Future[bool]:
@@ -115,11 +137,22 @@ class OutputSink:
                 return
         sampling, usage = self._sampling, self.usage
         usage.cached_tokens = output.num_cached_tokens or 0
+        if self._wants_prompt and (logprobs_of_prompt := prompt_logprobs(output)):
+            self._wants_prompt = False  # the other choices have the same
+            self._on_delta(Delta(output.outputs[0].index, "", 0, prompt_logprobs=logprobs_of_prompt))
         for choice in output.outputs:
             tokens = len(choice.token_ids)
             usage.completion_tokens += tokens
             reason = finish_reason(choice.finish_reason, sampling.structured_output)
             logprobs = () if sampling.logprobs is None else token_logprobs(choice, sampling, self._tokenizer)
-            self._on_delta(Delta(choice.index, choice.text, tokens, reason, choice.stop_reason, logprobs))
+            delta = Delta(choice.index, choice.text, tokens, reason, choice.stop_reason, logprobs)
+            self._on_delta(self._with_details(delta, choice.token_ids) if self._has_details else delta)
         if output.finished:
             self._end.set_result(True)
+
+    def _with_details(self, delta: Delta, token_ids: Sequence[int]) -> Delta:
+        """Return the delta with its token ids. If the answer has to be empty, return the end that an empty answer has."""
+        if self._sampling.max_tokens == 0:
+            self.usage.completion_tokens -= delta.tokens  # the engine cannot generate less than one token
+            return Delta(delta.index, "", 0, delta.finish_reason and "length")
+        return dataclasses.replace(delta, token_ids=tuple(token_ids))

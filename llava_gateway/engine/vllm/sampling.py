@@ -27,7 +27,7 @@ def sampling_params(sampling: SamplingParams, stream: bool, *, seeds_work: bool)
         raise InvalidRequest("This server's engine cannot repeat an answer by its seed; leave out `seed`.", param="seed")
     params = vllm.SamplingParams(
         n=sampling.n,
-        max_tokens=sampling.max_tokens,
+        max_tokens=None if sampling.max_tokens is None else max(sampling.max_tokens, 1),  # `OutputSink` drops the token
         min_tokens=sampling.min_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -48,6 +48,7 @@ def sampling_params(sampling: SamplingParams, stream: bool, *, seeds_work: bool)
         spaces_between_special_tokens=sampling.spaces_between_special_tokens,
         structured_outputs=_structured_outputs(sampling.structured_output) if sampling.structured_output else None,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
         flat_logprobs=True,  # a few lists; one object for each log probability would keep the garbage collector busy for half a second
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # nothing else uses this object

@@ -29,7 +29,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"top_p": 0}, "top_p"),
     ({"top_p": 1.5}, "top_p"),
     ({"n": 0}, "n"),
-    ({"n": 17}, "n"),
+    ({"n": 129}, "n"),
     ({"n": 1_000_000_000}, "n"),
     ({"n": True}, "n"),
     ({"seed": 1e30}, "seed"),

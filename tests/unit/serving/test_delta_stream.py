@@ -1,6 +1,7 @@
 """From the engine that gives deltas to the reader who takes them: nothing lost, nothing out of order, however the two keep step."""
 
 import asyncio
+import dataclasses
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -12,10 +13,16 @@ from hypothesis import strategies as st
 
 from llava_gateway.api.openai.chat_response import collect_chat_completion
 from llava_gateway.api.openai.completion_response import collect_text_choices, render_text_completion
+from llava_gateway.api.openai.streaming import RenderOptions
+from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import EngineFailed, Unavailable
 from llava_gateway.serving.delta_stream import MAX_LOGPROBS, DeltaStream
+from llava_gateway.serving.prepare import PreparedRequest
+from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ChatRequest, CompletionRequest, Delta, SamplingParams, TokenLogprob, Usage
 
+TOKENIZER = Tokenizer((CHECKPOINT / "tokenizer.json").read_text())
+LOGPROBS = RenderOptions(logprobs=True)
 PROMPT = CompletionRequest(model="m", prompt="p", stream=True)
 
 
@@ -23,7 +30,9 @@ def answer_of(
     engine: Callable[[DeltaStream], AsyncIterator[None]], request: CompletionRequest | ChatRequest = PROMPT, copies: int = 1
 ) -> DeltaStream:
     """An answer that the engine, a generator which is gone through to its end, gives deltas to. Needs a running loop."""
-    answer = DeltaStream("p", request, Usage(), copies=copies)
+    sampling = dataclasses.replace(request.sampling, n=request.sampling.n // copies)
+    unused: Any = None
+    answer = DeltaStream(PreparedRequest(request, unused, unused, "p", [], 0, sampling), Usage())
 
     async def work() -> None:
         async for _ in engine(answer):
@@ -161,7 +170,10 @@ def whole(pieces: list[tuple[int, str, bool]], render: Callable[[DeltaStream], A
 
     async def engine(answer: DeltaStream) -> AsyncIterator[None]:
         for index, text, pause in pieces:
-            entries = tuple(TokenLogprob(byte.to_bytes(), -0.5, ((byte.to_bytes(), -0.5), (b"b", -2.0))) for byte in text.encode())
+            entries = tuple(
+                TokenLogprob(byte.to_bytes(), -0.5, ((byte.to_bytes(), -0.5), (b"b", -2.0)), byte, (byte, ord("b")))
+                for byte in text.encode()
+            )
             answer.push(Delta(index, text, len(entries), logprobs=entries))
             if pause:
                 await asyncio.sleep(0)
@@ -182,10 +194,10 @@ def test_answer_is_the_same_in_one_piece_and_in_many(pieces: list[tuple[int, str
     joined = [(index, "".join(text for other, text, _ in pieces if other == index), False) for index in range(2)]
 
     async def chat(answer: DeltaStream) -> Any:
-        return orjson.loads(b"".join(await collect_chat_completion(answer, "m", logprobs=True)))["choices"]
+        return orjson.loads(b"".join(await collect_chat_completion(answer, "m", LOGPROBS, TOKENIZER)))["choices"]
 
     async def text(answer: DeltaStream) -> Any:
-        choices = render_text_completion(await collect_text_choices(answer, logprobs=True), answer.usage, "m")
+        choices = render_text_completion(await collect_text_choices(answer, LOGPROBS, TOKENIZER), answer.usage, "m", LOGPROBS)
         return orjson.loads(b"".join(choices))["choices"]
 
     for render in (chat, text):
@@ -214,7 +226,7 @@ def test_log_probabilities_leave_no_objects_for_the_garbage_collector() -> None:
     async def read() -> None:
         answer = answer_of(engine, CompletionRequest(model="m", prompt="p"))
         await answer.wait_first_delta(None)
-        await collect_chat_completion(answer, "m", logprobs=True)
+        await collect_chat_completion(answer, "m", LOGPROBS, TOKENIZER)
 
     asyncio.run(read())
     assert counts[1] - counts[0] < 100

@@ -1,4 +1,4 @@
-"""What vLLM knows of its model: how many tokens an image takes, and which quantizations there are.
+"""What vLLM knows of its model: how many tokens an image takes, which quantizations there are, and a hash of its configuration.
 
 Read in vLLM 0.32.0.
 """
@@ -6,7 +6,7 @@ Read in vLLM 0.32.0.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig
+    from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -80,3 +80,12 @@ def max_answer_tokens(config: "ModelConfig") -> int | None:
     given = config.override_generation_config if config.generation_config in ("auto", "vllm") else config.get_diff_sampling_param()
     limit = given.get("max_new_tokens", given.get("max_tokens"))
     return None if limit is None else int(limit)
+
+
+def config_hash(config: "VllmConfig") -> str:
+    """Return a hash of vLLM's version and of its configuration. It is equal for equal configurations, in every process.
+
+    Touches: `VllmConfig.compute_hash`.
+    Without it: a hash of the version and of the flags that vLLM was given.
+    """
+    return str(config.compute_hash())

@@ -14,23 +14,25 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 
-async def process_images(engine: "AsyncLLM", token_ids: Sequence[int], images: Sequence[PreparedImage]) -> Any:
+async def process_images(
+    engine: "AsyncLLM", token_ids: Sequence[int], images: Sequence[PreparedImage], cache_salt: str | None = None
+) -> Any:
     """Return a prompt with images as `AsyncLLM.add_request` takes it, processed in vLLM's own thread.
 
-    `token_ids`: one image token for each image.
+    `token_ids`: one image token for each image. `cache_salt`: keeps the prompt and its images apart from others in vLLM's caches. vLLM
+    itself separates only the prompts, so the salt becomes a part of the images' names, too.
 
     Touches: `AsyncLLM.renderer` and `BaseRenderer.render_cmpl_async`.
     Without it: `AsyncLLM.add_request` takes the dictionary below as it is, and processes it itself.
     """
-    (rendered,) = await engine.renderer.render_cmpl_async(
-        [
-            {
-                "prompt_token_ids": token_ids,
-                "multi_modal_data": {"image": [image.pixels for image in images]},
-                "multi_modal_uuids": {"image": [image.digest for image in images]},
-            }
-        ]
-    )
+    prompt: dict[str, Any] = {
+        "prompt_token_ids": token_ids,
+        "multi_modal_data": {"image": [image.pixels for image in images]},
+        "multi_modal_uuids": {"image": [f"{image.digest}-{cache_salt}" if cache_salt else image.digest for image in images]},
+    }
+    if cache_salt:
+        prompt["cache_salt"] = cache_salt
+    (rendered,) = await engine.renderer.render_cmpl_async([prompt])
     return rendered
 
 

@@ -99,9 +99,12 @@ def test_log_probabilities_are_read_from_vllms_container(wanted: int, top: tuple
         append_logprobs_for_next_position(container, [drawn, 1, 2], [-3.0, -1.0, float("-inf")], [None] * 3, 3, wanted)
     tokenizer: Any = SimpleNamespace(token_bytes={1: b"red", 2: b"blue", 7: b"seven", 9: b"nine"}.__getitem__)
 
-    def found(reason: str | None) -> tuple[TokenLogprob, ...]:
+    def found(reason: str | None, **fields: bool) -> tuple[TokenLogprob, ...]:
         choice: Any = SimpleNamespace(token_ids=[7, 9], logprobs=container[-2:], finish_reason=reason, stop_reason=None)
-        return token_logprobs(choice, SamplingParams(logprobs=wanted), tokenizer)
+        return token_logprobs(choice, SamplingParams(logprobs=wanted, **fields), tokenizer)
 
-    assert found(None) == (TokenLogprob(b"seven", -3.0, top), TokenLogprob(b"nine", -3.0, top))
-    assert found("stop") == (TokenLogprob(b"seven", -3.0, top),)
+    ids = (1, 2)[:wanted]
+    seven, nine = TokenLogprob(b"seven", -3.0, top, 7, ids), TokenLogprob(b"nine", -3.0, top, 9, ids)
+    assert found(None) == (seven, nine)
+    assert found("stop") == (seven,)
+    assert found("stop", include_stop_token=True) == (seven, nine)
