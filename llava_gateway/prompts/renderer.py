@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llava_gateway.errors import ContextLengthExceeded, EngineStartError, InvalidRequest
+from llava_gateway.prompts.merge import merge_turns
 from llava_gateway.prompts.templates import BUILT_IN, Template
 from llava_gateway.types import ChatRequest, CompletionRequest, Message, ModelInfo, Request, Text
 
@@ -72,7 +73,7 @@ class PromptRenderer:
     def chat(
         self, messages: Sequence[Message], template: str | None = None, *, continue_last: bool = False, param: str = "messages"
     ) -> RenderedPrompt:
-        """Return the prompt for the assistant's next message.
+        """Return the prompt for the assistant's next message. Consecutive messages of one role become one turn.
 
         `template`: the name of a built-in template. `continue_last`: the prompt asks for more of the last message, which must be the
         assistant's. `param`: the path of the messages in the client's request. Raises InvalidRequest if the template refuses the messages,
@@ -80,6 +81,9 @@ class PromptRenderer:
         """
         self._check_length((part.text for message in messages for part in message.content if isinstance(part, Text)), param)
         compiled = self._compiled(template)
+        messages = merge_turns(messages)
+        if continue_last and not all(isinstance(part, Text) for part in messages[-1].content):
+            raise InvalidRequest("A message that the answer continues may have no images.", param=param)
         try:
             text = self._text(compiled, messages, continue_last)
         except TemplateError as error:
