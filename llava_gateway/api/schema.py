@@ -24,7 +24,7 @@ INT64 = 1 << 63
 TAG_PREFIX = "\ufdd0"
 """Begins the tag of each member of a union. Pydantic puts tags into an error's location; this non-character marks them."""
 MAX_CONVERSIONS, MAX_CONVERTED_LIST = 1000, 1 << 16
-"""The upper bounds of wrong values in a body, and of a list's length, for the conversion of values. It takes up to a microsecond a value."""
+"""Upper bounds for the conversion of values, which takes up to a microsecond each: wrong values in a body, and the length of a list."""
 MAX_EXACT_FLOAT = 1 << 53
 """From here on neighbouring integers are the same float, so the float may stand for another integer than the client meant."""
 _JSON_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,30})")

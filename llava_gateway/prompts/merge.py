@@ -13,10 +13,8 @@ def merge_turns(messages: Sequence[Message]) -> Sequence[Message]:
     """Return the messages with each series of one role merged into one message, in order. Messages with the role tool stay separate."""
     if all(first.role != second.role or first.role == "tool" for first, second in pairwise(messages)):
         return messages
-    merged: list[Message] = []
-    for role, series in groupby(messages, key=lambda message: message.role):
-        merged += series if role == "tool" else [_merge(list(series))]
-    return merged
+    series = [list(group) for _, group in groupby(messages, key=lambda message: message.role)]
+    return [message for each in series for message in (each if each[0].role == "tool" else [_merge(each)])]
 
 
 def _merge(series: Sequence[Message]) -> Message:

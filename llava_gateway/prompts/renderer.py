@@ -16,7 +16,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llava_gateway.errors import ContextLengthExceeded, EngineStartError, InvalidRequest
+from llava_gateway.errors import EngineStartError, InvalidRequest, context_length_exceeded
 from llava_gateway.prompts.merge import merge_turns
 from llava_gateway.prompts.templates import BUILT_IN, Template
 from llava_gateway.types import ChatRequest, CompletionRequest, Message, ModelInfo, Request, Text
@@ -112,9 +112,8 @@ class PromptRenderer:
         else:
             token_ids = list(prompt)
             if len(token_ids) > self._context_length:
-                raise ContextLengthExceeded(
-                    f"The model's context is {self._context_length} tokens, and this prompt has {len(token_ids)}.", param=param
-                )
+                excess = f"your prompt resulted in {len(token_ids)} tokens"
+                raise context_length_exceeded(self._context_length, excess, "prompt", param=param)
             self._tokenizer.check(token_ids, param)
         if not token_ids:
             raise InvalidRequest("The prompt is empty.", param=param)
@@ -177,9 +176,8 @@ class PromptRenderer:
         """Raise ContextLengthExceeded if the texts cannot fit the context. The tokenizer would take seconds for megabytes of text."""
         chars = sum(map(len, texts))
         if chars > self._max_chars:
-            raise ContextLengthExceeded(
-                f"The model's context is {self._context_length} tokens, and this text has {chars} characters.", param=param
-            )
+            excess = f"your text of {chars} characters resulted in more tokens than that"
+            raise context_length_exceeded(self._context_length, excess, "text", param=param)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from llava_gateway.api.openai.messages import Messages, to_messages
-from llava_gateway.api.openai.sampling import ASPECT_RATIO, MODEL, NO_EFFECT, VLLM_REFUSED, SamplingFields
+from llava_gateway.api.openai.sampling import ASPECT_RATIO, NO_EFFECT, VLLM_IGNORED, VLLM_REFUSED, SamplingFields
 from llava_gateway.api.schema import RefusedField
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.templates import built_in
@@ -24,10 +24,7 @@ NOTHING_STORED = "nothing is stored"
 class ChatCompletionRequest(SamplingFields):
     """`POST /v1/chat/completions`."""
 
-    model: str = Field(description=MODEL)
-    messages: Messages = Field(
-        description="the roles are system, developer (the same as system), user and assistant; user messages may have images"
-    )
+    messages: Messages = Field(description="the roles are system, developer (the same as system), user and assistant; all may have images")
     max_completion_tokens: int | None = Field(
         None, ge=1, description="the maximum number of tokens in an answer; default: `--default-max-tokens`"
     )
@@ -63,12 +60,12 @@ class ChatCompletionRequest(SamplingFields):
         "safety_identifier": NO_EFFECT,
         "prompt_cache_key": "the prefix cache finds prompts by their content",
         "prompt_cache_retention": "the prefix cache keeps as much as fits",
-    }
+    } | VLLM_IGNORED
 
 
 def to_chat(request: ChatCompletionRequest) -> ChatRequest:
-    """Return the gateway's request. Raises InvalidRequest for contradictory fields and for a user message without content."""
-    if request.top_logprobs is not None and not request.logprobs:
+    """Return the gateway's request. Raises InvalidRequest for contradictory fields."""
+    if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs requires logprobs: true.", param="top_logprobs")
     if request.chat_template is not None:
         built_in(request.chat_template, "chat_template")

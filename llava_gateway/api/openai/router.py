@@ -1,7 +1,7 @@
 """The routes of the OpenAI API: `/v1/...` in OpenAI's shapes, `/tokenize`, `/detokenize` and `/version` in vLLM's."""
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -26,6 +26,8 @@ from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.serving.prepare import PreparedRequest
 from llava_gateway.types import Usage
+
+CompletionBody = TypeVar("CompletionBody", ChatCompletionRequest, TextCompletionRequest)
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
@@ -70,7 +72,7 @@ class OpenAI:
         self.keep_alive = gateway.settings.keep_alive
 
     async def chat_completions(self, body: JsonBody, response: ResponseWriter) -> None:
-        request = ChatCompletionRequest.read(body)
+        request = self._with_model(ChatCompletionRequest.read(body))
         async with self.gateway.open(to_chat(request)) as deltas:
             if request.stream:
                 await self._stream_chat(request, deltas, response)
@@ -86,7 +88,7 @@ class OpenAI:
             await response.deltas(deltas, renderer.render_delta)
 
     async def completions(self, body: JsonBody, response: ResponseWriter) -> None:
-        request = TextCompletionRequest.read(body)
+        request = self._with_model(TextCompletionRequest.read(body))
         prompts = to_completions(request)
         if request.stream:
             async with self.gateway.open(prompts[0]) as deltas:
@@ -121,9 +123,19 @@ class OpenAI:
         return json_response(self._model(request.path_params["model"]))
 
     def _model(self, name: str) -> dict[str, Any]:
+        """Return OpenAI's description of a model, with vLLM's fields `root`, `max_model_len` (once the model has loaded) and `parent`."""
         models = self.gateway.models
-        model = {"id": name, "object": "model", "created": models.created(name), "owned_by": "llava-gateway"}
-        return model | {"parent": parent} if (parent := models.parent(name)) else model
+        model: dict[str, Any] = {"id": name, "object": "model", "created": models.created(name), "owned_by": "llava-gateway"}
+        model["root"] = models.root(name)
+        if context_length := models.get(name).context_length:
+            model["max_model_len"] = context_length
+        if parent := models.parent(name):
+            model["parent"] = parent
+        return model
+
+    def _with_model(self, request: CompletionBody) -> CompletionBody:
+        """Return the request with the name of its model: that of the only model if the request names none. Raises GatewayError."""
+        return request if request.model else request.model_copy(update={"model": self.gateway.models.only_name()})
 
     async def tokenize(self, body: JsonBody, response: ResponseWriter) -> None:
         await response.json(200, await tokenize(self.gateway, body))

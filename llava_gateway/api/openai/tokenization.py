@@ -47,7 +47,7 @@ class DetokenizeRequest(RequestBody):
 async def tokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
     """Return vLLM's `TokenizeResponse`, with the number of image tokens. Raises GatewayError."""
     request = TokenizeRequest.read(body)
-    model = request.model if request.model is not None else gateway.model_name
+    model = request.model or gateway.model_name
     prompt = _to_prompt(request, model)
     info = gateway.model(model)
     tokens, image_tokens = await gateway.tokenize(prompt)
@@ -75,7 +75,7 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
         images = to_images(request.images)
         return CompletionRequest(model=model, prompt=request.prompt or "", images=images, add_special_tokens=add_special_tokens)
     for name in ("images", "add_special_tokens"):
-        if getattr(request, name) is not None:
+        if getattr(request, name):
             raise InvalidRequest(f"{name} is only possible with prompt, not with messages.", param=name)
     if request.chat_template is not None:
         built_in(request.chat_template, "chat_template")
@@ -88,7 +88,7 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
 def detokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
     """Return vLLM's `DetokenizeResponse`. Raises GatewayError."""
     request = DetokenizeRequest.read(body)
-    info = gateway.model(request.model if request.model is not None else gateway.model_name)
+    info = gateway.model(request.model or gateway.model_name)
     if len(request.tokens) > info.context_length:
         raise InvalidRequest(f"There are {len(request.tokens)} tokens; the model's context is {info.context_length}.", param="tokens")
     info.tokenizer.check(request.tokens, "tokens")

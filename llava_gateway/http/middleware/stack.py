@@ -1,4 +1,4 @@
-"""The middleware that the settings ask for: observability around all, then origins or API keys, and CORS."""
+"""The middleware that the settings ask for: trailing slashes and observability around all, then origins or API keys, and CORS."""
 
 import asyncio
 from collections.abc import Collection
@@ -12,6 +12,7 @@ from llava_gateway.auth.rate_limits import RateLimits
 from llava_gateway.http.middleware.auth import AuthMiddleware
 from llava_gateway.http.middleware.observability import ObservabilityMiddleware, Recorder
 from llava_gateway.http.middleware.origin import OriginMiddleware
+from llava_gateway.http.middleware.trailing_slash import TrailingSlashMiddleware
 from llava_gateway.http.response import FindErrorRenderer
 from llava_gateway.observability.tracing import Tracing
 from llava_gateway.observability.usage_log import UsageLog
@@ -41,7 +42,8 @@ class MiddlewareStack:
         except (ValueError, KeyFileError) as error:
             raise SettingsError(str(error)) from error
         self.middleware = [
-            Middleware(ObservabilityMiddleware, find_error_renderer=find_error_renderer, recorder=Recorder(usage_log, self._tracing))
+            Middleware(TrailingSlashMiddleware),
+            Middleware(ObservabilityMiddleware, find_error_renderer=find_error_renderer, recorder=Recorder(usage_log, self._tracing)),
         ]
         """For `Starlette(middleware=...)`, the outermost first."""
         if not keys.any:

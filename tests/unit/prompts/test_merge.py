@@ -21,7 +21,12 @@ def test_image_and_question_as_two_messages_are_one_turn(renderer: PromptRendere
 
 
 def test_texts_that_meet_are_joined_by_a_line_break() -> None:
-    chat = [Message("user", (Text("a"), Text("b"))), Message("user", (Text("c"),)), Message("user", (IMAGE, Text("d"))), Message("user", ())]
+    chat = [
+        Message("user", (Text("a"), Text("b"))),
+        Message("user", (Text("c"),)),
+        Message("user", (IMAGE, Text("d"))),
+        Message("user", ()),
+    ]
     assert merge_turns(chat) == [Message("user", (Text("a"), Text("b\nc"), IMAGE, Text("d")))]
 
 

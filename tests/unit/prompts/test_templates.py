@@ -68,7 +68,9 @@ def test_image_of_any_role_is_rendered_in_its_message(renderer: PromptRenderer, 
     names: dict[str, Role] = {"A": "system", "B": "assistant", "C": "user", "D": "system"}
     chat = [Message(role, (Text(f"{letter}1"), IMAGE, Text(f"{letter}2"))) for letter, role in names.items()]
     found = re.findall(r"[ABCD][12]|<image>", renderer.chat(chat, name).text)
-    assert [sorted(found[start : start + 3]) for start in range(0, len(found), 3)] == [["<image>", f"{each}1", f"{each}2"] for each in names]
+    assert [sorted(found[start : start + 3]) for start in range(0, len(found), 3)] == [
+        ["<image>", f"{each}1", f"{each}2"] for each in names
+    ]
 
 
 def test_continued_message_may_have_no_image(renderer: PromptRenderer) -> None:
