@@ -6,12 +6,13 @@ noncharacter are removed before the engine gets the prompt.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -23,6 +24,9 @@ from llava_gateway.types import ChatRequest, CompletionRequest, Message, ModelIn
 
 SEPARATOR = "\ufdd0"
 """Splits control tokens in texts. Noncharacters are for internal use and never for interchange (Unicode, section 23.7)."""
+
+RESERVED_KWARGS = {"messages", "chat_template", "add_generation_prompt", "continue_final_message", "tools", "documents"}
+"""Variables of a chat template that a client may not set. Requests have fields for some of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +71,29 @@ class PromptRenderer:
         `template`: the name of a built-in template, instead of the default one.
         """
         if isinstance(request, ChatRequest):
-            return self.chat(request.messages, template, continue_last=request.continue_last, param=request.param)
+            return self.chat(
+                request.messages,
+                template,
+                continue_last=request.continue_last,
+                param=request.param,
+                template_kwargs=request.template_kwargs,
+            )
         return self.completion(request)
 
     def chat(
-        self, messages: Sequence[Message], template: str | None = None, *, continue_last: bool = False, param: str = "messages"
+        self,
+        messages: Sequence[Message],
+        template: str | None = None,
+        *,
+        continue_last: bool = False,
+        param: str = "messages",
+        template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> RenderedPrompt:
         """Return the prompt for the assistant's next message. Consecutive messages of one role become one turn.
 
         `template`: the name of a built-in template. `continue_last`: the prompt asks for more of the last message, which must be the
-        assistant's. `param`: the path of the messages in the client's request. Raises InvalidRequest if the template refuses the messages,
-        and ContextLengthExceeded for texts that cannot fit.
+        assistant's. `param`: the path of the messages in the client's request. `template_kwargs`: more variables for the template. Raises
+        InvalidRequest if the template refuses the messages or a variable, and ContextLengthExceeded for texts that cannot fit.
         """
         self._check_length((part.text for message in messages for part in message.content if isinstance(part, Text)), param)
         compiled = self._compiled(template)
@@ -85,7 +101,7 @@ class PromptRenderer:
         if continue_last and not all(isinstance(part, Text) for part in messages[-1].content):
             raise InvalidRequest("A message that the answer continues may have no images.", param=param)
         try:
-            text = self._text(compiled, messages, continue_last)
+            text = self._text(compiled, messages, continue_last, self._template_variables(compiled, template_kwargs))
         except TemplateError as error:
             raise InvalidRequest(f"The chat template refuses these messages: {error}", param=param) from error
         encoding = self._tokenizer.encode(text, add_special_tokens=self._wants_special_tokens(text))
@@ -138,13 +154,26 @@ class PromptRenderer:
             self._named[template] = _compile(BUILT_IN[template])
         return self._named[template]
 
-    def _text(self, compiled: "_Compiled", messages: Sequence[Message], continue_last: bool) -> str:
+    def _template_variables(self, compiled: "_Compiled", template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the variables that the template reads. Raises InvalidRequest for a variable of the server's own, and for text.
+
+        Text could become a control token.
+        """
+        for name, value in template_kwargs.items():
+            param = f"chat_template_kwargs.{name[:50]}"
+            if name in RESERVED_KWARGS or name in self._variables:
+                raise InvalidRequest(f"{param}: the server sets this variable of the chat template.", param=param)
+            if name in compiled.variables and not isinstance(value, bool | int | float | None):
+                raise InvalidRequest(f"{param}: must be true, false or a number.", param=param)
+        return {name: template_kwargs[name] for name in compiled.variables & template_kwargs.keys()}
+
+    def _text(self, compiled: "_Compiled", messages: Sequence[Message], continue_last: bool, variables: dict[str, Any]) -> str:
         """Render the messages, with a SEPARATOR in each control token of a client's text. Raises TemplateError."""
         plain = [self._plain(message) for message in messages]
         if compiled.template.system and not any(message.role == "system" for message in messages):
             plain.insert(0, {"role": "system", "content": [{"type": "text", "text": compiled.template.system}]})
         last_text = "".join(part["text"] for part in plain.pop()["content"]) if continue_last else ""
-        text = compiled.jinja.render(messages=plain, add_generation_prompt=True, **self._variables)
+        text = compiled.jinja.render(messages=plain, add_generation_prompt=True, **self._variables, **variables)
         return text + ("" if not last_text or text[-1:].isspace() else " ") + last_text
 
     def _plain(self, message: Message) -> dict[str, Any]:
@@ -186,12 +215,16 @@ class _Compiled:
 
     template: Template
     jinja: jinja2.Template
+    variables: Set[str]
+    """The variables that the template reads."""
 
 
 def _compile(template: Template) -> _Compiled:
     """Compile a template. Raises EngineStartError if it is not valid Jinja."""
+    environment = _environment()
     try:
-        return _Compiled(template, _environment().from_string(template.jinja))
+        variables = meta.find_undeclared_variables(environment.parse(template.jinja)) - environment.globals.keys()
+        return _Compiled(template, environment.from_string(template.jinja), variables)
     except jinja2.TemplateSyntaxError as error:
         raise EngineStartError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from error
 

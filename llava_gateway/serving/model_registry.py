@@ -33,10 +33,10 @@ class ServedModel:
     """One model on one engine: its names and its chat templates."""
 
     def __init__(self, name: str, engine: Supervisor, template: str = "", more_names: Sequence[str] = (), root: str = "") -> None:
-        """`template`, `more_names`: as in the settings `template` and `model_alias`. `root`: the model's Hugging Face id or directory;
-        default: `name`. Raises SettingsError."""
+        """`template`, `more_names`: as in the settings `template` and `model_alias`. `root`: see the attribute. Raises SettingsError."""
         self.name = name
         self.root = root or name
+        """The model's Hugging Face id or directory, from which a client can load its tokenizer. Default: `name`."""
         self.engine = engine
         self.templates: dict[str, str | None] = {name: None, **aliases(more_names)}
         """The model's names, and the built-in template for each. None: the model's own template."""
@@ -153,10 +153,6 @@ class ModelRegistry:
     def created(self, name: str) -> int:
         """Return the Unix time since when `name` is served."""
         return self._adapters[name].created if name in self._adapters else self._models[name].created
-
-    def root(self, name: str) -> str:
-        """Return the Hugging Face id or the directory of the model or adapter `name`, as vLLM calls it."""
-        return self._adapters[name].adapter.path if name in self._adapters else self._models[name].root
 
     def parent(self, name: str) -> str | None:
         """Return the name of the model that the adapter `name` changes. None for a model."""

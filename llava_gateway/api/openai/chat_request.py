@@ -4,7 +4,7 @@ It is declared after OpenAI's `CreateChatCompletionRequest`.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,10 @@ from llava_gateway.settings import AspectRatio
 from llava_gateway.types import ChatRequest, Message
 
 NO_TOOLS = "the model cannot call tools"
+TemplateKwargs = Annotated[dict[str, Any], Field(max_length=100)]
+TEMPLATE_KWARGS = (
+    "vLLM's: variables of the chat template, each a number, true or false; variables that the template does not read have no effect"
+)
 NO_FUNCTIONS = "the model cannot call functions"
 NOTHING_STORED = "nothing is stored"
 
@@ -31,6 +35,7 @@ class ChatCompletionRequest(SamplingFields):
     max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which is used if both are sent")
     image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
     chat_template: str | None = Field(None, description="the name of a built-in template (see docs/dialects.md), not Jinja source")
+    chat_template_kwargs: TemplateKwargs | None = Field(None, description=TEMPLATE_KWARGS)
     continue_final_message: bool | None = Field(None, description="vLLM's: continue the last message, which must be the assistant's")
     add_generation_prompt: bool | None = Field(None, description="vLLM's: must be the opposite of continue_final_message")
     logprobs: bool | None = Field(None, description="return the log probabilities of the answer's tokens")
@@ -75,6 +80,7 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
         model=request.model,
         messages=messages,
         template=request.chat_template,
+        template_kwargs=request.chat_template_kwargs or {},
         continue_last=bool(request.continue_final_message),
         image_aspect_ratio=request.image_aspect_ratio,
         sampling=request.sampling(

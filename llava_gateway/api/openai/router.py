@@ -124,11 +124,11 @@ class OpenAI:
 
     def _model(self, name: str) -> dict[str, Any]:
         """Return OpenAI's description of a model, with vLLM's fields `root`, `max_model_len` (once the model has loaded) and `parent`."""
-        models = self.gateway.models
+        models, served_model = self.gateway.models, self.gateway.models.get(name)
         model: dict[str, Any] = {"id": name, "object": "model", "created": models.created(name), "owned_by": "llava-gateway"}
-        model["root"] = models.root(name)
-        if context_length := models.get(name).context_length:
-            model["max_model_len"] = context_length
+        model["root"] = served_model.root
+        if served_model.context_length:
+            model["max_model_len"] = served_model.context_length
         if parent := models.parent(name):
             model["parent"] = parent
         return model

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from llava_gateway.api.openai.chat_request import NO_TOOLS, check_continuation
+from llava_gateway.api.openai.chat_request import NO_TOOLS, TemplateKwargs, check_continuation
 from llava_gateway.api.openai.completion_request import Images, to_images
 from llava_gateway.api.openai.messages import Messages, to_messages
 from llava_gateway.api.openai.sampling import VLLM_REFUSED, TokenIds
@@ -25,15 +25,18 @@ class TokenizeRequest(RequestBody):
     model: str | None = Field(None, description=MODEL)
     messages: Messages | None = Field(None, description="a chat, as in /v1/chat/completions")
     chat_template: str | None = Field(None, description="with `messages`: the name of a built-in template")
+    chat_template_kwargs: TemplateKwargs | None = Field(None, description=AS_IN_CHAT)
     continue_final_message: bool | None = Field(None, description=AS_IN_CHAT)
     add_generation_prompt: bool | None = Field(None, description=AS_IN_CHAT)
     prompt: str | None = Field(None, description="a text, as in /v1/completions")
     images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it")
-    add_special_tokens: bool | None = Field(None, description="with `prompt`: begin it with the model's `<s>`; default true")
+    add_special_tokens: bool | None = Field(
+        None, description="with `prompt`: begin it with the model's `<s>`; default true; with `messages` only false"
+    )
     return_token_strs: bool | None = Field(None, description="also return each token as a string")
 
     refused: ClassVar = {"tools": RefusedField(NO_TOOLS)} | {
-        name: VLLM_REFUSED[name] for name in ("chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
+        name: VLLM_REFUSED[name] for name in ("mm_processor_kwargs", "media_io_kwargs")
     }
 
 
@@ -81,8 +84,13 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
         built_in(request.chat_template, "chat_template")
     messages = to_messages(request.messages)
     check_continuation(request.continue_final_message, request.add_generation_prompt, messages)
-    continues = bool(request.continue_final_message)
-    return ChatRequest(model=model, messages=messages, template=request.chat_template, continue_last=continues)
+    return ChatRequest(
+        model=model,
+        messages=messages,
+        template=request.chat_template,
+        template_kwargs=request.chat_template_kwargs or {},
+        continue_last=bool(request.continue_final_message),
+    )
 
 
 def detokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_gateway.auth.api_keys import KeyFile, KeyFileError, Keys
 from llava_gateway.auth.rate_limits import RateLimits
 from llava_gateway.http.middleware.auth import AuthMiddleware
 from llava_gateway.http.middleware.observability import ObservabilityMiddleware, Recorder
 from llava_gateway.http.middleware.origin import OriginMiddleware
-from llava_gateway.http.middleware.trailing_slash import TrailingSlashMiddleware
 from llava_gateway.http.response import FindErrorRenderer
 from llava_gateway.observability.tracing import Tracing
 from llava_gateway.observability.usage_log import UsageLog
@@ -23,6 +23,22 @@ EXPOSED_HEADERS = (
     *(f"x-ratelimit-{value}-{kind}" for value in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
 )
 """The response headers that pages of `--cors-origins` may read."""
+
+
+class TrailingSlashMiddleware:
+    """Pure ASGI middleware that takes a path with a slash at its end for the path without it. The root path stays as it is.
+
+    Some clients join their base URL and the path that way. Many clients do not follow a redirect, or send no body to its target.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if path.endswith("/") and path != scope.get("root_path", "") + "/":
+            scope = {**scope, "path": path[:-1]}
+        await self.app(scope, receive, send)
 
 
 class MiddlewareStack:
