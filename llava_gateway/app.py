@@ -71,7 +71,7 @@ def create_app(
     launch = launch_of(settings, engine_flags)
     make = engine or (lambda: VllmEngine(launch.model, launch.flags))
     supervisor = Supervisor(make, settings.engine_timeout, on_engine_death, launch.adapters)
-    gateway = Gateway(settings, [ServedModel(launch.name, supervisor, settings.template, settings.model_alias)])
+    gateway = Gateway(settings, [ServedModel(launch.name, supervisor, settings.template, settings.model_alias, launch.model)])
     return build_app(gateway, on_start_failure)
 
 

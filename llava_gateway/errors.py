@@ -60,6 +60,21 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+def context_length_exceeded(context_length: int, excess: str, reduce: str, total: str = "", *, param: str) -> ContextLengthExceeded:
+    """Return the error for a request that does not fit the context.
+
+    The sentences are OpenAI's, because clients recognise the error by them: LiteLLM then asks a model with a longer context
+    (`context_window_fallbacks`).
+
+    `context_length`: in tokens. `excess`: completes "However, ". `reduce`: the parts of the request that the client can shorten. `total`:
+    further sentences about the tokens of the request.
+    """
+    message = (
+        f"This model's maximum context length is {context_length} tokens. However, {excess}. Please reduce the length of the {reduce}."
+    )
+    return ContextLengthExceeded(f"{message} {total}".rstrip(), param=param)
+
+
 class InvalidImage(InvalidRequest):
     """An image cannot be fetched, decoded or accepted; `code` is one of OpenAI's image codes."""
 

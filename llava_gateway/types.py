@@ -6,7 +6,7 @@ They belong to no API and to no engine. An API parses its dialect into a request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from blake3 import blake3
 from PIL import Image
@@ -189,6 +189,8 @@ class ChatRequest:
     """The path of the messages in the client's request, for error messages."""
     template: str | None = None
     """The name of a built-in chat template. None: the template that belongs to the model's name, or the server's."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """The values of more variables for the chat template. A variable that the template does not read has no effect."""
     continue_last: bool = False
     """Whether the answer continues the last message, which must be the assistant's, instead of starting a new one."""
     tools: tuple[Tool, ...] = ()

@@ -5,6 +5,9 @@ field tables in docs/ come from the same declarations.
 """
 
 import logging
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -20,6 +23,12 @@ log = logging.getLogger(__name__)
 INT64 = 1 << 63
 TAG_PREFIX = "\ufdd0"
 """Begins the tag of each member of a union. Pydantic puts tags into an error's location; this non-character marks them."""
+MAX_CONVERSIONS, MAX_CONVERTED_LIST = 1000, 1 << 16
+"""Upper bounds for the conversion of values, which takes up to a microsecond each: wrong values in a body, and the length of a list."""
+MAX_EXACT_FLOAT = 1 << 53
+"""From here on neighbouring integers are the same float, so the float may stand for another integer than the client meant."""
+_JSON_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,30})")
+_JSON_NUMBER = re.compile(_JSON_INTEGER.pattern + r"(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?")
 MAX_LOGGED_FIELDS = 1000
 """How many names of unknown fields are remembered, so that each is logged once."""
 _logged_fields: set[str] = set()
@@ -36,7 +45,10 @@ ImageString = Annotated[str | BodySlice, PlainValidator(_check_image), WithJsonS
 
 
 class StrictModel(BaseModel):
-    """A JSON object whose values have exactly the declared types: "true" is no boolean, 2.5 is no integer. It may have other fields."""
+    """A JSON object whose values have exactly the declared types: 1 is no boolean, 2.5 is no integer. It may have other fields.
+
+    `RequestBody.parse` converts a value that is written differently, such as "0.5" for 0.5.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -76,13 +88,26 @@ class RequestBody(StrictModel):
             if name in cls.refused and not cls.refused[name].allows(value):
                 raise InvalidRequest(f"{name} is not supported: {cls.refused[name].reason}.", param=name)
         try:
-            request = cls.model_validate(body)
+            request = cls._validate(body)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             param = _path(first["loc"])
             raise InvalidRequest(f"{param}: {_explain(first)}.", param=param) from None
         cls._log_unknown_fields(body)
         return request
+
+    @classmethod
+    def _validate(cls, body: dict[str, Any]) -> Self:
+        """Validate a JSON object. Raises ValidationError for values that cannot be converted to the declared types either."""
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            if error.error_count() > MAX_CONVERSIONS:
+                raise
+            wrong = error.errors(include_url=False, include_context=False)
+        for each in wrong:
+            _convert(body, each["type"], each["loc"])
+        return cls.model_validate(body)
 
     @classmethod
     def _log_unknown_fields(cls, body: dict[str, Any]) -> None:
@@ -94,6 +119,50 @@ class RequestBody(StrictModel):
             if len(_logged_fields) < MAX_LOGGED_FIELDS:
                 _logged_fields.update(unknown)
             log.debug("unknown fields are ignored: %s", ", ".join(sorted(map(repr, unknown))))
+
+
+def _to_float(value: Any) -> Any:
+    """Return the number that a text spells, such as "0.5". Any other value is returned as it is."""
+    if isinstance(value, str) and _JSON_NUMBER.fullmatch(value) and math.isfinite(number := float(value)):
+        return number
+    return value
+
+
+def _to_int(value: Any) -> Any:
+    """Return the integer that a text or a float spells, such as "8" or 8.0. Any other value is returned as it is."""
+    if isinstance(value, str) and _JSON_INTEGER.fullmatch(value):
+        return int(value)
+    number = _to_float(value)
+    return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < MAX_EXACT_FLOAT else value
+
+
+def _to_bool(value: Any) -> Any:
+    """Return the boolean that a text spells, such as "true" or Python's "True". Any other value is returned as it is."""
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) and len(value) < 6 else value
+
+
+_CONVERSIONS: dict[str, Callable[[Any], Any]] = {"int_type": _to_int, "float_type": _to_float, "bool_type": _to_bool}
+"""By the type of pydantic's error for a value that does not have the declared type."""
+
+
+def _convert(body: dict[str, Any], error_type: str, location: tuple[int | str, ...]) -> None:
+    """Convert the value at pydantic's location in `body` to the declared type, if the value spells one. Otherwise change nothing.
+
+    In a list all values are converted, because the validation of a list ends at its first wrong value.
+    """
+    if error_type not in _CONVERSIONS:
+        return
+    convert, container = _CONVERSIONS[error_type], body
+    *path, last = (step for step in location if isinstance(step, int) or not step.startswith(TAG_PREFIX))
+    try:
+        for step in path:
+            container = container[step]  # type: ignore[index]  # a list if the step is an integer
+        if not isinstance(container, list):
+            container[last] = convert(container[last])  # type: ignore[index]
+        elif len(container) <= MAX_CONVERTED_LIST:
+            container[:] = map(convert, container)
+    except (LookupError, TypeError):
+        pass  # the path of a union's member, which is no path in the body
 
 
 def _explain(error: ErrorDetails) -> str:

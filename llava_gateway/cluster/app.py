@@ -125,7 +125,7 @@ def _served_models(config: ClusterConfig, launches: Sequence[Launch], makers: It
     for model, launch, make in zip(config.models, launches, makers, strict=False):
         settings = _settings(config, model)
         supervisor = Supervisor(make, settings.engine_timeout, adapters=launch.adapters)
-        served_models.append(ServedModel(launch.name, supervisor, settings.template, settings.model_alias))
+        served_models.append(ServedModel(launch.name, supervisor, settings.template, settings.model_alias, launch.model))
     return served_models
 
 

@@ -21,12 +21,13 @@ CHAT_TEMPLATE = """\
 {%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list -%}
 {%- set text = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') -%}
 {%- endif -%}
+{%- set shown = '<image>\\n' * (images | length) + text -%}
 {%- if message['role'] == 'system' -%}
-{{ text + ' ' }}
+{{ shown + ' ' }}
 {%- elif message['role'] == 'assistant' -%}
-{{ 'ASSISTANT: ' + text + eos_token }}
+{{ 'ASSISTANT: ' + shown + eos_token }}
 {%- else -%}
-{{ 'USER: ' + '<image>\\n' * (images | length) + text + ' ' }}
+{{ 'USER: ' + shown + ' ' }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}

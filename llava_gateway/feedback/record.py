@@ -75,7 +75,8 @@ def new_vote(model: str, vote: VoteName, key: str | None, messages: Sequence[Mes
 def check_turns(messages: Sequence[Message], param: str = "messages") -> None:
     """Raise InvalidRequest if the messages are not a conversation that can be voted on.
 
-    Allowed are system messages at the beginning, then user and assistant in alternation, and an assistant's answer at the end.
+    Allowed are system messages at the beginning, then user and assistant in alternation, and an assistant's answer at the end. Only the
+    user's messages may have images, because LLaVA is trained with images of the user.
     """
     first = len(list(takewhile(lambda message: message.role == "system", messages)))
     for index, message in enumerate(messages[first:], first):
@@ -83,6 +84,9 @@ def check_turns(messages: Sequence[Message], param: str = "messages") -> None:
         if message.role != expected:
             where = f"{param}[{index}].role"
             raise InvalidRequest(f"{where}: must be {expected}, because user and assistant alternate.", param=where)
+    for part in (part for message in messages if message.role != "user" for part in message.content):
+        if not isinstance(part, Text):
+            raise InvalidRequest(f"{part.param}: in a vote only the user's messages may have images.", param=part.param)
     if messages[-1].role != "assistant":
         raise InvalidRequest(f"{param}: the last message must be the assistant's answer that the vote is about.", param=param)
     if sum(len(part.text) for message in messages for part in message.content if isinstance(part, Text)) > MAX_TEXT:

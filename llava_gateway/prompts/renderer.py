@@ -6,8 +6,9 @@ noncharacter are removed before the engine gets the prompt.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -16,13 +17,17 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llava_gateway.errors import ContextLengthExceeded, EngineStartError, InvalidRequest
+from llava_gateway.errors import EngineStartError, InvalidRequest, context_length_exceeded
+from llava_gateway.prompts.merge import merge_turns
 from llava_gateway.prompts.templates import BUILT_IN, Template
 from llava_gateway.prompts.tools import add_tool_fields, as_text, template_tools, tojson
 from llava_gateway.types import ChatRequest, CompletionRequest, Message, ModelInfo, Request, Text, Tool, ToolChoice
 
 SEPARATOR = "\ufdd0"
 """Splits control tokens in texts. Noncharacters are for internal use and never for interchange (Unicode, section 23.7)."""
+
+RESERVED_KWARGS = {"messages", "chat_template", "add_generation_prompt", "continue_final_message", "tools", "documents"}
+"""Variables of a chat template that a client may not set. Requests have fields for some of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class PromptRenderer:
                 param=request.param,
                 tools=request.tools,
                 tool_choice=request.tool_choice,
+                template_kwargs=request.template_kwargs,
             )
         return self.completion(request)
 
@@ -95,24 +101,29 @@ class PromptRenderer:
         param: str = "messages",
         tools: Sequence[Tool] = (),
         tool_choice: ToolChoice = "auto",
+        template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> RenderedPrompt:
-        """Return the prompt for the assistant's next message.
+        """Return the prompt for the assistant's next message. Consecutive messages of one role become one turn.
 
         `template`: the name of a built-in template. `continue_last`: the prompt asks for more of the last message, which must be the
         assistant's. `param`: the path of the messages in the client's request. `tools`: are shown to the model, in the system message if
-        the template does not render tools. Raises InvalidRequest if the template refuses the messages, and ContextLengthExceeded for texts
-        that cannot fit.
+        the template does not render tools. `template_kwargs`: more variables for the template. Raises InvalidRequest if the template
+        refuses the messages or a variable, and ContextLengthExceeded for texts that cannot fit.
         """
         compiled = self._compiled(template)
         if not compiled.renders_tools:
             messages, tools = as_text(messages, tools, tool_choice, compiled.template.system), ()
+        messages = merge_turns(messages)
+        if continue_last and not all(isinstance(part, Text) for part in messages[-1].content):
+            raise InvalidRequest("A message that the answer continues may have no images.", param=param)
         texts = [part.text for message in messages for part in message.content if isinstance(part, Text)]
         if compiled.renders_tools:
             texts += [text for tool in tools for text in (tool.description, tool.parameters)]
             texts += [call.arguments for message in messages for call in message.tool_calls]
         self._check_length(texts, param)
+        variables = self._template_variables(compiled, template_kwargs)
         try:
-            text = self._text(compiled, messages, continue_last, tools)
+            text = self._text(compiled, messages, continue_last, tools, variables)
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InvalidRequest(f"The chat template refuses these messages: {error}", param=param) from error
         encoding = self._tokenizer.encode(text, add_special_tokens=self._wants_special_tokens(text))
@@ -139,9 +150,8 @@ class PromptRenderer:
         else:
             token_ids = list(prompt)
             if len(token_ids) > self._context_length:
-                raise ContextLengthExceeded(
-                    f"The model's context is {self._context_length} tokens, and this prompt has {len(token_ids)}.", param=param
-                )
+                excess = f"your prompt resulted in {len(token_ids)} tokens"
+                raise context_length_exceeded(self._context_length, excess, "prompt", param=param)
             self._tokenizer.check(token_ids, param)
         if not token_ids:
             raise InvalidRequest("The prompt is empty.", param=param)
@@ -166,17 +176,31 @@ class PromptRenderer:
             self._named[template] = _compile(BUILT_IN[template])
         return self._named[template]
 
-    def _text(self, compiled: "_Compiled", messages: Sequence[Message], continue_last: bool, tools: Sequence[Tool]) -> str:
+    def _template_variables(self, compiled: "_Compiled", template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the variables that the template reads. Raises InvalidRequest for a variable of the server's own, and for text.
+
+        Text could become a control token.
+        """
+        for name, value in template_kwargs.items():
+            param = f"chat_template_kwargs.{name[:50]}"
+            if name in RESERVED_KWARGS or name in self._variables:
+                raise InvalidRequest(f"{param}: the server sets this variable of the chat template.", param=param)
+            if name in compiled.variables and not isinstance(value, bool | int | float | None):
+                raise InvalidRequest(f"{param}: must be true, false or a number.", param=param)
+        return {name: template_kwargs[name] for name in compiled.variables & template_kwargs.keys()}
+
+    def _text(
+        self, compiled: "_Compiled", messages: Sequence[Message], continue_last: bool, tools: Sequence[Tool], variables: dict[str, Any]
+    ) -> str:
         """Render the messages, with a SEPARATOR in each control token of a client's text. Raises TemplateError."""
         plain = [self._plain(message) for message in messages]
-        variables: dict[str, Any] = dict(self._variables)
         if compiled.renders_tools:
             add_tool_fields(plain, messages, self._defuse)
-            variables["tools"] = template_tools(tools, self._defuse)
+            variables = variables | {"tools": template_tools(tools, self._defuse)}
         if compiled.template.system and not any(message.role == "system" for message in messages):
             plain.insert(0, {"role": "system", "content": [{"type": "text", "text": compiled.template.system}]})
         last_text = "".join(part["text"] for part in plain.pop()["content"]) if continue_last else ""
-        text = compiled.jinja.render(messages=plain, add_generation_prompt=True, **variables)
+        text = compiled.jinja.render(messages=plain, add_generation_prompt=True, **self._variables, **variables)
         return text + ("" if not last_text or text[-1:].isspace() else " ") + last_text
 
     def _plain(self, message: Message) -> dict[str, Any]:
@@ -213,9 +237,8 @@ class PromptRenderer:
         """Raise ContextLengthExceeded if the texts cannot fit the context. The tokenizer would take seconds for megabytes of text."""
         chars = sum(map(len, texts))
         if chars > self._max_chars:
-            raise ContextLengthExceeded(
-                f"The model's context is {self._context_length} tokens, and this text has {chars} characters.", param=param
-            )
+            excess = f"your text of {chars} characters resulted in more tokens than that"
+            raise context_length_exceeded(self._context_length, excess, "text", param=param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,15 +247,21 @@ class _Compiled:
 
     template: Template
     jinja: jinja2.Template
-    renders_tools: bool
+    variables: Set[str]
+    """The variables that the template reads."""
+
+    @property
+    def renders_tools(self) -> bool:
+        """Whether the template shows tools to the model by itself."""
+        return "tools" in self.variables
 
 
 def _compile(template: Template) -> _Compiled:
     """Compile a template. Raises EngineStartError if it is not valid Jinja."""
     environment = _environment()
     try:
-        renders_tools = "tools" in meta.find_undeclared_variables(environment.parse(template.jinja))
-        return _Compiled(template, environment.from_string(template.jinja), renders_tools)
+        variables = meta.find_undeclared_variables(environment.parse(template.jinja)) - environment.globals.keys()
+        return _Compiled(template, environment.from_string(template.jinja), variables)
     except jinja2.TemplateSyntaxError as error:
         raise EngineStartError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from error
 

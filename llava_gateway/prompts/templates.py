@@ -45,18 +45,18 @@ _HUGGING_FACE = """\
 
 _VICUNA = """\
 {%- for message in messages -%}
-{%- if message.role == 'system' -%}{{ text(message) + ' ' }}
+{%- if message.role == 'system' -%}{{ images(message) + text(message) + ' ' }}
 {%- elif message.role == 'user' -%}{{ 'USER: ' + images(message) + text(message) + ' ' }}
-{%- else -%}{{ 'ASSISTANT: ' + text(message) + '</s>' }}{%- endif -%}
+{%- else -%}{{ 'ASSISTANT: ' + images(message) + text(message) + '</s>' }}{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
 """
 
 _SAMBANOVA = """\
 {%- for message in messages -%}
-{%- if message.role == 'system' -%}{{ text(message) + '\\n\\n' }}
+{%- if message.role == 'system' -%}{{ images(message) + text(message) + '\\n\\n' }}
 {%- elif message.role == 'user' -%}{{ '### Human: ' + text(message) + '\\n' + images(message) + '\\n' }}
-{%- else -%}{{ '### Assistant: ' + text(message) + '\\n\\n' }}{%- endif -%}
+{%- else -%}{{ '### Assistant: ' + images(message) + text(message) + '\\n\\n' }}{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '###' }}{%- endif -%}
 """
@@ -64,12 +64,16 @@ _SAMBANOVA = """\
 _LLAMA_2 = """\
 {%- set ns = namespace(system='', turns=0) -%}
 {%- for message in messages -%}
-{%- if message.role == 'system' -%}{%- set ns.system = '<<SYS>>\\n' + text(message) + '\\n<</SYS>>\\n\\n' -%}
+{%- if message.role == 'system' -%}{%- set ns.system = '<<SYS>>\\n' + images(message) + text(message) + '\\n<</SYS>>\\n\\n' -%}
 {%- elif message.role == 'user' -%}
 {{ (begin if ns.turns else '') + '[INST] ' + ns.system + images(message) + text(message) + ' [/INST]' }}
 {%- set ns.system = '' -%}{%- set ns.turns = ns.turns + 1 -%}
-{%- else -%}{{ ' ' + text(message) + ' </s>' }}{%- endif -%}
+{%- else -%}
+{{ ('[INST] ' + ns.system + '[/INST]' if ns.system else '') + ' ' + images(message) + text(message) + ' </s>' }}
+{%- set ns.system = '' -%}
+{%- endif -%}
 {%- endfor -%}
+{%- if ns.system -%}{{ '[INST] ' + ns.system + '[/INST]' }}{%- endif -%}
 """
 
 _CHATML = """\

@@ -28,20 +28,7 @@ def as_text(messages: Sequence[Message], tools: Sequence[Tool], tool_choice: Too
         messages = _with_definitions(messages, definitions(tools, tool_choice), system)
     if not any(message.tool_calls or message.role == "tool" for message in messages):
         return messages
-    texts: list[Message] = []
-    after_result = False
-    for message in messages:
-        if message.tool_calls:
-            calls = Text("\n".join(map(_call, message.tool_calls)))
-            message = Message(message.role, (*message.content, calls))
-        is_result = message.role == "tool"
-        if is_result:
-            message = _result(message)
-        if after_result and message.role == "user":  # templates expect that users and the assistant take turns
-            message = Message("user", (*texts.pop().content, *message.content))
-        after_result = is_result or (after_result and message.role == "user")
-        texts.append(message)
-    return texts
+    return [_result(message) if message.role == "tool" else _with_calls(message) for message in messages]
 
 
 def definitions(tools: Iterable[Tool], tool_choice: ToolChoice) -> str:
@@ -106,6 +93,13 @@ def _definition(tool: Tool) -> str:
 
 def _call(call: ToolCall) -> str:
     return f'<tool_call>\n{{"name":{_json(call.name)},"arguments":{call.arguments}}}\n</tool_call>'
+
+
+def _with_calls(message: Message) -> Message:
+    """Return a message with its calls as text."""
+    if not message.tool_calls:
+        return message
+    return Message(message.role, (*message.content, Text("\n".join(map(_call, message.tool_calls)))))
 
 
 def _result(message: Message) -> Message:

@@ -24,15 +24,19 @@ from llava_gateway.types import LoraAdapter, ModelInfo
 
 log = logging.getLogger(__name__)
 
+MAX_LISTED = 20
+"""The upper bound of names in an error message."""
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
 class ServedModel:
     """One model on one engine: its names and its chat templates."""
 
-    def __init__(self, name: str, engine: Supervisor, template: str = "", more_names: Sequence[str] = ()) -> None:
-        """`template`, `more_names`: as in the settings `template` and `model_alias`. Raises SettingsError."""
+    def __init__(self, name: str, engine: Supervisor, template: str = "", more_names: Sequence[str] = (), root: str = "") -> None:
+        """`template`, `more_names`: as in the settings `template` and `model_alias`. `root`: see the attribute. Raises SettingsError."""
         self.name = name
+        self.root = root or name
+        """The model's Hugging Face id or directory, from which a client can load its tokenizer. Default: `name`."""
         self.engine = engine
         self.templates: dict[str, str | None] = {name: None, **aliases(more_names)}
         """The model's names, and the built-in template for each. None: the model's own template."""
@@ -59,6 +63,11 @@ class ServedModel:
         if self._info is None:  # the engine lives, but the model's template cannot be used
             raise Unavailable("The model did not load; the server's log says why.", code="model_failed")
         return self._info
+
+    @property
+    def context_length(self) -> int | None:
+        """The length of the model's context, in tokens. None until the model has loaded."""
+        return self._info.context_length if self._info else None
 
     def check_responsive(self) -> None:
         """Raise Unavailable unless the engine has answered within the last seconds."""
@@ -109,6 +118,20 @@ class ModelRegistry:
             return [*self._models, *self._adapters]
         models = [name for name, served_model in self._models.items() if lease.allows(name) or lease.allows(served_model.name)]
         return models + [name for name in self._adapters if lease.allows(name)]
+
+    def only_name(self) -> str:
+        """Return the name of the only model that this request's API key may use, for a request that names none.
+
+        Aliases are names of the same model; adapters are other models. Raises InvalidRequest if there are several models.
+        """
+        names = self.names()
+        models = {self._models[name].name if name in self._models else name for name in names}
+        if len(models) > 1:
+            listed = ", ".join(map(repr, names[:MAX_LISTED]))
+            raise InvalidRequest(f"Several models are served; name one of them in the field model: {listed}.", param="model")
+        if not names:
+            raise _not_found("")
+        return names[0]
 
     def check(self, name: str) -> None:
         """Raise NotFound unless `name` is served, and this request's API key may use it."""

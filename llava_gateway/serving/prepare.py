@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
+from llava_gateway.errors import ContextLengthExceeded, InvalidRequest, context_length_exceeded
 from llava_gateway.prompts.renderer import PromptRenderer, RenderedPrompt
 from llava_gateway.serving.model_registry import ServedModel
 from llava_gateway.serving.tool_calls import FORMATS, CallFormat, CallFormatName, ToolCallParser
@@ -16,6 +16,8 @@ from llava_gateway.types import ChatRequest, ModelInfo, PreparedImage, Request, 
 
 MAX_CONTEXTS = 16
 """All choices of a request together have at most this many times the tokens of the model's context."""
+OR_MORE = " or more"
+"""Follows a number of tokens that is a lower bound: clients read the number after "requested" and "resulted in"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,9 @@ def prepare(request: Request, served_model: ServedModel, model: ModelInfo, templ
     check_images(request, model)
     prompt = served_model.prompts.render(request, template)
     _check_tokens(asked, model.tokenizer)
-    text_tokens, least = len(prompt.token_ids) - images, "at least " if images and vision.grids else ""
+    text_tokens, or_more = len(prompt.token_ids) - images, OR_MORE if images and vision.grids else ""
     try:
-        tokens, max_tokens = _fit(request, model, text_tokens, [vision.min_image_tokens] * images, settings.default_max_tokens, least)
+        tokens, max_tokens = _fit(request, model, text_tokens, [vision.min_image_tokens] * images, settings.default_max_tokens, or_more)
     except ContextLengthExceeded as error:
         raise _with_tool_tokens(error, request, prompt, served_model.prompts, template) from error
     stop = asked.stop + tuple(each for each in prompt.stop if each not in asked.stop)
@@ -96,10 +98,13 @@ def check_images(request: Request, model: ModelInfo) -> None:
     """Raise ContextLengthExceeded if the images alone cannot fit the context, before any image is fetched."""
     images, min_image_tokens = len(request.images), model.vision.min_image_tokens
     if images * min_image_tokens >= model.context_length:
-        least = "at least " if model.vision.grids else ""
-        raise ContextLengthExceeded(
-            f"{images} images take {least}{images * min_image_tokens} tokens; the model's context is {model.context_length}, "
-            f"so at most {(model.context_length - 1) // min_image_tokens} images fit.",
+        name, or_more = _prompt_name(request), OR_MORE if model.vision.grids else ""
+        greatest = (model.context_length - 1) // min_image_tokens
+        raise context_length_exceeded(
+            model.context_length,
+            f"your {name} resulted in {images * min_image_tokens} tokens{or_more}",
+            name,
+            f"{images} images take {min_image_tokens} tokens{or_more} each, so at most {greatest} fit.",
             param=request.param,
         )
 
@@ -148,9 +153,12 @@ def _with_tool_tokens(
 
 
 def _fit(
-    request: Request, model: ModelInfo, text_tokens: int, image_tokens: Sequence[int], default_max_tokens: int, least: str = ""
+    request: Request, model: ModelInfo, text_tokens: int, image_tokens: Sequence[int], default_max_tokens: int, or_more: str = ""
 ) -> tuple[int, int]:
-    """Return the prompt's length and the answer's greatest length, both in tokens."""
+    """Return the prompt's length and the answer's greatest length, both in tokens. Raises InvalidRequest.
+
+    `or_more`: OR_MORE if `image_tokens` are lower bounds.
+    """
     asked, images, expanded = request.sampling, len(image_tokens), sum(image_tokens)
     tokens = text_tokens + expanded
     room = model.context_length - tokens
@@ -158,9 +166,12 @@ def _fit(
     if wanted > room:
         different = set(image_tokens) or {model.vision.min_image_tokens}
         each = f"{images} x {different.pop()}" if len(different) == 1 else " + ".join(map(str, image_tokens))
-        raise ContextLengthExceeded(
-            f"The model's context is {model.context_length} tokens, and this request asks for {least}{tokens + wanted}: "
-            f"{text_tokens} of text, {expanded} of images ({each}) and {wanted} of answer.",
+        name = _prompt_name(request)
+        raise context_length_exceeded(
+            model.context_length,
+            f"you requested {tokens + wanted} tokens{or_more} ({tokens} in the {name}, {wanted} in the completion)",
+            f"{name} or completion",
+            f"The sum: {text_tokens} tokens of text, {expanded} of images ({each}) and {wanted} of answer.",
             param=request.param,
         )
     default = int(model.default_sampling.get("max_tokens", default_max_tokens))
@@ -178,6 +189,11 @@ def _fit(
     if asked.min_tokens > max_tokens:
         raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
     return tokens, max_tokens
+
+
+def _prompt_name(request: Request) -> str:
+    """Return the name of a request's prompt in the error for a prompt that is too long."""
+    return "messages" if isinstance(request, ChatRequest) else "prompt"
 
 
 def _check_tokens(asked: SamplingParams, tokenizer: Tokenizer) -> None:

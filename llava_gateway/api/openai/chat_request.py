@@ -5,29 +5,32 @@ It is declared after OpenAI's `CreateChatCompletionRequest`.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from llava_gateway.api.openai.chat_tools import ToolFields, ToolUse
 from llava_gateway.api.openai.messages import Messages, to_messages
-from llava_gateway.api.openai.sampling import ASPECT_RATIO, MODEL, NO_EFFECT, VLLM_REFUSED, SamplingFields
+from llava_gateway.api.openai.sampling import ASPECT_RATIO, NO_EFFECT, VLLM_IGNORED, VLLM_REFUSED, SamplingFields
 from llava_gateway.api.schema import RefusedField
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.templates import built_in
 from llava_gateway.settings import AspectRatio
 from llava_gateway.types import ChatRequest, Message
 
+TemplateKwargs = Annotated[dict[str, Any], Field(max_length=100)]
+TEMPLATE_KWARGS = (
+    "vLLM's: variables of the chat template, each a number, true or false; variables that the template does not read have no effect"
+)
 NOTHING_STORED = "nothing is stored"
 
 
 class ChatCompletionRequest(ToolFields, SamplingFields):
     """`POST /v1/chat/completions`."""
 
-    model: str = Field(description=MODEL)
     messages: Messages = Field(
         description="the roles are system, developer (the same as system), user, assistant, and tool or function for the result of a call; "
-        "user messages and results may have images"
+        "all may have images"
     )
     max_completion_tokens: int | None = Field(
         None, ge=1, description="the maximum number of tokens in an answer; default: `--default-max-tokens`"
@@ -35,6 +38,7 @@ class ChatCompletionRequest(ToolFields, SamplingFields):
     max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which is used if both are sent")
     image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
     chat_template: str | None = Field(None, description="the name of a built-in template (see docs/dialects.md), not Jinja source")
+    chat_template_kwargs: TemplateKwargs | None = Field(None, description=TEMPLATE_KWARGS)
     continue_final_message: bool | None = Field(None, description="vLLM's: continue the last message, which must be the assistant's")
     add_generation_prompt: bool | None = Field(None, description="vLLM's: must be the opposite of continue_final_message")
     logprobs: bool | None = Field(None, description="return the log probabilities of the answer's tokens")
@@ -60,12 +64,12 @@ class ChatCompletionRequest(ToolFields, SamplingFields):
         "safety_identifier": NO_EFFECT,
         "prompt_cache_key": "the prefix cache finds prompts by their content",
         "prompt_cache_retention": "the prefix cache keeps as much as fits",
-    }
+    } | VLLM_IGNORED
 
 
 def to_chat(request: ChatCompletionRequest) -> ChatRequest:
-    """Return the gateway's request. Raises InvalidRequest for contradictory fields and for a user message without content."""
-    if request.top_logprobs is not None and not request.logprobs:
+    """Return the gateway's request. Raises InvalidRequest for contradictory fields."""
+    if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs requires logprobs: true.", param="top_logprobs")
     if request.chat_template is not None:
         built_in(request.chat_template, "chat_template")
@@ -82,6 +86,7 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
         model=request.model,
         messages=messages,
         template=request.chat_template,
+        template_kwargs=request.chat_template_kwargs or {},
         continue_last=bool(request.continue_final_message),
         tools=tools.tools,
         tools_param=tools.param,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_gateway.api.openai.sampling import ASPECT_RATIO, MODEL, NO_EFFECT, VLLM_REFUSED, SamplingFields, TokenId
+from llava_gateway.api.openai.sampling import ASPECT_RATIO, NO_EFFECT, VLLM_IGNORED, VLLM_REFUSED, SamplingFields, TokenId
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
@@ -41,7 +41,6 @@ Images = Annotated[list[ImageString], Field(max_length=1024, fail_fast=True)]
 class TextCompletionRequest(SamplingFields):
     """`POST /v1/completions`."""
 
-    model: str = Field(description=MODEL)
     prompt: _Prompt = Field(
         description=f"text, token ids, or a list of up to {MAX_PROMPTS} of either; it goes to the model unchanged, control tokens included"
     )
@@ -71,7 +70,7 @@ class TextCompletionRequest(SamplingFields):
         "chat_template": RefusedField(AS_IT_IS),
         "continue_final_message": RefusedField(AS_IT_IS),
     } | VLLM_REFUSED
-    ignored: ClassVar = {"user": NO_EFFECT}
+    ignored: ClassVar = {"user": NO_EFFECT, "chat_template_kwargs": AS_IT_IS} | VLLM_IGNORED
 
 
 def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:

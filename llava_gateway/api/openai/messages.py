@@ -3,35 +3,52 @@
 They are declared after OpenAI's `ChatCompletionRequestMessage` and become the gateway's `Message`s.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import orjson
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, StrictModel
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import ImageBase64, ImageSource, ImageUrl, Message, Role, Text, ToolCall
+from llava_gateway.types import BodySlice, ImageBase64, ImageSource, ImageUrl, Message, Role, Text, ToolCall
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 4096
 """The upper bound of content parts and calls of tools in all messages together."""
+TextType = Literal["text", "input_text", "output_text"]
+ImageType = Literal["image_url", "input_image"]
+"""The types of parts. Those that begin with `input_` or `output_` are of OpenAI's Responses API."""
 
 
 class ImageReference(StrictModel):
     url: ImageString = Field(description="an http(s) URL, or a data: URI in base64")
-    detail: Literal["auto", "low", "high"] | None = Field(
-        None, description="ignored: the model always sees the whole image, which takes 576 tokens in LLaVA-1.5"
-    )
+    detail: str | None = Field(None, description="ignored: the model always sees the whole image, which takes 576 tokens in LLaVA-1.5")
+
+
+def _reference_tag(reference: Any) -> str:
+    return TAG_PREFIX + ("object" if isinstance(reference, dict) else "string")
 
 
 class TextPart(StrictModel):
-    type: Literal["text"]
+    type: TextType | None = None
     text: str
 
 
+class RefusalPart(StrictModel):
+    """A text of the assistant that refuses an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 class ImagePart(StrictModel):
-    type: Literal["image_url"]
-    image_url: ImageReference
+    """An image part of chat completions, or of OpenAI's Responses API, where `image_url` is a string."""
+
+    type: ImageType | None = None
+    image_url: Annotated[
+        Annotated[ImageReference, Tag(TAG_PREFIX + "object")] | Annotated[ImageString, Tag(TAG_PREFIX + "string")],
+        Discriminator(_reference_tag),
+    ]
 
 
 class HuggingFaceImagePart(StrictModel):
@@ -48,29 +65,41 @@ class HuggingFaceImagePart(StrictModel):
         return self
 
 
+_PART_TAGS = {
+    **dict.fromkeys(get_args(TextType), "text"),
+    **dict.fromkeys(get_args(ImageType), "image_url"),
+    "refusal": "refusal",
+    "image": "image",
+}
+"""The tags of parts by their `type`."""
+
+
 def _part_tag(part: Any) -> str | None:
-    kind = part.get("type") if isinstance(part, dict) else None
-    return TAG_PREFIX + kind if kind in ("text", "image_url", "image") else None
+    if not isinstance(part, dict):
+        return TAG_PREFIX + "string" if isinstance(part, str | BodySlice) else None
+    kind = part.get("type")
+    if kind is None:
+        kind = next((name for name in ("text", "image_url") if name in part), None)
+    return TAG_PREFIX + _PART_TAGS[kind] if isinstance(kind, str) and kind in _PART_TAGS else None
 
 
 def _content_tag(content: Any) -> str:
-    return TAG_PREFIX + "string" if isinstance(content, str) else TAG_PREFIX + "parts"
+    return TAG_PREFIX + ("parts" if isinstance(content, list) else "string")
 
 
-_UserPart = Annotated[
+_Part = Annotated[
     Annotated[TextPart, Tag(TAG_PREFIX + "text")]
+    | Annotated[RefusalPart, Tag(TAG_PREFIX + "refusal")]
     | Annotated[ImagePart, Tag(TAG_PREFIX + "image_url")]
-    | Annotated[HuggingFaceImagePart, Tag(TAG_PREFIX + "image")],
-    Discriminator(_part_tag, custom_error_type="part", custom_error_message="must be an object of type text, image_url or image"),
+    | Annotated[HuggingFaceImagePart, Tag(TAG_PREFIX + "image")]
+    | Annotated[str, Tag(TAG_PREFIX + "string")],
+    Discriminator(
+        _part_tag, custom_error_type="part", custom_error_message="must be a text, or an object of type text, image_url or image"
+    ),
 ]
-_UserContent = Annotated[
+_Content = Annotated[
     Annotated[str, Tag(TAG_PREFIX + "string")]
-    | Annotated[list[_UserPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
-    Discriminator(_content_tag),
-]
-_TextContent = Annotated[
-    Annotated[str, Tag(TAG_PREFIX + "string")]
-    | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
+    | Annotated[list[_Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
     Discriminator(_content_tag),
 ]
 
@@ -83,12 +112,12 @@ def _check_role(role: Any) -> Any:
 
 class SystemMessage(StrictModel):
     role: Annotated[Literal["system", "developer"], BeforeValidator(_check_role)]
-    content: _TextContent
+    content: _Content | None
 
 
 class UserMessage(StrictModel):
     role: Literal["user"]
-    content: _UserContent
+    content: _Content | None
 
 
 class CalledFunction(StrictModel):
@@ -104,7 +133,8 @@ class CalledTool(StrictModel):
 
 class AssistantMessage(StrictModel):
     role: Literal["assistant"]
-    content: _TextContent | None = None
+    content: _Content | None = None
+    refusal: str | None = None
     tool_calls: list[CalledTool] | None = None
     function_call: CalledFunction | None = None
 
@@ -121,7 +151,7 @@ class AssistantMessage(StrictModel):
 
 class ToolMessage(StrictModel):
     role: Literal["tool"]
-    content: _UserContent | None = None
+    content: _Content | None = None
     tool_call_id: str
 
 
@@ -129,7 +159,7 @@ class FunctionMessage(StrictModel):
     """The older form of a tool message."""
 
     role: Literal["function"]
-    content: _UserContent | None = None
+    content: _Content | None = None
     name: str
 
 
@@ -169,7 +199,7 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSA
 
 
 def to_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
-    """Return the gateway's messages. Raises InvalidRequest for a user message without content."""
+    """Return the gateway's messages."""
     return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 
@@ -181,9 +211,9 @@ def _message(message: SystemMessage | UserMessage | AssistantMessage | ToolMessa
     else:
         for index, part in enumerate(content or ()):
             parts.append(_part(part, f"{path}.content[{index}]"))
-    if not parts and message.role == "user":
-        raise InvalidRequest("A user message must have content.", param=f"{path}.content")
     if isinstance(message, AssistantMessage):
+        if message.refusal:
+            parts.append(Text(message.refusal))
         return Message("assistant", tuple(parts), message.calls(path))
     if isinstance(message, ToolMessage | FunctionMessage):
         call_id = message.tool_call_id if isinstance(message, ToolMessage) else message.name
@@ -206,9 +236,16 @@ def _arguments(arguments: str | dict[str, Any], path: str) -> str:
         raise InvalidRequest(f"{path} is nested too deeply.", param=path) from None
 
 
-def _part(part: TextPart | ImagePart | HuggingFaceImagePart, path: str) -> Text | ImageSource:
+def _part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | str, path: str) -> Text | ImageSource:
+    if isinstance(part, str):
+        return Text(part)
     if isinstance(part, TextPart):
         return Text(part.text)
-    if isinstance(part, ImagePart):
-        return ImageUrl(part.image_url.url, f"{path}.image_url.url")
-    return ImageUrl(part.url, f"{path}.url") if part.url is not None else ImageBase64(part.base64 or "", f"{path}.base64")
+    if isinstance(part, RefusalPart):
+        return Text(part.refusal)
+    if isinstance(part, HuggingFaceImagePart):
+        return ImageUrl(part.url, f"{path}.url") if part.url is not None else ImageBase64(part.base64 or "", f"{path}.base64")
+    reference = part.image_url
+    if isinstance(reference, ImageReference):
+        return ImageUrl(reference.url, f"{path}.image_url.url")
+    return ImageUrl(reference, f"{path}.image_url")

@@ -1,6 +1,6 @@
 """The routes of the OpenAI API: `/v1/...` in OpenAI's shapes, `/tokenize`, `/detokenize` and `/version` in vLLM's."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -22,6 +22,8 @@ from llava_gateway.http.request_body import JsonBody, RequestBodyReader
 from llava_gateway.http.response import JSON, ResponseWriter
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.gateway import Gateway
+
+CompletionBody = TypeVar("CompletionBody", ChatCompletionRequest, TextCompletionRequest)
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
@@ -66,9 +68,9 @@ class OpenAI:
         self.keep_alive = gateway.settings.keep_alive
 
     async def chat_completions(self, body: JsonBody, response: ResponseWriter) -> None:
-        request = ChatCompletionRequest.read(body)
+        request = self._with_model(ChatCompletionRequest.read(body))
         chat = to_chat(request)
-        model = self.gateway.model(request.model)
+        model = self.gateway.model(chat.model)
         options = RenderOptions.of(request, model, logprobs=bool(request.logprobs), functions=request.uses_functions)
         async with self.gateway.open(chat) as deltas:
             if deltas.tools_ignored:
@@ -89,7 +91,7 @@ class OpenAI:
             await response.deltas(deltas, renderer.render_delta)
 
     async def completions(self, body: JsonBody, response: ResponseWriter) -> None:
-        await TextCompletion(self.gateway, TextCompletionRequest.read(body)).answer(response)
+        await TextCompletion(self.gateway, self._with_model(TextCompletionRequest.read(body))).answer(response)
 
     async def models(self, request: Request) -> Response:
         return json_response({"object": "list", "data": [self._model(name) for name in self.gateway.models.names()]})
@@ -99,9 +101,19 @@ class OpenAI:
         return json_response(self._model(request.path_params["model"]))
 
     def _model(self, name: str) -> dict[str, Any]:
-        models = self.gateway.models
-        model = {"id": name, "object": "model", "created": models.created(name), "owned_by": "llava-gateway"}
-        return model | {"parent": parent} if (parent := models.parent(name)) else model
+        """Return OpenAI's description of a model, with vLLM's fields `root`, `max_model_len` (once the model has loaded) and `parent`."""
+        models, served_model = self.gateway.models, self.gateway.models.get(name)
+        model: dict[str, Any] = {"id": name, "object": "model", "created": models.created(name), "owned_by": "llava-gateway"}
+        model["root"] = served_model.root
+        if served_model.context_length:
+            model["max_model_len"] = served_model.context_length
+        if parent := models.parent(name):
+            model["parent"] = parent
+        return model
+
+    def _with_model(self, request: CompletionBody) -> CompletionBody:
+        """Return the request with the name of its model: that of the only model if the request names none. Raises GatewayError."""
+        return request if request.model else request.model_copy(update={"model": self.gateway.models.only_name()})
 
     async def tokenize(self, body: JsonBody, response: ResponseWriter) -> None:
         await response.json(200, await tokenize(self.gateway, body))

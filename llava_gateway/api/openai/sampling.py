@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Literal, get_args
 
 import orjson
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from llava_gateway.api.schema import INT64, TAG_PREFIX, RefusedField, RequestBody, StrictModel
 from llava_gateway.errors import InvalidRequest
@@ -19,6 +19,13 @@ def _string_or_list_tag(value: Any) -> str:
     return TAG_PREFIX + "string" if isinstance(value, str) else TAG_PREFIX + "list"
 
 
+def _check_length(bias: Any) -> Any:
+    """Raise ValueError for too many tokens. This check runs first: each wrong number of a long object would be an error of its own."""
+    if isinstance(bias, dict) and len(bias) > MAX_LOGIT_BIAS:
+        raise ValueError(f"must have at most {MAX_LOGIT_BIAS} tokens")
+    return bias
+
+
 def _check_token_ids(bias: dict[str, float]) -> dict[str, float]:
     for key in bias:
         if not TOKEN_ID.fullmatch(key):
@@ -26,10 +33,13 @@ def _check_token_ids(bias: dict[str, float]) -> dict[str, float]:
     return bias
 
 
-MODEL = "the id of a served model, as in /v1/models; another id gives 404 `model_not_found`"
+MODEL = "the id of a served model, as in /v1/models; another id gives 404 `model_not_found`; default: the only model, if only one is served"
 NO_EFFECT = "it has no effect on the answer"
 ASPECT_RATIO = "an extension: how an image becomes square: `crop`, `pad` or `resize`; default: `--image-aspect-ratio`"
-TOP_P = "above 0, up to 1: sample only from the likeliest tokens whose probabilities add up to this share; default 1"
+TOP_P = (
+    "0 to 1: sample only from the likeliest tokens whose probabilities add up to this share; 0 always takes the likeliest token; default 1"
+)
+MAX_STOP_STRINGS, MAX_LOGIT_BIAS = 64, 4096
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenIds = Annotated[list[TokenId], Field(max_length=1 << 16, fail_fast=True)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
@@ -37,10 +47,15 @@ _Word = Annotated[str, Field(min_length=1, max_length=100)]
 _StopString = Annotated[str, Field(min_length=1, max_length=10_000)]
 _Stop = Annotated[
     Annotated[_StopString, Tag(TAG_PREFIX + "string")]
-    | Annotated[list[_StopString], Field(min_length=1, max_length=4, fail_fast=True), Tag(TAG_PREFIX + "list")],
+    | Annotated[list[_StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True), Tag(TAG_PREFIX + "list")],
     Discriminator(_string_or_list_tag),
 ]
-_LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096), AfterValidator(_check_token_ids)]
+_LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_LOGIT_BIAS),
+    AfterValidator(_check_token_ids),
+    BeforeValidator(_check_length),
+]
 
 
 MODEL_DEFAULTS = (
@@ -128,15 +143,19 @@ class StreamOptions(StrictModel):
 class SamplingFields(RequestBody):
     """The fields that the bodies of chat and text completions share."""
 
+    model: Annotated[str, BeforeValidator(lambda name: "" if name is None else name)] = Field("", description=MODEL)
+
     temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; 0 always takes the likeliest token; default 1")
-    top_p: float | None = Field(None, gt=0, le=1, description=TOP_P)
+    top_p: float | None = Field(None, ge=0, le=1, description=TOP_P)
     n: int | None = Field(
         None,
         ge=1,
         le=128,
         description="1 to 128 choices; at temperature 0 all choices are equal, and only one is generated; default 1",
     )
-    stop: _Stop | None = Field(None, description="one string, or a list of one to four; the answer ends before the first of them")
+    stop: _Stop | None = Field(
+        None, description=f"one string, or a list of up to {MAX_STOP_STRINGS}; the answer ends before the first of them"
+    )
     seed: int | None = Field(None, ge=-INT64, lt=INT64, description="the same seed, request and server give the same answer")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="-2 to 2; default 0")
@@ -188,15 +207,17 @@ class SamplingFields(RequestBody):
         `logprobs`: the number of likeliest tokens to return at each position, or None for no log probabilities. Raises InvalidRequest for
         contradictory fields and for a schema or grammar that is too long.
         """
-        if self.stream_options is not None and not self.stream:
+        options = self.stream_options or StreamOptions()
+        if (options.include_usage or options.continuous_usage_stats) and not self.stream:
             raise InvalidRequest("stream_options requires stream: true.", param="stream_options")
         if self.prompt_logprobs is not None and self.stream:
             raise InvalidRequest("prompt_logprobs cannot be streamed; leave out stream.", param="prompt_logprobs")
         return SamplingParams(
             max_tokens=max_tokens,
+            lower_max_tokens_to_fit=True,
             min_tokens=self.min_tokens or 0,
             n=self.n or 1,
-            temperature=1.0 if self.temperature is None else self.temperature,
+            temperature=0.0 if self.top_p == 0 else 1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p or 1.0,
             top_k=max(self.top_k or 0, 0),
             min_p=self.min_p or 0.0,
@@ -259,7 +280,6 @@ def _json(schema: dict[str, Any], param: str) -> str:
 
 IMAGE_TRANSFORM = "the server uses its own image transform"
 VLLM_REFUSED = {
-    "chat_template_kwargs": RefusedField("chat templates take no arguments"),
     "mm_processor_kwargs": RefusedField(IMAGE_TRANSFORM),
     "media_io_kwargs": RefusedField(IMAGE_TRANSFORM),
     "truncate_prompt_tokens": RefusedField("a prompt that does not fit is refused and never truncated"),
@@ -274,7 +294,8 @@ VLLM_REFUSED = {
     "guided_regex": RefusedField('send structured_outputs: {"regex": ...}', allowed_values=(None,)),
     "guided_choice": RefusedField('send structured_outputs: {"choice": ...}', allowed_values=(None,)),
     "guided_grammar": RefusedField('send structured_outputs: {"grammar": ...}', allowed_values=(None,)),
-    "guided_decoding_backend": RefusedField("the operator chooses the backend", allowed_values=(None,)),
     "guided_whitespace_pattern": RefusedField("the engine chooses the whitespace", allowed_values=(None,)),
 }
 """vLLM's fields that every endpoint refuses."""
+VLLM_IGNORED = {"guided_decoding_backend": "the operator chooses the backend"}
+"""vLLM's fields that every endpoint ignores."""

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from llava_gateway.api.openai.chat_request import check_continuation
+from llava_gateway.api.openai.chat_request import TemplateKwargs, check_continuation
 from llava_gateway.api.openai.chat_tools import ToolFields
 from llava_gateway.api.openai.completion_request import Images, to_images
 from llava_gateway.api.openai.messages import Messages, to_messages
@@ -26,14 +26,17 @@ class TokenizeRequest(ToolFields):
     model: str | None = Field(None, description=MODEL)
     messages: Messages | None = Field(None, description="a chat, as in /v1/chat/completions")
     chat_template: str | None = Field(None, description="with `messages`: the name of a built-in template")
+    chat_template_kwargs: TemplateKwargs | None = Field(None, description=AS_IN_CHAT)
     continue_final_message: bool | None = Field(None, description=AS_IN_CHAT)
     add_generation_prompt: bool | None = Field(None, description=AS_IN_CHAT)
     prompt: str | None = Field(None, description="a text, as in /v1/completions")
     images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it")
-    add_special_tokens: bool | None = Field(None, description="with `prompt`: begin it with the model's `<s>`; default true")
+    add_special_tokens: bool | None = Field(
+        None, description="with `prompt`: begin it with the model's `<s>`; default true; with `messages` only false"
+    )
     return_token_strs: bool | None = Field(None, description="also return each token as a string")
 
-    refused: ClassVar = {name: VLLM_REFUSED[name] for name in ("chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")}
+    refused: ClassVar = {name: VLLM_REFUSED[name] for name in ("mm_processor_kwargs", "media_io_kwargs")}
 
 
 class DetokenizeRequest(RequestBody):
@@ -46,7 +49,7 @@ class DetokenizeRequest(RequestBody):
 async def tokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
     """Return vLLM's `TokenizeResponse`, with the number of image tokens. Raises GatewayError."""
     request = TokenizeRequest.read(body)
-    model = request.model if request.model is not None else gateway.model_name
+    model = request.model or gateway.model_name
     prompt = _to_prompt(request, model)
     info = gateway.model(model)
     tokens, image_tokens = await gateway.tokenize(prompt)
@@ -77,7 +80,7 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
                 raise InvalidRequest(f"{name} is only possible with messages, not with prompt.", param=name)
         return CompletionRequest(model=model, prompt=request.prompt or "", images=images, add_special_tokens=add_special_tokens)
     for name in ("images", "add_special_tokens"):
-        if getattr(request, name) is not None:
+        if getattr(request, name):
             raise InvalidRequest(f"{name} is only possible with prompt, not with messages.", param=name)
     if request.chat_template is not None:
         built_in(request.chat_template, "chat_template")
@@ -88,6 +91,7 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
         model=model,
         messages=messages,
         template=request.chat_template,
+        template_kwargs=request.chat_template_kwargs or {},
         continue_last=bool(request.continue_final_message),
         tools=tools.tools,
         tools_param=tools.param,
@@ -98,7 +102,7 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
 def detokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
     """Return vLLM's `DetokenizeResponse`. Raises GatewayError."""
     request = DetokenizeRequest.read(body)
-    info = gateway.model(request.model if request.model is not None else gateway.model_name)
+    info = gateway.model(request.model or gateway.model_name)
     if len(request.tokens) > info.context_length:
         raise InvalidRequest(f"There are {len(request.tokens)} tokens; the model's context is {info.context_length}.", param="tokens")
     info.tokenizer.check(request.tokens, "tokens")

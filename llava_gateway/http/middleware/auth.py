@@ -13,6 +13,9 @@ from llava_gateway.errors import GatewayError, Unauthorized
 from llava_gateway.http.response import FindErrorRenderer, ResponseWriter
 from llava_gateway.observability.context import current_context
 
+KEY_HEADERS = ("key", "x-api-key", "api-key")
+"""Headers that may have an API key: SambaStudio's, Anthropic's and Azure's."""
+
 
 class AuthMiddleware:
     """Pure ASGI middleware. It leases the key for each HTTP request, and adds the `x-ratelimit-*` headers to its response.
@@ -68,7 +71,7 @@ class AuthMiddleware:
         """Return the key of a secret. Raises Unauthorized."""
         key = self.keys.find(secret)
         if key is None:
-            raise Unauthorized("This server wants a key that it knows, as `Authorization: Bearer KEY` or `key: KEY`.")
+            raise Unauthorized("This server wants a key that it knows, as `Authorization: Bearer KEY`, `x-api-key: KEY` or `key: KEY`.")
         return key
 
     async def _refuse(self, error: GatewayError, scope: Scope, send: Send) -> None:
@@ -80,8 +83,10 @@ class AuthMiddleware:
 
 
 def _secret(scope: Scope) -> str:
-    """Return the secret of `Authorization: Bearer SECRET` or `key: SECRET`; empty if there is none."""
+    """Return the secret of `Authorization: Bearer SECRET`, or of the first header of KEY_HEADERS; empty if there is none."""
     headers = Headers(scope=scope)
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    secret = credentials.strip() if scheme.lower() == "bearer" and credentials.strip() else headers.get("key", "")
+    secret = credentials.strip() if scheme.lower() == "bearer" else ""
+    if not secret:
+        secret = next((value for name in KEY_HEADERS if (value := headers.get(name))), "")
     return secret.encode("latin-1").decode(errors="replace")  # clients send characters beyond ASCII as UTF-8

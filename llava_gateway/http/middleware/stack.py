@@ -1,4 +1,4 @@
-"""The middleware that the settings ask for: observability around all, then origins or API keys, and CORS."""
+"""The middleware that the settings ask for: trailing slashes and observability around all, then origins or API keys, and CORS."""
 
 import asyncio
 from collections.abc import Collection
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_gateway.auth.api_keys import KeyFile, KeyFileError, Keys
 from llava_gateway.auth.rate_limits import RateLimits
@@ -22,6 +23,22 @@ EXPOSED_HEADERS = (
     *(f"x-ratelimit-{value}-{kind}" for value in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
 )
 """The response headers that pages of `--cors-origins` may read."""
+
+
+class TrailingSlashMiddleware:
+    """Pure ASGI middleware that takes a path with a slash at its end for the path without it. The root path stays as it is.
+
+    Some clients join their base URL and the path that way. Many clients do not follow a redirect, or send no body to its target.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if path.endswith("/") and path != scope.get("root_path", "") + "/":
+            scope = {**scope, "path": path[:-1]}
+        await self.app(scope, receive, send)
 
 
 class MiddlewareStack:
@@ -41,7 +58,8 @@ class MiddlewareStack:
         except (ValueError, KeyFileError) as error:
             raise SettingsError(str(error)) from error
         self.middleware = [
-            Middleware(ObservabilityMiddleware, find_error_renderer=find_error_renderer, recorder=Recorder(usage_log, self._tracing))
+            Middleware(TrailingSlashMiddleware),
+            Middleware(ObservabilityMiddleware, find_error_renderer=find_error_renderer, recorder=Recorder(usage_log, self._tracing)),
         ]
         """For `Starlette(middleware=...)`, the outermost first."""
         if not keys.any:

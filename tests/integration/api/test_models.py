@@ -113,7 +113,7 @@ def test_chat_beyond_the_context_is_refused_with_its_token_counts(served: Served
     size = (1344, 1344)
     tokens = served.expected(size)
     wanted = CONTEXT - tokens + 1
-    refused = served.post("/v1/chat/completions", data_uri(encode(draw(GRID, size))), max_tokens=wanted)
+    refused = served.post("/v1/chat/completions", data_uri(encode(draw(GRID, size))), min_tokens=wanted)
     assert refused.status_code == 400
     error = refused.json()["error"]
     assert error["code"] == "context_length_exceeded"
@@ -124,12 +124,13 @@ def test_too_many_images_are_refused_before_a_fetch(served: ServedModel) -> None
     nowhere = "http://192.0.2.1/image.png"
     error = served.post("/v1/chat/completions", *[nowhere] * 40).json()["error"]
     min_image_tokens = {"bakllava": 577, "siglip": 729, "next": 576, "onevision": 729}[served.name]
-    least = "at least " if served.name in ("next", "onevision") else ""
+    has_grids = served.name in ("next", "onevision")
+    or_more = " or more" if has_grids else ""
     assert error["code"] == "context_length_exceeded"
-    assert f"40 images take {least}{40 * min_image_tokens} tokens" in error["message"]
-    assert f"at most {CONTEXT // min_image_tokens} images fit" in error["message"]
+    assert f"resulted in {40 * min_image_tokens} tokens{or_more}." in error["message"]
+    assert f"take {min_image_tokens} tokens{or_more} each, so at most {CONTEXT // min_image_tokens} fit" in error["message"]
     counted = served.post("/tokenize", nowhere)
-    assert counted.status_code == (400 if least else 200)  # the image is fetched only if its size matters
+    assert counted.status_code == (400 if has_grids else 200)  # the image is fetched only if its size matters
 
 
 def test_model_with_tiles_refuses_image_aspect_ratio(served: ServedModel) -> None:

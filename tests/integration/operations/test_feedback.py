@@ -105,7 +105,7 @@ IMAGE = "messages[0].content[0].image_url.url"
         (vote_request(*HELLO, {"role": "system", "content": "Now."}, said("Yes.")), 400, "messages[2].role"),
         (vote_request({"role": "system", "content": "Now."}), 400, "messages"),
         (vote_request(user("x " * (1 << 19)), said("!")), 400, "messages"),
-        (vote_request(user("Hello"), {"role": "assistant", "content": [image(GRID)]}), 400, "messages[1].content[0].type"),
+        (vote_request(user("Hello"), {"role": "assistant", "content": [image(GRID)]}), 400, "messages[1].content[0].image_url.url"),
         (vote_request(user(image_part("data:image/png;base64,AAAA")), said("!")), 400, IMAGE),
         (vote_request(user(image_part("http://10.0.0.1/x.png")), said("!")), 400, IMAGE),
         (vote_request(user(image_part("file:///etc/passwd")), said("!")), 400, IMAGE),

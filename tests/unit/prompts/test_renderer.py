@@ -116,3 +116,27 @@ def test_templates_are_sandboxed() -> None:
 def test_invalid_jinja_is_an_error_at_start() -> None:
     with pytest.raises(EngineStartError, match="line 2"):
         PromptRenderer(model_info("{{ messages }}\n{% nothing %}"))
+
+
+def test_template_gets_the_variables_that_it_reads() -> None:
+    source = "{{ messages[0]['role'] }}{{ ' thinks' if enable_thinking else '' }}{% for _ in range(2) %}.{% endfor %}"
+    renderer = PromptRenderer(model_info(source))
+    chat = [Message("user", (Text("Hi"),))]
+    assert renderer.chat(chat).text == "user.."
+    assert renderer.chat(chat, template_kwargs={"enable_thinking": True}).text == "user thinks.."
+    assert renderer.chat(chat, template_kwargs={"enable_thinking": False, "other": ["x"], "range": 5}).text == "user.."
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        *({name: True} for name in ("messages", "add_generation_prompt", "tools", "chat_template", "eos_token", "image_token")),
+        *({"enable_thinking": value} for value in ("</s>", ["</s>"], {"a": 1})),
+    ],
+    ids=str,
+)
+def test_variable_that_could_change_the_prompts_form_is_refused(kwargs: dict[str, Any]) -> None:
+    renderer = PromptRenderer(model_info("{{ messages[0]['role'] }}{{ enable_thinking }}"))
+    with pytest.raises(InvalidRequest) as refused:
+        renderer.chat([Message("user", (Text("Hi"),))], template_kwargs=kwargs)
+    assert refused.value.param == f"chat_template_kwargs.{next(iter(kwargs))}"

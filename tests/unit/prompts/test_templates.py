@@ -1,5 +1,6 @@
 """Built-in templates: Hugging Face's where that has one, elsewhere LLaVA's and SambaStudio's forms, written out by hand."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.prompts.templates import BUILT_IN, CURIOUS_HUMAN, CURIOUS_USER, LANGUAGE_AND_VISION, aliases, built_in, chosen
 from llava_gateway.settings import SettingsError
-from llava_gateway.types import Message, Text
+from llava_gateway.types import Message, Role, Text
 
 ASKED = [Message("user", (Text("What?"), IMAGE))]
 ANSWERED = [*ASKED, Message("assistant", (Text("Red."),)), Message("user", (Text("And now?"),))]
@@ -61,6 +62,21 @@ def test_llava_hf_template_equals_hugging_face(renderer: PromptRenderer, process
 @pytest.mark.parametrize("name", GOLDEN)
 def test_built_in_template_has_its_documented_form(renderer: PromptRenderer, name: str) -> None:
     assert tuple(renderer.chat(chat, name).text for chat in (ASKED, ANSWERED, SYSTEM)) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", [None, *BUILT_IN])
+def test_image_of_any_role_is_rendered_in_its_message(renderer: PromptRenderer, name: str | None) -> None:
+    names: dict[str, Role] = {"A": "system", "B": "assistant", "C": "user", "D": "system"}
+    chat = [Message(role, (Text(f"{letter}1"), IMAGE, Text(f"{letter}2"))) for letter, role in names.items()]
+    found = re.findall(r"[ABCD][12]|<image>", renderer.chat(chat, name).text)
+    assert [sorted(found[start : start + 3]) for start in range(0, len(found), 3)] == [
+        ["<image>", f"{each}1", f"{each}2"] for each in names
+    ]
+
+
+def test_continued_message_may_have_no_image(renderer: PromptRenderer) -> None:
+    with pytest.raises(InvalidRequest, match="no images"):
+        renderer.chat([*ASKED, Message("assistant", (IMAGE, Text("The top left")))], continue_last=True)
 
 
 def test_every_template_is_tested() -> None:

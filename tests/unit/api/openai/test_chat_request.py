@@ -39,7 +39,8 @@ def chat(**fields: Any) -> ChatRequest:
 
 
 def test_empty_request_has_the_defaults() -> None:
-    assert chat() == ChatRequest(model="m", messages=(Message("user", (Text("hi"),)),))
+    sampling = SamplingParams(lower_max_tokens_to_fit=True)
+    assert chat() == ChatRequest(model="m", messages=(Message("user", (Text("hi"),)),), sampling=sampling)
 
 
 def test_every_field_reaches_the_core() -> None:
@@ -51,7 +52,7 @@ def test_every_field_reaches_the_core() -> None:
     )  # fmt: skip
     assert asked.stream
     assert asked.sampling == SamplingParams(
-        max_tokens=6, temperature=0.0, top_p=0.5, n=2, stop=("x",), seed=-1, presence_penalty=-2.0,
+        max_tokens=6, lower_max_tokens_to_fit=True, temperature=0.0, top_p=0.5, n=2, stop=("x",), seed=-1, presence_penalty=-2.0,
         frequency_penalty=2.0, logit_bias={7: -100.0}, top_k=0, min_p=0.5, repetition_penalty=2.0, stop_token_ids=(1,),
         skip_special_tokens=False, spaces_between_special_tokens=False, include_stop_str_in_output=True,
         bad_words=("a",), allowed_token_ids=(2,), logprobs=4,
@@ -60,7 +61,45 @@ def test_every_field_reaches_the_core() -> None:
 
 
 def test_length_fields_reach_the_core() -> None:
-    assert chat(min_tokens=3, ignore_eos=True).sampling == SamplingParams(min_tokens=3, ignore_eos=True)
+    assert chat(min_tokens=3, ignore_eos=True).sampling == SamplingParams(lower_max_tokens_to_fit=True, min_tokens=3, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "meant"),
+    [
+        ({"stop": []}, {}),
+        ({"stop": [str(number) for number in range(64)]}, {"stop": tuple(str(number) for number in range(64))}),
+        ({"top_p": 0}, {"temperature": 0.0}),
+        ({"top_p": 0, "temperature": 1.5}, {"temperature": 0.0}),
+        ({"top_logprobs": 0}, {}),
+        ({"top_logprobs": 0, "logprobs": False}, {}),
+        ({"temperature": "0.5", "max_tokens": 8.0, "seed": "7"}, {"temperature": 0.5, "max_tokens": 8, "seed": 7}),
+        ({"stream_options": {}}, {}),
+        ({"stream_options": {"include_usage": False}}, {}),
+        ({"guided_decoding_backend": "xgrammar", "guided_whitespace_pattern": None}, {}),
+    ],
+    ids=str,
+)
+def test_harmless_habit_has_its_senders_meaning(fields: dict[str, Any], meant: dict[str, Any]) -> None:
+    assert chat(**fields).sampling == SamplingParams(**{"lower_max_tokens_to_fit": True, **meant})
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop": ["x"] * 65}, "stop"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern"),
+        ({"chat_template_kwargs": {str(number): 1 for number in range(101)}}, "chat_template_kwargs"),
+        ({"logit_bias": {str(number): "x" for number in range(5000)}}, "logit_bias"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_field_that_would_change_the_answer_is_refused(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        chat(**fields)
+    assert refused.value.param == param
 
 
 def test_nulls_are_defaults() -> None:
