@@ -79,7 +79,6 @@ REFUSED_VALUES: dict[str, tuple[str, tuple[str, ...]]] = {
     "--h11-max-incomplete-event-size": ("a request's headers may have 64 KiB", ()),
     "--h11-max-header-count": ("a request's headers may have 64 KiB", ()),
     "--allowed-local-media-path": ("the server reads no local files for its clients; `llava-gateway batch` does", ("",)),
-    "--tool-call-parser": ("the gateway knows the model's form of calls", ()),
 }
 """Flags with a value, each with the reason of the refusal and with the values that ask for the gateway's own behavior."""
 SHORT = {"--api-server-count": ("-asc",)}

@@ -212,12 +212,13 @@ class SamplingFields(RequestBody):
             raise InvalidRequest("stream_options requires stream: true.", param="stream_options")
         if self.prompt_logprobs is not None and self.stream:
             raise InvalidRequest("prompt_logprobs cannot be streamed; leave out stream.", param="prompt_logprobs")
+        greedy = self.top_p == 0
         return SamplingParams(
             max_tokens=max_tokens,
             lower_max_tokens_to_fit=True,
             min_tokens=self.min_tokens or 0,
             n=self.n or 1,
-            temperature=0.0 if self.top_p == 0 else 1.0 if self.temperature is None else self.temperature,
+            temperature=0.0 if greedy else 1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p or 1.0,
             top_k=max(self.top_k or 0, 0),
             min_p=self.min_p or 0.0,
@@ -236,7 +237,7 @@ class SamplingFields(RequestBody):
             spaces_between_special_tokens=self.spaces_between_special_tokens is not False,
             structured_output=self._structured_output(),
             logprobs=logprobs,
-            unset=frozenset(name for name in MODEL_DEFAULTS if getattr(self, name) is None),
+            unset=frozenset(name for name in MODEL_DEFAULTS if getattr(self, name) is None and not (greedy and name == "temperature")),
             prompt_logprobs=self.prompt_logprobs,
             include_stop_token=bool(self.return_token_ids),
             return_token_ids=bool(self.return_token_ids),
