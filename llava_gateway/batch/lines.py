@@ -2,8 +2,9 @@
 
 import codecs
 import glob
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,6 +13,8 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 CHAT = "/v1/chat/completions"
+INVALID_CODES = (INVALID_JSON, INVALID_REQUEST, DUPLICATE) = ("invalid_json_line", "invalid_request_line", "duplicate_custom_id")
+"""The codes of errors in the input. OpenAI uses the first and the last one, too."""
 
 
 class BatchError(Exception):
@@ -32,16 +35,30 @@ class RequestLine:
     """The id of the answer: a digest of the request. If the request under a custom_id changes, its old answer no longer matches."""
 
 
+@dataclass(frozen=True, slots=True)
+class InvalidLine:
+    """A line that is not a request. It gets an error in the output, and the other lines are sent."""
+
+    id: str
+    """The id of the error: a digest of the line and its number."""
+    custom_id: str | None
+    """None: the line has no valid custom_id."""
+    code: str
+    """One of INVALID_CODES."""
+    message: str
+    """The reason, with the line's number."""
+
+
 class LineSource(Protocol):
-    """An iterable of request lines. It can be iterated several times and does not keep the lines in memory."""
+    """An iterable of lines. It can be iterated several times and does not keep the lines in memory."""
 
     name: str
     """The source's name in messages."""
     folder: Path
     """The folder that relative paths of images start from."""
 
-    def __iter__(self) -> Iterator[RequestLine]:
-        """Yield the lines. Raises BatchError at an invalid line."""
+    def __iter__(self) -> Iterator[RequestLine | InvalidLine]:
+        """Yield the lines. The custom_ids of RequestLines are unique. Raises BatchError if the source cannot be read."""
 
 
 class _BatchRequestInput(BaseModel):
@@ -65,29 +82,18 @@ class RequestFile:
         self.folder = path.parent
         self._path = path
 
-    def __iter__(self) -> Iterator[RequestLine]:
+    def __iter__(self) -> Iterator[RequestLine | InvalidLine]:
+        numbers: dict[str, int] = {}
         try:
             with self._path.open("rb") as file:
                 for number, text in enumerate(file, 1):
                     if text := text.removeprefix(codecs.BOM_UTF8).strip():
-                        yield self._parse(number, text)
+                        line = _parse(number, text)
+                        if isinstance(line, RequestLine) and (first := numbers.setdefault(line.custom_id, number)) != number:
+                            line = _invalid_line(number, text, line.custom_id, DUPLICATE, f"the custom_id is that of line {first}, too")
+                        yield line
         except OSError as error:
             raise BatchError(f"{self.name}: {error.strerror}") from error
-
-    def _parse(self, number: int, text: bytes) -> RequestLine:
-        try:
-            request = _BatchRequestInput.model_validate(orjson.loads(text))
-            if request.body.get("stream"):
-                raise BatchError(f"{self.name}, line {number}: body.stream: a batch's answers are not streamed; leave it out")
-            return _request_line(number, request.custom_id, request.url, request.body)
-        except orjson.JSONDecodeError as error:
-            fault = f"not JSON: {error.msg}, at column {error.colno}"
-        except orjson.JSONEncodeError as error:
-            fault = f"body: {error}"
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise BatchError(f"{self.name}, line {number}: {fault}")
 
 
 class ImageFiles:
@@ -103,32 +109,72 @@ class ImageFiles:
         self._prompt, self._fields = prompt, fields
         self._paths = list(dict.fromkeys(path for pattern in patterns for path in _matching_files(pattern)))
 
-    def __iter__(self) -> Iterator[RequestLine]:
+    def __iter__(self) -> Iterator[RequestLine | InvalidLine]:
         for number, path in enumerate(self._paths, 1):
             content = [{"type": "image_url", "image_url": {"url": path}}, {"type": "text", "text": self._prompt}]
             body = {"messages": [{"role": "user", "content": content}], **self._fields}
             try:
                 yield _request_line(number, path, CHAT, body)
-            except orjson.JSONEncodeError as error:
-                raise BatchError(f"--images: the name {path!r} is not UTF-8; rename the file") from error
+            except orjson.JSONEncodeError:
+                yield _invalid_line(number, os.fsencode(path), None, INVALID_REQUEST, f"the name {path!r} is not UTF-8; rename the file")
 
 
-def count_lines(source: LineSource, answered: Mapping[str, str]) -> tuple[int, int]:
-    """Return the number of lines, and the number of lines without an answer.
+@dataclass
+class LineCounts:
+    """The lines of a source."""
 
-    `answered`: the ids of answers, by custom_id. Raises BatchError if a line is invalid, if two lines have the same custom_id, or if a
-    line's answer belongs to another request.
+    total: int = 0
+    unanswered: int = 0
+    """Requests that have no answer and no error in the output."""
+    invalid: list[InvalidLine] = field(default_factory=list)
+    """Invalid lines that have no error in the output."""
+
+
+def count_lines(source: LineSource, answered: Mapping[str, str]) -> LineCounts:
+    """Count the lines of a source.
+
+    `answered`: as in `OutputFile`. Raises BatchError if a line's answer belongs to another request, or if the source cannot be read.
     """
-    numbers: dict[str, int] = {}
+    counts = LineCounts()
     for line in source:
-        where = f"{source.name}, line {line.number}: custom_id {line.custom_id!r}"
-        if (other := numbers.setdefault(line.custom_id, line.number)) != line.number:
-            raise BatchError(f"{where} is that of line {other}, too")
-        if answered.get(line.custom_id, line.id) != line.id:
-            raise BatchError(f"{where} asked something else before; write to another file, or use --retry-failed if the old request failed")
-    if not numbers:
-        raise BatchError(f"{source.name} has no lines")
-    return len(numbers), sum(custom_id not in answered for custom_id in numbers)
+        counts.total += 1
+        if isinstance(line, InvalidLine):
+            if line.id not in answered:
+                counts.invalid.append(line)
+        elif line.custom_id not in answered:
+            counts.unanswered += 1
+        elif answered[line.custom_id] != line.id:
+            raise BatchError(
+                f"{source.name}, line {line.number}: custom_id {line.custom_id!r} asked something else before; write to another file, or "
+                "use --retry-failed if the old request failed"
+            )
+    return counts
+
+
+def _parse(number: int, text: bytes) -> RequestLine | InvalidLine:
+    """Return a line of OpenAI's batch format."""
+    value: Any = None
+    code = INVALID_REQUEST
+    try:
+        value = orjson.loads(text)
+        request = _BatchRequestInput.model_validate(value)
+        if not request.body.get("stream"):
+            return _request_line(number, request.custom_id, request.url, request.body)
+        fault = "body.stream: a batch's answers are not streamed; leave it out"
+    except orjson.JSONDecodeError as error:
+        code, fault = INVALID_JSON, f"not JSON: {error.msg}, at column {error.colno}"
+    except orjson.JSONEncodeError as error:
+        fault = f"body: {error}"
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    custom_id = value.get("custom_id") if isinstance(value, dict) else None
+    return _invalid_line(number, text, custom_id if isinstance(custom_id, str) else None, code, fault)
+
+
+def _invalid_line(number: int, text: bytes, custom_id: str | None, code: str, fault: str) -> InvalidLine:
+    digest = blake3(b"%d %b" % (number, text)).hexdigest(16)
+    return InvalidLine(f"batch_req_{digest}", custom_id, code, f"line {number}: {fault}")
 
 
 def _request_line(number: int, custom_id: str, url: str, body: dict[str, Any]) -> RequestLine:

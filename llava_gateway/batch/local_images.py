@@ -31,12 +31,24 @@ def with_local_images(body: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     for message in _dicts(body.get("messages")):
         for part in _dicts(message.get("content")):
-            image = part.get("image_url")
-            if part.get("type") == "image_url" and isinstance(image, dict) and isinstance(image.get("url"), str):
-                image["url"] = _url_to_send(image["url"], folder)
+            _replace_paths(part, folder)
     if isinstance(body.get("images"), list):  # a field of /v1/completions
         body["images"] = [_url_to_send(image, folder) if isinstance(image, str) else image for image in body["images"]]
     return body
+
+
+def _replace_paths(part: dict[str, Any], folder: Path) -> None:
+    """Replace the path or file:// URL of an image part, in OpenAI's form or in that of Hugging Face. Raises ImageFileError."""
+    image = part.get("image_url")
+    if part.get("type") == "image":
+        if isinstance(part.get("path"), str) and "url" not in part:
+            part["url"] = part.pop("path")
+        if isinstance(url := part.get("url"), str):
+            part["url"] = _url_to_send(url, folder)
+    elif isinstance(image, dict) and isinstance(image.get("url"), str):
+        image["url"] = _url_to_send(image["url"], folder)
+    elif isinstance(image, str):
+        part["image_url"] = _url_to_send(image, folder)
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

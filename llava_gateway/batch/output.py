@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from llava_gateway.batch.lines import BatchError
+from llava_gateway.batch.lines import INVALID_CODES, BatchError, InvalidLine
 
 BEGINNING = b'{"id":"batch_req_'
 """The beginning of every line that `append` writes."""
@@ -29,7 +29,7 @@ class OutputFile:
         """
         self.path = path.resolve()
         self.answered: dict[str, str] = {}
-        """The ids of answers, by custom_id. With `retry_failed`, without the failed lines."""
+        """The ids of answers, by custom_id, and of errors in the input, by their id. With `retry_failed`, without the failed lines."""
         self.failed = 0
         """The number of lines in `answered` that have an error."""
         self._name = path
@@ -70,6 +70,10 @@ class OutputFile:
         if not complete:
             raise BatchError(f"{self._name}: there is no room for the next line. The same command goes on from here")
 
+    def append_error(self, line: InvalidLine) -> None:
+        """Write the error of an invalid line. Raises BatchError if it cannot be written completely."""
+        self.append({"id": line.id, "custom_id": line.custom_id, "response": None, "error": {"code": line.code, "message": line.message}})
+
     def sync(self) -> None:
         """Write the appended lines to the disk, so that they survive a power failure. Raises BatchError."""
         try:
@@ -107,7 +111,7 @@ class OutputFile:
                 if entry["error"] and retry_failed:
                     self._drops_failed = True
                 else:
-                    self.answered[entry["custom_id"]] = entry["id"]
+                    self.answered[_key(entry)] = entry["id"]
                     self.failed += bool(entry["error"])
                 self._complete_bytes += len(text)
 
@@ -134,9 +138,15 @@ def _parse(text: bytes) -> dict[str, Any] | None:
         entry = orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
-    if not isinstance(entry, dict) or not isinstance(entry.get("custom_id"), str) or not isinstance(entry.get("id"), str):
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str) or not isinstance(entry.get("custom_id"), str | None):
         return None
-    return entry if "error" in entry else None
+    return entry if "error" in entry and isinstance(_key(entry), str) else None
+
+
+def _key(entry: dict[str, Any]) -> Any:
+    """Return the entry's key in `OutputFile.answered`. An invalid line may have no custom_id, or the custom_id of another line."""
+    error = entry["error"]
+    return entry["id"] if isinstance(error, dict) and error.get("code") in INVALID_CODES else entry["custom_id"]
 
 
 def _without_failed(file: BinaryIO) -> Iterator[bytes]:

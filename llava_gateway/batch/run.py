@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from llava_gateway.batch.lines import BatchError, LineSource
+from llava_gateway.batch.lines import BatchError, LineSource, RequestLine
 from llava_gateway.batch.output import OutputFile
 from llava_gateway.batch.sender import RequestSender
 
@@ -61,7 +61,7 @@ async def run(
     `clients`: each sends one line at a time. Raises BatchError if the input or the output fails; the answers that were written stay.
     """
     stats = BatchStats()
-    lines = (line for line in source if line.custom_id not in output.answered)
+    lines = (line for line in source if isinstance(line, RequestLine) and line.custom_id not in output.answered)
 
     async def send_lines(client: httpx.AsyncClient) -> None:
         for line in lines:

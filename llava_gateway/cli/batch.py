@@ -90,16 +90,20 @@ def _engine_options(parser: Parser, options: argparse.Namespace, engine_flags: S
 def _batch(options: argparse.Namespace, source: LineSource, path: Path, engine: EngineOptions | None) -> int:
     """Send the unanswered lines and return the exit status. Raises BatchError, SettingsError and KeyboardInterrupt."""
     with OutputFile(path, retry_failed=options.retry_failed) as output:
-        total, left = count_lines(source, output.answered)
+        counts = count_lines(source, output.answered)
         output.begin()
-        failed = output.failed
-        if left:
-            with BatchProgress(total, total - left) as progress:
+        failed = output.failed + len(counts.invalid)
+        for line in counts.invalid:
+            output.append_error(line)
+        if counts.unanswered:
+            with BatchProgress(counts.total, counts.total - counts.unanswered) as progress:
                 stats = asyncio.run(_run(options, source, output, engine, progress))
             failed += stats.failed
             _print_summary(stats)
-        else:
-            print(f"Nothing to do: {path} has a line for each of the {total} requests.")
+        elif not counts.invalid:
+            print(f"Nothing to do: {path} has a line for each of the {counts.total} requests.")
+        if counts.invalid:
+            print(f"{len(counts.invalid)} lines of {source.name} are not requests, first {counts.invalid[0].message}")
         if output.failed:
             print(f"{output.failed} failed in earlier runs; --retry-failed sends them again.")
     return 1 if failed else 0

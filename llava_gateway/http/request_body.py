@@ -23,8 +23,9 @@ from llava_gateway.observability.context import timed
 from llava_gateway.settings import Settings
 from llava_gateway.types import BodySlice
 
-_IMAGE_START = re.compile(rb"(?:data:[ -~]{0,200}?,)?[A-Za-z0-9+/_%-]{16}")
-"""How base64 and a `data:` URI begin."""
+_WHITE = rb"(?: |\\[nrtf]){0,16}"
+_IMAGE_START = re.compile(_WHITE + rb"(?:(?i:data:)[ -~]{0,200}?," + _WHITE + rb")?[A-Za-z0-9+/_%-]{16}")
+"""How base64 and a `data:` URI begin, with white space as `images.inline` accepts it."""
 _COLON = re.compile(rb"\s*:")
 _AFTER_STRING = re.compile(rb"\s*[,:\]}]")
 """How the JSON text after a string's closing quote begins."""

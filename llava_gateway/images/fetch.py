@@ -1,10 +1,11 @@
 """Fetches image URLs. Every redirect is checked, and each fetch is limited in bytes, in time and in CPU time."""
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 import httpcore
 import httpx
@@ -18,6 +19,10 @@ from llava_gateway.images.url_policy import Address, check_addresses, check_host
 from llava_gateway.settings import Settings
 
 REDIRECTS = (301, 302, 303, 307, 308)
+UNPACKED = ("gzip", "x-gzip", "deflate")
+"""The codings that are decompressed. Some hosts store files in them and send them to clients that did not ask for them."""
+REFUSED_CODINGS = ("br", "zstd", "compress", "x-compress", "dcb", "dcz")
+"""The other registered codings that change a body. Browsers ignore any other value, such as `none`, `utf-8` or `aws-chunked`."""
 USER_AGENT = f"llava-gateway/{__version__}"
 
 
@@ -73,7 +78,7 @@ class Fetcher:
         for _ in range(self.max_redirects + 1):
             check_host(parse_url(url), self.hosts)
             async with self._get(httpx.URL(url), {} if redirects else conditional_headers) as (response, headers):
-                if response.status in REDIRECTS and (location := headers.get("location")):
+                if response.status in REDIRECTS and (location := _location(response)):
                     redirects.append(cache_lifetime(headers))
                     url = urljoin(url, location)
                     continue
@@ -110,9 +115,8 @@ class Fetcher:
         return await self.resolver.addresses(self._proxy.url.host.decode("ascii"))
 
     async def _read(self, response: httpcore.Response, headers: httpx.Headers) -> bytes:
-        """Return the body. Raises InvalidImage if the body is compressed or too large."""
-        if headers.get("content-encoding", "identity") != "identity":  # a few hundred bytes can unpack to gigabytes
-            raise download_failed("answered with a compressed body although none was asked for")
+        """Return the body, decompressed. Raises InvalidImage if the body is too large, or has a coding that cannot be decompressed."""
+        coding = _content_coding(headers)
         declared = headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self.max_bytes:
             raise image_too_large(self.max_bytes)
@@ -126,12 +130,45 @@ class Fetcher:
             if len(body) > self.max_bytes:
                 raise image_too_large(self.max_bytes)
             await stream.note_parsed(len(part))
-        return bytes(body)
+        return await asyncio.to_thread(_decompress, bytes(body), self.max_bytes) if coding else bytes(body)
 
 
 def _proxy(url: str) -> httpcore.Proxy:
     proxy = httpx.Proxy(url)
     return httpcore.Proxy(str(proxy.url), proxy.raw_auth)
+
+
+def _location(response: httpcore.Response) -> str:
+    """Return the redirect's target, or an empty string. Spaces and bytes beyond ASCII are percent-encoded, as browsers do it."""
+    location = next((value for name, value in response.headers if name.lower() == b"location"), b"")
+    return quote(location, safe=bytes(range(0x21, 0x7F)))
+
+
+def _content_coding(headers: httpx.Headers) -> str:
+    """Return the coding that the body must be decompressed from, or an empty string. Raises InvalidImage."""
+    values = (value.strip().lower() for value in headers.get("content-encoding", "").split(","))
+    codings = [value for value in values if value in UNPACKED + REFUSED_CODINGS]
+    if len(codings) > 1 or not set(codings) <= set(UNPACKED):
+        raise download_failed(f"answered with a body that is compressed ({', '.join(codings)[:100]}) although none was asked for")
+    return codings[0] if codings else ""
+
+
+def _decompress(body: bytes, max_bytes: int) -> bytes:
+    """Return a body in gzip or deflate, which has a zlib header from some origins and none from others. Raises InvalidImage.
+
+    A few hundred bytes can unpack to gigabytes, so no more than `max_bytes` bytes are decompressed.
+    """
+    for wbits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # 32: gzip or zlib, by the header
+        decompressor = zlib.decompressobj(wbits)
+        try:
+            data = decompressor.decompress(body, max_bytes + 1)
+        except zlib.error:
+            continue
+        if len(data) > max_bytes:
+            raise image_too_large(max_bytes)
+        if decompressor.eof:
+            return data
+    raise download_failed("answered with a compressed body that is damaged")
 
 
 def _shortest_lifetime(hops: list[CacheLifetime | None]) -> CacheLifetime | None:

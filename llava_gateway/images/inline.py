@@ -1,6 +1,10 @@
-"""Images inside the request, as base64 or `data:` URIs (RFC 2397). The media type is ignored, and harmless deviations are accepted."""
+"""Images inside the request, as base64 or `data:` URIs (RFC 2397). The media type is ignored, and harmless deviations are accepted.
+
+White space is allowed where browsers allow it: around the URI, in its head and in its base64 (https://fetch.spec.whatwg.org/#data-urls).
+"""
 
 import binascii
+import re
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
@@ -10,8 +14,10 @@ from llava_gateway.errors import InvalidImage, image_too_large
 from llava_gateway.types import ImageBase64, ImageSource
 
 _CLEAN = bytes.maketrans(b"-_", b"+/")  # URL-safe base64 (RFC 4648, section 5)
-_WHITE = b" \t\r\n"
-_ESCAPES = tuple((form % code, bytes([code])) for code in b"+/=-_ \t\r\n" for form in (b"%%%02X", b"%%%02x"))
+_WHITE = b" \t\r\n\f"
+_BASE64_HEAD = re.compile(rb";\s*base64\s*", re.IGNORECASE)
+"""How the head of a `data:` URI in base64 ends."""
+_ESCAPES = tuple((form % code, bytes([code])) for code in b"+/=-_" + _WHITE for form in (b"%%%02X", b"%%%02x"))
 """The escapes that programs use in base64, for its special characters and for white space."""
 _MAX_ODD_ESCAPES = 10_000
 """The greatest number of other escapes."""
@@ -26,6 +32,7 @@ def inlined(image: ImageSource) -> memoryview | str:
     given = image.base64 if isinstance(image, ImageBase64) else image.url
     if not isinstance(given, str):
         return given.ascii
+    given = given.strip(_WHITE.decode())
     if isinstance(image, ImageBase64) or given[:5].lower() == "data:":
         return memoryview(given.encode(errors="replace"))
     return given
@@ -38,10 +45,11 @@ def decode_inlined(inline: memoryview, max_bytes: int) -> bytes:
     valid or the file has more than `max_bytes` bytes.
     """
     payload = inline
-    if bytes(inline[:5]).lower() == b"data:":
-        head, comma, _ = bytes(inline[:_MAX_HEAD]).partition(b",")
+    start = bytes(inline[:_MAX_HEAD])
+    if start.lstrip(_WHITE)[:5].lower() == b"data:":
+        head, comma, _ = start.partition(b",")
         payload = inline[len(head) + 1 :]
-        if not comma or not head.rstrip().lower().endswith(b";base64"):
+        if not comma or not _BASE64_HEAD.fullmatch(head, max(head.rfind(b";"), 0)):
             raise InvalidImage("A data: URI must read data:image/...;base64,<data>.", code="invalid_base64_image")
     if len(payload) * 3 // 4 > max_bytes * 1.1:
         raise image_too_large(max_bytes)

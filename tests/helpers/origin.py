@@ -3,11 +3,25 @@
 import gzip
 import http.server
 import time
+import zlib
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 from llava_gateway.demo.images import draw, encode
 
 GRID = ("purple", "green", "white", "orange")
+CODED: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "zlib": zlib.compress,
+    "raw": lambda data: zlib.compress(data, wbits=-zlib.MAX_WBITS),
+    "twice": lambda data: gzip.compress(gzip.compress(data)),
+    "damaged": lambda data: gzip.compress(data)[:-20],
+    "bomb": lambda data: gzip.compress(bytes(100 << 20)),
+    "bomb-twice": lambda data: gzip.compress(gzip.compress(bytes(100 << 20))),
+}
+"""Bodies by the last part of their path, /coded/CONTENT-ENCODING/NAME."""
 
 
 class Origin(http.server.ThreadingHTTPServer):
@@ -45,6 +59,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._redirect("http://[")
         elif self.path == "/to-unicode":
             self._redirect("http://\xe4/")
+        elif self.path == "/to-spaces":
+            self._redirect("/a b/caf\xc3\xa9.png?\xe4=%20")  # UTF-8 and Latin-1
+        elif self.path == "/a%20b/caf%C3%A9.png?%E4=%20":
+            self._answer(200, image)
+        elif self.path == "/to-host-with-a-space":
+            self._redirect("http://127.0.0.1 .example.com/")
+        elif self.path == "/to-unicode-and-private":
+            self._redirect("http://10.0.0.1/caf\xc3\xa9 1.png")
         elif self.path == "/large":
             self._answer(200, bytes(2 << 20))
         elif self.path == "/silent":  # accepts the request and sends no response
@@ -76,10 +98,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(image)
         elif self.path == "/cookie":
             self._answer(200, image, headers={"set-cookie": "sid=alice"})
-        elif self.path == "/packed":
-            self._answer(200, gzip.compress(image), headers={"content-encoding": "gzip"})
-        elif self.path == "/packed-twice":  # a few hundred bytes that decompress to 100 MB
-            self._answer(200, gzip.compress(gzip.compress(bytes(100 << 20))), headers={"content-encoding": "gzip, gzip"})
+        elif self.path.startswith("/coded/"):
+            coding, name = unquote(self.path).split("/")[2:]
+            self._answer(200, CODED[name](image), headers={"content-encoding": coding})
         elif self.path == "/text":
             self._answer(200, b"<html>no image</html>")
         elif self.path == "/lies":  # declares a huge length

@@ -28,29 +28,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 GOOD = json.dumps(line("a", "Hello"))
 
 
-@pytest.mark.parametrize(
-    ("lines", "complaint"),
-    [
-        (["", GOOD, "{"], "line 3: not JSON"),
-        (["[]"], "line 1: "),
-        (['{"url": "/v1/completions", "body": {}}'], "line 1: custom_id"),
-        ([GOOD, GOOD.replace("Hello", "Bye")], "line 2: custom_id 'a' is that of line 1"),
-        ([GOOD.replace("chat/completions", "embeddings")], "line 1: url"),
-        ([GOOD.replace("POST", "GET")], "line 1: method"),
-        (['{"custom_id": "a", "url": "/v1/completions", "body": 1}'], "line 1: body"),
-        ([json.dumps(line("a", "Hello", stream=True))], "line 1: body.stream"),
-        (['{"custom_id": "a", "url": "/v1/completions", "body": {"a": ' + "[" * 500 + "]" * 500 + "}}"], "line 1: body"),
-        ([""], "no lines"),
-    ],
-)
-def test_bad_input_line_refuses_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: list[str], complaint: str) -> None:
-    path = tmp_path / "in.jsonl"
-    path.write_text("\n".join(lines))
-    told = refusal(capsys, path, tmp_path / "out.jsonl")
-    assert str(path) in told
-    assert complaint in told
-
-
 def test_unsuitable_input_and_output_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines, out, pipe, diary = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "pipe", "diary"))
     lines.write_text(GOOD)

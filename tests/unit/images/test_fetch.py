@@ -1,9 +1,11 @@
 """Fetches over real sockets, from a local origin and with a local name server."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from helpers import nameserver
@@ -82,10 +84,46 @@ def test_the_address_of_each_redirect_is_checked(origin: Origin, names: Names) -
         fetch(f"http://made.up:{origin.server_port}/redirect", servers=servers)
 
 
-@pytest.mark.parametrize("path", ["/packed", "/packed-twice"])
-def test_a_compressed_body_is_refused(origin: Origin, path: str) -> None:
-    with pytest.raises(InvalidImage, match="compressed"):
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(f"/coded/{coding}/plain" for coding in ("identity", "", "none", "NONE", "utf-8", "aws-chunked", "identity, aws-chunked", "br2")),
+        *(f"/coded/{coding}/gzip" for coding in ("gzip", "GZip", "x-gzip", "aws-chunked, gzip", "identity, gzip")),
+        *(f"/coded/deflate/{name}" for name in ("zlib", "raw")),
+    ],
+)
+def test_content_encoding_that_browsers_accept_does_not_refuse_the_image(origin: Origin, path: str) -> None:
+    assert fetch(origin.url + quote(path)) == encode(draw(GRID))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/coded/gzip, gzip/twice", "compressed"),
+        ("/coded/gzip, gzip/bomb-twice", "compressed"),
+        ("/coded/br/plain", "compressed (br"),
+        ("/coded/zstd/plain", "compressed"),
+        ("/coded/gzip/damaged", "damaged"),
+        ("/coded/gzip/plain", "damaged"),
+        ("/coded/gzip/bomb", "larger than 1 MiB"),
+    ],
+)
+def test_body_that_cannot_be_decompressed_within_the_limit_is_refused(origin: Origin, path: str, message: str) -> None:
+    with pytest.raises(InvalidImage, match=re.escape(message)):
+        fetch(origin.url + quote(path))
+
+
+def test_redirect_with_spaces_and_raw_utf_8_is_followed(origin: Origin) -> None:
+    assert fetch(f"{origin.url}/to-spaces") == encode(draw(GRID))
+
+
+@pytest.mark.parametrize("path", ["/to-host-with-a-space", "/to-unicode-and-private"])
+def test_redirect_that_must_be_encoded_is_checked_like_any_other(origin: Origin, path: str) -> None:
+    before = len(origin.requests)
+    with pytest.raises(InvalidImage) as refusal:
         fetch(origin.url + path)
+    assert refusal.value.code == "invalid_image_url"
+    assert len(origin.requests) == before + 1
 
 
 def test_cookies_are_not_stored(origin: Origin) -> None:

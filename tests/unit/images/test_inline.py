@@ -1,6 +1,8 @@
 """Base64 as clients send it, valid and invalid."""
 
+import base64
 import binascii
+import json
 from unittest.mock import patch
 from urllib.parse import unquote_to_bytes
 
@@ -10,8 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llava_gateway.errors import InvalidImage
+from llava_gateway.http.request_body import JsonText
 from llava_gateway.images import inline
 from llava_gateway.images.inline import decode_inlined
+from llava_gateway.types import ImageUrl
 
 NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """On a busy machine an example may take longer than Hypothesis allows by default."""
@@ -54,3 +58,39 @@ def test_base64_with_an_error_in_the_first_slice_is_not_decoded_to_its_end() -> 
     with patch.object(inline, "unquote_to_bytes", unquote), pytest.raises(InvalidImage):
         decode_inlined(memoryview(b"data:;base64,!" + b"%41" * 1_000_000), 20 << 20)
     assert len(sliced) == 1
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "data:image/png;base64,{}",
+        " \n data:image/png;base64,{} \n",
+        "DATA:IMAGE/PNG;BASE64,{}",
+        "data:image/png; base64,{}",
+        "data:image/png;base64 ,{}",
+        "data:image/png;\n base64,\n{}",
+        "data:;base64,{}",
+        "data: image/png;charset=utf-8;name=a%20b.png;base64,{}",
+        "data:image/png;base64, {}\f",
+        "data:image/png;base64,%20{}%0C",
+    ],
+)
+@pytest.mark.parametrize("long", [False, True])
+def test_white_space_that_browsers_accept_does_not_refuse_the_image(uri: str, long: bool) -> None:
+    data = bytes(range(256)) * (1500 if long else 1)
+    given = uri.format(base64.encodebytes(data).decode() if long else base64.b64encode(data).decode())
+    found = inline.inlined(ImageUrl(JsonText(json.dumps([given]).encode()).parse()[0], ""))
+    assert isinstance(found, memoryview)
+    assert decode_inlined(found, 1 << 20) == data
+
+
+@pytest.mark.parametrize(
+    "uri", ["data:image/png;base65,AAAA", "data:image/png;base64;x=y,AAAA", "data:image/pngbase64,AAAA", "data:base64,AAAA"]
+)
+def test_data_uri_without_base64_is_refused(head: str) -> None:
+    with pytest.raises(InvalidImage):
+        decode_inlined(memoryview(f"data:{head},AAAA".encode()), 100)
+
+
+def test_white_space_around_a_url_does_not_refuse_the_image() -> None:
+    assert inline.inlined(ImageUrl(" https://example.com/cat.png\n", "")) == "https://example.com/cat.png"
