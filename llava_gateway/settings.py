@@ -62,7 +62,8 @@ class Settings(BaseSettings):
     )
     template: str = Field(
         "",
-        description="a chat template instead of the model's own: the name of a built-in one (docs/dialects.md), a Jinja file, or Jinja itself",
+        description="a chat template instead of the model's own: the name of a built-in one (docs/dialects.md), a Jinja file, or Jinja "
+        "itself",
     )
     lora_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_modules)] = Field(
         (), description="LoRA adapters, which clients use like models: NAME=DIRECTORY, comma separated, or vLLM's JSON (docs/lora.md)"
