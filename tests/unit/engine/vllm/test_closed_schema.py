@@ -47,7 +47,9 @@ def objects(values: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict
 
 
 SCHEMAS = objects(
-    st.recursive(LEAVES, lambda inner: objects(inner) | inner.map(lambda items: {"type": "array", "items": items, "maxItems": 3}), max_leaves=6)
+    st.recursive(
+        LEAVES, lambda inner: objects(inner) | inner.map(lambda items: {"type": "array", "items": items, "maxItems": 3}), max_leaves=6
+    )
 )
 
 
@@ -118,7 +120,9 @@ def test_closed_schema_allows_listed_keys_only(schema: dict[str, Any], allowed: 
     assert process_for_additional_properties(closed) == json.loads(closed)
 
 
-@pytest.mark.parametrize("text", ["no json", "[", '{"items":' * 5000, "true", "[1]", '{"$ref":"#/x/y","allOf":3,"properties":[]}', '{"required":3}'])
+@pytest.mark.parametrize(
+    "text", ["no json", "[", '{"items":' * 5000, "true", "[1]", '{"$ref":"#/x/y","allOf":3,"properties":[]}', '{"required":3}']
+)
 def test_text_that_is_no_schema_is_left_to_the_compiler(text: str) -> None:
     assert close_objects(text).replace(" ", "") == text.replace(" ", "")
 
