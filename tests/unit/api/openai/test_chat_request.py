@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.openapi import openapi
+from llava_gateway.api.openai.sampling import MODEL_DEFAULTS
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import ChatRequest, ImageUrl, Message, SamplingParams, StructuredOutput, Text
 
@@ -39,7 +40,8 @@ def chat(**fields: Any) -> ChatRequest:
 
 
 def test_empty_request_has_the_defaults() -> None:
-    assert chat() == ChatRequest(model="m", messages=(Message("user", (Text("hi"),)),))
+    sampling = SamplingParams(unset=frozenset(MODEL_DEFAULTS))
+    assert chat() == ChatRequest(model="m", messages=(Message("user", (Text("hi"),)),), sampling=sampling)
 
 
 def test_every_field_reaches_the_core() -> None:
@@ -60,7 +62,8 @@ def test_every_field_reaches_the_core() -> None:
 
 
 def test_length_fields_reach_the_core() -> None:
-    assert chat(min_tokens=3, ignore_eos=True).sampling == SamplingParams(min_tokens=3, ignore_eos=True)
+    sampling = SamplingParams(min_tokens=3, ignore_eos=True, unset=frozenset(MODEL_DEFAULTS))
+    assert chat(min_tokens=3, ignore_eos=True).sampling == sampling
 
 
 def test_nulls_are_defaults() -> None:

@@ -21,7 +21,7 @@ TOKENIZER = llguidance.LLTokenizer((CHECKPOINT / "tokenizer.json").read_text())
 A = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
 B = {"properties": {"b": {"enum": ["x", "y"]}}, "required": ["b"]}
 C = {"properties": {"c": {"type": "null"}}, "required": ["c"]}
-LEAVES = st.sampled_from(
+LEAVES: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
     [{"type": "boolean"}, {"type": "null"}, {"enum": ["red", "blue"]}, {"const": 7}, {"type": "integer", "minimum": 0, "maximum": 20}]
 )
 
@@ -46,11 +46,12 @@ def objects(values: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict
     )
 
 
-SCHEMAS = objects(
-    st.recursive(
-        LEAVES, lambda inner: objects(inner) | inner.map(lambda items: {"type": "array", "items": items, "maxItems": 3}), max_leaves=6
-    )
-)
+def nested(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    arrays = inner.map(lambda items: dict[str, Any]({"type": "array", "items": items, "maxItems": 3}))
+    return objects(inner) | arrays
+
+
+SCHEMAS = objects(st.recursive(LEAVES, nested, max_leaves=6))
 
 
 def draw(schema: str, seed: int, tokens: int = 600) -> str:
