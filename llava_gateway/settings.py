@@ -62,7 +62,8 @@ class Settings(BaseSettings):
     )
     template: str = Field(
         "",
-        description="a chat template instead of the model's own: a built-in one's name (docs/dialects.md), a Jinja file or Jinja itself",
+        description="a chat template instead of the model's own: the name of a built-in one (docs/dialects.md), a Jinja file, or Jinja "
+        "itself",
     )
     tools_auto: Literal["answer", "prompt"] = Field(
         "answer",

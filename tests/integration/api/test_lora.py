@@ -222,6 +222,27 @@ def test_running_request_survives_the_unloading_of_its_adapter(lora_server: Lora
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
 
 
+def test_adapter_in_use_is_replaced_when_all_slots_are_full(lora_server: LoraServer) -> None:
+    """A running request keeps the old adapter. A second replacement has no slot as long as the request runs."""
+    names = ["one", "two", "three"]
+    for name in names:
+        assert lora_server.load(name, "corner").status_code == 200
+    asked = body(image(GRID), lora.ASKED, model="three", stream=True, ignore_eos=True, max_tokens=1000)
+    with lora_server.client("alice") as http, httpx.Client(timeout=120, headers=http.headers) as live:
+        with live.stream("POST", lora_server.server.url + CHAT, json=asked) as answer:
+            pieces = answer.iter_text()
+            next(pieces)
+            assert lora_server.load("three", "same", load_inplace=True).status_code == 200
+            refused = lora_server.load("three", "corner", load_inplace=True)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "adapter_in_use")
+            assert lora_server.ask("three") == describe([GRID])
+            assert len(list(frames("".join(pieces)))) > 50  # the request was running meanwhile
+    assert lora_server.load("three", "corner", load_inplace=True).status_code == 200
+    assert lora_server.ask("three") == CORNER
+    for name in names:
+        assert lora_server.unload(name).status_code == 200
+
+
 def test_replaced_adapter_gets_no_cached_answer_of_the_old_one(lora_server: LoraServer, loaded: str) -> None:
     """No cache keeps anything of the old adapter."""
     changing = shutil.copytree(lora_server.adapters / "corner", lora_server.adapters / "changing")
@@ -246,6 +267,10 @@ def test_loaded_adapter_survives_the_deletion_of_its_directory(lora_server: Lora
     shutil.rmtree(lora_server.adapters / "vanishing")
     full = lora_server.load("three", "corner")
     assert (full.status_code, "no room for more than 5" in full.json()["error"]["message"]) == (400, True)
+    assert lora_server.load("two", "same", load_inplace=True).status_code == 200
+    assert lora_server.ask("two") == describe([GRID])
+    assert lora_server.load("two", "truncated", load_inplace=True).status_code == 400
+    assert lora_server.load("two", "corner", load_inplace=True).status_code == 200
     for _ in range(2):
         with ThreadPoolExecutor() as pool:
             assert list(pool.map(lora_server.ask, [*names, "corner", MODEL])) == [*[CORNER] * 4, describe([GRID])]

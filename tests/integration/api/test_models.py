@@ -59,6 +59,7 @@ def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tup
         for name, make in TINY.items():
             checkpoint = tmp_path_factory.mktemp("models") / name
             make(checkpoint)
+            (checkpoint / "generation_config.json").write_text('{"top_k": 1}')
             server = serve(tmp_path_factory.mktemp("server"), *SMALL, model=str(checkpoint), wait=False)
             started[name] = servers.enter_context(server), checkpoint
         yield started
@@ -139,3 +140,12 @@ def test_model_with_tiles_refuses_image_aspect_ratio(served: ServedModel) -> Non
     assert answer.status_code == (400 if sees_shapes else 200)
     if sees_shapes:
         assert answer.json()["error"]["param"] == "image_aspect_ratio"
+
+
+def test_models_generation_config_applies_where_the_client_sets_nothing(served: ServedModel) -> None:
+    def answer(**fields: Any) -> str:
+        return str(served.post("/v1/chat/completions", max_tokens=8, **fields).json()["choices"][0]["message"]["content"])
+
+    greedy = answer(temperature=0)
+    assert {answer() for _ in range(3)} == {greedy}
+    assert len({answer(top_k=0, temperature=2, seed=seed) for seed in range(3)}) > 1

@@ -224,12 +224,39 @@ def test_answer_follows_the_json_schema(http: httpx.Client, field: dict[str, Any
     assert validate(json.loads(streamed(http, **field)[0]), SCHEMA) is None
 
 
-def test_answer_is_a_json_object(client: OpenAI) -> None:
-    """The demo model does not end the object by itself, so a logit bias leaves only braces."""
-    content = text(client, response_format={"type": "json_object"}, max_tokens=30)
-    assert content.startswith("{")
+FORM = {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"]}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": FORM}}},
+        {"structured_outputs": {"json": FORM}},
+        {"structured_outputs": {"json": {"$ref": "#/$defs/Form", "$defs": {"Form": FORM}}}},
+    ],
+)
+def test_answer_ends_although_the_schema_does_not_forbid_further_keys(http: httpx.Client, field: dict[str, Any]) -> None:
+    """The demo model once added keys until the token limit, as models do in the JSON mode of instructor, outlines and `llm --schema`."""
+    choice = http.post(CHAT, json=body("Hello", **field)).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ('{"color":"red"}', "stop")
+    assert streamed(http, **field)[::2] == ('{"color":"red"}', "stop")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"json_object": True}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "answer"}}},
+    ],
+)
+def test_any_json_object_has_an_end(client: OpenAI, field: dict[str, Any]) -> None:
+    """The demo model stays within a key, and the next one, for as long as it may."""
+    choice = ask(client, **field).choices[0]
+    assert choice.finish_reason == "stop"
+    assert isinstance(json.loads(choice.message.content or ""), dict)
     quiet = {str(token): -100 for token in range(VOCABULARY.size) if VOCABULARY.token(token) not in ("{", "}")}
-    assert json.loads(text(client, structured_outputs={"json_object": True}, logit_bias=quiet)) == {}
+    assert json.loads(text(client, **field, logit_bias=quiet)) == {}
 
 
 def test_structured_answer_may_begin_with_a_space(client: OpenAI) -> None:

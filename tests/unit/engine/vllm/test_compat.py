@@ -5,6 +5,7 @@ A failure says in a sentence what vLLM has changed. No engine is started: the te
 
 import asyncio
 import importlib
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine import vllm as package
 from llava_gateway.engine.vllm.compat import launch, lora, metrics, model, requests, seeds
-from llava_gateway.engine.vllm.launch import ENVIRONMENT
+from llava_gateway.engine.vllm.launch import ENVIRONMENT, engine_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -322,17 +323,40 @@ def test_environment_is_cached_and_read_again(monkeypatch: pytest.MonkeyPatch) -
 
 def test_flag_parser_raises_instead_of_exiting() -> None:
     parser = launch.flag_parser()
-    arguments, unknown = parser.parse_known_args(["--model", "m", "--enable-lora", "--no-such-flag"])
-    assert (arguments.model, arguments.enable_lora, unknown) == ("m", True, ["--no-such-flag"])
+    with pytest.raises(ValueError, match=f"^{launch.UNKNOWN_FLAG} --no-such-flag$"):
+        parser.parse_args(["--model", "m", "--no-such-flag"])
+    arguments = parser.parse_args(["--model", "m", "--enable-lora"])
+    assert (arguments.model, arguments.enable_lora) == ("m", True)
     names = "enforce_eager tensor_parallel_size distributed_executor_backend max_loras max_cpu_loras worker_cls quantization".split()
     missing = [name for name in names if not hasattr(arguments, name)]
     assert not missing, f"vLLM's arguments have no {', '.join(missing)} any more. Adapt launch.py."
     settings = arguments.structured_outputs_config
-    assert (settings.backend, settings.disable_any_whitespace) == ("auto", False)
+    assert (settings.backend, settings.disable_any_whitespace, settings.disable_additional_properties) == ("auto", False, False)
 
 
 def test_quantizations_are_known_by_the_names_of_checkpoints() -> None:
     assert {"awq", "gptq", "fp8", "compressed-tensors"} <= set(model.known_quantizations())
+
+
+@pytest.mark.parametrize(
+    ("flags", "sampling", "longest"),
+    [
+        ([], {"temperature": 0.25, "top_k": 7, "max_tokens": 9}, None),
+        (["--generation-config", "vllm"], {}, None),
+        (["--override-generation-config", '{"top_k": 3, "max_new_tokens": 5}'], {"temperature": 0.25, "top_k": 3, "max_tokens": 5}, 5),
+        (["--generation-config", "other"], {"top_p": 0.5, "max_tokens": 4}, 4),
+    ],
+)
+def test_model_has_the_sampling_parameters_of_its_generation_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], sampling: dict[str, float], longest: int | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(CHECKPOINT, "model")
+    Path("model/generation_config.json").write_text('{"temperature": 0.25, "top_k": 7, "max_new_tokens": 9}')
+    Path("other").mkdir()
+    Path("other/generation_config.json").write_text('{"top_p": 0.5, "max_new_tokens": 4}')
+    config = engine_arguments("model", flags).create_model_config()
+    assert (model.default_sampling(config), model.max_answer_tokens(config)) == (sampling, longest)
 
 
 @pytest.fixture(scope="module")
