@@ -1,6 +1,7 @@
 """Calls of tools are found in an answer's text, however the engine cuts the text into pieces."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def parse(
 def cut(text: str, places: set[int]) -> list[str]:
     """Return the text in pieces."""
     edges = [0, *sorted(place for place in places if 0 < place < len(text)), len(text)]
-    return [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(edges)]
 
 
 def call(name: str, arguments: Any) -> str:
