@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 MAX_LISTED = 20
 """The upper bound of names in an error message."""
+MAX_LISTED = 20
+"""The upper bound of names in an error message."""
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
@@ -153,6 +155,10 @@ class ModelRegistry:
     def created(self, name: str) -> int:
         """Return the Unix time since when `name` is served."""
         return self._adapters[name].created if name in self._adapters else self._models[name].created
+
+    def root(self, name: str) -> str:
+        """Return the Hugging Face id or the directory of the model or adapter `name`, as vLLM calls it."""
+        return self._adapters[name].adapter.path if name in self._adapters else self._models[name].root
 
     def parent(self, name: str) -> str | None:
         """Return the name of the model that the adapter `name` changes. None for a model."""

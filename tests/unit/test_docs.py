@@ -8,6 +8,7 @@ from helpers.documentation import README, blocks, rows
 from helpers.server import ROOT
 from pydantic import BaseModel
 
+from llava_gateway.api.openai.chat_tools import FunctionDefinition
 from llava_gateway.api.openai.messages import ImageReference
 from llava_gateway.api.openai.openapi import BODIES
 from llava_gateway.api.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
@@ -23,7 +24,7 @@ def test_readme_lists_every_setting() -> None:
         assert row in README, row
 
 
-@pytest.mark.parametrize("model", [*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference])
+@pytest.mark.parametrize("model", [*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference, FunctionDefinition])
 def test_documentation_describes_every_field(model: type[BaseModel]) -> None:
     for row in rows(model):
         assert row in OPENAI, row
@@ -31,7 +32,7 @@ def test_documentation_describes_every_field(model: type[BaseModel]) -> None:
 
 def test_documentation_names_no_removed_field() -> None:
     named = set(re.findall(r"^\| `([a-z_]+)` \| (?:honoured|ignored|refused) \|", OPENAI, re.MULTILINE))
-    models: tuple[type[BaseModel], ...] = (*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference)
+    models: tuple[type[BaseModel], ...] = (*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference, FunctionDefinition)
     declared = {row.split("`")[1] for model in models for row in rows(model)}
     assert named == declared
 
