@@ -165,7 +165,8 @@ def whole(pieces: list[tuple[int, str, bool]], render: Callable[[DeltaStream], A
     async def engine(answer: DeltaStream) -> AsyncIterator[None]:
         for index, text, pause in pieces:
             entries = tuple(
-                TokenLogprob(byte.to_bytes(), -0.5, ((byte.to_bytes(), -0.5), (b"b", -2.0)), byte, (byte, ord("b"))) for byte in text.encode()
+                TokenLogprob(byte.to_bytes(), -0.5, ((byte.to_bytes(), -0.5), (b"b", -2.0)), byte, (byte, ord("b")))
+                for byte in text.encode()
             )
             answer.push(Delta(index, text, len(entries), logprobs=entries))
             if pause:
