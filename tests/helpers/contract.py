@@ -33,6 +33,19 @@ def _validator(name: str, schema: dict[str, Any] = SCHEMA) -> Draft202012Validat
     return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schema["$defs"]})
 
 
+def _with_scores(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema with null allowed for the first token of a completion's `logprobs`.
+
+    The first token of an echoed prompt has no log probability. OpenAI's servers send null, which the schema does not mention."""
+    schema = copy.deepcopy(schema)
+    choice = schema["$defs"]["CreateCompletionResponse"]["properties"]["choices"]["items"]
+    (logprobs,) = [each for each in choice["properties"]["logprobs"]["anyOf"] if each["type"] == "object"]
+    for name in ("token_logprobs", "top_logprobs"):
+        values = logprobs["properties"][name]
+        values["prefixItems"] = [{"anyOf": [values["items"], {"type": "null"}]}]
+    return schema
+
+
 def _with_nulls(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the schema with null allowed for `finish_reason` and `usage`.
 
@@ -49,13 +62,13 @@ def _with_nulls(schema: dict[str, Any]) -> dict[str, Any]:
 ERROR = _validator("ErrorResponse")
 WHOLE = {
     "/v1/chat/completions": _validator("CreateChatCompletionResponse"),
-    "/v1/completions": _validator("CreateCompletionResponse"),
+    "/v1/completions": _validator("CreateCompletionResponse", _with_scores(SCHEMA)),
     "/v1/models": _validator("ListModelsResponse"),
     "/v1/models/llava-demo": _validator("Model"),
 }
 CHUNK = {
     "/v1/chat/completions": _validator("CreateChatCompletionStreamResponse"),
-    "/v1/completions": _validator("CreateCompletionResponse", _with_nulls(SCHEMA)),
+    "/v1/completions": _validator("CreateCompletionResponse", _with_nulls(_with_scores(SCHEMA))),
 }
 
 

@@ -102,6 +102,164 @@ def test_logprobs_have_offsets_and_alternatives(http: httpx.Client) -> None:
     assert llama["text_offset"][-1] == 2
 
 
+@pytest.mark.parametrize("logprobs", [0, 2])
+def test_sampled_token_is_always_among_the_likeliest(http: httpx.Client, logprobs: int) -> None:
+    fields = {"temperature": 2, "seed": 3, "ignore_eos": True, "logprobs": logprobs}
+    found = http.post(PATH, json=prompt(**fields)).json()["choices"][0]["logprobs"]
+    unlikely = 0
+    for token, logprob, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+        assert top[token] == logprob
+        assert len(top) in (logprobs, logprobs + 1)
+        unlikely += len(top) == logprobs + 1
+    assert unlikely
+
+
+def test_score_of_an_answer_equals_the_logprobs_of_its_generation(http: httpx.Client) -> None:
+    """Also in a stream, and although the prefix cache has the prompt."""
+    answer = http.post(PATH, json=prompt(logprobs=3, return_token_ids=True)).json()["choices"][0]
+    tokens, generated = answer["token_ids"], answer["logprobs"]
+    assert len(generated["tokens"]) == len(tokens)  # the token that ended the answer is among them
+    scored = prompt([*answer["prompt_token_ids"], *tokens], max_tokens=0, logprobs=3, echo=True, prompt_logprobs=1)
+    completion = http.post(PATH, json=scored).json()
+    (choice,) = completion["choices"]
+    assert completion["usage"]["completion_tokens"] == completion["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert (choice["text"], choice["finish_reason"]) == ("<s>" + HELLO + ANSWER + "</s>", "length")
+    assert choice["logprobs"]["tokens"][-len(tokens) :] == generated["tokens"]
+    assert choice["logprobs"]["token_logprobs"][-len(tokens) :] == pytest.approx(generated["token_logprobs"], abs=0.01)
+    assert (choice["logprobs"]["token_logprobs"][0], choice["logprobs"]["top_logprobs"][0]) == (None, None)
+    assert choice["prompt_logprobs"][0] is None
+    for token, position, logprob in zip(tokens, choice["prompt_logprobs"][-len(tokens) :], generated["token_logprobs"], strict=True):
+        assert position[str(token)]["logprob"] == pytest.approx(logprob, abs=0.01)
+        assert position[str(token)]["rank"] == 1
+        assert len(position) == 1
+    del scored["prompt_logprobs"]
+    *events, _ = frames(http.post(PATH, json=scored | {"stream": True}).text)
+    pieces = [json.loads(event)["choices"][0] for event in events]
+    assert "".join(piece["text"] for piece in pieces) == choice["text"]
+    for name, values in choice["logprobs"].items():
+        streamed = [value for piece in pieces if piece["logprobs"] for value in piece["logprobs"][name]]
+        assert streamed == values if name in ("tokens", "text_offset") else len(streamed) == len(values)
+
+
+def test_prompt_with_an_image_is_scored(http: httpx.Client) -> None:
+    text = "USER: <image>\nDescribe this image. ASSISTANT:"
+    asked = prompt(text, images=[IMAGE], logprobs=1)
+    answer = http.post(PATH, json=asked).json()["choices"][0]
+    score = http.post(PATH, json=asked | {"prompt": text + answer["text"], "max_tokens": 0, "echo": True}).json()["choices"][0]
+    count = len(answer["logprobs"]["tokens"])
+    assert score["text"] == text + answer["text"]
+    assert score["logprobs"]["tokens"][-count:] == answer["logprobs"]["tokens"]
+    assert score["logprobs"]["token_logprobs"][-count:] == pytest.approx(answer["logprobs"]["token_logprobs"], abs=0.01)
+    assert score["logprobs"]["text_offset"][-count:] == [len(text) + offset for offset in answer["logprobs"]["text_offset"]]
+    assert score["logprobs"]["tokens"].count("<image>") == 576
+
+
+def test_lm_eval_gets_the_scores_of_continuations(http: httpx.Client) -> None:
+    """It sends token ids, asks for one more token, and cuts that token and the context off."""
+    contexts = [http.post("/tokenize", json={"prompt": text}).json()["tokens"] for text in (HELLO, "USER: How are you? ASSISTANT:")]
+    right = http.post("/tokenize", json={"prompt": ANSWER, "add_special_tokens": False}).json()["tokens"]
+    wrong = right[::-1]
+    prompts = [[*context, *continuation] for context in contexts for continuation in (right, wrong)]
+    asked = {"model": MODEL, "prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    choices = sorted(http.post(PATH, json=asked).json()["choices"], key=lambda choice: choice["index"])
+    results = []
+    for choice, asked_prompt in zip(choices, prompts, strict=True):
+        start = len(asked_prompt) - len(right)
+        logprobs = choice["logprobs"]
+        assert len(logprobs["tokens"]) == len(asked_prompt) + 1
+        tokens, tops = logprobs["tokens"][start:-1], logprobs["top_logprobs"][start:-1]
+        greedy = all(token == max(top, key=top.get) for token, top in zip(tokens, tops, strict=True))
+        results.append((sum(logprobs["token_logprobs"][start:-1]), greedy))
+    assert results[0][1]
+    assert not results[1][1]
+    assert results[0][0] > -1 > -50 > results[1][0]
+
+
+def test_echo_without_logprobs_begins_with_the_prompt(client: OpenAI) -> None:
+    whole = client.completions.create(**prompt(n=2), echo=True)
+    assert [choice.text for choice in whole.choices] == [HELLO + ANSWER] * 2
+    texts = ["", ""]
+    for chunk in client.completions.create(**prompt(n=2), echo=True, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [HELLO + ANSWER] * 2
+
+
+def test_several_prompts_stream_by_index(client: OpenAI) -> None:
+    texts = [HELLO, "USER: How are you? ASSISTANT:", "red blue"]
+    asked = prompt(texts, n=2, max_tokens=8, temperature=1, seed=5)
+    whole = client.completions.create(**asked)
+    streamed = dict.fromkeys(range(6), "")
+    usage = None
+    order = []
+    for chunk in client.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            order.append(choice.index)
+            streamed[choice.index] += choice.text
+    assert list(streamed.values()) == [choice.text for choice in whole.choices]
+    assert order != sorted(order)  # interleaved
+    assert usage
+    assert whole.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
+
+
+def test_bad_prompt_of_a_streamed_list_is_refused_before_the_stream(http: httpx.Client) -> None:
+    refused(http.post(PATH, json=prompt([HELLO, "word " * 6000], stream=True)), 400, "prompt[1]", "context_length_exceeded")
+    refused(http.post(PATH, json=prompt([HELLO, [5, 9999]], stream=True)), 400, "prompt[1]")
+    refused(http.post(PATH, json=prompt([HELLO] * 2, structured_outputs={"regex": "("}, stream=True)), 400, "structured_outputs.regex")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_are_returned(http: httpx.Client, stream: bool) -> None:
+    expected = http.post("/tokenize", json={"prompt": HELLO}).json()["tokens"]
+    asked = prompt(return_token_ids=True, return_tokens_as_token_ids=True, logprobs=1, stream=stream)
+    if stream:
+        *events, _ = frames(http.post(PATH, json=asked).text)
+        choices = [json.loads(event)["choices"][0] for event in events]
+    else:
+        choices = http.post(PATH, json=asked).json()["choices"]
+    assert choices[0]["prompt_token_ids"] == expected
+    token_ids = [token for choice in choices for token in choice.get("token_ids", [])]
+    assert http.post("/detokenize", json={"tokens": token_ids}).json()["prompt"].strip() == ANSWER.strip() + "</s>"
+    logprobs = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+    assert [token for each in logprobs for token in each["tokens"]] == [f"token_id:{token}" for token in token_ids]
+    assert all(token.startswith("token_id:") for each in logprobs for top in each["top_logprobs"] for token in top)
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_prompts_of_different_salts_share_no_cache(http: httpx.Client, images: int) -> None:
+    text = "<image>" * images + "cyan magenta ivory " * 30
+
+    def cached(salt: str | None) -> int:
+        asked = prompt(text, images=[IMAGE] * images, max_tokens=1, cache_salt=salt)
+        return int(http.post(PATH, json=asked).json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    assert cached("@first/") == 0
+    assert cached("@first/") > 0
+    assert cached("second") == 0
+    assert cached(None) == 0
+    assert cached(None) > 0
+
+
+def test_128_choices_are_answered(http: httpx.Client) -> None:
+    answer = http.post(PATH, json=prompt(n=128, temperature=1, max_tokens=2, ignore_eos=True)).json()
+    assert [choice["index"] for choice in answer["choices"]] == list(range(128))
+    assert answer["usage"]["completion_tokens"] == 256
+
+
+def test_stop_reason_and_fingerprint_are_in_every_answer(http: httpx.Client) -> None:
+    cases: list[tuple[dict[str, Any], str | None]] = [({}, None), ({"stop": "image"}, "image"), ({"max_tokens": 1}, None)]
+    for fields, reason in cases:
+        answer = http.post(PATH, json=prompt(**fields)).json()
+        assert answer["choices"][0]["stop_reason"] == reason
+        *events, _ = frames(http.post(PATH, json=prompt(stream=True, **fields)).text)
+        chunks = [json.loads(event) for event in events]
+        assert {chunk["system_fingerprint"] for chunk in chunks} == {answer["system_fingerprint"]}
+        assert chunks[-1]["choices"][0]["stop_reason"] == reason
+    stop = http.post(PATH, json=prompt(return_token_ids=True)).json()["choices"][0]["token_ids"][2]
+    assert http.post(PATH, json=prompt(stop_token_ids=[stop])).json()["choices"][0]["stop_reason"] == stop
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -19,12 +19,15 @@ LIMIT = "0.05"
 """The longest permitted stall in seconds. It is a bucket of the metric."""
 LOGPROBS = {"n": 16, "temperature": 1, "max_tokens": 500, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
 PROMPTS = {"model": MODEL, "prompt": ["red blue"] * 128, "temperature": 1, "max_tokens": 10, "ignore_eos": True}
+SCORE = {"model": MODEL, "prompt": list(range(200, 600)) * 10, "max_tokens": 0, "logprobs": 20, "echo": True, "n": 2}
 HEAVY: dict[str, tuple[str, dict[str, Any]]] = {
     "log probabilities": ("/v1/chat/completions", body("Hello") | LOGPROBS),
     "log probabilities in a stream": ("/v1/chat/completions", body("Hello") | LOGPROBS | {"stream": True}),
     "prompts of many choices": ("/v1/completions", PROMPTS | {"n": 16}),
     "prompts with log probabilities": ("/v1/completions", PROMPTS | {"n": 4, "logprobs": 5}),
     "a long prompt for many choices": ("/v1/completions", PROMPTS | {"prompt": [list(range(200, 600)) * 10], "n": 16}),
+    "scores of a long prompt": ("/v1/completions", SCORE | {"prompt_logprobs": 20}),
+    "scores of a long prompt in a stream": ("/v1/completions", SCORE | {"stream": True}),
     "long prompts": ("/v1/completions", PROMPTS | {"prompt": [list(range(200, 600)) * 5] * 40, "max_tokens": 1}),
     "a long text": ("/tokenize", {"prompt": "\N{LLAMA}" * 40_000}),
     "a history": ("/api/v1/chat", {"user_input": "Hi", "history": {"internal": [["Hi", "Yo"]], "visible": [["x " * 10**6, "Yo"]]}}),

@@ -262,13 +262,15 @@ def test_images_are_processed_by_vllms_renderer() -> None:
     assert asyncio.run(requests.process_images(front_end, [1, 2], [image])) == "rendered"
     prompt = {"prompt_token_ids": [1, 2], "multi_modal_data": {"image": ["pixels"]}, "multi_modal_uuids": {"image": ["digest"]}}
     assert asked == [prompt]
+    asyncio.run(requests.process_images(front_end, [1, 2], [image], "salt"))
+    assert asked[1:] == [prompt | {"multi_modal_uuids": {"image": ["digest-salt"]}, "cache_salt": "salt"}]
 
 
 def test_add_request_takes_a_prompt_that_is_not_rendered() -> None:
     """The supported way without `render_cmpl_async`."""
     from vllm.inputs import TokensPrompt
 
-    names = {"prompt_token_ids", "multi_modal_data", "multi_modal_uuids"}
+    names = {"prompt_token_ids", "multi_modal_data", "multi_modal_uuids", "cache_salt"}
     assert names <= TokensPrompt.__required_keys__ | TokensPrompt.__optional_keys__
 
 
@@ -357,6 +359,16 @@ def test_model_has_the_sampling_parameters_of_its_generation_config(
     Path("other/generation_config.json").write_text('{"top_p": 0.5, "max_new_tokens": 4}')
     config = engine_arguments("model", flags).create_model_config()
     assert (model.default_sampling(config), model.max_answer_tokens(config)) == (sampling, longest)
+
+
+def test_hash_of_a_configuration_depends_on_its_flags_alone() -> None:
+    from vllm.config import ModelConfig, VllmConfig
+
+    def hash_of(length: int) -> str:
+        return model.config_hash(VllmConfig(model_config=ModelConfig(model=str(CHECKPOINT), max_model_len=length)))
+
+    assert hash_of(2048) == hash_of(2048)
+    assert hash_of(2048) != hash_of(1024)
 
 
 @pytest.fixture(scope="module")

@@ -99,9 +99,9 @@ def test_log_probabilities_are_read_from_vllms_container(wanted: int, top: tuple
         append_logprobs_for_next_position(container, [drawn, 1, 2], [-3.0, -1.0, float("-inf")], [None] * 3, 3, wanted)
     tokenizer: Any = SimpleNamespace(token_bytes={1: b"red", 2: b"blue", 7: b"seven", 9: b"nine"}.__getitem__)
 
-    def found(reason: str | None, **fields: bool) -> tuple[TokenLogprob, ...]:
+    def found(reason: str | None, *, include_stop_token: bool = False) -> tuple[TokenLogprob, ...]:
         choice: Any = SimpleNamespace(token_ids=[7, 9], logprobs=container[-2:], finish_reason=reason, stop_reason=None)
-        return token_logprobs(choice, SamplingParams(logprobs=wanted, **fields), tokenizer)
+        return token_logprobs(choice, SamplingParams(logprobs=wanted, include_stop_token=include_stop_token), tokenizer)
 
     ids = (1, 2)[:wanted]
     seven, nine = TokenLogprob(b"seven", -3.0, top, 7, ids), TokenLogprob(b"nine", -3.0, top, 9, ids)
