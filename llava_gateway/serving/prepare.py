@@ -179,7 +179,7 @@ def _fit(
         room, max(default, asked.min_tokens) if asked.max_tokens is None else asked.max_tokens, model.max_answer_tokens or room
     )
     most = MAX_CONTEXTS * model.context_length // asked.n
-    if max_tokens > most and asked.max_tokens is not None and not asked.lower_max_tokens_to_fit:
+    if max_tokens > most and asked.max_tokens is not None:
         raise InvalidRequest(
             f"{asked.n} choices of {max_tokens} tokens are more than one request may ask for; "
             f"set max_tokens to {most} or less, or ask for fewer choices.",

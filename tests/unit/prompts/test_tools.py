@@ -1,7 +1,6 @@
 """Tools, calls and results in prompts: as a template's variables, and as text for templates that know no tools."""
 
 import json
-from typing import Any
 
 import pytest
 from helpers.prompts import IMAGE, model_info
@@ -64,8 +63,8 @@ def test_definitions_follow_the_system_message(renderer: PromptRenderer) -> None
     assert text.startswith(f"{BUILT_IN['vicuna_v1'].system}\nYou can call")
 
 
-def test_template_that_renders_tools_gets_them_in_openais_shape(processor: Any) -> None:
-    renderer = PromptRenderer(model_info(processor), Template(TOOL_TEMPLATE))
+def test_template_that_renders_tools_gets_them_in_openais_shape() -> None:
+    renderer = PromptRenderer(model_info(), Template(TOOL_TEMPLATE))
     assert renderer.renders_tools()
     assert not renderer.renders_tools("llava-hf")
     lines = renderer.chat(HISTORY, tools=[TOOL]).text.splitlines()
@@ -84,8 +83,8 @@ PIECES = st.lists(st.text(max_size=5) | st.sampled_from([*CONTROLS, "<", "ima", 
 
 @pytest.mark.parametrize("template", [None, Template(TOOL_TEMPLATE)], ids=["text", "tools"])
 @given(text=PIECES.map("".join), name=st.sampled_from(["s", "image", "pad", "unk", "f"]))
-def test_no_part_of_a_tool_becomes_a_control_token(processor: Any, template: Template | None, text: str, name: str) -> None:
-    renderer = PromptRenderer(model_info(processor), template)
+def test_no_part_of_a_tool_becomes_a_control_token(template: Template | None, text: str, name: str) -> None:
+    renderer = PromptRenderer(model_info(), template)
     schema = json.dumps({"type": "object", "properties": {text: {"description": text}}}, ensure_ascii=False)
     call = ToolCall(text, name, json.dumps({text: text}, ensure_ascii=False))
     chat = [
@@ -104,7 +103,7 @@ def test_definitions_of_many_characters_are_refused_before_they_are_tokenized(re
             renderer.chat(HISTORY, tools=tools)
 
 
-def test_template_that_cannot_render_a_message_is_a_refusal(processor: Any) -> None:
-    renderer = PromptRenderer(model_info(processor), Template("{{ messages[0].content + 'x' }}{{ tools }}"))
+def test_template_that_cannot_render_a_message_is_a_refusal() -> None:
+    renderer = PromptRenderer(model_info(), Template("{{ messages[0].content + 'x' }}{{ tools }}"))
     with pytest.raises(Exception, match="The chat template refuses these messages"):
         renderer.chat(HISTORY)

@@ -12,6 +12,7 @@ from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.sampling import MODEL_DEFAULTS
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.serving.prepare import prepare
+from llava_gateway.settings import Settings
 from llava_gateway.types import ChatRequest, CompletionRequest, ModelInfo, SamplingParams
 
 INFO = asyncio.run(SilentEngine().start())
@@ -25,7 +26,7 @@ def prepared(model: ModelInfo = MODEL, request: ChatRequest | CompletionRequest 
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]} | fields
     request = request or to_chat(ChatCompletionRequest.parse(body))
     served: Any = SimpleNamespace(prompts=PromptRenderer(model, None))
-    return prepare(request, served, model, None, 1024).sampling
+    return prepare(request, served, model, None, Settings(model="m", default_max_tokens=1024)).sampling
 
 
 def test_model_decides_what_the_client_leaves_out() -> None:
@@ -48,7 +49,7 @@ def test_greedy_model_generates_one_of_equal_choices() -> None:
 
 
 def test_model_without_defaults_leaves_the_apis() -> None:
-    assert prepared(INFO) == dataclasses.replace(SamplingParams(), max_tokens=1024, unset=frozenset(MODEL_DEFAULTS))
+    assert prepared(INFO) == SamplingParams(max_tokens=1024, lower_max_tokens_to_fit=True, unset=frozenset(MODEL_DEFAULTS))
 
 
 def test_other_apis_keep_their_own_defaults() -> None:

@@ -109,7 +109,7 @@ def test_every_call_parses_and_validates(tools: list[Tool], choice: ToolChoice, 
 @given(TOOLS, st.sampled_from(["auto", "required"]))
 def test_grammar_passes_the_check_of_formats(tools: list[Tool], choice: ToolChoice) -> None:
     structured_output = held(request(*tools, choice=choice))
-    assert error(grammar_tokenizer(), structured_output.kind, str(structured_output.spec)) == ""
+    assert error(grammar_tokenizer(), False, structured_output.kind, str(structured_output.spec)) == ""
 
 
 RECURSIVE = {
