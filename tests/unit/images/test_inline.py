@@ -84,9 +84,7 @@ def test_white_space_that_browsers_accept_does_not_refuse_the_image(uri: str, lo
     assert decode_inlined(found, 1 << 20) == data
 
 
-@pytest.mark.parametrize(
-    "uri", ["data:image/png;base65,AAAA", "data:image/png;base64;x=y,AAAA", "data:image/pngbase64,AAAA", "data:base64,AAAA"]
-)
+@pytest.mark.parametrize("head", ["image/png;base65", "image/png;base64;x=y", "image/pngbase64", "base64", "image/png;base 64"])
 def test_data_uri_without_base64_is_refused(head: str) -> None:
     with pytest.raises(InvalidImage):
         decode_inlined(memoryview(f"data:{head},AAAA".encode()), 100)
