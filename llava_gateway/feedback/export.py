@@ -145,8 +145,8 @@ def _sample(vote: Vote, choice: Choice, images: "_ImageCopier", tally: Tally) ->
 class _ImageCopier:
     """Copies images into the dataset, each once.
 
-    A file that a trainer would not see as the model did is converted to PNG. These are images with an EXIF orientation, transparency or 16
-    bits, and formats other than JPEG and PNG.
+    A file that a trainer would not see as the model did is converted to PNG. These are images with an EXIF orientation, transparency, 16
+    bits or damaged metadata, and formats other than JPEG and PNG.
     """
 
     def __init__(self, source: Path, target: Path) -> None:

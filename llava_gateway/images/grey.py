@@ -22,7 +22,7 @@ def to_eight_bits(image: Image.Image, depth: int = 16, *, is_inverted: bool = Fa
     if image.mode == "F":
         image = _scaled(image)
     elif image.mode == "I" and depth == 32:
-        image = Image.frombytes("L", image.size, image.tobytes("raw", "I;32")[3::4])  # the highest byte of each unsigned number
+        image = Image.frombytes("L", image.size, image.tobytes()[3::4])  # the highest byte of each unsigned number
     elif is_deep(image):
         greatest = (1 << depth) - 1
         image = image.convert("I").point(lambda value: value * (255 / greatest)).convert("L")
@@ -37,7 +37,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _inverted(image: Image.Image) -> Image.Image:
-    if image.mode in ("LA", "La"):
-        grey, alpha = image.convert("LA").split()
+    if image.mode == "LA":
+        grey, alpha = image.split()
         return Image.merge("LA", (ImageOps.invert(grey), alpha))
     return ImageOps.invert(image.convert("L"))

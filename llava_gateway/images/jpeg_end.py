@@ -13,8 +13,8 @@ from llava_gateway.errors import InvalidImage
 from llava_gateway.images.file_structure import EOI, FRAMES, MARKER, SOS
 
 END = b"\xff\xd9"
-NOISE = bytes((0x55, 0x33, 0x0F, 0x6A)) * 16
-"""Bytes that contain no marker and stand for coefficients other than zero."""
+NOISE = bytes((0xAA, 0xCC, 0xF0, 0x95)) * 16
+"""Bytes without a marker. The first bit is one, because the decoder fills the missing part of a pixel with zeros."""
 ALL_COEFFICIENTS = (1 << 64) - 1
 
 

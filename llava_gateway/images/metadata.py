@@ -61,18 +61,18 @@ def clean_png(data: bytes) -> tuple[bytes, int]:
     Transparency and EXIF count only before the pixels and with the right checksum.
     """
     view = memoryview(data)
-    kept, exif, colors, is_opaque, has_pixels = [view[:8]], None, 0, True, False
+    kept, exif, has_palette, is_opaque, has_pixels = [view[:8]], None, False, True, False
     for name, at, end in _chunks(data):
         payload = view[at + 8 : end - 4]
         if name in PNG_PIXELS:
             kept.append(view[at:end])
             has_pixels = has_pixels or name == b"IDAT"
-            colors = len(payload) // 3 if name == b"PLTE" else colors
+            has_palette = has_palette or name == b"PLTE"
         elif has_pixels or name not in (b"eXIf", b"tRNS") or zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
             continue
         elif name == b"eXIf" and exif is None:
             exif = bytes(payload)
-        elif name == b"tRNS" and is_opaque and _is_transparency(len(payload), data[25], colors):
+        elif name == b"tRNS" and is_opaque and _is_transparency(len(payload), data[25], has_palette):
             kept.append(view[at:end])
             is_opaque = False
     return b"".join(kept), exif_orientation(exif or b"")
@@ -115,6 +115,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at += 12 + length
 
 
-def _is_transparency(size: int, color_type: int, colors: int) -> bool:
-    """Return whether a tRNS chunk has the right size. `size`: in bytes. `colors`: the length of the palette."""
-    return 1 <= size <= colors if color_type == 3 else size == {0: 2, 2: 6}.get(color_type)
+def _is_transparency(size: int, color_type: int, has_palette: bool) -> bool:
+    """Return whether a tRNS chunk of `size` bytes is valid for the colour type, and follows the palette."""
+    return has_palette and 1 <= size <= 256 if color_type == 3 else size == {0: 2, 2: 6}.get(color_type)

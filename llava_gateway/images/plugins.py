@@ -107,11 +107,21 @@ class TiffFile(TiffImagePlugin.TiffImageFile, Plugin):
         colors = self.tag_v2.get(TiffImagePlugin.COLORMAP)
         if colors and max(colors) < 256:  # some programs write colours of 8 bits instead of 16
             self.palette = ImagePalette.raw("RGB;L", bytes(colors))
+        self.tile = [_in_native_order(tile) for tile in self.tile]
 
     def load_end(self) -> None:
         super().load_end()
-        if self.mode[0] in "1LIF":
-            self.replace(to_eight_bits(self, self._tiff.depth, is_inverted=self._tiff.is_inverted))
+        if self.mode in ("1", "L", "LA", "La", "I", "I;16", "I;16B", "F"):
+            grey = self.convert("LA") if self.mode == "La" else self
+            self.replace(to_eight_bits(grey, self._tiff.depth, is_inverted=self._tiff.is_inverted))
+
+
+def _in_native_order(tile: ImageFile._Tile) -> ImageFile._Tile:
+    """Return the part of a TIFF with the byte order of this machine, in which libtiff returns samples of 32 bits."""
+    if tile.codec_name != "libtiff" or not isinstance(tile.args, tuple):
+        return tile
+    mode = {"F;32BF": "F;32NF", "I;32BS": "I;32NS"}.get(tile.args[0], tile.args[0])
+    return tile._replace(args=(mode, *tile.args[1:]))
 
 
 PLUGINS: dict[str, type[ImageFile.ImageFile]] = {

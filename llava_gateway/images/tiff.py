@@ -25,8 +25,8 @@ WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
 """The values of PHOTOMETRIC for grey."""
 FAX = (2, 3, 4)
 """The values of COMPRESSION for which a file without PHOTOMETRIC is read as WHITE_IS_ZERO. libtiff has this rule."""
-SIGNED = 2
-"""The value of SAMPLE_FORMAT for signed numbers."""
+UNSIGNED, SIGNED = 1, 2
+"""The values of SAMPLE_FORMAT for whole numbers. Pillow reads unsigned numbers of 32 bits with both byte orders only as signed."""
 SIZES_OF_TYPES = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4)}
 """The format character of `struct` and the size in bytes of BYTE, SHORT and LONG. No other type is used here."""
 PADDING = 1 << 24
@@ -82,8 +82,11 @@ def clean_tiff(data: bytes) -> CleanTiff:
     tags = _Tags(data)
     kept = {tag: tags.entry(tag) for tag in PIXEL_TAGS & tags.entries.keys()}
     samples, depth = tags.number(SAMPLES, 1), tags.number(DEPTH, 1)
-    if SAMPLE_FORMAT in kept and SIGNED in tags.numbers(SAMPLE_FORMAT):
+    sample_format = tags.number(SAMPLE_FORMAT, UNSIGNED)
+    if sample_format == SIGNED:
         raise InvalidImage("The TIFF has signed samples, which have no black and white; save it as a PNG.")
+    if depth == 32 and sample_format == UNSIGNED:
+        kept[SAMPLE_FORMAT] = tags.pack("HHIHH", SAMPLE_FORMAT, 3, 1, SIGNED, 0)
     default = WHITE_IS_ZERO if tags.number(COMPRESSION, 1) in FAX else BLACK_IS_ZERO
     photometric = tags.number(PHOTOMETRIC, default if samples == 1 else None)
     if photometric == WHITE_IS_ZERO or PHOTOMETRIC not in kept:

@@ -6,10 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
+from helpers.browser import chromium
 from helpers.commands import run
 from helpers.contract import ContractTransport
 from helpers.server import KEY, FeedbackServer, Server, serve
 from openai import OpenAI
+from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +63,13 @@ def plain_http(server: Server) -> Iterator[httpx.Client]:
     """An HTTP client for the APIs that are not OpenAI's."""
     with httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium for the tests of a file."""
+    with chromium() as running:
+        yield running
 
 
 @pytest.hookimpl(tryfirst=True)

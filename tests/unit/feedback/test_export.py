@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import odd_images
 from helpers.commands import keep, run, samples
 from helpers.origin import GRID as ORIGIN_GRID
 from helpers.server import ROOT
 from PIL import Image
 
-from llava_gateway.demo.images import draw, encode
+from llava_gateway.demo.images import COLORS, draw, encode
 from llava_gateway.feedback.store import Store, read
 
 GRID = ("red", "blue", "green", "white")
@@ -88,6 +89,17 @@ def test_the_trainer_does_not_see_other_pixels_than_the_model(store: Store, tmp_
     assert seen["deep"] == ((8, 8), (128, 128, 128), "PNG")
     assert seen["clear"] == ((8, 8), (255, 255, 255), "PNG")
     assert seen["plain"][2] == "JPEG"
+
+
+def test_a_file_that_a_trainer_cannot_read_is_converted(store: Store, tmp_path: Path) -> None:
+    names = ("profile with a wrong checksum.png", "short profile.jpg", "no end baseline.jpg", "XMP that turns.jpg")
+    ids = {keep(store, odd_images.ALL[name][0], text=name).id: name for name in names}
+    formats = {}
+    for sample in export(tmp_path)[0]:
+        with Image.open(tmp_path / "dataset" / sample["image"]) as opened:
+            assert opened.convert("RGB").getpixel((90, 90)) == pytest.approx(COLORS["orange"], abs=4)
+            formats[ids[sample["id"]]] = opened.format
+    assert formats == dict.fromkeys(names[:3], "PNG") | {"XMP that turns.jpg": "JPEG"}
 
 
 def sides(dataset: Path) -> tuple[set[str], set[str]]:

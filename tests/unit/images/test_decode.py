@@ -17,6 +17,7 @@ from llava_gateway.errors import InvalidImage
 from llava_gateway.images import decode
 from llava_gateway.images.decode import Transform, open_image, sniff
 from llava_gateway.images.inline import decode_inlined, inlined
+from llava_gateway.images.plugins import PLUGINS
 from llava_gateway.settings import AspectRatio
 from llava_gateway.types import BodySlice, ImageBase64, ImageSource, ImageUrl, VisionConfig
 
@@ -218,7 +219,7 @@ def test_heic_and_avif_are_decoded_and_their_size_is_limited(name: str) -> None:
 @pytest.mark.parametrize(("name", "format_name"), [("HEIF", "HEIC"), ("AVIF", "AVIF")])
 def test_heic_and_avif_without_the_extra_name_the_extra(monkeypatch: pytest.MonkeyPatch, name: str, format_name: str) -> None:
     data = file(draw(GRID), name)
-    monkeypatch.delitem(decode.PLUGINS, format_name)
+    monkeypatch.delitem(PLUGINS, format_name)
     with pytest.raises(InvalidImage, match=format_name) as refusal:
         open_image(data, 10_000_000)
     assert refusal.value.code == "unsupported_image_media_type"

@@ -1,20 +1,13 @@
-"""A browser and the chat page for the tests in this folder."""
+"""The chat page for the tests in this folder."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers.browser import Chat, chromium
+from helpers.browser import Chat
 from helpers.chat_ui import OpenChat
 from helpers.server import Server
 from playwright.sync_api import Browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A Chromium for the tests of a file."""
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
