@@ -105,7 +105,7 @@ class CalledTool(StrictModel):
 class AssistantMessage(StrictModel):
     role: Literal["assistant"]
     content: _TextContent | None = None
-    tool_calls: list[CalledTool] | None = None
+    tool_calls: list[CalledTool] | None = Field(None, max_length=MAX_PARTS, fail_fast=True)
     function_call: CalledFunction | None = None
 
     def calls(self, path: str) -> tuple[ToolCall, ...]:

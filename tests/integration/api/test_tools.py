@@ -186,7 +186,7 @@ def test_sdk_parses_calls_of_pydantic_tools(client: OpenAI) -> None:
     completion = client.chat.completions.parse(
         model=MODEL, messages=[message], tools=tools, tool_choice="required", parallel_tool_calls=False, temperature=0
     )
-    (call,) = completion.choices[0].message.tool_calls or ()
+    (call,) = completion.choices[0].message.tool_calls or []
     assert isinstance(call.function.parsed_arguments, Show)
 
 
@@ -196,7 +196,7 @@ def test_sdk_assembles_a_stream_of_calls(client: OpenAI) -> None:
     options: Any = {"tool_choice": "required", "parallel_tool_calls": False, "temperature": 0}
     with client.chat.completions.stream(model=MODEL, messages=[message], tools=tools, **options) as stream:
         done = [event for event in stream if isinstance(event, FunctionToolCallArgumentsDoneEvent)]
-        (call,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
     assert isinstance(call.function.parsed_arguments, Show)
     assert [event.arguments for event in done] == [call.function.arguments]
 
