@@ -138,7 +138,9 @@ def _prepare_calls(prepared: PreparedRequest, request: ChatRequest, template: st
 
 def _parser_of(template: str) -> CallFormatName:
     """Return the name of the format in which a chat template shows earlier calls."""
-    return "mistral" if "[TOOL_CALLS]" in template else "llama3_json" if '"parameters": ' in template else "hermes"
+    if "[TOOL_CALLS]" in template:
+        return "mistral"
+    return "llama3_json" if '"parameters": ' in template and "<tool_call>" not in template else "hermes"
 
 
 def _with_tool_tokens(

@@ -13,7 +13,7 @@ import orjson
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import ChatRequest, SamplingParams, StructuredOutput, Tool
 
-MAX_CALLS = 32
+MAX_CALLS = 8
 """The greatest number of calls in an answer that must call tools. A weak model would otherwise call tools until its tokens are used up."""
 MAX_LENGTH = 65_536
 """The upper bound of a grammar, in characters, as for other structured outputs."""

@@ -22,7 +22,8 @@ def compile_grammar(structured_output: StructuredOutput) -> str:
     spec = str(structured_output.spec)
     if structured_output.kind == "json":
         return str(llguidance.LLMatcher.grammar_from_json_schema(spec, defaults={"whitespace_flexible": False}))
-    return str(llguidance.grammar_from(structured_output.kind, spec))
+    assert structured_output.kind == "grammar"
+    return str(llguidance.grammar_from("grammar", spec))
 
 
 def draw_answer(structured_output: StructuredOutput, seed: int, max_tokens: int = 400) -> list[str] | None:

@@ -135,7 +135,7 @@ class AssistantMessage(StrictModel):
     role: Literal["assistant"]
     content: _Content | None = None
     refusal: str | None = None
-    tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
+    tool_calls: list[CalledTool] | None = Field(None, max_length=MAX_PARTS, fail_fast=True)
     function_call: CalledFunction | None = None
 
     def calls(self, path: str) -> tuple[ToolCall, ...]:

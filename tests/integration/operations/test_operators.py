@@ -112,6 +112,7 @@ def operated_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operat
     flags = (
         *("--keys-file", "keys.json", "--api-key", PLAIN, "--api-key", OTHER, "--usage-log", "usage.jsonl", "--log-format", "json"),
         *("--cors-origins", ORIGIN, "--more-ports", f"{free_port()},{free_port()}", "--model-alias", f"{DEEPINFRA},old-name=llava-sn"),
+        *("--tools-auto", "prompt"),
         *("--on-engine-death", "exit", "--trace-endpoint", collector.url, "--otlp-traces-endpoint", collector.url),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -170,6 +171,24 @@ def test_websocket_needs_a_key(operated_server: OperatedServer) -> None:
 def test_health_probes_need_no_key(operated_server: OperatedServer) -> None:
     assert httpx.get(f"{operated_server.server.url}/health", timeout=60).status_code == 200
     assert httpx.get(f"{operated_server.server.url}/ready", timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("fields", [{}, {"response_format": {"type": "json_object"}, "max_tokens": 60}, {"n": 4, "temperature": 1.5}])
+def test_tools_are_written_into_the_prompt(operated_server: OperatedServer, fields: dict[str, Any]) -> None:
+    """The answer is text, or JSON, or calls with valid arguments, as the engine's grammar allows."""
+    tools = [{"type": "function", "function": {"name": "show", "parameters": {"type": "object", "properties": {"at": {"const": "top"}}}}}]
+    with operated_server.client("alice") as http:
+        plain = http.post(CHAT, json=body("Hello")).json()["usage"]["prompt_tokens"]
+        answer = http.post(CHAT, json=body("Hello", tools=tools) | fields)
+        assert answer.status_code == 200, answer.text
+        assert "x-llava-tools" not in answer.headers
+        assert answer.json()["usage"]["prompt_tokens"] > plain
+        for choice in answer.json()["choices"]:
+            calls = choice["message"].get("tool_calls", ())
+            assert all(json.loads(call["function"]["arguments"]) in ({}, {"at": "top"}) for call in calls)
+            assert calls or choice["message"]["content"]
+            if "response_format" in fields and not calls:
+                assert choice["message"]["content"].startswith("{")
 
 
 def test_key_is_accepted_in_either_header(operated_server: OperatedServer) -> None:

@@ -26,8 +26,8 @@ TOOL_TEMPLATE = """\
 {%- for tool in tools or () %}{{ tool.function.name }}: {{ tool | tojson }}
 {% endfor -%}
 {%- for message in messages -%}
-{{ message.role }}{{ message.name }}{{ message.tool_call_id }}: {% for part in message.content %}
-{{- part.text if part.type == 'text' else '<image>' }}{% endfor %}
+{{ message.role }}{{ message.name }}{{ message.tool_call_id + ': ' if message.tool_call_id else ': ' }}
+{%- for part in message.content %}{{ part.text if part.type == 'text' else '<image>' }}{% endfor %}
 {%- for call in message.tool_calls %}<{{ call.function.name }}>{{ call.function.arguments | tojson }}{% endfor %};
 {% endfor -%}"""
 
