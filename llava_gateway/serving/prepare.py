@@ -164,7 +164,9 @@ def _fit(
     asked, images, expanded = request.sampling, len(image_tokens), sum(image_tokens)
     tokens = text_tokens + expanded
     room = model.context_length - tokens
-    wanted = max(asked.min_tokens, 1) if asked.lower_max_tokens_to_fit else asked.max_tokens or max(asked.min_tokens, 1)
+    wanted = asked.max_tokens or max(asked.min_tokens, 1)
+    if asked.lower_max_tokens_to_fit:
+        wanted = min(wanted, max(asked.min_tokens, 1))
     if wanted > room:
         different = set(image_tokens) or {model.vision.min_image_tokens}
         each = f"{images} x {different.pop()}" if len(different) == 1 else " + ".join(map(str, image_tokens))

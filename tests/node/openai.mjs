@@ -49,7 +49,7 @@ for (const fields of [{ model: "other" }, { temperature: 9 }, { messages: [user(
   }
 }
 try {
-  for await (const _ of await client.chat.completions.create(ask({ messages: [user("Hello")], stream: true, max_tokens: 99999 })));
+  for await (const _ of await client.chat.completions.create(ask({ messages: [user("word ".repeat(6000))], stream: true })));
 } catch (error) {
   got.errors.push([error.constructor.name, error.status, error.param, error.code]);
 }

@@ -18,15 +18,17 @@ URL = "messages[0].content[0].image_url.url"
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 2.5}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
-    ({"max_tokens": "5"}, "max_tokens"),
+    ({"max_tokens": "5.5"}, "max_tokens"),
+    ({"max_tokens": "five"}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
-    ({"temperature": "0"}, "temperature"),
+    ({"temperature": "NaN"}, "temperature"),
+    ({"temperature": ""}, "temperature"),
     ({"temperature": True}, "temperature"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": 2.1}, "temperature"),
-    ({"top_p": 0}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
     ({"top_p": 1.5}, "top_p"),
     ({"n": 0}, "n"),
     ({"n": 129}, "n"),
@@ -34,29 +36,26 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"n": True}, "n"),
     ({"seed": 1e30}, "seed"),
     ({"seed": 2**63}, "seed"),
-    ({"seed": "1"}, "seed"),
+    ({"seed": float(2**53)}, "seed"),
     ({"seed": True}, "seed"),
     ({"stop": [""]}, "stop[0]"),
     ({"stop": ""}, "stop"),
     ({"stop": 5}, "stop"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({"stop": ["a"] * 65}, "stop"),
     ({"presence_penalty": 3}, "presence_penalty"),
-    ({"frequency_penalty": "1"}, "frequency_penalty"),
-    ({"stream": "true"}, "stream"),
+    ({"frequency_penalty": "3"}, "frequency_penalty"),
+    ({"stream": "yes"}, "stream"),
     ({"stream": 1}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ({"stream": True, "stream_options": []}, "stream_options"),
     ({"model": 5}, "model"),
-    ({"model": None}, "model"),
-    ({"stop": []}, "stop"),
     ({"top_k": -2}, "top_k"),
     ({"top_k": 2.5}, "top_k"),
     ({"min_p": 1.1}, "min_p"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"repetition_penalty": -1}, "repetition_penalty"),
     ({"tool_choice": "auto"}, "tool_choice"),
-    ({"top_logprobs": 0}, "top_logprobs"),
     ({"stop": "x" * 10_001}, "stop"),
     ({"bad_words": ["x" * 101]}, "bad_words[0]"),
     ({"logit_bias": {"05": 1}}, "logit_bias"),
@@ -96,7 +95,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
     ({"logprobs": 1}, "logprobs"),
-    ({"logprobs": "true"}, "logprobs"),
+    ({"logprobs": "1"}, "logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 1.5}, "top_logprobs"),
@@ -107,7 +106,9 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"-1": 1}}, "logit_bias"),
     ({"logit_bias": {"640": 1}}, "logit_bias.640"),
     ({"logit_bias": {"5": 101}}, "logit_bias.5"),
-    ({"logit_bias": {"5": "1"}}, "logit_bias.5"),
+    ({"logit_bias": {"5": "one"}}, "logit_bias.5"),
+    ({"chat_template_kwargs": {"chat_template": "{{ messages }}"}}, "chat_template_kwargs.chat_template"),
+    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     ({"logit_bias": [1]}, "logit_bias"),
     ({"response_format": "json"}, "response_format"),
     ({"response_format": {"type": "xml"}}, "response_format"),
@@ -142,9 +143,6 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0].role"),
     ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].tool_call_id"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
-    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-    ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
-    ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content[0]"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
@@ -154,7 +152,12 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, URL),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}]}, URL),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}]}, URL),
-    ({"messages": [{"role": "system", "content": [image(GRID)]}, user("hi")]}, "messages[0].content[0].type"),
+    ({"messages": [{"role": "user", "content": [{"type": "input_image", "file_id": "x"}]}]}, "messages[0].content[0].image_url"),
+    ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages[0].content[0]"),
+    (
+        {"messages": [user("hi"), {"role": "assistant", "content": [image(GRID)]}], "continue_final_message": True},
+        "messages",
+    ),
 ]
 
 
@@ -219,7 +222,6 @@ def test_non_http_request_gets_a_json_error(server: Server) -> None:
 
 
 def test_missing_field_is_named_in_the_error(http: httpx.Client) -> None:
-    refused(http.post(CHAT, json={"messages": [user("hi")]}), 400, "model")
     refused(http.post(CHAT, json={"model": MODEL}), 400, "messages")
 
 
@@ -256,8 +258,9 @@ def test_wrong_media_type_method_and_path_are_refused(http: httpx.Client) -> Non
     refused(http.post(CHAT, content=text, headers={"content-type": "application/json", "content-encoding": "gzip"}), 415, None)
     refused(http.get(CHAT), 405, None)
     refused(http.post("/v1/models"), 405, None)
-    for path in ("/v1", "/v1/models/", "/v1/chat/completions/", "/../etc/passwd", "/docs/"):
-        refused(http.get(path), 404, "model" if path == "/v1/models/" else None)
+    refused(http.get(f"{CHAT}/"), 405, None)
+    for path in ("/v1", "/v1/", "/v1/models//", "/v1/chat/completions/x/", "/../etc/passwd", "/docs//"):
+        refused(http.get(path), 404, "model" if path == "/v1/models//" else None)
 
 
 def test_large_body_is_refused_with_and_without_a_declared_length(http: httpx.Client) -> None:
@@ -274,11 +277,11 @@ IMAGE = encode(draw(GRID))
 
 
 def test_request_beyond_the_context_is_refused(http: httpx.Client) -> None:
-    error = refused(http.post(CHAT, json=body("Hello", max_tokens=5000)), 400, "messages", "context_length_exceeded")
-    assert "4096" in error["message"]
+    error = refused(http.post(CHAT, json=body("Hello", min_tokens=5000, max_tokens=6000)), 400, "messages", "context_length_exceeded")
+    assert error["message"].startswith("This model's maximum context length is 4096 tokens. However, you requested 50")
     refused(http.post(CHAT, json=body("word " * 5000, max_tokens=1)), 400, "messages", "context_length_exceeded")
     refused(http.post(CHAT, json=body(*[image(GRID)] * 8, "hi")), 400, "messages", "context_length_exceeded")
-    refused(http.post(CHAT, json=body(*[image(GRID)] * 7, "hi", max_tokens=100)), 400, "messages", "context_length_exceeded")
+    refused(http.post(CHAT, json=body(*[image(GRID)] * 7, "hi", min_tokens=100)), 400, "messages", "context_length_exceeded")
 
 
 def test_harmless_deviations_are_accepted(http: httpx.Client) -> None:
@@ -291,6 +294,37 @@ def test_harmless_deviations_are_accepted(http: httpx.Client) -> None:
     ignored = {"user": "me", "store": False, "metadata": {}, "tools": [], "tool_choice": "none", "brand_new_field": {"a": 1}}
     answer = http.post(CHAT, json=body(image(GRID) | {"uuid": "x" * 100}, "Describe this image.", **ignored))
     assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": "0", "max_tokens": "200", "n": 1.0, "stream": "false", "stop": [], "logit_bias": {"5": "0"}},
+        {"temperature": 1.5, "top_p": 0, "top_logprobs": 0, "logprobs": False},
+        {"chat_template_kwargs": {"enable_thinking": False}, "guided_decoding_backend": "xgrammar"},
+        {"stop": [f"stop {number}" for number in range(64)], "max_tokens": 100_000},
+        {"model": None},
+        {"model": ""},
+    ],
+    ids=lambda fields: str(fields)[:60],
+)
+def test_harmless_habit_does_not_change_the_answer(http: httpx.Client, fields: dict[str, Any]) -> None:
+    answer = http.post(CHAT, json=body(image(GRID), "Describe this image.") | fields).json()
+    assert answer["choices"][0]["message"]["content"] == describe([GRID])
+    assert answer["model"] == MODEL
+
+
+@pytest.mark.parametrize("content", ["", [], None])
+def test_empty_message_is_answered(http: httpx.Client, content: Any) -> None:
+    answer = http.post(CHAT, json=body(messages=[{"role": "user", "content": content}], max_tokens=5))
+    assert answer.json()["usage"]["completion_tokens"] > 0
+
+
+def test_answer_beyond_the_context_ends_there(http: httpx.Client) -> None:
+    asked = body("word " * 4050, max_tokens=1000, ignore_eos=True)
+    answer = http.post(CHAT, json=asked).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] == 4096
 
 
 def test_server_answers_after_all_refusals(http: httpx.Client) -> None:

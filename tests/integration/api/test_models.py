@@ -114,7 +114,7 @@ def test_chat_beyond_the_context_is_refused_with_its_token_counts(served: Served
     size = (1344, 1344)
     tokens = served.expected(size)
     wanted = CONTEXT - tokens + 1
-    refused = served.post("/v1/chat/completions", data_uri(encode(draw(GRID, size))), min_tokens=wanted)
+    refused = served.post("/v1/chat/completions", data_uri(encode(draw(GRID, size))), min_tokens=wanted, max_tokens=wanted)
     assert refused.status_code == 400
     error = refused.json()["error"]
     assert error["code"] == "context_length_exceeded"

@@ -85,7 +85,7 @@ def test_failed_lines_can_be_retried(server: Server, tmp_path: Path) -> None:
         line("late", image_part("late.png"), "Describe this image."),
         line("folder", image_part("."), "Describe this image."),
         line("model", "Hello", model="no-such"),
-        line("long", "Hello", max_tokens=100_000),
+        line("long", "word " * 6000),
         line("nonsense", {"type": "image_url", "image_url": 5}, messages=[5]),
     ]
     out = tmp_path / "out.jsonl"

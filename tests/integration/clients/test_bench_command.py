@@ -34,7 +34,7 @@ def test_bench_sends_images(server: Server, tmp_path: Path) -> None:
 
 
 def test_bench_reports_failures(server: Server) -> None:
-    ended = run("bench", server.url, "--concurrency", "2", "--requests", "2", "--max-tokens", "100000")
+    ended = run("bench", server.url, "--concurrency", "2", "--requests", "2", "--images", "8")
     assert ended.returncode == 1
     assert "2 failed" in ended.stderr.replace("\n", " ") or ended.stderr.count("1 failed") == 2
     assert "context" in ended.stderr

