@@ -29,6 +29,7 @@ def hold_to_calls(request: ChatRequest, sampling: SamplingParams) -> SamplingPar
     The answer is the arguments of the named tool as JSON, or a JSON array of objects with a name and arguments. No stop string ends it.
     Raises InvalidRequest.
     """
+    _check_length(sum(len(tool.parameters) for tool in request.tools), request.tools_param)
     if sampling.structured_output:
         param = sampling.structured_output.param
         raise InvalidRequest(f"{param} cannot be combined with a tool_choice that requires a call; leave one of them out.", param=param)
@@ -46,6 +47,7 @@ def hold_to_text_or_calls(request: ChatRequest, sampling: SamplingParams) -> Sam
 
     If the request has a JSON Schema for the answer, text follows the schema. Raises InvalidRequest.
     """
+    _check_length(sum(len(tool.parameters) for tool in request.tools), request.tools_param)
     wanted = sampling.structured_output
     if wanted and wanted.kind not in ("json", "json_object"):
         raise InvalidRequest(f"{wanted.param} cannot be combined with tools; leave one of them out.", param=wanted.param)
@@ -143,9 +145,13 @@ def _lark_json(schema: dict[str, Any]) -> str:
 def _held(sampling: SamplingParams, structured_output: StructuredOutput) -> SamplingParams:
     """Return the parameters with a structured output. Raises InvalidRequest if they contradict it."""
     param = structured_output.param
-    if len(structured_output.spec) > MAX_LENGTH:
-        raise InvalidRequest(f"The schemas of the tools have more than {MAX_LENGTH} characters together; send fewer tools.", param=param)
+    _check_length(len(structured_output.spec), param)
     for name in ("ignore_eos", "min_tokens"):
         if getattr(sampling, name):
             raise InvalidRequest(f"{name} cannot be combined with {param}, which decides where the answer ends.", param=name)
     return dataclasses.replace(sampling, structured_output=structured_output)
+
+
+def _check_length(length: int, param: str) -> None:
+    if length > MAX_LENGTH:
+        raise InvalidRequest(f"The schemas of the tools have more than {MAX_LENGTH} characters together; send fewer tools.", param=param)
