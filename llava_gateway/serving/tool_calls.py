@@ -18,6 +18,8 @@ from llava_gateway.types import ChatRequest, Delta, FinishReason, ToolCallDelta
 CallFormatName = Literal["hermes", "llama3_json", "mistral", "list"]
 MAX_HELD = 1024
 """Characters at the beginning of a call that are held until the call's name is known. White space before a call is held as long."""
+PIECE = 4096
+"""Characters of a long answer that are searched at once, because the rest of the piece is copied for each part of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,11 @@ class _Calls:
 
     def push(self, text: str, *, last: bool) -> tuple[str, list[ToolCallDelta]]:
         """Take the next piece of the answer. `last`: the answer ends with it. Returns ordinary text and pieces of calls."""
-        self._rest += text
-        self._last = last
-        while self._part():
-            pass
+        for start in range(0, max(len(text), 1), PIECE):
+            self._rest += text[start : start + PIECE]
+            self._last = last and start + PIECE >= len(text)
+            while self._part():
+                pass
         if last:
             self._flush()
         result = "".join(self._text) if self._format.has_text else "", self._calls
@@ -194,8 +197,7 @@ class _Calls:
         whole = "".join(self._object)
         call = _call_of(whole, self._names)
         if call is None:
-            self._rest = whole + self._rest
-            self._give_up()
+            self._give_up(whole)
         else:
             self._calls += [_begin(self._finished_calls, call[0]), ToolCallDelta(self._finished_calls, call[1])]
             self._end_call()
@@ -238,9 +240,12 @@ class _Calls:
         self._raw = ""
         self._part = self._take_between if self._parallel else self._take_nothing
 
-    def _give_up(self) -> None:
-        """Treat the text since the marker as ordinary text, because it does not become a call."""
-        self._text.append(self._raw[self._raw_text() :])
+    def _give_up(self, json: str = "") -> None:
+        """Treat the text since the marker as ordinary text, because it does not become a call. `json`: an object that is none.
+
+        The object is not searched for further markers: the work for a text with many of them would grow with the square of its length.
+        """
+        self._text += [self._raw[self._raw_text() :], json]
         self._has_text = True
         self._raw = ""
         self._part = self._take_text

@@ -18,10 +18,9 @@ MAX_CALLS = 8
 MAX_LENGTH = 65_536
 """The upper bound of a grammar, in characters, as for other structured outputs."""
 
-_SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_SUBSCHEMAS = ("additionalProperties", "items", "prefixItems", "anyOf", "oneOf", "allOf", "not", "if", "then", "else", "contains")
-_OPEN = ("not", "if", "then", "else")
-"""Keywords whose schemas are not closed: they describe a part of an object."""
+_SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_SUBSCHEMAS = ("additionalProperties", "items", "prefixItems", "anyOf", "oneOf", "allOf")
+"""The keywords with schemas as values that the engine's backend supports. The backend refuses `not`, `if` and the other ones."""
 
 
 def hold_to_calls(request: ChatRequest, sampling: SamplingParams) -> SamplingParams:
@@ -30,6 +29,7 @@ def hold_to_calls(request: ChatRequest, sampling: SamplingParams) -> SamplingPar
     The answer is the arguments of the named tool as JSON, or a JSON array of objects with a name and arguments. No stop string ends it.
     Raises InvalidRequest.
     """
+    _check_length(sum(len(tool.parameters) for tool in request.tools), request.tools_param)
     if sampling.structured_output:
         param = sampling.structured_output.param
         raise InvalidRequest(f"{param} cannot be combined with a tool_choice that requires a call; leave one of them out.", param=param)
@@ -47,6 +47,7 @@ def hold_to_text_or_calls(request: ChatRequest, sampling: SamplingParams) -> Sam
 
     If the request has a JSON Schema for the answer, text follows the schema. Raises InvalidRequest.
     """
+    _check_length(sum(len(tool.parameters) for tool in request.tools), request.tools_param)
     wanted = sampling.structured_output
     if wanted and wanted.kind not in ("json", "json_object"):
         raise InvalidRequest(f"{wanted.param} cannot be combined with tools; leave one of them out.", param=wanted.param)
@@ -65,13 +66,14 @@ def hold_to_text_or_calls(request: ChatRequest, sampling: SamplingParams) -> Sam
 def arguments_schema(tool: Tool, root: str = "#") -> dict[str, Any]:
     """Return the JSON Schema of a tool's arguments: objects that do not say otherwise have no other properties than those declared.
 
+    A schema that composes objects of several parts is left as it is, because a closed part would exclude the properties of the others.
     `root`: the place of the schema in the document where it will stand, as a JSON pointer: references are rewritten to it.
     Raises InvalidRequest if the schema is not of type object.
     """
     schema = orjson.loads(tool.parameters)
     if schema.get("type", "object") != "object":
         raise InvalidRequest("The arguments of a tool must be of type object.", param=f"{tool.param}.parameters.type")
-    prepared: dict[str, Any] = _prepared(schema, root)
+    prepared: dict[str, Any] = _prepared(schema, root, closed=not _composes(schema))
     return {"type": "object"} | prepared
 
 
@@ -91,7 +93,7 @@ def _list_schema(tools: Sequence[Tool], max_calls: int) -> str:
     return orjson.dumps(schema).decode()
 
 
-def _prepared(schema: Any, root: str, *, closed: bool = True) -> Any:
+def _prepared(schema: Any, root: str, *, closed: bool) -> Any:
     """Return a schema that may stand at `root` of another document. `closed`: objects get `additionalProperties: false`."""
     if isinstance(schema, list):
         return [_prepared(each, root, closed=closed) for each in schema]
@@ -104,13 +106,24 @@ def _prepared(schema: Any, root: str, *, closed: bool = True) -> Any:
         if key == "$ref" and isinstance(value, str) and value.startswith("#"):
             value = root + value[1:]
         elif key in _SCHEMA_MAPS and isinstance(value, dict):
-            value = {name: _prepared(each, root) for name, each in value.items()}
-        elif key in _SUBSCHEMAS and isinstance(value, dict | list):
-            value = _prepared(value, root, closed=key not in _OPEN and not (key == "allOf" and (len(value) > 1 or "properties" in schema)))
+            value = {name: _prepared(each, root, closed=closed) for name, each in value.items()}
+        elif key in _SUBSCHEMAS:
+            value = _prepared(value, root, closed=closed)
         prepared[key] = value
-    if closed and "additionalProperties" not in prepared and "allOf" not in prepared and "properties" in prepared:
-        prepared["additionalProperties"] = False
+    if closed and "properties" in prepared:
+        prepared.setdefault("additionalProperties", False)
     return prepared
+
+
+def _composes(schema: Any) -> bool:
+    """Return whether an object is composed of several schemas anywhere in a schema."""
+    if isinstance(schema, list):
+        return any(map(_composes, schema))
+    if not isinstance(schema, dict):
+        return False
+    all_of = schema.get("allOf")
+    parts = sum(keyword in schema for keyword in ("properties", "anyOf", "oneOf", "$ref"))
+    return parts + (len(all_of) if isinstance(all_of, list) else 0) > 1 or any(map(_composes, schema.values()))
 
 
 def _schema_of(structured_output: StructuredOutput) -> dict[str, Any]:
@@ -121,7 +134,7 @@ def _schema_of(structured_output: StructuredOutput) -> dict[str, Any]:
         schema = None
     if not isinstance(schema, dict):
         raise InvalidRequest(f"{structured_output.param} must be a JSON Schema.", param=structured_output.param)
-    prepared: dict[str, Any] = _prepared(schema, "#")
+    prepared: dict[str, Any] = _prepared(schema, "#", closed=not _composes(schema))
     return prepared
 
 
@@ -132,9 +145,13 @@ def _lark_json(schema: dict[str, Any]) -> str:
 def _held(sampling: SamplingParams, structured_output: StructuredOutput) -> SamplingParams:
     """Return the parameters with a structured output. Raises InvalidRequest if they contradict it."""
     param = structured_output.param
-    if len(structured_output.spec) > MAX_LENGTH:
-        raise InvalidRequest(f"The schemas of the tools have more than {MAX_LENGTH} characters together; send fewer tools.", param=param)
+    _check_length(len(structured_output.spec), param)
     for name in ("ignore_eos", "min_tokens"):
         if getattr(sampling, name):
             raise InvalidRequest(f"{name} cannot be combined with {param}, which decides where the answer ends.", param=name)
     return dataclasses.replace(sampling, structured_output=structured_output)
+
+
+def _check_length(length: int, param: str) -> None:
+    if length > MAX_LENGTH:
+        raise InvalidRequest(f"The schemas of the tools have more than {MAX_LENGTH} characters together; send fewer tools.", param=param)

@@ -1,6 +1,7 @@
 """Calls of tools are found in an answer's text, however the engine cuts the text into pieces."""
 
 import json
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -166,6 +167,19 @@ def test_arguments_are_streamed_before_the_call_is_whole() -> None:
     first = parser.parse(Delta(0, '{"name":"look","arguments":{"a', 1))
     assert [(call.name, call.arguments) for call in first.tool_calls] == [("look", ""), (None, '{"a')]
     assert [call.arguments for call in parser.parse(Delta(0, "bc", 1)).tool_calls] == ["bc"]
+
+
+@pytest.mark.parametrize(
+    "unit", ["<tool_call>{", "<tool_call>{}", "<tool_call>", '<tool_call>{"name":"look"}', "{", " ", '"', "<tool_call> ", "<"]
+)
+def test_work_for_hostile_text_grows_with_its_length(unit: str) -> None:
+    """A text of 300,000 characters takes a fraction of a second; work that grows with the square would take minutes."""
+    text = unit * (300_000 // len(unit)) + "}" * 10_000
+    for answer in (text, f"<tool_call>{text}"):
+        start = time.thread_time()
+        parse([answer])
+        parse([answer[at : at + 200] for at in range(0, len(answer), 200)])
+        assert time.thread_time() - start < 10
 
 
 def test_choices_have_calls_of_their_own() -> None:

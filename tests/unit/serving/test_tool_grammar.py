@@ -140,8 +140,24 @@ def test_objects_are_closed_unless_they_say_otherwise() -> None:
     assert allows(named, '{"x":{"a":1}}')
     assert not allows(named, '{"x":{"b":1}}')
     assert allows(named, '{"open":{"b":1}}')
-    both = {"type": "object", "allOf": [inner, {"properties": {"b": {"const": 2}}}], "required": ["a", "b"]}
-    assert allows(held(request(tool("f", both), choice="named")), '{"a":1,"b":2}')
+
+
+OTHER = {"properties": {"b": {"const": 2}}}
+PART = {"type": "object", "properties": {"a": {"const": 1}}}
+
+
+@pytest.mark.parametrize(
+    "composed",
+    [
+        {"allOf": [PART, OTHER]},
+        {"allOf": [{"$ref": "#/$defs/Part"}, OTHER], "$defs": {"Part": PART}},
+        {"anyOf": [OTHER], "properties": {"a": {"const": 1}}},
+        {"$ref": "#/$defs/Part", "properties": {"b": {"const": 2}}, "$defs": {"Part": PART}},
+    ],
+)
+def test_parts_of_a_composed_object_do_not_exclude_each_other(composed: dict[str, Any]) -> None:
+    named = held(request(tool("f", composed | {"type": "object", "required": ["a", "b"]}), choice="named"))
+    assert allows(named, '{"a":1,"b":2}') or allows(named, '{"b":2,"a":1}')
 
 
 def test_tool_without_parameters_has_no_arguments_and_an_empty_schema_allows_any_object() -> None:
