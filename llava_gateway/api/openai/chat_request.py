@@ -17,12 +17,10 @@ from llava_gateway.settings import AspectRatio
 from llava_gateway.types import ChatRequest, Message
 
 NO_TOOLS = "the model cannot call tools"
-TemplateKwargs = Annotated[dict[str, Any], Field(max_length=100)]
-TEMPLATE_KWARGS = (
-    "vLLM's: variables of the chat template, each a number, true or false; variables that the template does not read have no effect"
-)
 NO_FUNCTIONS = "the model cannot call functions"
 NOTHING_STORED = "nothing is stored"
+TEMPLATE_KWARGS = "vLLM's: variables of the chat template, each true or false; variables that the template does not read have no effect"
+TemplateKwargs = Annotated[dict[str, Any], Field(max_length=100)]
 
 
 class ChatCompletionRequest(SamplingFields):
