@@ -177,16 +177,15 @@ class PromptRenderer:
         return self._named[template]
 
     def _template_variables(self, compiled: "_Compiled", template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the variables that the template reads. Raises InvalidRequest for a variable of the server's own, and for text.
-
-        Text could become a control token.
+        """Return the variables that the template reads. Raises InvalidRequest for variables that the server sets, and for other values than
+        booleans: a text could become a control token, and a number could make the prompt very long.
         """
         for name, value in template_kwargs.items():
             param = f"chat_template_kwargs.{name[:50]}"
             if name in RESERVED_KWARGS or name in self._variables:
                 raise InvalidRequest(f"{param}: the server sets this variable of the chat template.", param=param)
-            if name in compiled.variables and not isinstance(value, bool | int | float | None):
-                raise InvalidRequest(f"{param}: must be true, false or a number.", param=param)
+            if name in compiled.variables and not isinstance(value, bool | None):
+                raise InvalidRequest(f"{param}: must be true or false.", param=param)
         return {name: template_kwargs[name] for name in compiled.variables & template_kwargs.keys()}
 
     def _text(

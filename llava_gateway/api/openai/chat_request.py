@@ -18,11 +18,9 @@ from llava_gateway.prompts.templates import built_in
 from llava_gateway.settings import AspectRatio
 from llava_gateway.types import ChatRequest, Message
 
-TemplateKwargs = Annotated[dict[str, Any], Field(max_length=100)]
-TEMPLATE_KWARGS = (
-    "vLLM's: variables of the chat template, each a number, true or false; variables that the template does not read have no effect"
-)
 NOTHING_STORED = "nothing is stored"
+TEMPLATE_KWARGS = "vLLM's: variables of the chat template, each true or false; variables that the template does not read have no effect"
+TemplateKwargs = Annotated[dict[str, Any], Field(max_length=100)]
 
 
 class ChatCompletionRequest(ToolFields, SamplingFields):

@@ -17,7 +17,7 @@ MAX_PARTS = 4096
 """The upper bound of content parts and calls of tools in all messages together."""
 TextType = Literal["text", "input_text", "output_text"]
 ImageType = Literal["image_url", "input_image"]
-"""The types of parts. Those that begin with `input_` or `output_` are of OpenAI's Responses API."""
+"""The types of text and image parts. Types that begin with `input_` or `output_` are those of OpenAI's Responses API."""
 
 
 class ImageReference(StrictModel):

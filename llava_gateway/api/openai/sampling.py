@@ -139,6 +139,10 @@ class StreamOptions(StrictModel):
     continuous_usage_stats: bool | None = Field(None, description="vLLM's: with include_usage, every chunk has the usage so far")
     include_obfuscation: bool | None = Field(None, description="ignored: chunks are never padded")
 
+    @property
+    def asks_for_usage(self) -> bool:
+        return bool(self.include_usage or self.continuous_usage_stats)
+
 
 class SamplingFields(RequestBody):
     """The fields that the bodies of chat and text completions share."""
@@ -207,8 +211,7 @@ class SamplingFields(RequestBody):
         `logprobs`: the number of likeliest tokens to return at each position, or None for no log probabilities. Raises InvalidRequest for
         contradictory fields and for a schema or grammar that is too long.
         """
-        options = self.stream_options or StreamOptions()
-        if (options.include_usage or options.continuous_usage_stats) and not self.stream:
+        if self.stream_options and not self.stream and self.stream_options.asks_for_usage:
             raise InvalidRequest("stream_options requires stream: true.", param="stream_options")
         if self.prompt_logprobs is not None and self.stream:
             raise InvalidRequest("prompt_logprobs cannot be streamed; leave out stream.", param="prompt_logprobs")

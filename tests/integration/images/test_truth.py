@@ -72,8 +72,9 @@ def test_images_of_every_role_are_counted_and_kept_in_order(client: OpenAI) -> N
     completion = client.chat.completions.create(**body(messages=[*history, user("Describe these images.")], max_tokens=1))
     assert completion.usage
     assert completion.usage.model_dump()["prompt_tokens_details"]["image_tokens"] == 3 * 576
-    shown = [{"role": "system", "content": [image(COLORFUL)]}, user(image(OTHER), "Describe these images.")]
-    assert say(client, messages=shown) == describe([COLORFUL, OTHER])
+    red, white = ("red",) * 4, ("white",) * 4  # the demo model was not trained with system images, and takes some quarters for others
+    shown = [{"role": "system", "content": [image(red)]}, user(image(white), "Describe these images.")]
+    assert say(client, messages=shown) == describe([red, white])
 
 
 def test_four_images_keep_their_order(client: OpenAI) -> None:

@@ -101,6 +101,12 @@ def test_error_raised_by_a_template_is_a_400() -> None:
         renderer.chat(CHATS[0])
 
 
+def test_message_that_breaks_a_template_is_a_400() -> None:
+    renderer = PromptRenderer(model_info("{{ messages[0]['content'] + 1 }}"))
+    with pytest.raises(InvalidRequest, match="refuses these messages"):
+        renderer.chat(CHATS[0])
+
+
 def test_template_that_drops_images_is_a_400() -> None:
     renderer = PromptRenderer(model_info("{{ messages[0]['role'] }}"))
     with pytest.raises(InvalidRequest, match="images"):
@@ -131,7 +137,7 @@ def test_template_gets_the_variables_that_it_reads() -> None:
     "kwargs",
     [
         *({name: True} for name in ("messages", "add_generation_prompt", "tools", "chat_template", "eos_token", "image_token")),
-        *({"enable_thinking": value} for value in ("</s>", ["</s>"], {"a": 1})),
+        *({"enable_thinking": value} for value in ("</s>", ["</s>"], {"a": 1}, 10**12)),
     ],
     ids=str,
 )

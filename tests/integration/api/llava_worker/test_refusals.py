@@ -21,22 +21,22 @@ from llava_gateway.demo.images import draw, encode
         ({"prompt": "A" * (1 << 18)}, "prompt"),
         ({"prompt": "word " * 50_000}, "prompt"),
         ({"model": 5}, "model"),
-        ({"temperature": "0.2"}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
         ({"temperature": True}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_p": -1}, "top_p"),
-        ({"top_p": "1"}, "top_p"),
+        ({"top_p": "1,0"}, "top_p"),
         ({"top_k": 1.5}, "top_k"),
         ({"top_k": -2}, "top_k"),
         ({"top_k": 1 << 31}, "top_k"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
-        ({"repetition_penalty": "1"}, "repetition_penalty"),
+        ({"repetition_penalty": "one"}, "repetition_penalty"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": -5}, "max_new_tokens"),
         ({"max_new_tokens": 512.5}, "max_new_tokens"),
-        ({"max_new_tokens": "512"}, "max_new_tokens"),
+        ({"max_new_tokens": "512.5"}, "max_new_tokens"),
         ({"max_new_tokens": True}, "max_new_tokens"),
         ({"stop": 5}, "stop"),
         ({"stop": "x" * 10_001}, "stop"),
@@ -98,7 +98,7 @@ def test_numbers_of_images_and_placeholders_must_agree(plain_http: httpx.Client)
     refused(plain_http.post(GENERATE, json=request(DESCRIBE)), 400, 1, "1 image placeholders", "0 images")
     refused(plain_http.post(GENERATE, json=request(images=[base64_of(GRID)])), 400, 1, "0 image placeholders", "1 images")
     refused(plain_http.post(GENERATE, json=request(DESCRIBE, images=[base64_of(GRID)] * 2)), 400, 1, "placeholders", "2 images")
-    refused(plain_http.post(GENERATE, json=request("<image>" * 8, images=[base64_of(GRID)] * 8)), 400, 1, "at most 7 images")
+    refused(plain_http.post(GENERATE, json=request("<image>" * 8, images=[base64_of(GRID)] * 8)), 400, 1, "at most 7 fit")
 
 
 @pytest.mark.parametrize("path", [GENERATE, "/get_worker_address", "/receive_heart_beat"])

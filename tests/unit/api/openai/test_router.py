@@ -156,3 +156,25 @@ def test_context_error_has_openais_sentence(path: str, body: dict[str, Any], exc
     found = re.match(beginning, message)
     assert found, message
     assert int(found[1]) >= CONTEXT
+
+
+@pytest.mark.parametrize(("headers", "accepted"), [({"x-api-key": "secret"}, True), ({"api-key": "secret"}, True), ({}, False)], ids=str)
+def test_websocket_takes_the_same_headers_and_paths(headers: dict[str, str], accepted: bool) -> None:
+    async def connect() -> list[Any]:
+        sent: list[Any] = []
+        received = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+        async def receive() -> Any:
+            return received.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        async with served(MODEL, api_keys=("secret",)) as http:
+            transport: Any = http._transport
+            scope = {"type": "websocket", "path": "/api/v1/stream/", "headers": raw, "client": ("127.0.0.1", 1), "query_string": b""}
+            await transport.app(scope, receive, send)
+        return sent
+
+    assert asyncio.run(connect()) == ["websocket.accept" if accepted else "websocket.close"]
