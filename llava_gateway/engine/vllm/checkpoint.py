@@ -45,7 +45,7 @@ def check_checkpoint(model: str, flags: Sequence[str]) -> dict[str, Any]:
     elif path.exists() or path.is_absolute() or model.startswith((".", "~")):
         raise EngineStartError(f"there is no directory {model}")
     else:
-        found = hub_config(model, given.revision, given.download_dir)
+        found = hub_config(model, given.revision, given.download_dir, given.hf_token)
         config = _read(found)
         if original_kind(found.parent):
             target = f"{path.name}-hf"
@@ -59,7 +59,7 @@ def check_checkpoint(model: str, flags: Sequence[str]) -> dict[str, Any]:
 def _location_flags(flags: Sequence[str]) -> argparse.Namespace:
     """Return the flags of vLLM that change which files it reads."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("hf-config-path", "hf-overrides", "config-format", "revision", "download-dir", "load-format", "tokenizer"):
+    for name in ("hf-config-path", "hf-overrides", "hf-token", "config-format", "revision", "download-dir", "load-format", "tokenizer"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", nargs="?")
     return parser.parse_known_args(flags)[0]
 
@@ -165,10 +165,10 @@ HUB_TIMEOUT = 10
 """Seconds that the Hugging Face Hub may take to answer."""
 
 
-def hub_config(model: str, revision: str | None, cache: str | None) -> Path:
+def hub_config(model: str, revision: str | None, cache: str | None, token: str | None) -> Path:
     """Return the path of a model's config.json, downloaded from the Hugging Face Hub or by an earlier start. Raises EngineStartError.
 
-    `cache`: the directory of downloads. None: Hugging Face's own.
+    `cache`: the directory of downloads. None: Hugging Face's own. `token`: of an account. None: that of HF_TOKEN, or of an earlier login.
     """
     from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]  # documented there
@@ -178,8 +178,8 @@ def hub_config(model: str, revision: str | None, cache: str | None) -> Path:
         earlier = try_to_load_from_cache(model, "config.json", cache, revision)
         # This request fails at once. A download would try again for half a minute, or wait for ever.
         url = f"{constants.ENDPOINT}/api/models/{model}/auth-check"
-        hf_raise_for_status(get_session().get(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT))
-        return Path(hf_hub_download(model, "config.json", revision=revision, cache_dir=cache))
+        hf_raise_for_status(get_session().get(url, headers=build_hf_headers(token=token), timeout=HUB_TIMEOUT))
+        return Path(hf_hub_download(model, "config.json", revision=revision, cache_dir=cache, token=token))
     except errors.HFValidationError as error:
         raise EngineStartError(f"{model} is neither a directory here nor the name of a model on the Hugging Face Hub") from error
     except errors.GatedRepoError as error:

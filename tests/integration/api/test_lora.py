@@ -228,11 +228,8 @@ def test_adapter_in_use_is_replaced_when_all_slots_are_full(lora_server: LoraSer
     for name in names:
         assert lora_server.load(name, "corner").status_code == 200
     asked = body(image(GRID), lora.ASKED, model="three", stream=True, ignore_eos=True, max_tokens=1000)
-    with (
-        lora_server.client("alice") as http,
-        httpx.Client(timeout=120, headers=http.headers) as live,
-        live.stream("POST", lora_server.server.url + CHAT, json=asked) as answer,
-    ):
+    headers = {"authorization": f"Bearer {lora_server.keys['alice']}"}
+    with httpx.stream("POST", lora_server.server.url + CHAT, json=asked, headers=headers, timeout=120) as answer:
         pieces = answer.iter_text()
         next(pieces)
         assert lora_server.load("three", "same", load_inplace=True).status_code == 200
