@@ -23,7 +23,7 @@ ORDINARY_SEGMENTS = 64
 ORDINARY_EXIF = 64 << 10
 """The greatest size of an EXIF block, in bytes."""
 ORDINARY_EXIF_ENTRIES = 256
-"""The greatest number of EXIF entries. Each entry may refer to the whole block, and the decoder copies the bytes for each."""
+"""The greatest number of EXIF entries. A parser may copy the whole block for each."""
 MAX_SEGMENTS = 1024
 """The greatest number of segments of metadata. 20 MiB of metadata need 320 segments of a JPEG, which hold 64 KiB each."""
 MAX_JPEG_SCANS = 64
@@ -42,7 +42,7 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 PNG_DATA = (b"IDAT", b"fcTL", b"fdAT")
 EXIF_AS_TEXT = b"Raw profile type exif"
-"""The keyword of a text chunk that Pillow reads as EXIF."""
+"""The keyword of a text chunk that some programs read as EXIF."""
 
 
 def is_ordinary(data: bytes, image_format: str | None) -> bool:
