@@ -1,4 +1,4 @@
-# make serve | test | test-fast | test-ray | lint | check | measure | bench | soak | fuzz | screenshots | demo-model | clean
+# make serve | test | test-fast | test-ray | test-clients | lint | check | measure | bench | soak | fuzz | screenshots | demo-model | clean
 # Variables: HOST PORT MODEL ARGS WORKERS PYTHON ENGINE BENCH SOAK FUZZ
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -12,8 +12,9 @@ FUZZ ?=
 BIN := .venv/bin
 TESTS := PYTHONPATH="$(CURDIR)/tests" $(BIN)/python -m
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
+CLIENTS := $(patsubst tests/clients/requirements/%.txt,.venv-clients/%/installed,$(wildcard tests/clients/requirements/*.txt))
 
-.PHONY: serve test test-fast test-ray lint check measure bench soak fuzz screenshots demo-model clean
+.PHONY: serve test test-fast test-ray test-clients lint check measure bench soak fuzz screenshots demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -27,6 +28,9 @@ test-fast: .venv/test-$(ENGINE)  ## The quick unit tests in random order, by fou
 
 test-ray: .venv/test-$(ENGINE)  ## A Ray cluster of several gateways and engines on this machine, and faults that end some of them
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
+
+test-clients: .venv/test-$(ENGINE) $(CLIENTS)  ## Other projects' clients and Open WebUI, each with the recipe of docs/clients.md
+	$(BIN)/python -m pytest tests/clients $(ARGS)
 
 lint: .venv/check-$(ENGINE)  ## Ruff and mypy
 	$(BIN)/ruff check .
@@ -65,5 +69,11 @@ demo-model: .venv/test-$(ENGINE)  ## Train the demo model again (about half an h
 	@deploy/install/install.sh $* test check
 	@touch $@ .venv/test-$* .venv/serve-$*
 
-clean:  ## Remove the environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+# Clients need other versions of some packages than the gateway does, and not all agree with each other.
+.venv-clients/%/installed: tests/clients/requirements/%.txt | .venv/test-$(ENGINE)
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --requirement $<
+	@touch $@
+
+clean:  ## Remove the environments and caches
+	rm -rf .venv .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -42,3 +42,11 @@ def run_example(server: Server, name: str) -> list[str]:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.splitlines()
+
+
+def recipes() -> dict[str, tuple[str, str]]:
+    """Return the language and the code of each recipe of docs/clients.md, by the heading of its section."""
+    sections = (ROOT / "docs" / "clients.md").read_text().split("\n## ")[1:]
+    found = {section.partition("\n")[0]: re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL) for section in sections}
+    assert all(len(section_blocks) == 1 for section_blocks in found.values()), "each section has one recipe"
+    return {heading: section_blocks[0] for heading, section_blocks in found.items()}
