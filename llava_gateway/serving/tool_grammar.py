@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from llava_gateway.engine.closed_schema import ANY_OBJECT, MAPS, NESTED, close_objects
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import ChatRequest, SamplingParams, StructuredOutput, Tool
 
@@ -17,10 +18,6 @@ MAX_CALLS = 8
 """The greatest number of calls in an answer that must call tools. A weak model would otherwise call tools until its tokens are used up."""
 MAX_LENGTH = 65_536
 """The upper bound of a grammar, in characters, as for other structured outputs."""
-
-_SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
-_SUBSCHEMAS = ("additionalProperties", "items", "prefixItems", "anyOf", "oneOf", "allOf")
-"""The keywords with schemas as values that the engine's backend supports. The backend refuses `not`, `if` and the other ones."""
 
 
 def hold_to_calls(request: ChatRequest, sampling: SamplingParams) -> SamplingParams:
@@ -66,15 +63,15 @@ def hold_to_text_or_calls(request: ChatRequest, sampling: SamplingParams) -> Sam
 def arguments_schema(tool: Tool, root: str = "#") -> dict[str, Any]:
     """Return the JSON Schema of a tool's arguments: objects that do not say otherwise have no other properties than those declared.
 
-    A schema that composes objects of several parts is left as it is, because a closed part would exclude the properties of the others.
+    A schema that says nothing about its properties allows any object of a bounded size.
     `root`: the place of the schema in the document where it will stand, as a JSON pointer: references are rewritten to it.
     Raises InvalidRequest if the schema is not of type object.
     """
-    schema = orjson.loads(tool.parameters)
+    schema = _closed(tool.parameters, f"{tool.param}.parameters")
     if schema.get("type", "object") != "object":
         raise InvalidRequest("The arguments of a tool must be of type object.", param=f"{tool.param}.parameters.type")
-    prepared: dict[str, Any] = _prepared(schema, root, closed=not _composes(schema))
-    return {"type": "object"} | prepared
+    moved: dict[str, Any] = _moved(schema if schema.keys() - {"type"} else orjson.loads(ANY_OBJECT), root)
+    return {"type": "object"} | moved
 
 
 def _list_schema(tools: Sequence[Tool], max_calls: int) -> str:
@@ -93,49 +90,42 @@ def _list_schema(tools: Sequence[Tool], max_calls: int) -> str:
     return orjson.dumps(schema).decode()
 
 
-def _prepared(schema: Any, root: str, *, closed: bool) -> Any:
-    """Return a schema that may stand at `root` of another document. `closed`: objects get `additionalProperties: false`."""
+def _closed(schema: str, param: str) -> dict[str, Any]:
+    """Return a JSON Schema with its objects closed. Raises InvalidRequest for `param` if the schema is no object or too complicated."""
+    try:
+        closed = orjson.loads(close_objects(schema))
+    except ValueError:
+        closed = None
+    if not isinstance(closed, dict):
+        raise InvalidRequest(f"{param} must be a JSON Schema that is not too complicated.", param=param)
+    return closed
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """Return a schema that may stand at `root` of another document."""
     if isinstance(schema, list):
-        return [_prepared(each, root, closed=closed) for each in schema]
+        return [_moved(each, root) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    prepared = {}
+    moved = {}
     for key, value in schema.items():
         if key in ("$schema", "$id"):  # the schema stands in another document now
             continue
         if key == "$ref" and isinstance(value, str) and value.startswith("#"):
             value = root + value[1:]
-        elif key in _SCHEMA_MAPS and isinstance(value, dict):
-            value = {name: _prepared(each, root, closed=closed) for name, each in value.items()}
-        elif key in _SUBSCHEMAS:
-            value = _prepared(value, root, closed=closed)
-        prepared[key] = value
-    if closed and "properties" in prepared:
-        prepared.setdefault("additionalProperties", False)
-    return prepared
-
-
-def _composes(schema: Any) -> bool:
-    """Return whether an object is composed of several schemas anywhere in a schema."""
-    if isinstance(schema, list):
-        return any(map(_composes, schema))
-    if not isinstance(schema, dict):
-        return False
-    all_of = schema.get("allOf")
-    parts = sum(keyword in schema for keyword in ("properties", "anyOf", "oneOf", "$ref"))
-    return parts + (len(all_of) if isinstance(all_of, list) else 0) > 1 or any(map(_composes, schema.values()))
+        elif key in MAPS and isinstance(value, dict):
+            value = {name: _moved(each, root) for name, each in value.items()}
+        elif key in NESTED:
+            value = _moved(value, root)
+        moved[key] = value
+    return moved
 
 
 def _schema_of(structured_output: StructuredOutput) -> dict[str, Any]:
     """Return the JSON Schema of a structured output of kind json or json_object. Raises InvalidRequest if it is not an object."""
-    try:
-        schema = orjson.loads(str(structured_output.spec)) if structured_output.kind == "json" else {"type": "object"}
-    except orjson.JSONDecodeError:
-        schema = None
-    if not isinstance(schema, dict):
-        raise InvalidRequest(f"{structured_output.param} must be a JSON Schema.", param=structured_output.param)
-    prepared: dict[str, Any] = _prepared(schema, "#", closed=not _composes(schema))
-    return prepared
+    schema = str(structured_output.spec) if structured_output.kind == "json" else ANY_OBJECT
+    moved: dict[str, Any] = _moved(_closed(schema, structured_output.param), "#")
+    return moved
 
 
 def _lark_json(schema: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from llava_gateway.engine.vllm.closed_schema import ANY_OBJECT, close_objects
+from llava_gateway.engine.closed_schema import ANY_OBJECT, close_objects
 from llava_gateway.errors import EngineFailed, InvalidRequest, TooManyRequests, Unavailable
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import StructuredOutput

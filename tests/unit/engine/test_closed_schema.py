@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vllm.v1.structured_output.backend_guidance import process_for_additional_properties
 
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.engine.vllm.closed_schema import ANY_OBJECT, close_objects
+from llava_gateway.engine.closed_schema import ANY_OBJECT, close_objects
 from llava_gateway.engine.vllm.structured_outputs import close_format
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import StructuredOutput
