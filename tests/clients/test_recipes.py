@@ -16,7 +16,7 @@ from llava_gateway.demo.images import describe
 FIRST = re.escape(describe([("red", "blue", "green", "white")]))
 COLOR = "(red|blue|green|white)"
 OUTPUTS = {
-    "OpenAI SDK": ("openai-3", "Paint color='red'"),
+    "OpenAI SDK": ("openai-3", r"(Paint color='red'\s*)+"),
     "instructor": ("openai-2", "color='red'"),
     "pydantic-ai": ("openai-3", "color='red'"),
     "LangChain": ("openai-3", rf"color='{COLOR}'\n\[\{{'name': 'paint', 'args': \{{'color': 'red'\}}, .*\}}\]\nRed\."),
@@ -25,10 +25,10 @@ OUTPUTS = {
     "magentic": ("openai-3", "color='red'"),
     "Outlines": ("openai-3", rf'\{{"color": ?"{COLOR}"\}}'),
     "agno": ("openai-3", rf"color='{COLOR}'\nRed\."),
-    "Haystack": ("openai-3", r"paint \{'color': 'red'\}"),
+    "Haystack": ("openai-3", r"(paint \{'color': 'red'\}\s*)+"),
     "llm": ("openai-3", rf'{FIRST}\n\{{"color": ?".*"\}}'),
 }
-"""The environment of each recipe, and a regular expression for its whole output."""
+"""The environment of each recipe, and a regular expression for its whole output. The demo model repeats a call that it must make."""
 OTHERS = {"Gradio", "AI SDK", "vllm bench serve", "Open WebUI"}
 
 
@@ -61,7 +61,7 @@ print(Client("{url}", verbose=False).predict(message, api_name="/open_api_stream
 def test_ai_sdk_calls_a_tool(server: Server, tmp_path: Path) -> None:
     (tmp_path / "node_modules").symlink_to(ROOT / "tests" / "node" / "node_modules")
     said = run(recipe("AI SDK", server), tmp_path, environment(Path(executable.ROOT_DIR) / "bin", tmp_path))
-    assert said.strip() == "paint { color: 'red' }"
+    assert re.fullmatch(r"(paint \{ color: 'red' \}\n)+", said), said
 
 
 def test_vllm_bench_finds_the_model_by_itself(server: Server, tmp_path: Path) -> None:
@@ -76,4 +76,4 @@ main()
     (tmp_path / "vllm").write_text(script)
     (tmp_path / "vllm").chmod(0o755)
     said = run(recipe("vllm bench serve", server), tmp_path, environment(tmp_path, tmp_path))
-    assert re.search(r"Successful requests: +4\n", said), said
+    assert re.search(r"Successful requests: +4 ", said), said
