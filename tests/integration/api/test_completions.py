@@ -351,7 +351,7 @@ def test_tokenize_counts_the_tokens_that_the_chat_costs(http: httpx.Client, imag
         ("/tokenize", {"messages": [user("x")], "add_special_tokens": True}, 400, "add_special_tokens"),
         ("/detokenize", {"tokens": [640]}, 400, "tokens[0]"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens[0]"),
-        ("/detokenize", {"tokens": [1.0]}, 400, "tokens[0]"),
+        ("/detokenize", {"tokens": [1.5]}, 400, "tokens[0]"),
         ("/detokenize", {"tokens": [2**70]}, 400, "tokens[0]"),
     ],
 )

@@ -38,7 +38,9 @@ def test_completion_has_openais_shape(http: httpx.Client) -> None:
         "message": {"role": "assistant", "content": describe([GRID]), "refusal": None},
         "logprobs": None,
         "finish_reason": "stop",
+        "stop_reason": None,
     }
+    assert completion["system_fingerprint"].startswith("fp_")
 
 
 def test_usage_counts_576_tokens_per_image(client: OpenAI) -> None:

@@ -115,7 +115,7 @@ def test_vllms_metrics_count_every_token(http: httpx.Client) -> None:
 def test_bad_streaming_request_is_refused_before_the_stream(http: httpx.Client) -> None:
     for fields in (
         {"logprobs": True, "top_logprobs": 21},
-        {"max_tokens": 99_999},
+        {"min_tokens": 99_999, "max_tokens": 99_999},
         {"logit_bias": {"9999": 1}},
         {"structured_outputs": {"regex": "("}},
     ):
