@@ -158,7 +158,7 @@ async def _start(gateway: Gateway, on_failure: Callable[[EngineStartError], None
         if on_failure:
             on_failure(error)
     except Exception as error:
-        log.exception("The model did not load")
+        log.error("The model did not load: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
         if on_failure:
             on_failure(EngineStartError(str(error)))
 

@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     max_connections: int = Field(4096, ge=1, description="upper bound of open connections; further ones are closed at once")
     default_max_tokens: int = Field(1024, ge=1, description="upper bound of an answer in tokens, for requests that set none")
     keep_alive: float = Field(15.0, gt=0, description="seconds of silence after which a stream sends a comment (`: keep-alive`)")
+    timeout_keep_alive: int = Field(
+        75, ge=1, description="seconds that a connection may be idle between two requests; proxies in front should use a shorter time"
+    )
     shutdown_timeout: int = Field(
         30, ge=0, description="seconds that running requests may take to finish after the server has been told to stop"
     )

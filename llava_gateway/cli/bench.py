@@ -111,9 +111,12 @@ def _cell(value: float | None) -> str:
 
 
 def _first_model(target: LoadTarget) -> str:
-    """Return the first model that the server lists. Raises httpx.HTTPError, and other errors if the response has another format."""
+    """Return the first model that the server lists. Like the load test, the request uses no proxy of the environment.
+
+    Raises httpx.HTTPError, and other errors if the response has another format.
+    """
     headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
-    response = httpx.get(f"{target.url.rstrip('/')}/models", headers=headers, timeout=10).raise_for_status()
+    response = httpx.get(f"{target.url.rstrip('/')}/models", headers=headers, timeout=10, trust_env=False).raise_for_status()
     return str(response.json()["data"][0]["id"])
 
 

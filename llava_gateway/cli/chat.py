@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,9 +26,6 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
-    for stream in (sys.stdin, sys.stdout):  # replace characters that the terminal's encoding does not have
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     images = _image_parts(options.image, parser)
     in_terminal = not options.question and sys.stdin.isatty() and sys.stdout.isatty()
     question = "" if in_terminal else (" ".join(options.question) or sys.stdin.read()).strip()

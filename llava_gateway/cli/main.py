@@ -4,10 +4,13 @@ Each subcommand is a module with two functions: `main(arguments)`, which returns
 the completion scripts of shells. A module is imported only when its command runs, so --help is fast.
 """
 
+import contextlib
 import difflib
 import importlib
+import io
 import os
 import sys
+import tomllib
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -34,18 +37,61 @@ CLOSED_PIPE = 128 + 13
 
 
 def main() -> None:
-    """Run the command line of this process, and exit with its status."""
+    """Run the command line of this process, and exit with its status.
+
+    A fault of the environment is reported in one line: a full disk, a closed standard output, an encoding, a missing package.
+    """
+    _prepare_streams()
     try:
         try:
             status = _run(sys.argv[1:])
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader, for instance `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = CLOSED_PIPE
+        _discard_output()
+    except (OSError, UnicodeError, ImportError, tomllib.TOMLDecodeError) as error:
+        status = 1
+        _discard_output()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"llava-gateway: {_reason(error)}\n")
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def _prepare_streams() -> None:
+    """Replace closed standard streams by /dev/null, and have the others accept every text.
+
+    The next file or socket would otherwise get the number of a closed stream, and the output of vLLM would go there.
+    """
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdin, sys.stdout):  # a locale may have few characters; standard error escapes the others already
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _discard_output() -> None:
+    """Send the rest of the output to /dev/null, because Python writes it when the process ends, and would report another error."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+            continue
+        os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
+    return f"llava-gateway.toml: {error}" if isinstance(error, tomllib.TOMLDecodeError) else str(error)
 
 
 def module_of(command: str) -> ModuleType:

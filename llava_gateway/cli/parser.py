@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import sys
 import textwrap
 from typing import Any, NoReturn
 
@@ -14,6 +15,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **options})
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write --help or an error. argparse itself ignores a full disk."""
+        if message and (file := file or sys.stderr):
+            file.write(message)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")

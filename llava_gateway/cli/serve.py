@@ -9,8 +9,8 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llava_gateway import __version__
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
+from llava_gateway.cli.listeners import ListenError, listen, url_host
 from llava_gateway.errors import EngineStartError
 from llava_gateway.http.uvicorn_protocol import http_protocol
 from llava_gateway.http.websocket_protocol import websocket_protocol
@@ -33,6 +34,8 @@ MALLOPT = {-3: 32 << 20, -1: 256 << 20}
 """glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h), in bytes."""
 ERROR_SEND_TIMEOUT = 5
 """Seconds to send the errors of aborted requests at shutdown."""
+EXIT_TIMEOUT = 30.0
+"""Seconds that a shutdown after a failure may take. After a failed start, vLLM's sockets can hang it forever."""
 
 make_parser = flags.make_parser
 
@@ -40,7 +43,7 @@ make_parser = flags.make_parser
 def main(arguments: Sequence[str]) -> int:
     """Serve until SIGINT or SIGTERM, and return the exit status.
 
-    1: the model does not load, or the engine has died and `on_engine_death` is `exit`. 2: a flag is wrong.
+    1: a port cannot be opened, the model does not load, or the engine has died and `on_engine_death` is `exit`. 2: a flag is wrong.
     """
     settings, engine_flags = flags.parse(arguments)
     logs.set_up(settings)
@@ -51,19 +54,24 @@ def main(arguments: Sequence[str]) -> int:
     def give_up(error: EngineStartError | None = None) -> None:
         failures.append(str(error))
         server.should_exit = True
+        _exit_later()
 
     _reuse_freed_memory()
     try:
         _check_keys(settings)
         on_death = give_up if settings.on_engine_death == "exit" else None
         app = create_app(settings, engine_flags, on_start_failure=give_up, on_engine_death=on_death)
+        sockets = listen(settings)
         server = Server(settings, app)
     except SettingsError as error:
         sys.stderr.write(f"llava-gateway: {error}\n")
         return 2
-    address = settings.uds or f"{'https' if settings.ssl_certfile else 'http'}://{settings.host}:{settings.port}"
+    except ListenError as error:
+        sys.stderr.write(f"llava-gateway: {error}\n")
+        return 1
+    address = settings.uds or f"{'https' if settings.ssl_certfile else 'http'}://{url_host(settings.host)}:{settings.port}"
     log.info("llava-gateway %s on %s; the model is loading", __version__, address)
-    server.run()
+    server.run(sockets)
     sys.stderr.flush()
     # The lifespan has ended the engine's processes. But a thread may still import vLLM, and it cannot be interrupted.
     os._exit(1 if failures or not server.started else 0)
@@ -77,20 +85,19 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings, app: Starlette) -> None:
         """Raises SettingsError if the certificate or its key cannot be used."""
-        self._protocol = http_protocol(settings)
         config = uvicorn.Config(
             _under(settings.root_path, app) if settings.root_path else app,
             host=settings.host,
             port=settings.port,
-            uds=settings.uds or None,
             **_tls(settings),
             log_config=None,
             access_log=False,
             server_header=False,
-            http=self._protocol,
+            http=http_protocol(settings),
             ws=websocket_protocol(settings, app.state.body_reader),
             ws_max_size=settings.max_body_mb << 20,
             ws_per_message_deflate=False,
+            timeout_keep_alive=settings.timeout_keep_alive,
             timeout_graceful_shutdown=ERROR_SEND_TIMEOUT,
         )
         try:
@@ -100,24 +107,14 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._gateway = app.state.gateway
         self._grace = settings.shutdown_timeout
-        self._more_ports = settings.more_ports
         self._signals = 0
         self._hurry = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen on all ports. Exits with a line in the log if a port cannot be opened."""
+        """Serve connections on the sockets. A SIGHUP then stops the server like a SIGTERM."""
         await super().startup(sockets)
         signal.signal(signal.SIGHUP, self.handle_exit)
-        loop, config = asyncio.get_running_loop(), self.config
-        make = partial(self._protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state)
-        for port in self._more_ports:
-            try:
-                self.servers.append(await loop.create_server(make, config.host, port, backlog=config.backlog, ssl=config.ssl))
-            except OSError as error:
-                log.error("port %d: %s", port, error.strerror)
-                await self.shutdown(sockets)
-                sys.exit(1)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Count a signal. `on_tick` reacts to it, within 0.1 s."""
@@ -169,6 +166,13 @@ def _is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+def _exit_later() -> None:
+    """End the process in EXIT_TIMEOUT seconds, in case that the engine's shutdown hangs. The engine's processes end with this one."""
+    timer = threading.Timer(EXIT_TIMEOUT, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _reuse_freed_memory() -> None:

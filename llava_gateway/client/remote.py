@@ -47,9 +47,13 @@ def http_client(url: str, key: str, timeout: httpx.Timeout, tls: ssl.SSLContext 
     """Return a client of the API at `url`. Its request paths are relative to the API.
 
     `key`: sent as a bearer token; empty: none. `tls`: a context that several clients share, since making one takes about 20 ms.
+    Raises OSError if the environment names a proxy that cannot be used.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(base_url=f"{base_url(url)}/", headers=headers, timeout=timeout, verify=tls or True)
+    try:
+        return httpx.AsyncClient(base_url=f"{base_url(url)}/", headers=headers, timeout=timeout, verify=tls or True)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # of a SOCKS proxy, an unknown scheme, an invalid URL
+        raise OSError(0, f"the proxy in the environment (ALL_PROXY, HTTP_PROXY, HTTPS_PROXY) cannot be used: {error}") from error
 
 
 def image_part(source: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ INGRESS = "ingress"
 """The name of the ingress deployment."""
 NOT_FOR_CLUSTERS = (
     *("model", "served_model_name", "model_alias", "template", "lora_modules", "on_engine_death"),
-    *("host", "port", "more_ports", "head_timeout", "send_timeout", "max_connections"),
+    *("host", "port", "more_ports", "head_timeout", "send_timeout", "max_connections", "timeout_keep_alive"),
 )
 """Settings that belong to a model, or to the HTTP server, which is Ray Serve's."""
 NEED_SHARED_DISK = ("lora_dir", "feedback_dir")

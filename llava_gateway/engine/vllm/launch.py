@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,10 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore:resource_tracker:UserWarning",  # for the processes that vLLM starts
 }
 """Environment variables that suit an embedded engine. They are set unless the operator has set them."""
+SOCKET_FOLDER = "VLLM_RPC_BASE_PATH"
+"""The environment variable with the directory of vLLM's Unix domain sockets. Its default is the directory for temporary files."""
+MAX_SOCKET_FOLDER = 107 - len("/") - 36
+"""The greatest length of that directory, in bytes: a socket's path has at most 107 (unix(7)), and its name is a UUID."""
 
 
 def engine_arguments(model_name: str, flags: Sequence[str]) -> "AsyncEngineArgs":
@@ -45,6 +50,7 @@ def engine_arguments(model_name: str, flags: Sequence[str]) -> "AsyncEngineArgs"
     config = check_checkpoint(model_name, flags)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    _choose_socket_folder()
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
@@ -74,6 +80,19 @@ def engine_arguments(model_name: str, flags: Sequence[str]) -> "AsyncEngineArgs"
         arguments.structured_outputs_config.disable_any_whitespace = True
         arguments.structured_outputs_config.disable_additional_properties = True
     return AsyncEngineArgs.from_cli_args(arguments)
+
+
+def _choose_socket_folder() -> None:
+    """Have vLLM create its Unix domain sockets in /tmp if their paths would be too long in TMPDIR. Raises EngineStartError."""
+    try:
+        folder = os.environ.get(SOCKET_FOLDER) or tempfile.gettempdir()
+    except OSError as error:
+        raise EngineStartError(f"there is no directory for temporary files: {error.strerror}") from error
+    if len(os.fsencode(folder)) <= MAX_SOCKET_FOLDER:
+        return
+    if SOCKET_FOLDER in os.environ:
+        raise EngineStartError(f"{SOCKET_FOLDER} is longer than {MAX_SOCKET_FOLDER} bytes; sockets need a shorter path")
+    os.environ[SOCKET_FOLDER] = "/tmp"  # noqa: S108 # the sockets have random names
 
 
 def _adapt_to_cpu(arguments: argparse.Namespace) -> None:

@@ -24,9 +24,10 @@ sys.path.insert(0, sys.argv.pop(1))
 from helpers.silent_engine import SilentEngine
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
+from llava_gateway.cli.listeners import listen
 from llava_gateway.cli.serve import Server
 settings, _ = flags.parse(sys.argv[1:])
-Server(settings, create_app(settings, engine=SilentEngine)).run()
+Server(settings, create_app(settings, engine=SilentEngine)).run(listen(settings))
 """
 """A server whose engine never answers."""
 HTTPS_HEAD = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
