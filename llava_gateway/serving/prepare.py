@@ -104,7 +104,7 @@ def check_images(request: Request, model: ModelInfo) -> None:
             model.context_length,
             f"your {name} resulted in {images * min_image_tokens} tokens{or_more}",
             name,
-            f"{images} images take {min_image_tokens} tokens{or_more} each, so at most {greatest} fit.",
+            f"{images} images take {min_image_tokens} tokens{or_more} each, so at most {greatest} images fit.",
             param=request.param,
         )
 

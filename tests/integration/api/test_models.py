@@ -129,7 +129,7 @@ def test_too_many_images_are_refused_before_a_fetch(served: ServedModel) -> None
     or_more = " or more" if has_grids else ""
     assert error["code"] == "context_length_exceeded"
     assert f"resulted in {40 * min_image_tokens} tokens{or_more}." in error["message"]
-    assert f"take {min_image_tokens} tokens{or_more} each, so at most {CONTEXT // min_image_tokens} fit" in error["message"]
+    assert f"take {min_image_tokens} tokens{or_more} each, so at most {CONTEXT // min_image_tokens} images fit" in error["message"]
     counted = served.post("/tokenize", nowhere)
     assert counted.status_code == (400 if has_grids else 200)  # the image is fetched only if its size matters
 
