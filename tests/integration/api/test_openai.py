@@ -38,6 +38,7 @@ def test_completion_has_openais_shape(http: httpx.Client) -> None:
         "message": {"role": "assistant", "content": describe([GRID]), "refusal": None},
         "logprobs": None,
         "finish_reason": "stop",
+        "stop_reason": None,
     }
 
 
