@@ -95,6 +95,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "include_stop_str_in_output": st.booleans(),
     "structured_outputs": forms,
     "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
+    "prompt_logprobs": st.sampled_from([0, 1, 20]),
+    "return_token_ids": st.booleans(),
+    "cache_salt": st.sampled_from(["a", "b"]),
     "stream": st.booleans(),
 }
 long_texts = st.sampled_from([f"{unit} x {times}" for unit in ("I see red.", "🦙", "hello world") for times in (40, 130, 380)])
@@ -115,8 +118,8 @@ chats = st.fixed_dictionaries(
 )
 prompts = texts | st.lists(texts, min_size=1, max_size=4) | st.lists(token_ids, min_size=1, max_size=20)
 completions = st.fixed_dictionaries(
-    {"prompt": prompts, "max_tokens": max_tokens},
-    optional=FIELDS | {"logprobs": st.sampled_from([0, 5]), "add_special_tokens": st.booleans()},
+    {"prompt": prompts, "max_tokens": max_tokens | st.just(0)},
+    optional=FIELDS | {"logprobs": st.sampled_from([0, 5, 20]), "echo": st.booleans(), "add_special_tokens": st.booleans()},
 ) | st.fixed_dictionaries(
     {"prompt": st.just("USER: <image>\nDescribe this image. ASSISTANT:"), "max_tokens": max_tokens, "images": st.just(["picture:0"])},
     optional=FIELDS,
@@ -134,7 +137,7 @@ def coherent(fields: dict[str, Any]) -> dict[str, Any]:
         left_out |= {"response_format", "allowed_token_ids"}
     if not fields.get("logprobs"):
         left_out.add("top_logprobs")
-    if isinstance(fields.get("prompt"), list) and not isinstance(fields["prompt"][0], int):
+    if "prompt_logprobs" in fields:
         left_out.add("stream")
     if fields.get("min_tokens", 0) > fields["max_tokens"]:
         left_out.add("min_tokens")

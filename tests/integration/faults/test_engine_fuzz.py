@@ -75,6 +75,19 @@ def test_seeded_answer_is_the_same_with_chunked_prefill(small: Server) -> None:
     assert [texts(answer) for answer in ask(small, *asked)] == alone
 
 
+def test_scores_of_prompts_are_the_same_with_chunked_prefill(small: Server) -> None:
+    """The engine computes the log probabilities in parts, and puts them together."""
+    prompts = [f"{number} " + "hello world " * 200 for number in range(8)]
+    asked = [(COMPLETIONS, {"prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 2}) for prompt in prompts]
+
+    def scores(answer: httpx.Response) -> list[float]:
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["choices"][0]["logprobs"]["token_logprobs"][1:])
+
+    alone = [scores(*ask(small, each)) for each in asked]
+    assert [scores(answer) for answer in ask(small, *asked)] == [pytest.approx(each, abs=0.01) for each in alone]
+
+
 @pytest.mark.slow
 def test_concurrent_random_requests_do_not_end_the_engine(small: Server, tmp_path: Path) -> None:
     """`make fuzz` sends more requests, to more kinds of servers."""
