@@ -16,7 +16,7 @@ SETTINGS = {
     "WEBUI_AUTH": "False",
     "OFFLINE_MODE": "true",
     "RAG_EMBEDDING_ENGINE": "openai",
-    "WEBUI_SECRET_KEY": "a key of the tests that has thirty-two bytes",
+    "WEBUI_SECRET_KEY": "a secret key that only the tests know",
 }
 
 
@@ -27,9 +27,10 @@ def open_webui(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     command = recipe("Open WebUI", server)
     command[-1] = command[-1].replace("--port 8080", f"--host 127.0.0.1 --port {port}")
     variables = environment(ENVIRONMENTS / "open-webui" / "bin", folder, DATA_DIR=str(folder), **SETTINGS)
-    with running(command, folder, variables) as log:
+    with running(command, folder, variables) as (process, log):
         url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: _answers(url), seconds=240, why=log.read_text)
+        wait_for(lambda: process.poll() is not None or _answers(url), seconds=240, why=log.read_text)
+        assert process.poll() is None, log.read_text()
         yield url
 
 

@@ -26,7 +26,7 @@ OUTPUTS = {
     "Outlines": ("openai-3", rf'\{{"color": ?"{COLOR}"\}}'),
     "agno": ("openai-3", rf"color='{COLOR}'\nRed\."),
     "Haystack": ("openai-3", r"(paint \{'color': 'red'\}\s*)+"),
-    "llm": ("openai-3", rf'{FIRST}\n\{{"color": ?".*"\}}'),
+    "llm": ("openai-3", rf'{FIRST}\n\{{"color": ?"{COLOR}"\}}'),
 }
 """The environment of each recipe, and a regular expression for its whole output. The demo model repeats a call that it must make."""
 OTHERS = {"Gradio", "AI SDK", "vllm bench serve", "Open WebUI"}
@@ -53,7 +53,7 @@ from gradio_client import Client, handle_file
 message = {{"text": "Describe this image.", "files": [handle_file("examples/pictures/first.png")]}}
 print(Client("{url}", verbose=False).predict(message, api_name="/open_api_stream"))
 """
-    with running(recipe("Gradio", server), tmp_path, variables) as log:
+    with running(recipe("Gradio", server), tmp_path, variables) as (_, log):
         wait_for(lambda: "Running on local URL" in log.read_text(), why=log.read_text)
         assert re.match(r"the top left is \w+, the top right is \w+", run(["python", "-c", ask], tmp_path, variables).lower())
 

@@ -39,13 +39,13 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
 
 
 @contextmanager
-def running(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[Path]:
-    """Run a server of a client until the end, and yield its log."""
+def running(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run a server of a client until the end, and yield its process and its log."""
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True)
     try:
-        yield log
+        yield process, log
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
