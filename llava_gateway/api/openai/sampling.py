@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Literal, get_args
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from llava_gateway.api.schema import INT64, TAG_PREFIX, RefusedField, RequestBody, StrictModel
 from llava_gateway.errors import InvalidRequest
@@ -42,6 +42,11 @@ TOP_P = (
 MAX_STOP_STRINGS, MAX_LOGIT_BIAS = 64, 4096
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenIds = Annotated[list[TokenId], Field(max_length=1 << 16, fail_fast=True)]
+_ModelName = Annotated[
+    str,
+    BeforeValidator(lambda name: "" if name is None else name),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
+]
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _Word = Annotated[str, Field(min_length=1, max_length=100)]
 _StopString = Annotated[str, Field(min_length=1, max_length=10_000)]
@@ -147,7 +152,7 @@ class StreamOptions(StrictModel):
 class SamplingFields(RequestBody):
     """The fields that the bodies of chat and text completions share."""
 
-    model: Annotated[str, BeforeValidator(lambda name: "" if name is None else name)] = Field("", description=MODEL)
+    model: _ModelName = Field("", description=MODEL)
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; 0 always takes the likeliest token; default 1")
     top_p: float | None = Field(None, ge=0, le=1, description=TOP_P)
