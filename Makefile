@@ -20,7 +20,7 @@ serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine, by WORKERS processes, without the Ray cluster
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: .venv/test-$(ENGINE)  ## The quick unit tests in random order, by four processes, since many tests wait: no engine, one minute
 	$(BIN)/python -m pytest -n 4 --dist worksteal -p randomly --randomly-dont-reset-seed --hypothesis-profile fast \

@@ -96,7 +96,8 @@ class VllmEngine:
         image = PreparedImage(Image.new("RGB", size), "warm-up", size, tokens)
         token_ids = info.tokenizer.encode(info.image_token, add_special_tokens=True).ids
         try:
-            sampling = SamplingParams(max_tokens=1, logprobs=0)
+            answer_format = StructuredOutput("json_object") if self._grammars else None  # vLLM imports its backends at the first one
+            sampling = SamplingParams(max_tokens=1, logprobs=0, structured_output=answer_format)
             await self.generate(Prompt(token_ids, (image,)), sampling, stream=False, usage=Usage(), on_delta=lambda delta: None)
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error

@@ -10,6 +10,7 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from blake3 import blake3
@@ -32,6 +33,7 @@ MAX_VERDICT_LENGTH = 300
 """The longest verdict, in characters."""
 
 
+@lru_cache(maxsize=64)  # a format is closed for its check and again for its request, and a long one takes 10 ms of the event loop
 def close_format(structured_output: StructuredOutput) -> StructuredOutput:
     """Return a format of which no object may have further keys without end. See `closed_schema`. Raises InvalidRequest."""
     if structured_output.kind == "json_object":

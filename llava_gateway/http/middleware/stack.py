@@ -26,7 +26,7 @@ EXPOSED_HEADERS = (
 
 
 class TrailingSlashMiddleware:
-    """Pure ASGI middleware that takes a path with a slash at its end for the path without it. The root path stays as it is.
+    """Pure ASGI middleware that takes a path with one slash at its end for the path without it. The root path stays as it is.
 
     Some clients join their base URL and the path that way. Many clients do not follow a redirect, or send no body to its target.
     """
@@ -36,7 +36,7 @@ class TrailingSlashMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
-        if path.endswith("/") and path != scope.get("root_path", "") + "/":
+        if path.endswith("/") and not path.endswith("//") and path != scope.get("root_path", "") + "/":
             scope = {**scope, "path": path[:-1]}
         await self.app(scope, receive, send)
 

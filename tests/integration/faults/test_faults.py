@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.client import HTTPResponse
 from typing import Any
 
 import httpx
@@ -298,9 +299,10 @@ def test_slow_body_gets_408(faulty: Server) -> None:
         connection.sendall(head_of(bytes(1000)))
         while not select.select([connection], [], [], 0.25)[0]:
             connection.sendall(b" ")
-        answer = connection.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 408")
-    assert b'"body_timeout"' in answer
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 408
+        assert b'"body_timeout"' in answer.read()
     wait_for(lambda: is_idle(faulty))
 
 

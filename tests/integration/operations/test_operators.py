@@ -124,7 +124,7 @@ def operated_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operat
 
 PATHS = (
     *(CHAT, "/v1/completions", "/v1/models", "/v1/models/llava-demo", "/tokenize", "/detokenize", "/version", "/openapi.json", "/docs"),
-    *("/metrics", "/nope", "/v1", "/health/", "/ready/", "//health", "/HEALTH", "/v1/%2e%2e/health", "/health%2f", "/health;x"),
+    *("/metrics", "/nope", "/v1", "/health//", "//health", "/HEALTH", "/v1/%2e%2e/health", "/health;x"),
     "/x?/health",
     *("/v1/openai/chat/completions", "/api/predict/generic/p/e", "/api/predict/generic/stream/p/e", "/api/v2/predict/generic/p/e"),
     *("/api/predict/nlp/p/e", "/api/v1/generate", "/api/v1/chat", "/api/v1/model", "/api/v1/token-count", "/api/v1/stop-stream"),

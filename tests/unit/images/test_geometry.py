@@ -58,7 +58,8 @@ def described(checkpoint: Path) -> Described:
     config = EngineArgs(model=str(checkpoint)).create_model_config()
     processor = MULTIMODAL_REGISTRY.create_processor(config)
     engine: Any = SimpleNamespace(
-        vllm_config=SimpleNamespace(model_config=config), renderer=SimpleNamespace(get_mm_processor=lambda: processor)
+        vllm_config=SimpleNamespace(model_config=config, compute_hash=lambda: ""),
+        renderer=SimpleNamespace(get_mm_processor=lambda: processor),
     )
     return Described(processor.info, describe(engine))
 

@@ -98,7 +98,7 @@ def test_numbers_of_images_and_placeholders_must_agree(plain_http: httpx.Client)
     refused(plain_http.post(GENERATE, json=request(DESCRIBE)), 400, 1, "1 image placeholders", "0 images")
     refused(plain_http.post(GENERATE, json=request(images=[base64_of(GRID)])), 400, 1, "0 image placeholders", "1 images")
     refused(plain_http.post(GENERATE, json=request(DESCRIBE, images=[base64_of(GRID)] * 2)), 400, 1, "placeholders", "2 images")
-    refused(plain_http.post(GENERATE, json=request("<image>" * 8, images=[base64_of(GRID)] * 8)), 400, 1, "at most 7 fit")
+    refused(plain_http.post(GENERATE, json=request("<image>" * 8, images=[base64_of(GRID)] * 8)), 400, 1, "at most 7 images")
 
 
 @pytest.mark.parametrize("path", [GENERATE, "/get_worker_address", "/receive_heart_beat"])
