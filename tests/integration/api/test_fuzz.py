@@ -158,7 +158,7 @@ document = schemathesis.openapi.from_dict(openapi())
 
 @pytest.mark.slow
 @document.parametrize()
-@settings(BATCH, max_examples=60)
+@settings(BATCH, max_examples=25)
 def test_openapi_document_matches_the_responses(case: Any, http: httpx.Client) -> None:
     """Responses have the documented statuses, types and shapes, and requests that the document forbids are refused."""
     if isinstance(case.body, dict) and case.path.startswith("/v1/"):

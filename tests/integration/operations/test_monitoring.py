@@ -38,7 +38,8 @@ class Prometheus:
     url: str
 
     def get(self, path: str, **parameters: str) -> Any:
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=60).json()
+        """Return the data of an answer. Raises httpx.HTTPError, such as for the 503 of a start."""
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=60).raise_for_status().json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -69,10 +70,10 @@ def prometheus(folder: Path, gateway: str) -> Iterator[Prometheus]:
 
 
 def answers(condition: Callable[[], Any]) -> bool:
-    """Return whether Prometheus listens and the condition holds."""
+    """Return whether Prometheus has started and the condition holds."""
     try:
         return bool(condition())
-    except httpx.TransportError:
+    except httpx.HTTPError:
         return False
 
 
