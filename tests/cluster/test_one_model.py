@@ -95,7 +95,7 @@ def test_structured_output(sdk: OpenAI) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nonsense"}}}}, "response_format"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
         ({"temperature": -1}, "temperature"),
-        ({"max_tokens": 100_000}, "messages"),
+        ({"min_tokens": 100_000, "max_tokens": 100_000}, "messages"),
         ({"messages": [user(image_part("data:image/png;base64,AAAA"))]}, "messages[0].content[0].image_url.url"),
     ],
 )
