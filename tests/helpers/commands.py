@@ -1,6 +1,7 @@
 """Runs of `llava-gateway`, and short ways to store votes and to read an exported dataset."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ from llava_gateway.types import ImageUrl, Message, Text
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `llava-gateway` with these arguments, and wait for its end."""
-    return subprocess.run([sys.executable, "-m", "llava_gateway", *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # set by vLLM, and wrong if a path has a space
+    command = [sys.executable, "-m", "llava_gateway", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 def vote_on(
