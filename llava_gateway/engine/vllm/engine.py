@@ -104,7 +104,7 @@ class VllmEngine:
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         if self._grammars:
-            await self._grammars.check(close_format(structured_output) if self._closes_formats else structured_output)
+            await self._grammars.check(self._closed(structured_output))
 
     async def load_adapter(self, adapter: LoraAdapter) -> None:
         await self._running_lora_manager().load(adapter)
@@ -122,8 +122,8 @@ class VllmEngine:
             raise _not_running()
         self._generating += 1
         try:
-            if self._closes_formats and sampling.structured_output:
-                sampling = dataclasses.replace(sampling, structured_output=close_format(sampling.structured_output))
+            if sampling.structured_output:
+                sampling = dataclasses.replace(sampling, structured_output=self._closed(sampling.structured_output))
             logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
             stream = stream or logprobs  # else all log probabilities of an answer would come in one call
             sink = OutputSink(sampling, self._model.tokenizer, usage, on_delta, stream=stream, images=bool(prompt.images))
@@ -216,6 +216,10 @@ class VllmEngine:
             if not whole and not health.is_dead(engine):
                 await requests.abort(engine, collector)
         return whole
+
+    def _closed(self, structured_output: StructuredOutput) -> StructuredOutput:
+        """Return the format as the engine gets it. Raises InvalidRequest."""
+        return close_format(structured_output) if self._closes_formats else structured_output
 
     def _running_lora_manager(self) -> LoraManager:
         if self._lora_manager is None:
