@@ -2,7 +2,6 @@
 
 import errno
 import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +71,8 @@ def _bind(family: int, kind: int, protocol: int, address: Any, *, only_ipv6: boo
 
 def _bind_path(path: str) -> socket.socket:
     """Return a Unix domain socket at `path`, for all users, in place of a socket that an earlier server has left there."""
-    with suppress(FileNotFoundError):
-        if Path(path).is_socket():
-            Path(path).unlink()
+    if Path(path).is_socket():
+        Path(path).unlink(missing_ok=True)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         bound.bind(path)
