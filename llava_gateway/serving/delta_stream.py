@@ -23,6 +23,7 @@ class DeltaStream:
 
     def __init__(self, prepared: PreparedRequest, usage: Usage, prompt_token_ids: Sequence[int] = ()) -> None:
         request = prepared.request
+        self.model = prepared.model
         self.prompt = prepared.prompt
         """The prompt's text, with `<image>` for each image; empty if the client sent token ids."""
         self.prompt_token_ids = prompt_token_ids

@@ -4,26 +4,70 @@ It is declared after OpenAI's `CreateChatCompletionRequest`.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from llava_gateway.api.openai.chat_tools import ToolFields, ToolUse
-from llava_gateway.api.openai.messages import Messages, to_messages
+from llava_gateway.api.openai.chat_tools import ToolFields
+from llava_gateway.api.openai.messages import ChatMessage, Messages, to_messages
 from llava_gateway.api.openai.sampling import ASPECT_RATIO, NO_EFFECT, VLLM_IGNORED, VLLM_REFUSED, SamplingFields
 from llava_gateway.api.schema import RefusedField
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.templates import built_in
 from llava_gateway.settings import AspectRatio
-from llava_gateway.types import ChatRequest, Message
+from llava_gateway.types import ChatRequest
 
 NOTHING_STORED = "nothing is stored"
 TEMPLATE_KWARGS = "vLLM's: variables of the chat template, each true or false; variables that the template does not read have no effect"
-TemplateKwargs = Annotated[dict[str, Any], Field(max_length=100)]
 
 
-class ChatCompletionRequest(ToolFields, SamplingFields):
+class ChatPromptFields(ToolFields):
+    """The fields that change a chat's prompt, beside the messages: of chat completions and of `/tokenize`."""
+
+    chat_template: str | None = Field(None, description="the name of a built-in template (see docs/dialects.md), not Jinja source")
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=100)] | None = Field(None, description=TEMPLATE_KWARGS)
+    continue_final_message: bool | None = Field(None, description="vLLM's: continue the last message, which must be the assistant's")
+    add_generation_prompt: bool | None = Field(None, description="vLLM's: must be the opposite of continue_final_message")
+
+    def to_chat_prompt(self, model: str, messages: list[ChatMessage]) -> ChatRequest:
+        """Return a chat with all that its prompt depends on. Raises InvalidRequest for contradictory fields."""
+        if self.chat_template is not None:
+            built_in(self.chat_template, "chat_template")
+        tools = self.tool_use()
+        chat = ChatRequest(
+            model=model,
+            messages=to_messages(messages),
+            template=self.chat_template,
+            template_kwargs=self.chat_template_kwargs or {},
+            continue_last=bool(self.continue_final_message),
+            tools=tools.tools,
+            tools_param=tools.param,
+            tool_choice=tools.choice,
+            parallel_tool_calls=tools.parallel,
+        )
+        self._check_continuation(chat)
+        return chat
+
+    def _check_continuation(self, chat: ChatRequest) -> None:
+        """Raise InvalidRequest unless the request asks either for a continued or for a new message of the assistant."""
+        last = chat.messages[-1]
+        if chat.continue_last and (last.role != "assistant" or last.tool_calls):
+            raise InvalidRequest(
+                "continue_final_message requires that the last message is the assistant's and has no tool calls.",
+                param="continue_final_message",
+            )
+        if chat.continue_last and chat.must_call:
+            raise InvalidRequest(
+                "continue_final_message continues a text, and tool_choice requires a call; send only one of them.",
+                param="continue_final_message",
+            )
+        if self.add_generation_prompt is not None and self.add_generation_prompt == chat.continue_last:
+            raise InvalidRequest(
+                "add_generation_prompt must be the opposite of continue_final_message; leave it out.", param="add_generation_prompt"
+            )
+
+
+class ChatCompletionRequest(ChatPromptFields, SamplingFields):
     """`POST /v1/chat/completions`."""
 
     messages: Messages = Field(
@@ -35,10 +79,6 @@ class ChatCompletionRequest(ToolFields, SamplingFields):
     )
     max_tokens: int | None = Field(None, ge=1, description="the older name of max_completion_tokens, which is used if both are sent")
     image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
-    chat_template: str | None = Field(None, description="the name of a built-in template (see docs/dialects.md), not Jinja source")
-    chat_template_kwargs: TemplateKwargs | None = Field(None, description=TEMPLATE_KWARGS)
-    continue_final_message: bool | None = Field(None, description="vLLM's: continue the last message, which must be the assistant's")
-    add_generation_prompt: bool | None = Field(None, description="vLLM's: must be the opposite of continue_final_message")
     logprobs: bool | None = Field(None, description="return the log probabilities of the answer's tokens")
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="return the 0 to 20 likeliest tokens at each position of the answer; only with logprobs"
@@ -69,49 +109,17 @@ def to_chat(request: ChatCompletionRequest) -> ChatRequest:
     """Return the gateway's request. Raises InvalidRequest for contradictory fields."""
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs requires logprobs: true.", param="top_logprobs")
-    if request.chat_template is not None:
-        built_in(request.chat_template, "chat_template")
-    messages = to_messages(request.messages)
-    tools = request.tool_use()
-    check_continuation(request.continue_final_message, request.add_generation_prompt, messages, tools)
+    chat = request.to_chat_prompt(request.model, request.messages)
     sampling = request.sampling(
         max_tokens=request.max_completion_tokens or request.max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
-    if tools.choice != "auto" and request.response_format is not None:  # the answer is a call, and has no text to be formatted
+    if chat.must_call and request.response_format is not None:  # the answer is a call, and has no text to be formatted
         sampling = dataclasses.replace(sampling, structured_output=None)
-    return ChatRequest(
-        model=request.model,
-        messages=messages,
-        template=request.chat_template,
-        template_kwargs=request.chat_template_kwargs or {},
-        continue_last=bool(request.continue_final_message),
-        tools=tools.tools,
-        tools_param=tools.param,
-        tool_choice=tools.choice,
-        parallel_tool_calls=tools.parallel,
+    return dataclasses.replace(
+        chat,
         image_aspect_ratio=request.image_aspect_ratio,
         cache_salt=request.cache_salt,
         sampling=sampling,
         stream=bool(request.stream),
     )
-
-
-def check_continuation(
-    continue_final_message: bool | None, add_generation_prompt: bool | None, messages: Sequence[Message], tools: ToolUse
-) -> None:
-    """Raise InvalidRequest unless the request asks either for a continued or for a new message of the assistant."""
-    if continue_final_message and (messages[-1].role != "assistant" or messages[-1].tool_calls):
-        raise InvalidRequest(
-            "continue_final_message requires that the last message is the assistant's and has no tool calls.",
-            param="continue_final_message",
-        )
-    if continue_final_message and tools.choice != "auto":
-        raise InvalidRequest(
-            "continue_final_message continues a text, and tool_choice requires a call; send only one of them.",
-            param="continue_final_message",
-        )
-    if add_generation_prompt is not None and add_generation_prompt == bool(continue_final_message):
-        raise InvalidRequest(
-            "add_generation_prompt must be the opposite of continue_final_message; leave it out.", param="add_generation_prompt"
-        )

@@ -22,19 +22,18 @@ from llava_gateway.api.openai.streaming import (
 )
 from llava_gateway.http.response import Parts
 from llava_gateway.serving.delta_stream import DeltaStream
-from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import Delta, FinishReason, TokenLogprob, ToolCallDelta
 
 _CHOICE = b'{"index":%d,"delta":%b,%b,%b}'
 """A choice of a chunk: its index, delta, log probabilities and end."""
 
 
-async def collect_chat_completion(deltas: DeltaStream, model: str, options: RenderOptions, tokenizer: Tokenizer) -> Parts:
+async def collect_chat_completion(deltas: DeltaStream, model: str, options: RenderOptions) -> Parts:
     """Wait for a whole answer, and return its `chat.completion` as JSON in parts. Raises the engine's error."""
     choices: dict[int, ChatChoice] = {}
     await deltas.collect(lambda delta: choices.setdefault(delta.index, ChatChoice(options)).add(delta))
     rendered = [choices[index].render(index) for index in sorted(choices)]
-    more = await render_prompt_fields(deltas, options, tokenizer)
+    more = await render_prompt_fields(deltas, options)
     return render_answer(answer_fields("chatcmpl", "chat.completion", model, options.fingerprint), rendered, deltas.usage, more)
 
 
@@ -118,15 +117,14 @@ class ChatChunkRenderer:
 
         SDKs number the choices in the order in which these first appear, and some SDKs fail if a choice has no role.
         """
-        fields = self._fields
+        usages = [dataclasses.replace(self._deltas.usage, completion_tokens=0)]
+        framer = ChunkFramer(self._fields, usages, self._stream_options)
+        first = framer
         if self._options.token_ids:
-            fields = fields | {"prompt_token_ids": list(self._deltas.prompt_token_ids)}
-        usage = dataclasses.replace(self._deltas.usage, completion_tokens=0)
-        events = b""
-        for index in range(self._choices):
-            framer = ChunkFramer(fields if index == 0 else self._fields, [usage], self._stream_options)
-            events += framer.frame(_CHOICE % (index, b'{"role":"assistant","content":""}', NO_LOGPROBS, NOT_FINISHED))
-        return events
+            fields = self._fields | {"prompt_token_ids": list(self._deltas.prompt_token_ids)}
+            first = ChunkFramer(fields, usages, self._stream_options)
+        choices = (_CHOICE % (index, b'{"role":"assistant","content":""}', NO_LOGPROBS, NOT_FINISHED) for index in range(self._choices))
+        return first.frame(next(choices)) + b"".join(map(framer.frame, choices))
 
     def _render_tokens(self, delta: Delta) -> bytes:
         logprobs = NO_LOGPROBS

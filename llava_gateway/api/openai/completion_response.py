@@ -22,7 +22,6 @@ from llava_gateway.api.openai.streaming import (
 )
 from llava_gateway.http.response import Parts
 from llava_gateway.serving.delta_stream import DeltaStream
-from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import Delta, FinishReason, TokenLogprob, Usage
 
 
@@ -35,7 +34,7 @@ class Echo:
     """The number of alternatives beside each token of the prompt. None: no log probabilities."""
 
 
-async def collect_text_choices(deltas: DeltaStream, options: RenderOptions, tokenizer: Tokenizer, echo: Echo | None = None) -> list[Parts]:
+async def collect_text_choices(deltas: DeltaStream, options: RenderOptions, echo: Echo | None = None) -> list[Parts]:
     """Wait for the choices of one prompt, and return them in order, each as the JSON that follows its index, in parts.
 
     The parts of the prompt are in memory once, however many choices repeat them. Raises the engine's error.
@@ -44,15 +43,15 @@ async def collect_text_choices(deltas: DeltaStream, options: RenderOptions, toke
     offset = len(echo.text) if echo else 0
     await deltas.collect(lambda delta: choices.setdefault(delta.index, TextChoice(options, offset)).add(delta))
     prompt_text = orjson.dumps(echo.text)[1:-1] if echo else b""
-    prompt_logprobs = await _collect_prompt(deltas, options, tokenizer, echo) if echo and echo.logprobs is not None else {}
-    more = await render_prompt_fields(deltas, options, tokenizer)
+    prompt_logprobs = await _collect_prompt(deltas, options, echo) if echo and echo.logprobs is not None else {}
+    more = await render_prompt_fields(deltas, options)
     return [[*choices[index].render(prompt_text, prompt_logprobs), *more] for index in sorted(choices)]
 
 
-async def _collect_prompt(deltas: DeltaStream, options: RenderOptions, tokenizer: Tokenizer, echo: Echo) -> dict[str, bytearray]:
+async def _collect_prompt(deltas: DeltaStream, options: RenderOptions, echo: Echo) -> dict[str, bytearray]:
     """Return the lists of OpenAI's `logprobs` for the prompt's tokens, as JSON without the closing bracket."""
     renderer, lists = TextLogprobsRenderer(options), {name: JsonList() for name in LOGPROBS}
-    async for values in renderer.render_prompt(deltas, tokenizer, echo):
+    async for values in renderer.render_prompt(deltas, echo):
         for name in LOGPROBS:
             lists[name].extend(values[name])
     return {name: values.unclosed() for name, values in lists.items()}
@@ -116,7 +115,7 @@ class TextChunkRenderer:
         self._first_index = first_index
         self._logprobs: dict[int, TextLogprobsRenderer] = {}
 
-    async def render_prompt(self, deltas: DeltaStream, tokenizer: Tokenizer, echo: Echo | None, *, choices: int) -> AsyncIterator[bytes]:
+    async def render_prompt(self, deltas: DeltaStream, echo: Echo | None, *, choices: int) -> AsyncIterator[bytes]:
         """Yield the events with the prompt's part of each choice, which come before the first delta's event."""
         for index in range(choices):
             text = echo.text if echo else ""
@@ -125,7 +124,7 @@ class TextChunkRenderer:
                 yield self._frame(index, text, NO_LOGPROBS + more)
                 continue
             self._logprobs[index] = renderer = TextLogprobsRenderer(self._options)
-            async for values in renderer.render_prompt(deltas, tokenizer, echo):
+            async for values in renderer.render_prompt(deltas, echo):
                 yield self._frame(index, text, b'"logprobs":' + orjson.dumps(values) + more)
                 text, more = "", b""
 
@@ -173,13 +172,14 @@ class TextLogprobsRenderer:
             "text_offset": offsets,
         }
 
-    async def render_prompt(self, deltas: DeltaStream, tokenizer: Tokenizer, echo: Echo) -> AsyncIterator[dict[str, list[Any]]]:
+    async def render_prompt(self, deltas: DeltaStream, echo: Echo) -> AsyncIterator[dict[str, list[Any]]]:
         """Yield `logprobs` for the tokens of the prompt, piece by piece. The first token has no log probability.
 
         The text may lack the first characters of the tokens, such as `<s>`. So the offsets are counted from the end of the text.
         """
         if deltas.prompt_logprobs is None or echo.logprobs is None:
             return
+        tokenizer = deltas.model.tokenizer
         self._offset = len(echo.text) - characters(deltas.prompt_token_ids, tokenizer)
         first = True
         async for piece in prompt_tokens(deltas.prompt_token_ids, deltas.prompt_logprobs, echo.logprobs, tokenizer):

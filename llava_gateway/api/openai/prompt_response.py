@@ -17,12 +17,13 @@ POSITIONS = 64
 """Positions of the prompt in one piece."""
 
 
-async def render_prompt_fields(deltas: DeltaStream, options: RenderOptions, tokenizer: Tokenizer) -> Parts:
+async def render_prompt_fields(deltas: DeltaStream, options: RenderOptions) -> Parts:
     """Return vLLM's fields `prompt_token_ids` and `prompt_logprobs`, each after a comma, if the request asks for them."""
     parts: list[bytes | bytearray] = []
     if options.token_ids:
         parts.append(render_token_ids("prompt_token_ids", deltas.prompt_token_ids))
     if options.prompt_logprobs is not None and deltas.prompt_logprobs:
+        tokenizer = deltas.model.tokenizer
         parts += [b',"prompt_logprobs":', await _render_logprobs(deltas.prompt_logprobs, options.prompt_logprobs, tokenizer)]
     return parts
 

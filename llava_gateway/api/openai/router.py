@@ -69,16 +69,14 @@ class OpenAI:
 
     async def chat_completions(self, body: JsonBody, response: ResponseWriter) -> None:
         request = self._with_model(ChatCompletionRequest.read(body))
-        chat = to_chat(request)
-        model = self.gateway.model(chat.model)
-        options = RenderOptions.of(request, model, logprobs=bool(request.logprobs), functions=request.uses_functions)
-        async with self.gateway.open(chat) as deltas:
+        async with self.gateway.open(to_chat(request)) as deltas:
+            options = RenderOptions.of(request, deltas.model, logprobs=bool(request.logprobs), functions=request.uses_functions)
             if deltas.tools_ignored:
                 response.add_header(b"x-llava-tools", b"ignored")
             if request.stream:
                 await self._stream_chat(request, options, deltas, response)
                 return
-            completion = await collect_chat_completion(deltas, request.model, options, model.tokenizer)
+            completion = await collect_chat_completion(deltas, request.model, options)
         # The response is written after the block, when the key's usage is recorded: its headers have what is left of the key's limits.
         with self.gateway.answer_memory.waiting(completion):
             await response.parts(200, completion, JSON)

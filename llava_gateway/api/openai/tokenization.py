@@ -4,31 +4,24 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from llava_gateway.api.openai.chat_request import TemplateKwargs, check_continuation
-from llava_gateway.api.openai.chat_tools import ToolFields
+from llava_gateway.api.openai.chat_request import ChatPromptFields
 from llava_gateway.api.openai.completion_request import Images, to_images
-from llava_gateway.api.openai.messages import Messages, to_messages
+from llava_gateway.api.openai.messages import Messages
 from llava_gateway.api.openai.sampling import VLLM_REFUSED, TokenIds
 from llava_gateway.api.schema import RequestBody
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http.request_body import JsonBody
-from llava_gateway.prompts.templates import built_in
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.types import ChatRequest, CompletionRequest
 
 MODEL = "the id of a served model; default: the first one"
-AS_IN_CHAT = "with `messages`: as in /v1/chat/completions"
 
 
-class TokenizeRequest(ToolFields):
+class TokenizeRequest(ChatPromptFields):
     """`POST /tokenize`: either `messages` or `prompt`."""
 
     model: str | None = Field(None, description=MODEL)
     messages: Messages | None = Field(None, description="a chat, as in /v1/chat/completions")
-    chat_template: str | None = Field(None, description="with `messages`: the name of a built-in template")
-    chat_template_kwargs: TemplateKwargs | None = Field(None, description=AS_IN_CHAT)
-    continue_final_message: bool | None = Field(None, description=AS_IN_CHAT)
-    add_generation_prompt: bool | None = Field(None, description=AS_IN_CHAT)
     prompt: str | None = Field(None, description="a text, as in /v1/completions")
     images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it")
     add_special_tokens: bool | None = Field(
@@ -82,21 +75,7 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
     for name in ("images", "add_special_tokens"):
         if getattr(request, name):
             raise InvalidRequest(f"{name} is only possible with prompt, not with messages.", param=name)
-    if request.chat_template is not None:
-        built_in(request.chat_template, "chat_template")
-    messages = to_messages(request.messages)
-    tools = request.tool_use()
-    check_continuation(request.continue_final_message, request.add_generation_prompt, messages, tools)
-    return ChatRequest(
-        model=model,
-        messages=messages,
-        template=request.chat_template,
-        template_kwargs=request.chat_template_kwargs or {},
-        continue_last=bool(request.continue_final_message),
-        tools=tools.tools,
-        tools_param=tools.param,
-        tool_choice=tools.choice,
-    )
+    return request.to_chat_prompt(model, request.messages)
 
 
 def detokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:

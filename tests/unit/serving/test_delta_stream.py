@@ -14,14 +14,11 @@ from hypothesis import strategies as st
 from llava_gateway.api.openai.chat_response import collect_chat_completion
 from llava_gateway.api.openai.completion_response import collect_text_choices, render_text_completion
 from llava_gateway.api.openai.streaming import RenderOptions
-from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import EngineFailed, Unavailable
 from llava_gateway.serving.delta_stream import MAX_LOGPROBS, DeltaStream
 from llava_gateway.serving.prepare import PreparedRequest
-from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import ChatRequest, CompletionRequest, Delta, SamplingParams, TokenLogprob, Usage
 
-TOKENIZER = Tokenizer((CHECKPOINT / "tokenizer.json").read_text())
 LOGPROBS = RenderOptions(logprobs=True)
 PROMPT = CompletionRequest(model="m", prompt="p", stream=True)
 
@@ -194,10 +191,10 @@ def test_answer_is_the_same_in_one_piece_and_in_many(pieces: list[tuple[int, str
     joined = [(index, "".join(text for other, text, _ in pieces if other == index), False) for index in range(2)]
 
     async def chat(answer: DeltaStream) -> Any:
-        return orjson.loads(b"".join(await collect_chat_completion(answer, "m", LOGPROBS, TOKENIZER)))["choices"]
+        return orjson.loads(b"".join(await collect_chat_completion(answer, "m", LOGPROBS)))["choices"]
 
     async def text(answer: DeltaStream) -> Any:
-        choices = render_text_completion(await collect_text_choices(answer, LOGPROBS, TOKENIZER), answer.usage, "m", LOGPROBS)
+        choices = render_text_completion(await collect_text_choices(answer, LOGPROBS), answer.usage, "m", LOGPROBS)
         return orjson.loads(b"".join(choices))["choices"]
 
     for render in (chat, text):
@@ -226,7 +223,7 @@ def test_log_probabilities_leave_no_objects_for_the_garbage_collector() -> None:
     async def read() -> None:
         answer = answer_of(engine, CompletionRequest(model="m", prompt="p"))
         await answer.wait_first_delta(None)
-        await collect_chat_completion(answer, "m", LOGPROBS, TOKENIZER)
+        await collect_chat_completion(answer, "m", LOGPROBS)
 
     asyncio.run(read())
     assert counts[1] - counts[0] < 100
