@@ -22,7 +22,7 @@ serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-
 test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine, by WORKERS processes, without the Ray cluster
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-fast: .venv/test-$(ENGINE)  ## The quick unit tests in random order, by four processes, since many tests wait: no engine, one minute
+test-fast: .venv/test-$(ENGINE)  ## The quick unit tests in random order, by four processes, since many tests wait: no engine, two minutes on two cores
 	$(BIN)/python -m pytest -n 4 --dist worksteal -p randomly --randomly-dont-reset-seed --hypothesis-profile fast \
 		-m 'not slow' tests/unit $(ARGS)
 
