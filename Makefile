@@ -22,8 +22,8 @@ serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-
 test: .venv/test-$(ENGINE)  ## The whole suite, on the real engine, by WORKERS processes, without the Ray cluster
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-fast: .venv/test-$(ENGINE)  ## The quick unit tests in random order, by four processes, since many tests wait: no engine, two minutes on two cores
-	$(BIN)/python -m pytest -n 4 --dist worksteal -p randomly --randomly-dont-reset-seed --hypothesis-profile fast \
+test-fast: .venv/test-$(ENGINE)  ## The quick unit tests in random order, by three processes, since many tests wait: no engine, under a minute on two cores
+	$(BIN)/python -m pytest -n 3 --dist worksteal -p randomly --randomly-dont-reset-seed --hypothesis-profile fast \
 		-m 'not slow' tests/unit $(ARGS)
 
 test-ray: .venv/test-$(ENGINE)  ## A Ray cluster of several gateways and engines on this machine, and faults that end some of them

@@ -25,6 +25,8 @@ from llava_gateway.settings import Settings
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage, VisionConfig
 
+pytestmark = pytest.mark.slow
+
 MINE = {"authorization": "Bearer mine"}
 
 

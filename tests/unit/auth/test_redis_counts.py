@@ -20,6 +20,8 @@ from llava_gateway.auth.rate_limits import KeyLease, RateLimited, RateLimits
 from llava_gateway.auth.sliding_window import BUCKET, MINUTE, Change, Window
 from llava_gateway.errors import Unavailable
 
+pytestmark = pytest.mark.slow
+
 BOB = Key("bob", digest("llava-bob"))
 
 

@@ -18,6 +18,8 @@ from llava_gateway.cli.batch import main
 from llava_gateway.client.remote import MAX_IMAGE_BYTES
 from llava_gateway.demo.images import draw, encode
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = ("red", "blue", "green", "white"), ("yellow", "black", "orange", "purple")
 
 

@@ -11,6 +11,8 @@ from helpers.faulty_server import answer, faulty_server
 
 from llava_gateway.auth.api_keys import Key, KeyFile, digest
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 'data: {"choices": [{"delta": {"content": "%s"}, "finish_reason": "stop", "index": 0}]}\n\ndata: [DONE]\n\n'
 
 

@@ -11,6 +11,8 @@ import pytest
 from llava_gateway.cli.listeners import ListenError, listen
 from llava_gateway.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> int:
     with socket.socket(socket.AF_INET6) as listener:

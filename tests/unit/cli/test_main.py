@@ -19,6 +19,8 @@ from llava_gateway.engine.vllm.launch import engine_arguments
 from llava_gateway.errors import EngineStartError
 from llava_gateway.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

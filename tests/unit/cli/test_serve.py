@@ -18,6 +18,8 @@ from llava_gateway.app import create_app
 from llava_gateway.cli.serve import Server, _check_keys
 from llava_gateway.settings import Settings, SettingsError
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))

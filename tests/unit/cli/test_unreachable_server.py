@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from helpers.batch import batch, line, write
 from helpers.commands import run
 from helpers.server import free_port
+
+pytestmark = pytest.mark.slow
 
 
 def test_bench_without_a_server_ends_with_one_line() -> None:

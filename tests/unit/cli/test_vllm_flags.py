@@ -17,6 +17,8 @@ from llava_gateway.errors import EngineStartError
 from llava_gateway.serving.model_registry import ServedModel
 from llava_gateway.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import pytest
 from helpers.chat_command import COMMAND, FIRST, ask, quit_chat, run, terminal, wait_for_prompt
 from helpers.server import free_port
 
+pytestmark = pytest.mark.slow
+
 DONE = b"data: [DONE]\n\n"
 
 

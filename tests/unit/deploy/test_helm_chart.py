@@ -17,6 +17,8 @@ from llava_gateway.engine.vllm.engine import STOP_TIMEOUT
 from llava_gateway.images.url_policy import embedded, is_allowed
 from llava_gateway.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 FIXED = {"model", "host", "port", "keys_file", "api_keys"}
 """Settings that have other values in the chart, that the chart sets itself, or that belong into a Secret."""
 OWN = ("keda.sh/v1alpha1", "monitoring.coreos.com/v1")

@@ -17,6 +17,8 @@ from llava_gateway.engine.vllm.structured_outputs import close_format
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import StructuredOutput
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = llguidance.LLTokenizer((CHECKPOINT / "tokenizer.json").read_text())
 A = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
 B = {"properties": {"b": {"enum": ["x", "y"]}}, "required": ["b"]}

@@ -17,6 +17,8 @@ from PIL import Image
 from llava_gateway.demo.images import COLORS, draw, encode
 from llava_gateway.feedback.store import Store, read
 
+pytestmark = pytest.mark.slow
+
 GRID = ("red", "blue", "green", "white")
 OTHER = ("yellow", "black", "orange", "purple")
 DOCS = (ROOT / "docs" / "feedback.md").read_text()

@@ -17,6 +17,8 @@ from openai import OpenAI
 
 from llava_gateway.http.request_head import HOST, Refused, check_head
 
+pytestmark = pytest.mark.slow
+
 LOOPS = ("asyncio", "uvloop")
 HEALTHY = post({"a": 1}, b"connection: close\r\n")
 

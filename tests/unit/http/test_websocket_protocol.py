@@ -10,6 +10,8 @@ from helpers.connections import Gateway, closing_code, frame, gateway, rss
 from helpers.waiting import wait_for
 from websockets.sync.client import connect
 
+pytestmark = pytest.mark.slow
+
 TEXT, BINARY, CONTINUATION, PING = 1, 2, 0, 9
 POLICY, TOO_BIG, TRY_LATER = 1008, 1009, 1013
 MB = 1 << 20

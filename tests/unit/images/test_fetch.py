@@ -16,6 +16,8 @@ from llava_gateway.errors import InvalidImage
 from llava_gateway.images.fetch import USER_AGENT, Fetcher
 from llava_gateway.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 LOOPBACK = [ip_network("127.0.0.0/8")]
 PATIENT: dict[str, Any] = {"image_timeout": 120, "image_connect_timeout": 120, "image_read_timeout": 120}
 """Timeouts in seconds that do not expire on a busy machine."""

@@ -13,6 +13,8 @@ from llava_gateway.errors import InvalidImage
 from llava_gateway.images.fetch import Fetcher
 from llava_gateway.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 LONGEST_STALL = 0.2
 """Seconds of CPU time for which the event loop may be blocked. Without limits on the parser's work it is 0.5 to 6 seconds."""
 

@@ -31,6 +31,8 @@ from llava_gateway.observability.context import RequestContext, request_context
 from llava_gateway.settings import Settings
 from llava_gateway.types import ImageUrl, PreparedImage, VisionConfig
 
+pytestmark = pytest.mark.slow
+
 pillow_heif.register_heif_opener()  # for writing, in tests
 VISION = VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576)
 GRIDS = ((672, 336), (336, 672), (672, 672))

@@ -19,6 +19,8 @@ from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_quantiz
 from llava_gateway.engine.vllm.launch import engine_arguments
 from llava_gateway.errors import EngineStartError
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "model.safetensors"
 ON_CPU = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="is about the limits of a CPU")
 

@@ -11,6 +11,8 @@ from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.errors import EngineFailed, InvalidRequest, Unavailable
 from llava_gateway.types import Delta, SamplingParams, StructuredOutput, Usage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_each_finish_reason_of_vllm_is_translated() -> None:

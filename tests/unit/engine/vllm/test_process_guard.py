@@ -5,9 +5,12 @@ import time
 from multiprocessing import get_context
 
 import psutil
+import pytest
 
 from llava_gateway.engine.vllm.compat import health
 from llava_gateway.engine.vllm.process_guard import ProcessGuard
+
+pytestmark = pytest.mark.slow
 
 
 def test_processes_are_found_by_name_with_their_children() -> None:

@@ -15,6 +15,8 @@ from llava_gateway.errors import InvalidRequest, TooManyRequests
 from llava_gateway.tokenizer import Tokenizer
 from llava_gateway.types import StructuredOutput
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = Tokenizer((CHECKPOINT / "tokenizer.json").read_text())
 BOMB = 'start: s\ns: s s | "a" | " " | /[a-z]/ | "%d"'
 
