@@ -27,12 +27,12 @@ from llava_gateway.engine.vllm.lora import lora_flags
 from llava_gateway.errors import EngineStartError, GatewayError, MethodNotAllowed, NotFound
 from llava_gateway.http.middleware.stack import MiddlewareStack
 from llava_gateway.http.request_body import RequestBodyReader
+from llava_gateway.model_info import LoraAdapter
 from llava_gateway.observability import metrics
 from llava_gateway.observability.loop_monitor import LoopMonitor
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.serving.model_registry import ServedModel, adapters_of
 from llava_gateway.settings import Settings
-from llava_gateway.types import LoraAdapter
 
 log = logging.getLogger(__name__)
 

@@ -3,16 +3,14 @@
 They belong to no API and to no engine. An API parses its dialect into a request and renders deltas back into its dialect.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
-from blake3 import blake3
 from PIL import Image
 
+from llava_gateway.model_info import LoraAdapter
 from llava_gateway.settings import AspectRatio
-from llava_gateway.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -347,58 +345,6 @@ class Usage:
         self.completion_tokens += other.completion_tokens
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """The form in which a model takes images.
-
-    LLaVA-1.5 takes an image as one square. LLaVA-NeXT and later models keep the aspect ratio: they lay the image out on a grid of such
-    squares, and also take a square of the whole image.
-    """
-
-    side: int
-    """The width and height of the vision tower's square, in pixels: 336 for LLaVA-1.5."""
-    tokens: Callable[[int, int], int]
-    """Returns the number of context tokens for an image of this width and height, in pixels, as the engine gets it."""
-    min_image_tokens: int
-    """The lower bound of `tokens`: 576 for LLaVA-1.5, where every image takes 576 tokens."""
-    max_image_tokens: int
-    """The upper bound of `tokens`."""
-    grids: tuple[tuple[int, int], ...] = ()
-    """The width and height of each possible grid, in pixels. Empty if an image becomes one square."""
-    aspect_ratio: AspectRatio = "crop"
-    """How the model's own processor makes an image square."""
-    mean_color: tuple[int, int, int] = (122, 116, 104)
-    """The RGB color that pads an image."""
-
-    @cached_property
-    def digest(self) -> str:
-        """Return 16 hexadecimal digits. Models with equal digests get equal pixels from equal images."""
-        return blake3(repr(self).encode()).hexdigest(8)
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """The description of a model, which its engine returns once it has loaded the model."""
-
-    tokenizer: Tokenizer
-    chat_template: str
-    """The Jinja source of the model's chat template; empty if the checkpoint has none."""
-    special_tokens: dict[str, str]
-    """By the names that chat templates use: `bos_token`, `eos_token` and others."""
-    image_token: str
-    """The placeholder that the chat template writes for an image, such as `<image>`."""
-    vision: VisionConfig
-    context_length: int
-    """The upper bound of prompt and answer together, in tokens."""
-    default_sampling: Mapping[str, float] = field(default_factory=dict)
-    """The model's own values of `SamplingParams` by name, such as `temperature`, for parameters that a request does not set. `max_tokens`
-    is the answer's length for a request that sets none."""
-    max_answer_tokens: int | None = None
-    """The upper bound of every answer, in tokens. A larger `max_tokens` is lowered to it. None: only the context is a bound."""
-    fingerprint: str = ""
-    """Identifies the versions, the model and the engine's configuration. It changes if the answers may change. Empty: unknown."""
-
-
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
     """An image that has been decoded and resized for the model."""
@@ -411,19 +357,6 @@ class PreparedImage:
     """The width and height of the original image, in pixels."""
     tokens: int
     """The number of context tokens that the image takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraAdapter:
-    """A LoRA adapter: small changes to the model's weights, applied to the prompts that name the adapter."""
-
-    name: str
-    """The name that clients use as a model's name."""
-    path: str
-    """The absolute path of the adapter's directory, in the format of the peft library."""
-    number: int
-    """Counts loadings, from 1. An adapter loaded later under the same name has another number, so that no cached result of the first is
-    used for it."""
 
 
 @dataclass(frozen=True, slots=True)

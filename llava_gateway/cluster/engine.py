@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from llava_gateway.cluster.delta_receiver import DeltaReceiver, PendingAnswer, ReplicaLost
 from llava_gateway.cluster.delta_sender import Address
 from llava_gateway.errors import EngineFailed, GatewayError, InvalidRequest, TooManyRequests
+from llava_gateway.model_info import LoraAdapter, ModelInfo
 from llava_gateway.observability.context import current_context
-from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage
+from llava_gateway.types import Delta, Prompt, SamplingParams, StructuredOutput, Usage
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponse

@@ -18,10 +18,11 @@ from llava_gateway.concurrency import cancel_and_wait
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm.engine import VllmEngine
 from llava_gateway.errors import GatewayError, Unavailable
+from llava_gateway.model_info import LoraAdapter, ModelInfo
 from llava_gateway.observability import logging as logs
 from llava_gateway.observability.context import RequestContext, request_context
 from llava_gateway.settings import Settings
-from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage
+from llava_gateway.types import Delta, Prompt, SamplingParams, StructuredOutput, Usage
 
 log = logging.getLogger(__name__)
 

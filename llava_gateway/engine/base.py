@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage
+from llava_gateway.model_info import LoraAdapter, ModelInfo
+from llava_gateway.types import Delta, Prompt, SamplingParams, StructuredOutput, Usage
 
 
 class Engine(Protocol):

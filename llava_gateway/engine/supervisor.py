@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from llava_gateway.engine.base import Engine
 from llava_gateway.errors import EngineStartError, GatewayError, Unavailable
-from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage
+from llava_gateway.model_info import LoraAdapter, ModelInfo
+from llava_gateway.types import Delta, Prompt, SamplingParams, StructuredOutput, Usage
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ from llava_gateway.images.http_cache import FetchedFile, UrlCache
 from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.images.worker_pool import WorkerPool
+from llava_gateway.model_info import VisionConfig
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import current_context, timed
 from llava_gateway.settings import AspectRatio, Settings
-from llava_gateway.types import ImageSource, PreparedImage, VisionConfig
+from llava_gateway.types import ImageSource, PreparedImage
 
 BYTES_PER_PIXEL = 3
 """The memory of a prepared image in RGB."""

@@ -18,10 +18,11 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llava_gateway.errors import EngineStartError, InvalidRequest, context_length_exceeded
+from llava_gateway.model_info import ModelInfo
 from llava_gateway.prompts.merge import merge_turns
 from llava_gateway.prompts.templates import BUILT_IN, Template
 from llava_gateway.prompts.tools import add_tool_fields, as_text, template_tools, tojson
-from llava_gateway.types import ChatRequest, CompletionRequest, Message, ModelInfo, Request, Text, Tool, ToolChoice
+from llava_gateway.types import ChatRequest, CompletionRequest, Message, Request, Text, Tool, ToolChoice
 
 SEPARATOR = "\ufdd0"
 """Splits control tokens in texts. Noncharacters are for internal use and never for interchange (Unicode, section 23.7)."""

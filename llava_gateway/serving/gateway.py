@@ -21,6 +21,7 @@ from llava_gateway.auth.rate_limits import KeyLease, current_lease
 from llava_gateway.concurrency import cancel_and_wait
 from llava_gateway.errors import GatewayError, Unavailable
 from llava_gateway.images.loader import ImageFile, ImageLoader
+from llava_gateway.model_info import ModelInfo, VisionConfig
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import RequestContext, current_context, timed
 from llava_gateway.serving.admission import Admission, RequestQueue
@@ -29,7 +30,7 @@ from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
 from llava_gateway.serving.prepare import PreparedRequest, apply_image_tokens, check_images, prepare, without_ignored_tools
 from llava_gateway.settings import Settings
-from llava_gateway.types import ChatRequest, ImageSource, ModelInfo, PreparedImage, Prompt, Request, Usage, VisionConfig
+from llava_gateway.types import ChatRequest, ImageSource, PreparedImage, Prompt, Request, Usage
 
 log = logging.getLogger(__name__)
 

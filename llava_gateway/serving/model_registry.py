@@ -17,10 +17,10 @@ from pathlib import Path
 from llava_gateway.auth.rate_limits import current_lease
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.errors import EngineStartError, GatewayError, InvalidRequest, NotFound, Unavailable
+from llava_gateway.model_info import LoraAdapter, ModelInfo
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.prompts.templates import BUILT_IN, aliases, chosen
 from llava_gateway.settings import SettingsError
-from llava_gateway.types import LoraAdapter, ModelInfo
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_gateway.errors import ContextLengthExceeded, InvalidRequest, context_length_exceeded
+from llava_gateway.model_info import ModelInfo
 from llava_gateway.prompts.renderer import PromptRenderer, RenderedPrompt
 from llava_gateway.serving.model_registry import ServedModel
 from llava_gateway.serving.tool_calls import FORMATS, CallFormat, CallFormatName, ToolCallParser
 from llava_gateway.serving.tool_grammar import hold_to_calls, hold_to_text_or_calls
 from llava_gateway.settings import Settings
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import ChatRequest, ModelInfo, PreparedImage, Request, SamplingParams
+from llava_gateway.types import ChatRequest, PreparedImage, Request, SamplingParams
 
 MAX_CONTEXTS = 16
 """All choices of a request together have at most this many times the tokens of the model's context."""

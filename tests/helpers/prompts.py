@@ -3,8 +3,9 @@
 from typing import Any
 
 from llava_gateway.demo import CHECKPOINT
+from llava_gateway.model_info import ModelInfo, VisionConfig
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import ImageSource, ImageUrl, Message, ModelInfo, Text, VisionConfig
+from llava_gateway.types import ImageSource, ImageUrl, Message, Text
 
 IMAGE = ImageUrl("data:,", "image")
 LLAVA_HF_TEMPLATE = (  # in the manner of llava-hf/llava-1.5-7b-hf: images first, each text followed by a space

@@ -9,9 +9,10 @@ import uvicorn
 from llava_gateway.app import create_app
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.http.uvicorn_protocol import http_protocol
+from llava_gateway.model_info import LoraAdapter, ModelInfo, VisionConfig
 from llava_gateway.settings import Settings
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage, VisionConfig
+from llava_gateway.types import Delta, Prompt, SamplingParams, StructuredOutput, Usage
 
 
 class SilentEngine:

@@ -14,6 +14,7 @@ STATIC = sorted((PACKAGE / "api" / "chat_ui" / "static").iterdir())
 FLOORS = (
     ("errors", "settings", "concurrency", "files"),
     ("tokenizer", "auth"),
+    ("model_info",),
     ("types",),
     ("prompts", "observability"),
     ("images", "convert"),

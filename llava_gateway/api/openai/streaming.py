@@ -14,8 +14,9 @@ import orjson
 from llava_gateway.api.openai.sampling import SamplingFields, StreamOptions
 from llava_gateway.errors import GatewayError
 from llava_gateway.http.response import Parts, retry_after
+from llava_gateway.model_info import ModelInfo
 from llava_gateway.observability.context import new_id
-from llava_gateway.types import FinishReason, ModelInfo, Usage
+from llava_gateway.types import FinishReason, Usage
 
 DONE = b"data: [DONE]\n\n"
 """The last event of every stream."""

@@ -24,8 +24,9 @@ from llava_gateway.engine.vllm.process_guard import ProcessGuard
 from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.engine.vllm.structured_outputs import GrammarChecker, close_format
 from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, TooManyRequests, Unavailable
+from llava_gateway.model_info import LoraAdapter, ModelInfo
 from llava_gateway.observability.context import current_context, new_id
-from llava_gateway.types import Delta, LoraAdapter, ModelInfo, PreparedImage, Prompt, SamplingParams, StructuredOutput, Usage
+from llava_gateway.types import Delta, PreparedImage, Prompt, SamplingParams, StructuredOutput, Usage
 
 if TYPE_CHECKING:
     import vllm

@@ -17,8 +17,8 @@ from llava_gateway.engine.vllm.lora import check_lora_support, reserve_slots
 from llava_gateway.engine.vllm.refused_flags import check_flags
 from llava_gateway.errors import EngineStartError
 from llava_gateway.images.geometry import ImageTokens, Size
+from llava_gateway.model_info import ModelInfo, VisionConfig
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import ModelInfo, VisionConfig
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

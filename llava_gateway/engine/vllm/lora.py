@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llava_gateway.engine.vllm.compat import health, lora
 from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, InvalidRequest, TooManyRequests, Unavailable
 from llava_gateway.files import read_file
-from llava_gateway.types import LoraAdapter
+from llava_gateway.model_info import LoraAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

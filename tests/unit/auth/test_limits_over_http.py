@@ -21,9 +21,10 @@ from llava_gateway.app import create_app
 from llava_gateway.auth.api_keys import Key, KeyFile, digest
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import EngineFailed, InvalidRequest
+from llava_gateway.model_info import LoraAdapter, ModelInfo, VisionConfig
 from llava_gateway.settings import Settings
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, StructuredOutput, Usage, VisionConfig
+from llava_gateway.types import Delta, Prompt, SamplingParams, StructuredOutput, Usage
 
 pytestmark = pytest.mark.slow
 

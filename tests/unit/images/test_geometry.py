@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.launch import describe
 from llava_gateway.images.geometry import ImageTokens
+from llava_gateway.model_info import ModelInfo
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import ModelInfo
 
 pytestmark = pytest.mark.slow
 

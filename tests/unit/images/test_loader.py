@@ -17,8 +17,9 @@ from llava_gateway.demo.images import data_uri, draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.decode import open_image, prepare
 from llava_gateway.images.loader import LARGE, ImageCache, ImageLoader
+from llava_gateway.model_info import VisionConfig
 from llava_gateway.settings import Settings
-from llava_gateway.types import ImageUrl, VisionConfig
+from llava_gateway.types import ImageUrl
 
 VISION = VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576)
 GRID = ("red", "blue", "green", "orange")

@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from llava_gateway.demo.images import encode
 from llava_gateway.images.decode import Transform, open_image, prepare
 from llava_gateway.images.geometry import best_grid, shrunk
-from llava_gateway.types import VisionConfig
+from llava_gateway.model_info import VisionConfig
 
 pytestmark = pytest.mark.slow
 

@@ -22,8 +22,8 @@ from llava_gateway.images import decode
 from llava_gateway.images.decode import Transform, is_cheap, open_image, to_plain
 from llava_gateway.images.metadata import exif_orientation
 from llava_gateway.images.worker_pool import WorkerPool
+from llava_gateway.model_info import VisionConfig
 from llava_gateway.settings import Settings
-from llava_gateway.types import VisionConfig
 
 pillow_heif.register_heif_opener()  # for writing, in tests
 TRANSFORM = Transform(VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576), "resize")

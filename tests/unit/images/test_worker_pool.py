@@ -27,9 +27,10 @@ from llava_gateway.images.decode import Transform, open_image
 from llava_gateway.images.geometry import ImageTokens
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.images.worker_pool import Worker, WorkerPool
+from llava_gateway.model_info import VisionConfig
 from llava_gateway.observability.context import RequestContext, request_context
 from llava_gateway.settings import Settings
-from llava_gateway.types import ImageUrl, PreparedImage, VisionConfig
+from llava_gateway.types import ImageUrl, PreparedImage
 
 pytestmark = pytest.mark.slow
 

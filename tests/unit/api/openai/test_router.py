@@ -17,10 +17,11 @@ from helpers.silent_engine import SilentEngine
 from llava_gateway.app import build_app
 from llava_gateway.auth.api_keys import Key, KeyFile, digest
 from llava_gateway.engine.supervisor import Supervisor
+from llava_gateway.model_info import LoraAdapter, ModelInfo
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.serving.model_registry import ServedModel
 from llava_gateway.settings import Settings
-from llava_gateway.types import Delta, LoraAdapter, ModelInfo, Prompt, SamplingParams, Usage
+from llava_gateway.types import Delta, Prompt, SamplingParams, Usage
 
 CHAT = "/v1/chat/completions"
 CONTEXT = 100
