@@ -30,8 +30,8 @@ from llava_gateway.images.metadata import UPRIGHT
 from llava_gateway.images.plugins import PLUGINS
 
 if TYPE_CHECKING:
-    from llava_gateway.settings import AspectRatio
     from llava_gateway.model_info import VisionConfig
+    from llava_gateway.settings import AspectRatio
 
 # Pillow warns about sizes, which are checked here. The filter is set once, because all threads share the list of filters.
 warnings.filterwarnings("ignore", module=r"PIL\.")
