@@ -8,10 +8,10 @@ from helpers.documentation import README, blocks, rows
 from helpers.server import ROOT
 from pydantic import BaseModel
 
-from llava_gateway.api.openai.chat_tools import FunctionDefinition
 from llava_gateway.api.openai.messages import ImageReference
 from llava_gateway.api.openai.openapi import BODIES
 from llava_gateway.api.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
+from llava_gateway.api.openai.tool_use import FunctionDefinition
 from llava_gateway.settings import Settings, default_of
 
 OPENAI = (ROOT / "docs" / "openai.md").read_text()

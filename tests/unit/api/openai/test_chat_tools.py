@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
-from llava_gateway.api.openai.chat_tools import MAX_DEFINITIONS
+from llava_gateway.api.openai.tool_use import MAX_DEFINITIONS
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import ChatRequest, ImageUrl, Message, Text, Tool, ToolCall
 
