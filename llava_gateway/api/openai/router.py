@@ -14,6 +14,8 @@ from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.completions import TextCompletion
 from llava_gateway.api.openai.docs_page import docs_page
 from llava_gateway.api.openai.openapi import openapi
+from llava_gateway.api.openai.responses.handlers import Responses
+from llava_gateway.api.openai.responses.request import CreateResponse
 from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body, error_headers
 from llava_gateway.api.openai.tokenization import detokenize, tokenize
 from llava_gateway.errors import GatewayError
@@ -23,7 +25,7 @@ from llava_gateway.http.response import JSON, ResponseWriter
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.gateway import Gateway
 
-CompletionBody = TypeVar("CompletionBody", ChatCompletionRequest, TextCompletionRequest)
+GenerationBody = TypeVar("GenerationBody", ChatCompletionRequest, TextCompletionRequest, CreateResponse)
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
@@ -51,6 +53,11 @@ def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> 
     return [
         _post(f"{prefix}/chat/completions", handlers.chat_completions, handlers.gateway, body_reader),
         _post(f"{prefix}/completions", handlers.completions, handlers.gateway, body_reader),
+        _post(f"{prefix}/responses", handlers.responses.create, handlers.gateway, body_reader),
+        Route(f"{prefix}/responses/{{id}}", handlers.responses.retrieve, methods=["GET"]),
+        Route(f"{prefix}/responses/{{id}}", handlers.responses.delete, methods=["DELETE"]),
+        Route(f"{prefix}/responses/{{id}}/input_items", handlers.responses.input_items, methods=["GET"]),
+        Route(f"{prefix}/responses/{{id}}/cancel", handlers.responses.cancel, methods=["POST"]),
         Route(f"{prefix}/models", handlers.models, methods=["GET"]),
         Route(f"{prefix}/models/{{model:path}}", handlers.model, methods=["GET"]),
     ]
@@ -66,6 +73,7 @@ class OpenAI:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.keep_alive = gateway.settings.keep_alive
+        self.responses = Responses(gateway, self._with_model)
 
     async def chat_completions(self, body: JsonBody, response: ResponseWriter) -> None:
         request = self._with_model(ChatCompletionRequest.read(body))
@@ -109,7 +117,7 @@ class OpenAI:
             model["parent"] = parent
         return model
 
-    def _with_model(self, request: CompletionBody) -> CompletionBody:
+    def _with_model(self, request: GenerationBody) -> GenerationBody:
         """Return the request with the name of its model: that of the only model if the request names none. Raises GatewayError."""
         return request if request.model else request.model_copy(update={"model": self.gateway.models.only_name()})
 
@@ -131,7 +139,9 @@ class OpenAI:
 
 async def render_error(error: GatewayError, response: ResponseWriter) -> None:
     """Write an error: as the response, or as the last event of a stream that has started."""
-    if response.started:
+    if response.render_failure:
+        await response.end(response.render_failure(error))
+    elif response.started:
         await response.event(error_body(error))
         await response.end(DONE)
     else:

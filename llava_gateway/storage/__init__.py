@@ -1,0 +1,1 @@
+"""Values that API keys keep between requests."""
