@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
@@ -12,8 +12,7 @@ from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.completions import TextCompletion
-from llava_gateway.api.openai.docs_page import docs_page
-from llava_gateway.api.openai.openapi import openapi
+from llava_gateway.api.openai.operations import DEEPINFRA_DESCRIPTION, DESCRIPTION
 from llava_gateway.api.openai.responses.handlers import Responses
 from llava_gateway.api.openai.responses.request import CreateResponse
 from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body, error_headers
@@ -37,16 +36,15 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
             _post("/tokenize", handlers.tokenize, gateway, body_reader),
             _post("/detokenize", handlers.detokenize, gateway, body_reader),
             Route("/version", handlers.version, methods=["GET"]),
-            Route("/openapi.json", handlers.openapi, methods=["GET"]),
-            Route("/docs", handlers.docs, methods=["GET"]),
         ],
         render_error,
+        description=DESCRIPTION,
     )
 
 
 def create_deepinfra_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
     """Create the OpenAI API below DeepInfra's prefix `/v1/openai`."""
-    return Api(_routes("/v1/openai", OpenAI(gateway), body_reader), render_error)
+    return Api(_routes("/v1/openai", OpenAI(gateway), body_reader), render_error, description=DEEPINFRA_DESCRIPTION)
 
 
 def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> list[BaseRoute]:
@@ -129,12 +127,6 @@ class OpenAI:
 
     async def version(self, request: Request) -> Response:
         return json_response({"version": __version__})
-
-    async def openapi(self, request: Request) -> Response:
-        return json_response(openapi())
-
-    async def docs(self, request: Request) -> Response:
-        return HTMLResponse(docs_page(openapi()), headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
 
 async def render_error(error: GatewayError, response: ResponseWriter) -> None:

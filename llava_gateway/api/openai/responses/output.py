@@ -155,7 +155,7 @@ class Output:
             self._logprobs = () if isinstance(self._open, CallItem) else logprobs
             return b""
         self._logprobs = ()
-        return self._add_to_message(delta.text, logprobs)
+        return self._add_to_message(delta.text, _tokens_of(delta.text, logprobs) if delta.tool_calls else logprobs)
 
     def _add_to_message(self, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
         """Append to the open message, or to a new one, and return the events."""
@@ -183,3 +183,13 @@ class Output:
 
     def _item_id(self, prefix: Literal["msg", "fc"]) -> str:
         return make_item_id(prefix, self._response_id, self._first_position + len(self.items))
+
+
+def _tokens_of(text: str, logprobs: Sequence[TokenLogprob]) -> Sequence[TokenLogprob]:
+    """Return the first log probabilities whose tokens make up `text`."""
+    missing = len(text.encode())
+    for number, logprob in enumerate(logprobs):
+        if missing <= 0:
+            return logprobs[:number]
+        missing -= len(logprob.token)
+    return logprobs

@@ -40,10 +40,14 @@ ONLY_CHAT = "only chat completions return this"
 _Label = Annotated[str, Field(max_length=512)]
 
 
-class ResponseTool(FunctionDefinition):
-    """A function in the flat form of the Responses API."""
+class _ToolType(StrictModel):
+    """Pydantic checks the fields of the last base class first: an error of another tool names its type, not its missing name."""
 
     type: FunctionType = "function"
+
+
+class ResponseTool(FunctionDefinition, _ToolType):
+    """A function in the flat form of the Responses API."""
 
 
 class FunctionChoice(StrictModel):
@@ -51,7 +55,7 @@ class FunctionChoice(StrictModel):
     name: str
 
 
-class AllowedToolsChoice(StrictModel):
+class AllowedFunctionsChoice(StrictModel):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: list[FunctionChoice] = Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
@@ -67,7 +71,7 @@ def _choice_tag(value: Any) -> str | None:
 _ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag(TAG_PREFIX + "word")]
     | Annotated[FunctionChoice, Tag(TAG_PREFIX + "function")]
-    | Annotated[AllowedToolsChoice, Tag(TAG_PREFIX + "allowed_tools")],
+    | Annotated[AllowedFunctionsChoice, Tag(TAG_PREFIX + "allowed_tools")],
     Discriminator(
         _choice_tag,
         custom_error_type="tool_choice",
@@ -76,7 +80,7 @@ _ToolChoice = Annotated[
 ]
 
 
-class JsonSchemaFormat(StrictModel):
+class JsonSchemaTextFormat(StrictModel):
     """A JSON Schema in the flat form of the Responses API."""
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -93,7 +97,7 @@ class TextConfig(StrictModel):
         Annotated[
             Annotated[TextFormat, Tag(TAG_PREFIX + "text")]
             | Annotated[JsonObjectFormat, Tag(TAG_PREFIX + "json_object")]
-            | Annotated[JsonSchemaFormat, Tag(TAG_PREFIX + "json_schema")],
+            | Annotated[JsonSchemaTextFormat, Tag(TAG_PREFIX + "json_schema")],
             Discriminator(
                 format_tag, custom_error_type="format", custom_error_message="must be an object of type text, json_object or json_schema"
             ),
@@ -194,7 +198,7 @@ class CreateResponse(SamplingFields):
         )
         if isinstance(self.tool_choice, FunctionChoice):
             return named_tool(tools, self.tool_choice.name, "tool_choice.name", "tools")
-        if isinstance(self.tool_choice, AllowedToolsChoice):
+        if isinstance(self.tool_choice, AllowedFunctionsChoice):
             names = [(each.name, f"tool_choice.tools[{index}].name") for index, each in enumerate(self.tool_choice.tools)]
             return allowed_tools(tools, names, self.tool_choice.mode, parallel)
         return any_tool(tools, self.tool_choice, parallel)
@@ -225,6 +229,6 @@ class CreateResponse(SamplingFields):
         answer_format = self.text and self.text.format
         if isinstance(answer_format, JsonObjectFormat):
             return StructuredOutput("json_object", param="text.format")
-        if isinstance(answer_format, JsonSchemaFormat):
+        if isinstance(answer_format, JsonSchemaTextFormat):
             return schema_format(answer_format.json_schema, "text.format.schema")
         return None

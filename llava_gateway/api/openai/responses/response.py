@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from llava_gateway.api.openai.responses.output import COMPLETED, INCOMPLETE, EventWriter, Output
-from llava_gateway.api.openai.responses.request import AllowedToolsChoice, CreateResponse, FunctionChoice, JsonSchemaFormat
+from llava_gateway.api.openai.responses.request import AllowedFunctionsChoice, CreateResponse, FunctionChoice, JsonSchemaTextFormat
 from llava_gateway.errors import GatewayError
 from llava_gateway.model_info import ModelInfo
 from llava_gateway.types import Usage
@@ -94,14 +94,14 @@ def _text(request: CreateResponse) -> dict[str, Any]:
     answer_format: dict[str, Any] = {"type": "text"}
     if text and text.format:
         answer_format = text.format.model_dump(by_alias=True)
-    if text and isinstance(text.format, JsonSchemaFormat):
+    if text and isinstance(text.format, JsonSchemaTextFormat):
         answer_format["schema"] = answer_format["schema"] or {}
     return {"format": answer_format, "verbosity": (text and text.verbosity) or "medium"}
 
 
 def _tool_choice(request: CreateResponse) -> Any:
     choice = request.tool_choice
-    return choice.model_dump() if isinstance(choice, FunctionChoice | AllowedToolsChoice) else choice or "auto"
+    return choice.model_dump() if isinstance(choice, FunctionChoice | AllowedFunctionsChoice) else choice or "auto"
 
 
 def _render_usage(usage: Usage) -> dict[str, Any]:

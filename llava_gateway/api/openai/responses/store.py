@@ -158,7 +158,7 @@ def stored_forms(items: Sequence[Item | dict[str, Any]], response_id: str) -> li
 
 def dump(value: Any) -> bytes:
     """Return a value that may have BodySlices as JSON."""
-    return orjson.dumps(value, default=_text_of)
+    return orjson.dumps(value, default=_text_of, option=orjson.OPT_PASSTHROUGH_DATACLASS)
 
 
 def _text_of(value: Any) -> str:
