@@ -30,7 +30,7 @@ from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
 from llava_gateway.serving.prepare import PreparedRequest, apply_image_tokens, check_images, prepare, without_ignored_tools
 from llava_gateway.settings import Settings
-from llava_gateway.storage.object_store import ObjectStore, create_object_store
+from llava_gateway.storage.object_store import Bounds, create_object_store
 from llava_gateway.types import ChatRequest, ImageSource, PreparedImage, Prompt, Request, Usage
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,11 @@ class Gateway:
         self.admission = Admission(settings, list(self._queues.values()))
         self._images = ImageLoader(settings)
         self.answer_memory = AnswerMemory(settings)
-        self.responses = _create_response_store(settings)
+        self.responses = create_object_store(
+            "memory",
+            "responses",
+            Bounds(settings.responses_mb << 20, settings.responses_mb_per_key << 20, ttl=settings.responses_ttl, evict=True),
+        )
         """Answers that clients continue in later requests, by the name of the API key."""
         self._served_models = served_models
         engines = [served_model.engine for served_model in served_models]
@@ -220,15 +224,6 @@ async def _off_loop_if_long(request: Request, work: Callable[..., T], *arguments
     if request.text_length > LONG_TEXT:
         return await asyncio.to_thread(work, *arguments)
     return work(*arguments)
-
-
-def _create_response_store(settings: Settings) -> ObjectStore:
-    """Return the store of responses. With API keys, one key may take up to a quarter of its memory."""
-    max_bytes = settings.responses_mb << 20
-    max_bytes_per_owner = max_bytes // 4 if settings.api_keys or settings.keys_file else max_bytes
-    return create_object_store(
-        "memory", "responses", max_bytes=max_bytes, max_bytes_per_owner=max_bytes_per_owner, ttl=settings.responses_ttl, evict=True
-    )
 
 
 def _failure(served_model: ServedModel) -> GatewayError | None:

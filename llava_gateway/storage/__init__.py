@@ -1,1 +1,1 @@
-"""Values that API keys keep between requests."""
+"""Values that clients leave with the server for a while: stored responses and files."""

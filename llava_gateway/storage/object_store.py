@@ -3,90 +3,134 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
-from llava_gateway.errors import TooManyRequests
+from llava_gateway.errors import InsufficientStorage
+
+OVERHEAD = 512
+"""The memory of a value beside its bytes: its id and its places in the tables."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The bounds of a store."""
+
+    max_bytes: int
+    """Of all values together. A Redis has its own bound instead, `maxmemory`."""
+    max_bytes_per_owner: int
+    ttl: int
+    """The time to live of a value, in seconds."""
+    evict: bool
+    """Whether the oldest values make room for a new one. False: a new value that has no room is refused."""
 
 
 class ObjectStore(Protocol):
-    """Values of API keys by id, with a time to live, bounded per owner and in all."""
+    """Values by owner and id. An owner is the name of an API key, or empty if the server asks for none."""
 
-    async def put(self, owner: str, name: str, value: bytes) -> None:
-        """Keep a value. Raises GatewayError if the bounds leave no room after expired values are gone."""
+    async def put(self, owner: str, id: str, value: bytes) -> None:
+        """Store a value. Raises InsufficientStorage if it has no room, or Unavailable if the storage fails."""
 
-    async def get(self, owner: str, name: str) -> bytes | None:
-        """Return a value. None: it is unknown, expired, or another owner's."""
+    async def get(self, owner: str, id: str) -> bytes | None:
+        """Return a value, or None if the owner has no value of this id, or no longer. Raises Unavailable."""
 
-    async def delete(self, owner: str, name: str) -> bool:
-        """Delete a value, and return whether there was one."""
+    async def delete(self, owner: str, id: str) -> bool:
+        """Delete a value, and return whether there was one. Raises Unavailable."""
 
     async def list(self, owner: str) -> list[str]:
-        """Return the ids of an owner's values, the newest first."""
+        """Return the ids of an owner's values, the newest first. Raises Unavailable."""
 
     async def close(self) -> None:
         """Close the connections to the storage."""
 
 
-class MemoryObjectStore:
-    """Values in this process; implements `ObjectStore`."""
+def create_object_store(storage: str, namespace: str, bounds: Bounds) -> ObjectStore:
+    """Return a store.
 
-    def __init__(
-        self, *, max_bytes: int, max_bytes_per_owner: int, ttl: float, evict: bool, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`ttl`: in seconds. `evict`: whether an owner's oldest values make room for a new one. False: `put` refuses the new one."""
-        self._max_bytes, self._max_bytes_per_owner, self._ttl = max_bytes, max_bytes_per_owner, ttl
-        self._evict, self._clock = evict, clock
-        self._values: OrderedDict[tuple[str, str], tuple[float, bytes]] = OrderedDict()
-        """The time of expiry and the value, the oldest first."""
-        self._bytes: dict[str, int] = {}
+    `storage`: `memory`, or a redis:// or rediss:// URL. `namespace`: separates the stores in one Redis. Raises ValueError for other URLs,
+    or without the Redis client.
+    """
+    if storage in ("", "memory"):
+        return MemoryObjects(bounds)
+    from llava_gateway.storage.redis_objects import RedisObjects
 
-    async def put(self, owner: str, name: str, value: bytes) -> None:
+    return RedisObjects(storage, namespace, bounds)
+
+
+def no_room(max_bytes: int) -> InsufficientStorage:
+    """Return the error for a value that has no room. `max_bytes`: the bound of the owner."""
+    return InsufficientStorage(
+        f"There is no room for this in the server's storage, which has {max_bytes >> 20} MiB for each API key. Delete stored values.",
+        code="storage_full",
+    )
+
+
+class MemoryObjects:
+    """Values in this process; implements `ObjectStore`. Used from one event loop."""
+
+    def __init__(self, bounds: Bounds, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: returns the time in seconds."""
+        self._bounds, self._clock = bounds, clock
+        self._owners: dict[str, OrderedDict[str, bytes]] = {}
+        self._sizes: dict[str, int] = {}
+        self._expiry: OrderedDict[tuple[str, str], float] = OrderedDict()
+        """When each value expires. Every value lives as long, so the oldest value is the first to expire."""
+        self.bytes = 0
+        """The memory of all values."""
+
+    async def put(self, owner: str, id: str, value: bytes) -> None:
         self._expire()
-        self._drop((owner, name))
-        while self._evict and self._lacks_room(owner, len(value)):
-            oldest = next((key for key in self._values if key[0] == owner), None)
-            if oldest is None:
-                break
-            self._drop(oldest)
-        if self._lacks_room(owner, len(value)):
-            raise TooManyRequests("There is no room to store this.", code="storage_full")
-        self._values[owner, name] = self._clock() + self._ttl, value
-        self._bytes[owner] = self._bytes.get(owner, 0) + len(value)
+        self._delete(owner, id)
+        size, bounds = len(value) + OVERHEAD, self._bounds
+        if size > min(bounds.max_bytes, bounds.max_bytes_per_owner):
+            raise no_room(bounds.max_bytes_per_owner)
+        while self._sizes.get(owner, 0) + size > bounds.max_bytes_per_owner:
+            self._make_room(owner)
+        while self.bytes + size > bounds.max_bytes:
+            self._make_room(max(self._sizes, key=self._sizes.__getitem__))  # the owner with the most bytes
+        self._owners.setdefault(owner, OrderedDict())[id] = value
+        self._expiry[owner, id] = self._clock() + bounds.ttl
+        self._count(owner, size)
 
-    async def get(self, owner: str, name: str) -> bytes | None:
+    async def get(self, owner: str, id: str) -> bytes | None:
         self._expire()
-        _, value = self._values.get((owner, name), (0.0, None))
-        return value
+        return self._owners.get(owner, {}).get(id)
 
-    async def delete(self, owner: str, name: str) -> bool:
+    async def delete(self, owner: str, id: str) -> bool:
         self._expire()
-        return self._drop((owner, name))
+        return self._delete(owner, id)
 
     async def list(self, owner: str) -> list[str]:
         self._expire()
-        return [name for value_owner, name in reversed(self._values) if value_owner == owner]
+        return list(reversed(self._owners.get(owner, {})))
 
     async def close(self) -> None:
-        pass
+        """Do nothing: there is no connection."""
 
-    def _lacks_room(self, owner: str, size: int) -> bool:
-        total = sum(self._bytes.values())
-        return total + size > self._max_bytes or self._bytes.get(owner, 0) + size > self._max_bytes_per_owner
+    def _make_room(self, owner: str) -> None:
+        """Delete the owner's oldest value. Raises InsufficientStorage unless the store evicts."""
+        if not self._bounds.evict:
+            raise no_room(self._bounds.max_bytes_per_owner)
+        self._delete(owner, next(iter(self._owners[owner])))
 
     def _expire(self) -> None:
-        while self._values and next(iter(self._values.values()))[0] <= self._clock():
-            self._drop(next(iter(self._values)))
+        now = self._clock()
+        while self._expiry:
+            (owner, id), expires = next(iter(self._expiry.items()))
+            if expires > now:
+                return
+            self._delete(owner, id)
 
-    def _drop(self, key: tuple[str, str]) -> bool:
-        if key not in self._values:
+    def _delete(self, owner: str, id: str) -> bool:
+        value = self._owners.get(owner, {}).pop(id, None)
+        if value is None:
             return False
-        _, value = self._values.pop(key)
-        self._bytes[key[0]] -= len(value)
-        if not self._bytes[key[0]]:
-            del self._bytes[key[0]]
+        del self._expiry[owner, id]
+        self._count(owner, -len(value) - OVERHEAD)
         return True
 
-
-def create_object_store(storage: str, namespace: str, *, max_bytes: int, max_bytes_per_owner: int, ttl: float, evict: bool) -> ObjectStore:
-    """Return a store. `storage`: `memory`. `namespace`: separates the values of several stores."""
-    return MemoryObjectStore(max_bytes=max_bytes, max_bytes_per_owner=max_bytes_per_owner, ttl=ttl, evict=evict)
+    def _count(self, owner: str, size: int) -> None:
+        self.bytes += size
+        self._sizes[owner] = self._sizes.get(owner, 0) + size
+        if not self._sizes[owner]:
+            del self._sizes[owner], self._owners[owner]

@@ -16,8 +16,8 @@ from llava_gateway.http.response import JSON, ResponseWriter
 from llava_gateway.serving.answer_memory import AnswerMemory
 from llava_gateway.serving.gateway import Gateway
 
-MAX_SHARE = 16
-"""One response may take this part of the memory for stored responses: one sixteenth."""
+MAX_SHARE = 4
+"""One response may take a quarter of the memory for an API key's responses."""
 MAX_LISTED = 100
 """The upper bound of input items in one answer."""
 
@@ -29,7 +29,7 @@ class Responses:
         """`with_model`: returns a request with the name of its model."""
         self._gateway = gateway
         self._with_model = with_model
-        self._store = ResponseStore(gateway.responses, (gateway.settings.responses_mb << 20) // MAX_SHARE)
+        self._store = ResponseStore(gateway.responses, (gateway.settings.responses_mb_per_key << 20) // MAX_SHARE)
 
     async def create(self, body: JsonBody, response: ResponseWriter) -> None:
         """Answer `POST /v1/responses`. Raises GatewayError."""
