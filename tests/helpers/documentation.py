@@ -16,13 +16,20 @@ from starlette.testclient import TestClient
 from llava_gateway import create_app
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
+from llava_gateway.api.openai.responses.request import CreateResponse
 from llava_gateway.api.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from llava_gateway.api.schema import RequestBody
 from llava_gateway.settings import Settings
 
 README = (ROOT / "README.md").read_text()
-OPENAI_BODIES: tuple[type[RequestBody], ...] = (ChatCompletionRequest, TextCompletionRequest, TokenizeRequest, DetokenizeRequest)
-"""The bodies in docs/openai.md."""
+OPENAI_BODIES: tuple[type[RequestBody], ...] = (
+    ChatCompletionRequest,
+    TextCompletionRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    CreateResponse,
+)
+"""The bodies in docs/openai.md and docs/responses.md."""
 
 
 def blocks(language: str) -> list[str]:

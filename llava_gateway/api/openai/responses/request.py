@@ -6,7 +6,7 @@ It is declared after OpenAI's `CreateResponse`.
 import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llava_gateway.api.openai.responses.items import InputItems
 from llava_gateway.api.openai.sampling import (
@@ -35,7 +35,7 @@ from llava_gateway.settings import AspectRatio
 from llava_gateway.types import ChatRequest, Message, StructuredOutput
 
 LOGPROBS = "message.output_text.logprobs"
-ECHOED = "it has no effect, and the response has it again"
+ECHOED = "it has no effect on the answer; the response repeats it"
 ONLY_CHAT = "only chat completions return this"
 _Label = Annotated[str, Field(max_length=512)]
 
@@ -82,8 +82,6 @@ _ToolChoice = Annotated[
 
 class JsonSchemaTextFormat(StrictModel):
     """A JSON Schema in the flat form of the Responses API."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
 
     type: Literal["json_schema"]
     name: str = Field(min_length=1, max_length=64, description="required, but has no effect")
@@ -133,7 +131,7 @@ class CreateResponse(SamplingFields):
     )
     text: TextConfig | None = Field(None, description="the form of the answer's text")
     tools: list[ResponseTool] | None = Field(
-        None, max_length=MAX_TOOLS, fail_fast=True, description="up to 128 functions that the model may call"
+        None, max_length=MAX_TOOLS, fail_fast=True, description="up to 128 functions that the model may call (see Tools)"
     )
     tool_choice: _ToolChoice | None = Field(
         None,
@@ -149,7 +147,7 @@ class CreateResponse(SamplingFields):
     )
     image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
     metadata: Annotated[dict[str, str], BeforeValidator(_check_metadata)] | None = Field(
-        None, description="up to 16 texts, which the response has again"
+        None, description="up to 16 texts, which the response repeats"
     )
     user: _Label | None = Field(None, description=ECHOED)
     safety_identifier: _Label | None = Field(None, description=ECHOED)
