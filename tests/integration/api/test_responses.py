@@ -75,7 +75,9 @@ def test_conversation_goes_on_with_its_image(client: OpenAI) -> None:
 def test_call_and_its_result_go_around(client: OpenAI) -> None:
     tool: Any = pydantic_function_tool(Show)["function"]
     tools: Any = [{"type": "function", **tool}]
-    first = client.responses.parse(**ASK, input=[user(picture(GRID), "Hello")], tools=tools, tool_choice="required")
+    first = client.responses.parse(
+        **ASK, input=[user(picture(GRID), "Hello")], tools=tools, tool_choice="required", parallel_tool_calls=False
+    )
     (call, *_) = first.output
     assert call.type == "function_call"
     assert call.name == "Show"
