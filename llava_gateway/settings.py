@@ -192,6 +192,15 @@ class Settings(BaseSettings):
     rate_limit_storage: str = Field(
         "memory", description="where the rates of API keys are counted: `memory`, or a redis:// URL that several gateways share"
     )
+    state: str = Field(
+        "memory",
+        description="where uploaded files are kept: `memory`, or a redis:// URL that several gateways share",
+    )
+    files_mb: int = Field(
+        256, ge=1, description="memory for all uploaded files, in MiB; further uploads are answered 507; a Redis has its own bound"
+    )
+    files_mb_per_key: int = Field(64, ge=1, description="memory for the uploaded files of one API key, in MiB")
+    files_ttl: int = Field(86_400, ge=1, description="seconds after which an uploaded file expires")
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="web origins whose pages may call this server, comma separated, such as https://chat.example.com; `*` is any origin"
     )

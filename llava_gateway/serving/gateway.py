@@ -57,6 +57,7 @@ class Gateway:
         self._queues = {served_model.name: RequestQueue(settings) for served_model in served_models}
         self.admission = Admission(settings, list(self._queues.values()))
         self._images = ImageLoader(settings)
+        self.files = self._images.uploads
         self.answer_memory = AnswerMemory(settings)
         self._served_models = served_models
         engines = [served_model.engine for served_model in served_models]
@@ -184,6 +185,11 @@ class Gateway:
         vision = self.model(model).vision
         with timed("images"):
             return await self._images.files(images, vision)
+
+    async def check_image(self, data: bytes) -> None:
+        """Raise GatewayError unless the gateway's first model accepts this image file."""
+        with timed("images"):
+            await self._images.check(data, self.model(self.model_name).vision)
 
     def model(self, name: str) -> ModelInfo:
         """Return the description of the model that clients call `name`. Raises NotFound, or Unavailable while the model loads."""

@@ -16,7 +16,7 @@ FLOORS = (
     ("tokenizer", "auth"),
     ("model_info",),
     ("types",),
-    ("prompts", "observability"),
+    ("prompts", "observability", "storage"),
     ("images", "convert"),
     ("engine",),
     ("serving",),

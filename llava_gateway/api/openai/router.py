@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
 from llava_gateway.api.base import Api, json_response
+from llava_gateway.api.openai import files
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
@@ -51,6 +52,7 @@ def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> 
     return [
         _post(f"{prefix}/chat/completions", handlers.chat_completions, handlers.gateway, body_reader),
         _post(f"{prefix}/completions", handlers.completions, handlers.gateway, body_reader),
+        *files.routes(prefix, handlers.gateway, body_reader, render_error),
         Route(f"{prefix}/models", handlers.models, methods=["GET"]),
         Route(f"{prefix}/models/{{model:path}}", handlers.model, methods=["GET"]),
     ]
