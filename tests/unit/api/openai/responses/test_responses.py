@@ -375,6 +375,25 @@ def test_conversation_goes_on_from_a_stored_response() -> None:
     assert engine.images == 1
 
 
+def test_uploaded_file_stays_in_the_conversation() -> None:
+    engine = RecordingEngine("Blue")
+
+    async def run() -> None:
+        async with served(engine) as http:
+            file = (await http.post("/v1/files", files={"file": ("a.png", FILE)}, data={"purpose": "vision"})).json()
+            first = await create(http, [message("user", {"type": "input_image", "file_id": file["id"], "detail": "auto"})])
+            listed = (await http.get(f"{PATH}/{first['id']}/input_items")).json()
+            check_item_list(listed)
+            assert listed["data"][0]["content"][0]["file_id"] == file["id"]
+            await create(http, "And now?", previous_response_id=first["id"])
+            assert engine.images == 1
+            await http.delete(f"/v1/files/{file['id']}")
+            gone = await http.post(PATH, json={"input": "And now?", "previous_response_id": first["id"]})
+            refused(gone, 400, "previous_response_id", "image_file_not_found")
+
+    asyncio.run(run())
+
+
 def test_item_reference_finds_input_and_output_items() -> None:
     engine = RecordingEngine("Blue")
 
