@@ -59,7 +59,7 @@ def openapi(apis: Sequence[ApiDescription], public: Collection[str], *, with_key
         "info": {
             "title": "LLaVA Gateway",
             "version": __version__,
-            "description": "LLaVA behind the APIs that this server serves. Fields that are not named here are ignored.",
+            "description": "The APIs of this server for chats with LLaVA about images. Fields that are not named here are ignored.",
         },
         "tags": [{"name": api.title, "description": api.text} for api in apis],
         "paths": paths,
@@ -130,7 +130,7 @@ def _answers(operation: Operation) -> dict[str, Any]:
     """Return the responses of an operation that are no errors."""
     content: dict[str, Any] = {} if operation.answer is None else {"application/json": {"schema": operation.answer}}
     for media_type, description in operation.other_answers.items():
-        content[media_type] = {"schema": STRING | {"description": description}}
+        content[media_type] = {"schema": {"description": description}}
     return {"200": {"description": "The answer", "content": content}} if content else {}
 
 

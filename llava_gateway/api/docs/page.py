@@ -11,7 +11,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
 h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem } h3 { margin-top: 2rem } code { font: .9em ui-monospace, monospace }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0 }
-tr + tr { border-top: 1px solid #eee } th { white-space: nowrap; font-weight: normal } .no { color: #777 } a { color: inherit }
+tr + tr { border-top: 1px solid #eee } th { width: 8rem; white-space: nowrap; font-weight: normal } .no { color: #777 } a { color: inherit }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #111 } tr + tr { border-color: #333 } h2 { border-color: #444 } }
 """
 
@@ -40,17 +40,14 @@ def _api(tag: dict[str, str], paths: dict[str, Any]) -> str:
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
-    """Return one operation's heading, and its tables of requests, answers and errors."""
-    requests = [(f"<code>{escape(each['name'])}</code>", _type(each["schema"])) for each in operation.get("parameters", ())]
-    requests += [("body", each) for each in _contents(operation.get("requestBody", {}))]
-    answers, errors = [], []
-    for status, response in operation["responses"].items():
-        if status == "200":
-            answers += [(status, each) for each in _contents(response)]
-        else:
-            errors.append((status, _prose(response["description"])))
+    """Return one operation's heading, and its tables: the request with its answers, and the errors."""
+    rows = [(f"<code>{escape(each['name'])}</code>", _words(each["schema"])) for each in operation.get("parameters", ())]
+    rows += [("body", each) for each in _contents(operation.get("requestBody", {}))]
+    responses = dict(operation["responses"])
+    rows += [("200", each) for each in _contents(responses.pop("200", {}))]
+    errors = [(status, _prose(error["description"])) for status, error in responses.items()]
     return (
-        f"<h3><code>{method.upper()} {escape(path)}</code></h3><p>{_prose(operation['summary'])}.</p>{_table(requests)}{_table(answers)}"
+        f"<h3><code>{method.upper()} {escape(path)}</code></h3><p>{_prose(operation['summary'])}.</p>{_table(rows)}"
         f"<details><summary>Errors</summary>{_table(errors)}</details>"
     )
 
@@ -58,13 +55,17 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 def _contents(described: dict[str, Any]) -> Iterator[str]:
     """Yield each form of a body or an answer in a few words."""
     for media_type, content in described.get("content", {}).items():
-        schema = content["schema"]
-        yield f"<code>{escape(media_type)}</code>: {_prose(schema['description']) if 'description' in schema else _type(schema)}"
+        yield f"<code>{escape(media_type)}</code>: {_words(content['schema'])}"
+
+
+def _words(schema: Schema) -> str:
+    """Return the description of a schema, or its type if it has none."""
+    return _prose(schema["description"]) if "description" in schema else _type(schema)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
     cells = "".join(f"<tr><th>{name}<td>{text}" for name, text in rows)
-    return f"<table>{cells}</table>" if rows else ""
+    return f"<table>{cells}</table>"
 
 
 def _object(name: str, schema: Schema) -> str:

@@ -45,7 +45,9 @@ class DocsHandlers:
         return openapi(self._descriptions, self._public, with_keys=self._with_keys)
 
     async def openapi(self, request: Request) -> Response:
-        return json_response(self._document)
+        """Return the document, with the path under which a proxy or another app serves this server."""
+        root_path = request.scope.get("root_path", "")
+        return json_response(self._document | ({"servers": [{"url": root_path}]} if root_path else {}))
 
     async def docs(self, request: Request) -> Response:
         return HTMLResponse(docs_page(self._document), headers={"content-security-policy": POLICY})
