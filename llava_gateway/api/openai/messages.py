@@ -87,7 +87,7 @@ def _content_tag(content: Any) -> str:
     return TAG_PREFIX + ("parts" if isinstance(content, list) else "string")
 
 
-_Part = Annotated[
+Part = Annotated[
     Annotated[TextPart, Tag(TAG_PREFIX + "text")]
     | Annotated[RefusalPart, Tag(TAG_PREFIX + "refusal")]
     | Annotated[ImagePart, Tag(TAG_PREFIX + "image_url")]
@@ -99,7 +99,7 @@ _Part = Annotated[
 ]
 _Content = Annotated[
     Annotated[str, Tag(TAG_PREFIX + "string")]
-    | Annotated[list[_Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
+    | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
     Discriminator(_content_tag),
 ]
 
@@ -141,12 +141,12 @@ class AssistantMessage(StrictModel):
     def calls(self, path: str) -> tuple[ToolCall, ...]:
         """Return the message's calls. A call in the older form has its function's name as its id."""
         calls = tuple(
-            ToolCall(call.id, call.function.name, _arguments(call.function.arguments, f"{path}.tool_calls[{index}].function.arguments"))
+            ToolCall(call.id, call.function.name, to_arguments(call.function.arguments, f"{path}.tool_calls[{index}].function.arguments"))
             for index, call in enumerate(self.tool_calls or ())
         )
         if (called := self.function_call) is None:
             return calls
-        return *calls, ToolCall(called.name, called.name, _arguments(called.arguments, f"{path}.function_call.arguments"))
+        return *calls, ToolCall(called.name, called.name, to_arguments(called.arguments, f"{path}.function_call.arguments"))
 
 
 class ToolMessage(StrictModel):
@@ -210,7 +210,7 @@ def _message(message: SystemMessage | UserMessage | AssistantMessage | ToolMessa
         parts = [Text(content)] if content else []
     else:
         for index, part in enumerate(content or ()):
-            parts.append(_part(part, f"{path}.content[{index}]"))
+            parts.append(to_part(part, f"{path}.content[{index}]"))
     if isinstance(message, AssistantMessage):
         if message.refusal:
             parts.append(Text(message.refusal))
@@ -222,7 +222,7 @@ def _message(message: SystemMessage | UserMessage | AssistantMessage | ToolMessa
     return Message(role, tuple(parts))
 
 
-def _arguments(arguments: str | dict[str, Any], path: str) -> str:
+def to_arguments(arguments: str | dict[str, Any], path: str) -> str:
     """Return the arguments of a call as JSON. Arguments that are no JSON object become a JSON string. Raises InvalidRequest."""
     value: Any = arguments
     if isinstance(arguments, str):
@@ -236,7 +236,8 @@ def _arguments(arguments: str | dict[str, Any], path: str) -> str:
         raise InvalidRequest(f"{path} is nested too deeply.", param=path) from None
 
 
-def _part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | str, path: str) -> Text | ImageSource:
+def to_part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | str, path: str) -> Text | ImageSource:
+    """Return the gateway's part. `path`: of the part in the client's request."""
     if isinstance(part, str):
         return Text(part)
     if isinstance(part, TextPart):

@@ -9,10 +9,11 @@ from pydantic.json_schema import models_json_schema
 from llava_gateway import __version__
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
+from llava_gateway.api.openai.decision_request import DecisionRequest
 from llava_gateway.api.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from llava_gateway.api.schema import RequestBody
 
-BODIES: tuple[type[RequestBody], ...] = (ChatCompletionRequest, TextCompletionRequest, TokenizeRequest, DetokenizeRequest)
+BODIES: tuple[type[RequestBody], ...] = (ChatCompletionRequest, TextCompletionRequest, DecisionRequest, TokenizeRequest, DetokenizeRequest)
 ERRORS = {
     400: "A field is wrong, and `error.param` names it; or prompt and answer do not fit the context (`context_length_exceeded`)",
     401: "The API key is missing or unknown",
@@ -48,6 +49,7 @@ def openapi() -> dict[str, Any]:
         "paths": {
             "/v1/chat/completions": _post(ChatCompletionRequest, "Answer a chat with images", "chat.completion", "usage", stream=True),
             "/v1/completions": _post(TextCompletionRequest, "Continue a prompt with images", "text_completion", "usage", stream=True),
+            "/v1/decisions": _post(DecisionRequest, "Answer typed questions with probabilities", None, "answers", "model", "usage"),
             "/v1/models": _get("List the served models", _object("object", "data")),
             "/v1/models/{model}": _get("Describe one model", _object("id", "object", "created", "owned_by"), parameter="model"),
             "/tokenize": _post(TokenizeRequest, "Return the tokens of a prompt or a chat", None, "count", "max_model_len", "tokens"),

@@ -12,6 +12,8 @@ from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.completions import TextCompletion
+from llava_gateway.api.openai.decision_request import DecisionRequest
+from llava_gateway.api.openai.decisions import decide
 from llava_gateway.api.openai.docs_page import docs_page
 from llava_gateway.api.openai.openapi import openapi
 from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body, error_headers
@@ -23,7 +25,7 @@ from llava_gateway.http.response import JSON, ResponseWriter
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.gateway import Gateway
 
-CompletionBody = TypeVar("CompletionBody", ChatCompletionRequest, TextCompletionRequest)
+CompletionBody = TypeVar("CompletionBody", ChatCompletionRequest, TextCompletionRequest, DecisionRequest)
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
@@ -51,6 +53,7 @@ def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> 
     return [
         _post(f"{prefix}/chat/completions", handlers.chat_completions, handlers.gateway, body_reader),
         _post(f"{prefix}/completions", handlers.completions, handlers.gateway, body_reader),
+        _post(f"{prefix}/decisions", handlers.decisions, handlers.gateway, body_reader),
         Route(f"{prefix}/models", handlers.models, methods=["GET"]),
         Route(f"{prefix}/models/{{model:path}}", handlers.model, methods=["GET"]),
     ]
@@ -90,6 +93,9 @@ class OpenAI:
 
     async def completions(self, body: JsonBody, response: ResponseWriter) -> None:
         await TextCompletion(self.gateway, self._with_model(TextCompletionRequest.read(body))).answer(response)
+
+    async def decisions(self, body: JsonBody, response: ResponseWriter) -> None:
+        await decide(self.gateway, self._with_model(DecisionRequest.read(body)), response)
 
     async def models(self, request: Request) -> Response:
         return json_response({"object": "list", "data": [self._model(name) for name in self.gateway.models.names()]})
