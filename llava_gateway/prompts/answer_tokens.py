@@ -1,7 +1,8 @@
 """The tokens with which a model's answer may begin, for scoring given answers by the probability of their first token."""
 
 import string
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import product
 
 from llava_gateway.tokenizer import Tokenizer
 
@@ -14,52 +15,64 @@ MAX_SPELLINGS = 4096
 class AnswerTokens:
     """The first tokens of answers, as the tokenizer spells them after the prompts of one chat template.
 
-    A model may begin its answer with a space or without one, so each text has two spellings:
+    A model begins its answer with a space, unless the prompt ends with one. Some models do it the other way round, so both spellings count
+    if they can be told apart:
 
         tokens = AnswerTokens(tokenizer, "USER: Is it red? ASSISTANT:")
-        tokens.first("Yes")
+        yes, no = tokens.apart([("yes", "Yes"), ("no", "No")])
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: str) -> None:
         """`prompt`: any rendered prompt of the template."""
         self._tokenizer = tokenizer
         self._tail = prompt[-TAIL:]
-        self._spellings: dict[str, list[list[int]]] = {}
-        self._labels: list[tuple[str, frozenset[int]]] | None = None
+        self._spaces = ("", " ") if prompt[-1:].isspace() else (" ", "")
+        """The space before an answer, the usual one first."""
+        self._spellings: dict[str, list[int]] = {}
+        self._labels: list[str] = []
 
-    def first(self, *texts: str) -> frozenset[int]:
-        """Return the first tokens of all spellings of `texts`."""
-        return frozenset(spelling[0] for text in texts for spelling in self._spell(text))
+    def apart(self, answers: Sequence[Sequence[str]], *, usual_space: bool = True) -> list[frozenset[int]]:
+        """Return the first tokens of each answer, or an empty list if two answers begin with the same token.
 
-    def whole(self, text: str) -> frozenset[int]:
-        """Return the tokens that are a whole spelling of `text` each. Empty: every spelling takes several tokens."""
-        return frozenset(spelling[0] for spelling in self._spell(text) if len(spelling) == 1)
+        `answers`: for each answer its forms, such as "yes" and "Yes". `usual_space`: whether the answers must differ after the usual space.
+        If not, it is enough that they differ after the other one.
+        """
+        found: list[frozenset[int]] = []
+        for space in self._spaces:
+            tokens = [frozenset(ids[0] for form in forms if (ids := self._spell(space, form))) for forms in answers]
+            merged = [first | then for first, then in zip(found, tokens, strict=True)] if found else tokens
+            if all(tokens) and len(frozenset[int]().union(*merged)) == sum(map(len, merged)):
+                found = merged
+            elif usual_space and not found:
+                return []
+        return found
 
     def labels(self, count: int) -> list[tuple[str, frozenset[int]]]:
-        """Return up to `count` labels with their tokens: the letters A to Z, then those of AA to ZZ that are one token."""
-        letters = [(letter, tokens) for letter in string.ascii_uppercase if (tokens := self.whole(letter))]
-        if count <= len(letters):
-            return letters[:count]
-        if self._labels is None:
-            self._labels = letters + list(self._pairs())
-        return self._labels[:count]
+        """Return `count` labels with their tokens, or fewer if the model has fewer: the letters A to Z, then those of AA to ZZ that are one
+        token."""
+        labels = list(string.ascii_uppercase)
+        if count > len(labels):
+            self._labels = self._labels or [pair for pair in map("".join, product(labels, labels)) if self._spaces_of([pair])]
+            labels += self._labels
+        labels = labels[:count]
+        spaces = self._spaces_of(labels)
+        while labels and not spaces:  # a pair may be one token only after a space, and another only without one
+            labels.pop()
+            spaces = self._spaces_of(labels)
+        return [(label, frozenset(self._spell(space, label)[0] for space in spaces)) for label in labels]
 
-    def _pairs(self) -> Iterator[tuple[str, frozenset[int]]]:
-        for first in string.ascii_uppercase:
-            for second in string.ascii_uppercase:
-                if tokens := self.whole(first + second):
-                    yield first + second, tokens
+    def _spaces_of(self, labels: Sequence[str]) -> list[str]:
+        """Return the spaces after which each label is one token."""
+        return [space for space in self._spaces if all(len(self._spell(space, label)) == 1 for label in labels)]
 
-    def _spell(self, text: str) -> list[list[int]]:
-        """Return the token ids of `text` after a space and without one."""
-        found = self._spellings.get(text)
-        if found is None:
+    def _spell(self, space: str, text: str) -> list[int]:
+        """Return the token ids of `text` after a prompt and a space. Empty: the tokenizer never spells it like this."""
+        spelled = space + text
+        if spelled not in self._spellings:
             if len(self._spellings) >= MAX_SPELLINGS:
                 self._spellings.clear()
-            with_space = self._after(self._tail, " " + text)
-            without_space = self._after(self._tail, text) or self._after("\n", text)
-            found = self._spellings[text] = [spelling for spelling in (with_space, without_space) if spelling]
-        return found
+            self._spellings[spelled] = self._after(self._tail, spelled) or self._after("\n", spelled)
+        return self._spellings[spelled]
 
     def _after(self, before: str, text: str) -> list[int]:
         """Return the token ids of `text` after the text `before`. Empty: a token spans both."""

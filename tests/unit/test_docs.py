@@ -14,7 +14,7 @@ from llava_gateway.api.openai.openapi import BODIES
 from llava_gateway.api.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
 from llava_gateway.settings import Settings, default_of
 
-OPENAI = (ROOT / "docs" / "openai.md").read_text()
+OPENAI = "".join((ROOT / "docs" / page).read_text() for page in ("openai.md", "decisions.md"))
 
 
 def test_readme_lists_every_setting() -> None:

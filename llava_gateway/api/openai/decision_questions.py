@@ -42,7 +42,9 @@ class PosedQuestion:
 def pose(question: AnyQuestion, tokens: AnswerTokens, path: str) -> PosedQuestion:
     """Return a question with its tokens. `path`: of the question in the client's request. Raises InvalidRequest."""
     if isinstance(question, Predicate):
-        form, answers = YES_OR_NO, _distinct([tokens.first("Yes", "yes"), tokens.first("No", "no")])
+        form, answers = YES_OR_NO, tokens.apart([("yes", "Yes"), ("no", "No")], usual_space=False)
+        if not answers:
+            raise InvalidRequest(f"{path}: this model's tokenizer cannot tell yes from no.", param=path)
     elif isinstance(question, ChoiceQuestion):
         _check_unique(question.choices, f"{path}.choices")
         form, answers = _pose_choice(question.choices, tokens, f"{path}.choices")
@@ -87,9 +89,8 @@ def _pose_choice(choices: Sequence[Choice], tokens: AnswerTokens, path: str) -> 
     """Return the form of the answer and its tokens. Short names that begin with different tokens are the answers; else letters are."""
     names = [option_text(choice.value) for choice in choices]
     if len(names) <= MAX_NAMED and all(map(_is_short, names)) and not any(choice.description for choice in choices):
-        answers = [tokens.first(name, name[:1].upper() + name[1:]) for name in names]
-        every = frozenset[int]().union(*answers)
-        if all(answers) and len(every) == sum(map(len, answers)) <= MAX_LOGPROB_TOKEN_IDS:
+        answers = tokens.apart([(name, name[:1].upper() + name[1:]) for name in names])
+        if answers:
             return ONE_OF.format(", ".join(names)), answers
     return _pose_letters(list(zip(names, (choice.description for choice in choices), strict=True)), tokens, path)
 
@@ -109,12 +110,6 @@ def _pose_letters(options: Sequence[tuple[str, str | None]], tokens: AnswerToken
         for (letter, _), (name, description) in zip(labels, options, strict=True)
     ]
     return "\n".join((*lines, LETTER)), [tokens_of_letter for _, tokens_of_letter in labels]
-
-
-def _distinct(answers: Sequence[frozenset[int]]) -> list[frozenset[int]]:
-    """Return the tokens of two answers without those that both may begin with."""
-    first, second = answers
-    return [first - second, second - first]
 
 
 def _message(question: AnyQuestion, form: str, path: str) -> Message:

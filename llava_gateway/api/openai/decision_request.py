@@ -6,6 +6,7 @@ import orjson
 from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
 from llava_gateway.api.openai.decision_input import InputItem, InputPart, count_parts
+from llava_gateway.api.openai.messages import MAX_MESSAGES
 from llava_gateway.api.openai.sampling import ASPECT_RATIO, MODEL, NO_EFFECT, VLLM_REFUSED, ModelName
 from llava_gateway.api.schema import TAG_PREFIX, RefusedField, RequestBody, StrictModel
 from llava_gateway.settings import AspectRatio
@@ -109,7 +110,7 @@ class DecisionRequest(RequestBody):
     model: ModelName = Field("", description=MODEL)
     input: Annotated[
         Annotated[str, Tag(TAG_PREFIX + "text")]
-        | Annotated[list[InputItem], Field(min_length=1, fail_fast=True), Tag(TAG_PREFIX + "parts")],
+        | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), Tag(TAG_PREFIX + "parts")],
         Discriminator(_is_text),
         BeforeValidator(count_parts),
     ] = Field(description="a text, or a list of messages, calls of tools and their outputs; messages and outputs may have images")

@@ -51,7 +51,7 @@ class ProbableEngine(SilentEngine):
     """Gives the tokens that spell `likely` the weight 8, and every other token the weight 1."""
 
     def __init__(self, *likely: str) -> None:
-        self.weights = dict.fromkeys(AnswerTokens(TOKENIZER, " ASSISTANT:").first(*likely), 8.0)
+        self.weights = dict.fromkeys((TOKENIZER.encode(each, add_special_tokens=False).ids[0] for each in likely), 8.0)
         self.prompts: list[str] = []
         self.images: list[int] = []
         self.asked: list[SamplingParams] = []
@@ -117,13 +117,13 @@ def endings(engine: ProbableEngine) -> list[str]:
 
 @pytest.mark.parametrize("path", [PATH, "/v1/openai/decisions"])
 def test_answers_have_openais_shapes_and_the_order_of_the_questions(path: str) -> None:
-    engine = ProbableEngine("Yes", "yes", "red", "Red", "B")
+    engine = ProbableEngine(" yes", " red", "B")
     questions = [PREDICATE | {"name": "left"}, choice("blue", "red"), score("low", "high"), PREDICATE]
     decision = decided(ask(engine, *questions, path=path))
     predicate, chosen, scored, unnamed = decision.answers
     assert (predicate.type, predicate.name, unnamed.name, decision.model) == ("predicate", "left", None, MODEL)
     assert predicate.type == "predicate"
-    assert 0.7 < predicate.probability < 1
+    assert predicate.probability > 0.6
     assert chosen.type == "choice"
     assert (chosen.choice, [each.value for each in chosen.probabilities]) == ("red", ["blue", "red"])
     assert sum(each.probability for each in chosen.probabilities) == pytest.approx(1)
