@@ -16,7 +16,7 @@ class AnswerTokens:
     """The first tokens of answers, as the tokenizer spells them after the prompts of one chat template.
 
     A model begins its answer with a space, unless the prompt ends with one. Some models do it the other way round, so both spellings count
-    if they can be told apart:
+    if they can be told apart. May be used from several threads:
 
         tokens = AnswerTokens(tokenizer, "USER: Is it red? ASSISTANT:")
         yes, no = tokens.apart([("yes", "Yes"), ("no", "No")])
@@ -29,6 +29,7 @@ class AnswerTokens:
         self._spaces = ("", " ") if prompt[-1:].isspace() else (" ", "")
         """The space before an answer, the usual one first."""
         self._spellings: dict[str, list[int]] = {}
+        self._prefixes: dict[str, list[int]] = {}
         self._labels: list[str] = []
 
     def apart(self, answers: Sequence[Sequence[str]], *, usual_space: bool = True) -> list[frozenset[int]]:
@@ -68,14 +69,17 @@ class AnswerTokens:
     def _spell(self, space: str, text: str) -> list[int]:
         """Return the token ids of `text` after a prompt and a space. Empty: the tokenizer never spells it like this."""
         spelled = space + text
-        if spelled not in self._spellings:
+        found = self._spellings.get(spelled)
+        if found is None:
             if len(self._spellings) >= MAX_SPELLINGS:
                 self._spellings.clear()
-            self._spellings[spelled] = self._after(self._tail, spelled) or self._after("\n", spelled)
-        return self._spellings[spelled]
+            found = self._spellings[spelled] = self._after(self._tail, spelled) or self._after("\n", spelled)
+        return found
 
     def _after(self, before: str, text: str) -> list[int]:
         """Return the token ids of `text` after the text `before`. Empty: a token spans both."""
-        prefix = self._tokenizer.encode(before, add_special_tokens=False).ids
+        prefix = self._prefixes.get(before)
+        if prefix is None:
+            prefix = self._prefixes[before] = self._tokenizer.encode(before, add_special_tokens=False).ids
         token_ids = self._tokenizer.encode(before + text, add_special_tokens=False).ids
         return token_ids[len(prefix) :] if token_ids[: len(prefix)] == prefix else []

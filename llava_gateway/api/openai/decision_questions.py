@@ -39,6 +39,11 @@ class PosedQuestion:
     """The tokens that stand for each answer, in the order of the choices or levels; for a predicate those of yes and of no."""
 
 
+def pose_all(questions: Sequence[AnyQuestion], tokens: AnswerTokens) -> list[PosedQuestion]:
+    """Return the questions of a request with their tokens, in order. Raises InvalidRequest."""
+    return [pose(question, tokens, f"questions[{index}]") for index, question in enumerate(questions)]
+
+
 def pose(question: AnyQuestion, tokens: AnswerTokens, path: str) -> PosedQuestion:
     """Return a question with its tokens. `path`: of the question in the client's request. Raises InvalidRequest."""
     if isinstance(question, Predicate):

@@ -13,7 +13,7 @@ from llava_gateway.settings import AspectRatio
 
 MAX_QUESTIONS, MAX_CHOICES, MAX_LEVELS = 400, 255, 10
 """OpenAI's bounds."""
-MAX_OPTIONS = 16_384
+MAX_OPTIONS = 8192
 """The upper bound of choices and levels in all questions together."""
 MAX_INSTRUCTION_PARTS = 64
 QuestionType = Literal["predicate", "choice", "score"]

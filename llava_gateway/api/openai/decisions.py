@@ -1,7 +1,9 @@
 """The endpoint `/v1/decisions`: typed questions about one input, answered with the model's own probabilities."""
 
+import asyncio
+
 from llava_gateway.api.openai.decision_answers import render_answer, render_usage, shares
-from llava_gateway.api.openai.decision_questions import pose, to_chats
+from llava_gateway.api.openai.decision_questions import pose_all, to_chats
 from llava_gateway.api.openai.decision_request import DecisionRequest
 from llava_gateway.concurrency import gather_limited
 from llava_gateway.errors import EngineFailed
@@ -17,7 +19,7 @@ PART_OF_SLOTS = 4
 async def decide(gateway: Gateway, request: DecisionRequest, response: ResponseWriter) -> None:
     """Answer a request. An error of one question ends the others. Raises GatewayError."""
     tokens = gateway.answer_tokens(request.model)
-    posed = [pose(question, tokens, f"questions[{index}]") for index, question in enumerate(request.questions)]
+    posed = await asyncio.to_thread(pose_all, request.questions, tokens)  # some tokenizers take a second for thousands of options
     numbers, chats = zip(*to_chats(request, posed), strict=True)
     prepared = await gateway.prepare(*chats)
     images = await gateway.load_images(*prepared)

@@ -286,12 +286,17 @@ def test_wrong_question_is_refused_by_its_path(question: Any, param: str) -> Non
 
 @pytest.mark.parametrize("field", ["joint", "state", "instructions", "stream", "images", "videos", "audio", "chat_template_kwargs"])
 def test_extension_of_another_server_is_refused_by_name(field: str) -> None:
-    refused(ask(ProbableEngine(), PREDICATE, **{field: {"a": True}}), 400, field)
+    refused(ask(ProbableEngine(), PREDICATE, **dict[str, Any]({field: {"a": True}})), 400, field)
 
 
 def test_fields_for_openais_cache_and_users_are_accepted() -> None:
     part = {"type": "input_text", "text": "Hello", "prompt_cache_breakpoint": {"mode": "explicit"}}
-    fields = {"prompt_cache_key": "a", "prompt_cache_options": {"mode": "explicit"}, "safety_identifier": "b", "model": None}
+    fields: dict[str, Any] = {
+        "prompt_cache_key": "a",
+        "prompt_cache_options": {"mode": "explicit"},
+        "safety_identifier": "b",
+        "model": None,
+    }
     assert ask(ProbableEngine(), PREDICATE, given=[{"role": "user", "content": [part]}], **fields).status_code == 200
 
 
@@ -402,4 +407,4 @@ def test_tokens_of_every_question_count_against_the_keys_limit(tmp_path: Path) -
 
 
 def decoded() -> float:
-    return metrics.IMAGES.labels("decoded")._value.get()
+    return float(metrics.IMAGES.labels("decoded")._value.get())
