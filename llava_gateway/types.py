@@ -19,6 +19,8 @@ ToolChoice = Literal["auto", "required", "named"]
 """`auto`: the model may call tools or answer in text. `required`: it calls one or more tools. `named`: it calls the only tool given."""
 MIN_LOGPROB = -9999.0
 """OpenAI's value for a token of probability 0, because JSON has no infinity."""
+MAX_LOGPROB_TOKEN_IDS = 128
+"""vLLM's upper bound of `SamplingParams.logprob_token_ids`."""
 StructuredOutputKind = Literal["json", "json_object", "regex", "choice", "grammar"]
 
 
@@ -169,6 +171,9 @@ class SamplingParams:
     structured_output: StructuredOutput | None = None
     logprobs: int | None = None
     """The number of alternatives beside each sampled token. 0: only the sampled token's log probability. None: no log probabilities."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """Up to `MAX_LOGPROB_TOKEN_IDS` tokens beside each sampled token, instead of the likeliest ones. `logprobs` is their number. Their log
+    probabilities are the model's own: over all tokens, before the temperature. Empty: the likeliest tokens."""
     unset: frozenset[str] = frozenset()
     """The names of parameters that the client left out. The model's defaults (`ModelInfo.default_sampling`) take their place."""
     prompt_logprobs: int | None = None
@@ -277,7 +282,8 @@ class TokenLogprob:
     logprob: float
     """The natural logarithm of the token's probability."""
     top: tuple[tuple[bytes, float], ...] = ()
-    """The most likely tokens at this position with their log probabilities, the most likely first."""
+    """The most likely tokens at this position with their log probabilities, the most likely first; or the tokens that the request names, in
+    its order."""
     token_id: int = -1
     top_ids: tuple[int, ...] = ()
     """The token ids of `top`, in the same order."""

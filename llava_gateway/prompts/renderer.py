@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llava_gateway.errors import EngineStartError, InvalidRequest, context_length_exceeded
 from llava_gateway.model_info import ModelInfo
+from llava_gateway.prompts.answer_tokens import AnswerTokens
 from llava_gateway.prompts.merge import merge_turns
 from llava_gateway.prompts.templates import BUILT_IN, Template
 from llava_gateway.prompts.tools import add_tool_fields, as_text, template_tools, tojson
@@ -67,6 +68,7 @@ class PromptRenderer:
         self._variables = {**model.special_tokens, "image_token": model.image_token}
         self._default = _compile(template or Template(model.chat_template))
         self._named: dict[str, _Compiled] = {}
+        self._answer_tokens: dict[str | None, AnswerTokens] = {}
 
     def render(self, request: Request, template: str | None = None) -> RenderedPrompt:
         """Return the prompt of a request. Raises InvalidRequest.
@@ -92,6 +94,13 @@ class PromptRenderer:
     def source(self, template: str | None = None) -> str:
         """Return the Jinja source of a template, by its name as in `render`."""
         return self._compiled(template).template.jinja
+
+    def answer_tokens(self, template: str | None = None) -> AnswerTokens:
+        """Return the tokens with which answers begin after the prompts of a template, by its name as in `render`."""
+        if template not in self._answer_tokens:
+            prompt = self.chat((Message("user", (Text("Hello"),)),), template).text
+            self._answer_tokens[template] = AnswerTokens(self._tokenizer, prompt)
+        return self._answer_tokens[template]
 
     def chat(
         self,

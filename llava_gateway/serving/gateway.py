@@ -24,12 +24,13 @@ from llava_gateway.images.loader import ImageFile, ImageLoader
 from llava_gateway.model_info import ModelInfo, VisionConfig
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import RequestContext, current_context, timed
+from llava_gateway.prompts.answer_tokens import AnswerTokens
 from llava_gateway.serving.admission import Admission, RequestQueue
 from llava_gateway.serving.answer_memory import AnswerMemory
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
 from llava_gateway.serving.prepare import PreparedRequest, apply_image_tokens, check_images, prepare, without_ignored_tools
-from llava_gateway.settings import Settings
+from llava_gateway.settings import AspectRatio, Settings
 from llava_gateway.storage.object_store import Bounds, create_object_store
 from llava_gateway.types import ChatRequest, ImageSource, PreparedImage, Prompt, Request, Usage
 
@@ -121,7 +122,7 @@ class Gateway:
         template = self._template_of(request)
         request = without_ignored_tools(request, served_model.prompts, template, self.settings)
         prompt = await _off_loop_if_long(request, served_model.prompts.render, request, template)
-        images = await self._load(request, vision) if vision.grids else ()
+        images = await self._load(request.images, vision, request.image_aspect_ratio) if vision.grids else ()
         counts = [image.tokens for image in images] or [vision.min_image_tokens] * len(request.images)
         return await _off_loop_if_long(request, served_model.prompts.expand, prompt.token_ids, counts), sum(counts)
 
@@ -160,14 +161,25 @@ class Gateway:
                 await engine.check_structured_output(structured_output)
         return prepared
 
+    async def load_images(self, *prepared: PreparedRequest) -> list[tuple[PreparedImage, ...]]:
+        """Load the images of requests to one model that belong together, and return those of each request.
+
+        An image source that several requests share is loaded once. Raises GatewayError.
+        """
+        sources = {id(image): image for each in prepared for image in each.request.images}
+        loaded = await self._load(tuple(sources.values()), prepared[0].model.vision, prepared[0].request.image_aspect_ratio)
+        by_source = dict(zip(sources, loaded, strict=True))
+        return [tuple(by_source[id(image)] for image in each.request.images) for each in prepared]
+
     @asynccontextmanager
-    async def open_prepared(self, prepared: PreparedRequest) -> AsyncIterator[DeltaStream]:
-        """Like `open`, for a request that `prepare` has returned."""
+    async def open_prepared(self, prepared: PreparedRequest, images: tuple[PreparedImage, ...] | None = None) -> AsyncIterator[DeltaStream]:
+        """Like `open`, for a request that `prepare` has returned. `images`: from `load_images`; None: they are loaded here."""
         context, lease, usage, request = current_context(), current_lease(), Usage(), prepared.request
         served_model = prepared.served_model
         async with AsyncExitStack() as stack:
             adapter = await stack.enter_async_context(self.models.lora_adapter(request.model))
-            images = await self._load(request, prepared.model.vision)
+            if images is None:
+                images = await self._load(request.images, prepared.model.vision, request.image_aspect_ratio)
             reserved = prepared
             prepared = apply_image_tokens(prepared, images, self.settings.default_max_tokens)
             if lease and (more := prepared.max_total_tokens - reserved.reserved) > 0:
@@ -199,6 +211,12 @@ class Gateway:
         with timed("images"):
             await self._images.check(data, self.model(self.model_name).vision)
 
+    def answer_tokens(self, model: str) -> AnswerTokens:
+        """Return the tokens with which the answers of the model that clients call `model` begin. Raises as `model`."""
+        served_model = self._served_model(model)
+        served_model.info()
+        return served_model.prompts.answer_tokens(self.models.template(model))
+
     def model(self, name: str) -> ModelInfo:
         """Return the description of the model that clients call `name`. Raises NotFound, or Unavailable while the model loads."""
         return self._served_model(name).info()
@@ -214,11 +232,13 @@ class Gateway:
         template = self._template_of(request)
         return await _off_loop_if_long(request, prepare, request, served_model, served_model.info(), template, self.settings)
 
-    async def _load(self, request: Request, vision: VisionConfig) -> tuple[PreparedImage, ...]:
-        if not request.images:
+    async def _load(
+        self, images: Sequence[ImageSource], vision: VisionConfig, aspect_ratio: AspectRatio | None
+    ) -> tuple[PreparedImage, ...]:
+        if not images:
             return ()
         with timed("images"):
-            return await self._images.load(request.images, vision, request.image_aspect_ratio)
+            return await self._images.load(images, vision, aspect_ratio)
 
     def _template_of(self, request: Request) -> str | None:
         """Return the name of the built-in template for this request. None: the server's own template."""

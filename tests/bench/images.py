@@ -71,22 +71,22 @@ class _Pictures(BaseHTTPRequestHandler):
 
 def first_token(peer: Peer, body: bytes) -> float:
     """Milliseconds from sending to the first delta with text; reads on to the end."""
-    (outcome,), _ = asyncio.run(_answers(peer, [body]))
+    (outcome,), _ = asyncio.run(answer_all(peer, [body]))
     assert outcome.first is not None
     return outcome.first * 1000
 
 
 def at_once(peer: Peer, bodies: list[bytes]) -> float:
     """Milliseconds until all are answered."""
-    _, seconds = asyncio.run(_answers(peer, bodies))
+    _, seconds = asyncio.run(answer_all(peer, bodies))
     return seconds * 1000
 
 
-async def _answers(peer: Peer, bodies: list[bytes]) -> tuple[list[Outcome], float]:
+async def answer_all(peer: Peer, bodies: list[bytes], path: str = "/chat/completions") -> tuple[list[Outcome], float]:
     """To each, asked over a connection of its own; and the seconds that all took together."""
     target = LoadTarget(f"{peer.url}/v1")
     connections = [await target.connect() for _ in bodies]
-    requests = [target.head("/chat/completions", len(body)) + body for body in bodies]
+    requests = [target.head(path, len(body)) + body for body in bodies]
     start = time.perf_counter()
     outcomes = await asyncio.gather(*(connection.ask(each) for connection, each in zip(connections, requests, strict=True)))
     seconds = time.perf_counter() - start

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import images, text
+from bench import decisions, images, text
 from bench.peers import HERE, PEERS, Peer, gateway
 
 VLLM, GATEWAY, FLOOR = "vllm serve", "gateway", "AsyncLLM"
@@ -75,7 +75,7 @@ def _rows(peer: Peer, options: argparse.Namespace) -> Iterator[tuple[str, float]
         for row, values in text.rows(peer, options.seconds):
             yield from ((f"{row}, {unit}", value) for unit, value in values.items())
     if options.only != "text":
-        for row, values in images.rows(peer, options.samples):
+        for row, values in (*images.rows(peer, options.samples), *decisions.rows(peer, options.samples)):
             yield from ((f"{row}, {unit}", value) for unit, value in values.items())
     yield "after all that, MiB of all processes", peer.rss_of_all() / (1 << 20)
     if options.only != "images":

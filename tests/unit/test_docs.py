@@ -14,7 +14,7 @@ from llava_gateway.api.openai.sampling import JsonSchema, StreamOptions, Structu
 from llava_gateway.api.openai.tool_use import FunctionDefinition
 from llava_gateway.settings import Settings, default_of
 
-OPENAI = "".join((ROOT / "docs" / name).read_text() for name in ("openai.md", "responses.md"))
+OPENAI = "".join((ROOT / "docs" / name).read_text() for name in ("openai.md", "responses.md", "decisions.md"))
 
 
 def test_readme_lists_every_setting() -> None:

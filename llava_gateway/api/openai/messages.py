@@ -129,7 +129,7 @@ def _content_tag(content: Any) -> str:
     return TAG_PREFIX + ("parts" if isinstance(content, list) else "string")
 
 
-_Part = Annotated[
+Part = Annotated[
     Annotated[TextPart, Tag(TAG_PREFIX + "text")]
     | Annotated[RefusalPart, Tag(TAG_PREFIX + "refusal")]
     | Annotated[ImagePart, Tag(TAG_PREFIX + "image_url")]
@@ -142,7 +142,7 @@ _Part = Annotated[
 ]
 Content = Annotated[
     Annotated[str, Tag(TAG_PREFIX + "string")]
-    | Annotated[list[_Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
+    | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
     Discriminator(_content_tag),
 ]
 
@@ -267,7 +267,7 @@ def to_parts(content: Content | None, path: str) -> tuple[Text | ImageSource, ..
     """Return the texts and images of a message's content. `path`: of the content in the client's request."""
     if isinstance(content, str):
         return (Text(content),) if content else ()
-    return tuple(_part(part, f"{path}[{index}]") for index, part in enumerate(content or ()))
+    return tuple(to_part(part, f"{path}[{index}]") for index, part in enumerate(content or ()))
 
 
 def to_arguments(arguments: str | dict[str, Any], path: str) -> str:
@@ -284,7 +284,8 @@ def to_arguments(arguments: str | dict[str, Any], path: str) -> str:
         raise InvalidRequest(f"{path} is nested too deeply.", param=path) from None
 
 
-def _part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | FilePart | str, path: str) -> Text | ImageSource:
+def to_part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | FilePart | str, path: str) -> Text | ImageSource:
+    """Return the gateway's part. `path`: of the part in the client's request."""
     if isinstance(part, str):
         return Text(part)
     if isinstance(part, TextPart):

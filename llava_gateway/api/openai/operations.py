@@ -2,6 +2,7 @@
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
+from llava_gateway.api.openai.decision_request import DecisionRequest
 from llava_gateway.api.openai.responses.operations import response_operations
 from llava_gateway.api.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from llava_gateway.api.operation import (
@@ -47,6 +48,13 @@ def _shared(prefix: str) -> tuple[Operation, ...]:
             STREAM,
         ),
         *response_operations(prefix),
+        Operation(
+            "POST",
+            f"{prefix}/decisions",
+            "Answer typed questions with probabilities",
+            DecisionRequest,
+            object_schema(answers=ARRAY, model=STRING, usage=OBJECT),
+        ),
         Operation("GET", f"{prefix}/models", "List the served models", answer=models),
         Operation("GET", f"{prefix}/models/{{model}}", "Describe one model", answer=model, errors={404: "There is no such model"}),
     )

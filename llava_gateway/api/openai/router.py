@@ -13,6 +13,8 @@ from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.completions import TextCompletion
+from llava_gateway.api.openai.decision_request import DecisionRequest
+from llava_gateway.api.openai.decisions import decide
 from llava_gateway.api.openai.operations import DEEPINFRA_DESCRIPTION, DESCRIPTION
 from llava_gateway.api.openai.responses.handlers import Responses
 from llava_gateway.api.openai.responses.request import CreateResponse
@@ -25,7 +27,7 @@ from llava_gateway.http.response import JSON, ResponseWriter
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.gateway import Gateway
 
-GenerationBody = TypeVar("GenerationBody", ChatCompletionRequest, TextCompletionRequest, CreateResponse)
+GenerationBody = TypeVar("GenerationBody", ChatCompletionRequest, TextCompletionRequest, CreateResponse, DecisionRequest)
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
@@ -58,6 +60,7 @@ def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> 
         Route(f"{prefix}/responses/{{id}}/input_items", handlers.responses.input_items, methods=["GET"]),
         Route(f"{prefix}/responses/{{id}}/cancel", handlers.responses.cancel, methods=["POST"]),
         *files.routes(prefix, handlers.gateway, body_reader, render_error),
+        _post(f"{prefix}/decisions", handlers.decisions, handlers.gateway, body_reader),
         Route(f"{prefix}/models", handlers.models, methods=["GET"]),
         Route(f"{prefix}/models/{{model:path}}", handlers.model, methods=["GET"]),
     ]
@@ -98,6 +101,9 @@ class OpenAI:
 
     async def completions(self, body: JsonBody, response: ResponseWriter) -> None:
         await TextCompletion(self.gateway, self._with_model(TextCompletionRequest.read(body))).answer(response)
+
+    async def decisions(self, body: JsonBody, response: ResponseWriter) -> None:
+        await decide(self.gateway, self._with_model(DecisionRequest.read(body)), response)
 
     async def models(self, request: Request) -> Response:
         return json_response({"object": "list", "data": [self._model(name) for name in self.gateway.models.names()]})

@@ -42,7 +42,7 @@ TOP_P = (
 MAX_STOP_STRINGS, MAX_LOGIT_BIAS = 64, 4096
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenIds = Annotated[list[TokenId], Field(max_length=1 << 16, fail_fast=True)]
-_ModelName = Annotated[
+ModelName = Annotated[
     str,
     BeforeValidator(lambda name: "" if name is None else name),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
@@ -155,7 +155,7 @@ class SamplingFields(RequestBody):
     format_field: ClassVar = ""
     """OpenAI's own field for a structured output."""
 
-    model: _ModelName = Field("", description=MODEL)
+    model: ModelName = Field("", description=MODEL)
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; 0 always takes the likeliest token; default 1")
     top_p: float | None = Field(None, ge=0, le=1, description=TOP_P)

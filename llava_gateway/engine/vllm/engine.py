@@ -16,6 +16,7 @@ from blake3 import blake3
 from PIL import Image
 
 from llava_gateway.engine.vllm.compat import health, requests
+from llava_gateway.engine.vllm.compat.named_tokens import named_tokens_work
 from llava_gateway.engine.vllm.compat.seeds import seeds_work
 from llava_gateway.engine.vllm.launch import describe, engine_arguments, make_engine
 from llava_gateway.engine.vllm.lora import LoraManager
@@ -23,7 +24,7 @@ from llava_gateway.engine.vllm.outputs import OutputSink, refusal
 from llava_gateway.engine.vllm.process_guard import ProcessGuard
 from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.engine.vllm.structured_outputs import GrammarChecker, close_format
-from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, TooManyRequests, Unavailable
+from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, InvalidRequest, TooManyRequests, Unavailable
 from llava_gateway.model_info import LoraAdapter, ModelInfo
 from llava_gateway.observability.context import current_context, new_id
 from llava_gateway.types import Delta, PreparedImage, Prompt, SamplingParams, StructuredOutput, Usage
@@ -80,6 +81,7 @@ class VllmEngine:
         self._model = info = describe(engine)
         self._lora_manager = LoraManager(engine)
         self._seeds_work = seeds_work(engine.vllm_config)
+        self._named_tokens_work = named_tokens_work(engine.vllm_config)
         formats = engine.vllm_config.structured_outputs_config
         if formats.backend == "guidance":  # the checker knows no other backend
             self._grammars = GrammarChecker(info.tokenizer, any_whitespace=not formats.disable_any_whitespace)
@@ -125,6 +127,8 @@ class VllmEngine:
         try:
             if sampling.structured_output:
                 sampling = dataclasses.replace(sampling, structured_output=self._closed(sampling.structured_output))
+            if sampling.logprob_token_ids and not self._named_tokens_work:
+                raise InvalidRequest("This server's engine cannot return the probabilities of given tokens.")
             logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
             stream = stream or logprobs  # else all log probabilities of an answer would come in one call
             sink = OutputSink(sampling, self._model.tokenizer, usage, on_delta, stream=stream, images=bool(prompt.images))
@@ -198,7 +202,7 @@ class VllmEngine:
         lora = self._running_lora_manager().request(prompt.adapter) if prompt.adapter else None
         rendered, name = await _render(engine, prompt), new_id()
         collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=_trace_headers(engine))
-        if params.logprobs is not None or params.prompt_logprobs is not None:
+        if params.num_logprobs is not None or params.prompt_logprobs is not None:
             requests.skip_token_texts(engine, name)
         usage = sink.usage
         usage.image_tokens = sum(image.tokens for image in prompt.images)

@@ -47,7 +47,8 @@ def sampling_params(sampling: SamplingParams, stream: bool, *, seeds_work: bool)
         skip_special_tokens=sampling.skip_special_tokens,
         spaces_between_special_tokens=sampling.spaces_between_special_tokens,
         structured_outputs=_structured_outputs(sampling.structured_output) if sampling.structured_output else None,
-        logprobs=sampling.logprobs,
+        logprobs=None if sampling.logprob_token_ids else sampling.logprobs,  # vLLM's bound of `logprobs` is lower than that of the ids
+        logprob_token_ids=list(sampling.logprob_token_ids) or None,
         prompt_logprobs=sampling.prompt_logprobs,
         flat_logprobs=True,  # a few lists; one object for each log probability would keep the garbage collector busy for half a second
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,13 @@ def test_stream_example_runs(server: Server) -> None:
 
 def test_deepinfra_example_runs(server: Server) -> None:
     assert run(server, sys.executable, "examples/deepinfra.py").startswith(describe([FIRST]))
+
+
+def test_tagging_example_runs(server: Server) -> None:
+    first, second = (line.partition(": ") for line in run(server, sys.executable, "examples/tag_folder.py").splitlines())
+    assert (first[0], second[0]) == ("first.png", "second.jpg")
+    assert re.findall(r"The [a-z ]+\.", first[2]) == ["The top left is red.", "The bottom right is white."]
+    assert re.findall(r"The [a-z ]+\.", second[2]) == ["The top left is yellow.", "The bottom right is purple."]
 
 
 def test_two_images_example_runs_in_curl(server: Server) -> None:

@@ -1,20 +1,28 @@
 """The worker class that vLLM runs on a CPU, in the engine's own process. Importing this file imports vLLM.
 
-vLLM finds the class by its name, `seeds.CPU_WORKER`. `seeds` says why the class exists. Read in vLLM 0.32.0.
+vLLM finds the class by its name, `seeds.CPU_WORKER`. `seeds` and `named_tokens` say why the class exists. Read in vLLM 0.32.0.
 """
 
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from llava_gateway.engine.vllm.compat.named_tokens import keep_likeliest_tokens
 from llava_gateway.engine.vllm.compat.seeds import without_discarded_rows
 
 
 class CpuWorker(CPUWorker):  # type: ignore[misc]
-    """vLLM's CPU worker, which survives a seeded prompt that is read in several steps.
+    """vLLM's CPU worker, which survives a seeded prompt that is read in several steps, and keeps the log probabilities of a batch apart.
 
-    Touches: `CPUWorker.sample_tokens`, `CPUWorker.use_v2_model_runner` and `CPUWorker.model_runner`.
+    Touches: `CPUWorker.load_model`, `CPUWorker.sample_tokens`, `CPUWorker.use_v2_model_runner`, `CPUWorker.model_runner` and the runner's
+    `sampler`.
     """
+
+    def load_model(self, **options: Any) -> None:
+        """Load the weights. `options`: vLLM's own."""
+        super().load_model(**options)
+        if not self.use_v2_model_runner:
+            keep_likeliest_tokens(self.model_runner.sampler)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Sample the next token of each row of a batch, and return vLLM's own output object.

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 SOURCES = {
     "v1/worker/gpu_model_runner.py": {
+        "self.sampler = Sampler(": "vLLM's model runner keeps its sampler elsewhere than in sampler",
         "gen.set_offset(gen.get_offset() - 4)": "vLLM no longer rewinds the generators of discarded rows; is cpu_worker.py still needed?",
         "self.input_batch.generators.get(int(i))": "vLLM rewinds generators that it finds elsewhere than in input_batch.generators",
         "self.discard_request_mask.np[:num_reqs]": "vLLM knows the rows to discard by another name than discard_request_mask",
@@ -37,7 +38,12 @@ SOURCES = {
         "            generators=self.generators,": "vLLM samples with another dict than input_batch.generators",
         "def num_reqs(self) -> int:": "input_batch has no num_reqs",
     },
+    "v1/sample/sampler.py": {
+        "logprob_token_ids_tensors = self.gather_specific_token_logprobs(": "vLLM gathers the named tokens by another call",
+        "logprobs_tensors = logprob_token_ids_tensors": "vLLM keeps the kinds of log probabilities apart; is named_tokens.py still needed?",
+    },
     "v1/worker/gpu_worker.py": {
+        "def load_model(self, *, load_dummy_weights: bool = False) -> None:": "vLLM's worker loads its model with other options",
         "return self.model_runner.sample_tokens(grammar_output)": "vLLM's worker no longer samples in sample_tokens",
     },
     "v1/worker/cpu_worker.py": {

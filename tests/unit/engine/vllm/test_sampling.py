@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import vllm.sampling_params
 from vllm.logprobs import FlatLogprobs, append_logprobs_for_next_position, create_sample_logprobs
+from vllm.v1.sample.sampler import Sampler
 
-from llava_gateway.engine.vllm.compat import seeds
+from llava_gateway.engine.vllm.compat import named_tokens, seeds
 from llava_gateway.engine.vllm.outputs import token_logprobs
 from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import SamplingParams, TokenLogprob
+from llava_gateway.types import MAX_LOGPROB_TOKEN_IDS, SamplingParams, TokenLogprob
 
 pytestmark = pytest.mark.slow
 
@@ -108,3 +111,32 @@ def test_log_probabilities_are_read_from_vllms_container(wanted: int, top: tuple
     assert found(None) == (seven, nine)
     assert found("stop") == (seven,)
     assert found("stop", include_stop_token=True) == (seven, nine)
+
+
+def test_named_tokens_replace_the_likeliest_ones() -> None:
+    """vLLM bounds `logprobs` by 20, and named tokens by 128."""
+    ids = tuple(range(MAX_LOGPROB_TOKEN_IDS))
+    sampling = SamplingParams(max_tokens=1, logprobs=len(ids), logprob_token_ids=ids)
+    params = sampling_params(sampling, stream=True, seeds_work=True)
+    assert (params.logprobs, params.num_logprobs, params.logprob_token_ids) == (None, len(ids), list(ids))
+    assert MAX_LOGPROB_TOKEN_IDS == vllm.sampling_params.MAX_LOGPROB_TOKEN_IDS
+    assert sampling_params(SamplingParams(logprobs=2), stream=True, seeds_work=True).logprob_token_ids is None
+
+
+def test_rows_without_named_tokens_keep_their_likeliest_ones() -> None:
+    """vLLM's older runner would give padding to the other requests of the batch."""
+    sampler = Sampler()
+    named_tokens.keep_likeliest_tokens(sampler)
+    logprobs = torch.log_softmax(torch.arange(3 * 640, dtype=torch.float32).reshape(3, 640) % 97, dim=-1)
+    found = sampler.gather_specific_token_logprobs(logprobs, {1: [5, 3]}, torch.tensor([7, 8, 9]))
+    assert found.logprob_token_ids[1, :3].tolist() == [8, 5, 3]
+    assert found.logprobs[1, :3].tolist() == logprobs[1, [8, 5, 3]].tolist()
+    for row, drawn in ((0, 7), (2, 9)):
+        assert found.logprob_token_ids[row, 0] == drawn
+        assert found.logprobs[row, 1:].tolist() == logprobs[row].topk(20).values.tolist()
+
+
+def test_named_tokens_work_with_our_worker_and_the_newer_runner() -> None:
+    assert named_tokens.named_tokens_work(config(seeds.CPU_WORKER))
+    assert named_tokens.named_tokens_work(config("auto", v2=True))
+    assert not named_tokens.named_tokens_work(config("vllm.v1.worker.cpu_worker.CPUWorker"))
