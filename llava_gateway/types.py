@@ -19,6 +19,11 @@ ToolChoice = Literal["auto", "required", "named"]
 """`auto`: the model may call tools or answer in text. `required`: it calls one or more tools. `named`: it calls the only tool given."""
 MIN_LOGPROB = -9999.0
 """OpenAI's value for a token of probability 0, because JSON has no infinity."""
+MODEL_DEFAULTS = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
+"""The sampling parameters for which a model may have its own defaults, as vLLM has it."""
 StructuredOutputKind = Literal["json", "json_object", "regex", "choice", "grammar"]
 
 
@@ -71,7 +76,7 @@ class Tool:
     parameters: str = '{"type":"object","properties":{}}'
     """The JSON Schema of the arguments, as JSON text."""
     param: str = "tools"
-    """The path of the tool in the client's request, for error messages."""
+    """The path of `parameters` in the client's request, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)

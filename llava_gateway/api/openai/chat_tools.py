@@ -5,21 +5,15 @@ They are declared after OpenAI's `CreateChatCompletionRequest`. `functions` and 
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from llava_gateway.api.openai.sampling import MAX_STRUCTURED_OUTPUT
 from llava_gateway.api.schema import TAG_PREFIX, RequestBody, StrictModel
+from llava_gateway.api.tools import MAX_TOOLS, ToolDefinition, ToolUse, named_tool, to_tools
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import Tool, ToolChoice
+from llava_gateway.types import Tool
 
-MAX_TOOLS = 128
-MAX_DEFINITIONS = 8 * MAX_STRUCTURED_OUTPUT
-"""The upper bound of the definitions of all tools of a request, in characters."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -117,7 +111,7 @@ class ToolFields(RequestBody):
         """Whether the request has the older form, so that the answer must have it, too."""
         return bool(self.functions)
 
-    def tool_use(self) -> "ToolUse":
+    def tool_use(self) -> ToolUse:
         """Return the tools that the answer may call. Raises InvalidRequest for contradictory fields."""
         if not self.tools and not self.functions:
             self._check_no_choice()
@@ -127,13 +121,13 @@ class ToolFields(RequestBody):
         if self.tools:
             if self.function_call is not None:
                 raise InvalidRequest("function_call belongs to functions; send tool_choice.", param="function_call")
-            tools = _tools((tool.function, f"tools[{index}].function") for index, tool in enumerate(self.tools))
+            tools = to_tools(_definition(tool.function, f"tools[{index}].function") for index, tool in enumerate(self.tools))
             return _chosen(tools, self.tool_choice, self.parallel_tool_calls is not False)
         if self.tool_choice is not None:
             raise InvalidRequest("tool_choice belongs to tools; send function_call.", param="tool_choice")
-        functions = _tools((function, f"functions[{index}]") for index, function in enumerate(self.functions or ()))
+        functions = to_tools(_definition(function, f"functions[{index}]") for index, function in enumerate(self.functions or ()))
         if isinstance(self.function_call, FunctionName):
-            return _named(functions, self.function_call.name, "function_call.name", "functions")
+            return named_tool(functions, self.function_call.name, "function_call.name", "functions")
         return ToolUse() if self.function_call == "none" else ToolUse(functions, "auto", parallel=False, param="functions")
 
     def _check_no_choice(self) -> None:
@@ -142,47 +136,8 @@ class ToolFields(RequestBody):
                 raise InvalidRequest(f"{name} requires {other}.", param=name)
 
 
-@dataclass(frozen=True, slots=True)
-class ToolUse:
-    """The tools of a request and how the answer may use them."""
-
-    tools: tuple[Tool, ...] = ()
-    choice: ToolChoice = "auto"
-    parallel: bool = True
-    param: str = "tools"
-    """The name of the field with the tools."""
-
-
-def _tools(definitions: Iterable[tuple[FunctionDefinition, str]]) -> tuple[Tool, ...]:
-    """Return the tools of a request. Raises InvalidRequest."""
-    tools: list[Tool] = []
-    names: set[str] = set()
-    length = 0
-    for function, path in definitions:
-        tool = _tool(function, path)
-        length += len(tool.description) + len(tool.parameters)
-        if function.name in names:
-            raise InvalidRequest(f"There are two tools with the name {function.name}.", param=f"{path}.name")
-        if length > MAX_DEFINITIONS:
-            raise InvalidRequest(f"The definitions of the tools have more than {MAX_DEFINITIONS} characters.", param=path)
-        names.add(function.name)
-        tools.append(tool)
-    return tuple(tools)
-
-
-def _tool(function: FunctionDefinition, path: str) -> Tool:
-    param = f"{path}.parameters"
-    if function.parameters is None:
-        return Tool(function.name, function.description or "", param=path)
-    if function.parameters.get("type", "object") != "object":
-        raise InvalidRequest(f"{param}.type: must be object.", param=f"{param}.type")
-    try:
-        parameters = orjson.dumps(function.parameters).decode()
-    except orjson.JSONEncodeError:
-        raise InvalidRequest(f"{param} is nested too deeply.", param=param) from None
-    if len(parameters) > MAX_STRUCTURED_OUTPUT:
-        raise InvalidRequest(f"{param} is longer than {MAX_STRUCTURED_OUTPUT} characters.", param=param)
-    return Tool(function.name, function.description or "", parameters, path)
+def _definition(function: FunctionDefinition, path: str) -> ToolDefinition:
+    return ToolDefinition(function.name, function.description, function.parameters, path, f"{path}.parameters")
 
 
 def _chosen(tools: tuple[Tool, ...], choice: str | NamedToolChoice | AllowedToolsChoice | None, parallel: bool) -> ToolUse:
@@ -190,19 +145,11 @@ def _chosen(tools: tuple[Tool, ...], choice: str | NamedToolChoice | AllowedTool
     if choice == "none":
         return ToolUse()
     if isinstance(choice, NamedToolChoice):
-        return _named(tools, choice.function.name, "tool_choice.function.name", "tools")
+        return named_tool(tools, choice.function.name, "tool_choice.function.name", "tools")
     if isinstance(choice, AllowedToolsChoice):
         allowed = choice.allowed_tools
         for index, each in enumerate(allowed.tools):
-            _named(tools, each.function.name, f"tool_choice.allowed_tools.tools[{index}].function.name", "tools")
+            named_tool(tools, each.function.name, f"tool_choice.allowed_tools.tools[{index}].function.name", "tools")
         names = {each.function.name for each in allowed.tools}
         return ToolUse(tuple(tool for tool in tools if tool.name in names), allowed.mode, parallel)
     return ToolUse(tools, "required" if choice == "required" else "auto", parallel)
-
-
-def _named(tools: tuple[Tool, ...], name: str, path: str, param: str) -> ToolUse:
-    """Return the use of one tool. Raises InvalidRequest for an unknown name."""
-    for tool in tools:
-        if tool.name == name:
-            return ToolUse((tool,), "named", parallel=False, param=param)
-    raise InvalidRequest(f"{path}: there is no tool {name[:64]!r} in {param}.", param=path)

@@ -7,14 +7,14 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
-from llava_gateway.api.base import Api, json_response
+from llava_gateway.api.base import Api, error_headers, json_response
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.completions import TextCompletion
 from llava_gateway.api.openai.docs_page import docs_page
 from llava_gateway.api.openai.openapi import openapi
-from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body, error_headers
+from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body
 from llava_gateway.api.openai.tokenization import detokenize, tokenize
 from llava_gateway.errors import GatewayError
 from llava_gateway.http.endpoints import Handle, JsonEndpoint
