@@ -1,13 +1,17 @@
 """Anthropic's request, field by field, without a server."""
 
+import re
 from typing import Any
 
 import pytest
+from helpers.documentation import rows
+from helpers.server import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_gateway.api.anthropic.messages import ERROR, MAX_NAME
 from llava_gateway.api.anthropic.request import CountTokensRequest, CreateMessageRequest
+from llava_gateway.api.anthropic.tools import CustomTool
 from llava_gateway.api.openai.messages import MAX_MESSAGES, MAX_PARTS
 from llava_gateway.api.schema import MAX_STRUCTURED_OUTPUT
 from llava_gateway.errors import GatewayError, InvalidRequest
@@ -24,6 +28,7 @@ from llava_gateway.types import (
     ToolCall,
 )
 
+DOCUMENTATION = (ROOT / "docs" / "anthropic.md").read_text()
 HELLO = {"role": "user", "content": "Hello"}
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"at": {"enum": ["top", "bottom"]}}}
 SHOW = {"name": "show", "description": "Show a place", "input_schema": SCHEMA}
@@ -266,6 +271,12 @@ def test_count_of_tokens_has_the_prompt_of_the_message() -> None:
     body = {"model": "m", "messages": [HELLO, assistant(TEXT)], "system": "Be kind.", "tools": [SHOW], "tool_choice": {"type": "auto"}}
     counted, asked = CountTokensRequest.parse(dict(body)).to_prompt(), CreateMessageRequest.parse(dict(body)).to_chat()
     assert (counted.messages, counted.tools, counted.continue_last) == (asked.messages, asked.tools, asked.continue_last)
+
+
+def test_documentation_describes_every_field() -> None:
+    declared = [row for model in (CreateMessageRequest, CustomTool) for row in rows(model)]
+    assert sorted(re.findall(r"^\| `[a-z_]+` \| (?:honoured|ignored|refused) \|.*$", DOCUMENTATION, re.MULTILINE)) == sorted(declared)
+    assert set(rows(CountTokensRequest)) < set(declared)
 
 
 JSON = st.recursive(
