@@ -35,7 +35,7 @@ SHOW = {"name": "show", "description": "Show a place", "input_schema": SCHEMA}
 SHOW_TOOL = Tool("show", "Show a place", '{"type":"object","properties":{"at":{"enum":["top","bottom"]}}}', "tools[0].input_schema")
 TEXT = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
 BASE64 = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw"}}
-URL = {"type": "image", "source": {"type": "url", "url": "https://example.com/cat.jpg"}}
+URL: dict[str, Any] = {"type": "image", "source": {"type": "url", "url": "https://example.com/cat.jpg"}}
 USE = {"type": "tool_use", "id": "toolu_1", "name": "show", "input": {"at": "top"}}
 
 
@@ -99,7 +99,7 @@ def test_results_of_tools_become_messages_in_order() -> None:
         Message("assistant", (Text("a"),), (ToolCall("toolu_1", "show", '{"at":"top"}'),)),
         Message(
             "tool", (Text("a"), ImageUrl(URL["source"]["url"], "messages[2].content[0].content[1].source.url")), tool_call_id="toolu_1"
-        ),  # type: ignore[index]
+        ),
         Message("user", (Text("a"),)),
     )
 

@@ -89,8 +89,8 @@ def join(found: list[dict[str, Any]]) -> dict[str, Any]:
                 content[-1]["input"] = json.loads("".join(pieces) or "{}")
             pieces = None
     assert pieces is None
-    usage = message["usage"] | delta["usage"]
-    return message | delta["delta"] | {"usage": usage}
+    ends: dict[str, Any] = delta["delta"] | {"usage": message["usage"] | delta["usage"]}
+    return message | ends
 
 
 def test_text_is_one_block_and_empty_pieces_have_no_event() -> None:

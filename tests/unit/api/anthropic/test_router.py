@@ -1,5 +1,6 @@
 """Anthropic's paths over HTTP, with an engine that says what the test gives it. Answers are validated by Anthropic's SDK."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from helpers.scripted_engine import ScriptedEngine
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
+from llava_gateway.api.anthropic.response import PING
 from llava_gateway.app import create_app
 from llava_gateway.errors import EngineFailed, GatewayError, TooManyRequests, Unavailable
 from llava_gateway.settings import Settings
@@ -41,6 +43,20 @@ class FailingEngine(ScriptedEngine):
         for piece in self.script:
             on_delta(Delta(0, piece, 1))
         raise self.error
+
+
+class WaitingEngine(ScriptedEngine):
+    """Says its script once it is released."""
+
+    def __init__(self, *script: str) -> None:
+        super().__init__(*script)
+        self.released = asyncio.Event()
+
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
+        await self.released.wait()
+        await super().generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta)
 
 
 @contextmanager
@@ -100,6 +116,32 @@ def test_stream_is_a_sequence_of_the_sdks_events() -> None:
     assert types == ["message_start", "ping", "content_block_start", "content_block_stop", "message_delta", "message_stop"]
     assert "".join(event["delta"]["text"] for event in deltas) == "Hello!"
     assert end["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+
+
+def test_silent_stream_gets_pings() -> None:
+    engine, body = WaitingEngine("Hello"), json.dumps(HELLO | {"stream": True}).encode()
+    sent: list[bytes] = []
+    requests = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        return requests.pop() if requests else await asyncio.Future()
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+        if sent.count(PING) >= 2:
+            engine.released.set()
+
+    async def ask() -> None:
+        app = create_app(Settings(model=MODEL, keep_alive=0.1), engine=lambda: engine)
+        await app.state.gateway.start()
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": [(b"host", b"127.0.0.1")], "query_string": b""}
+        async with asyncio.timeout(60):
+            await app(scope, receive, send)
+        await app.state.gateway.stop()
+
+    asyncio.run(ask())
+    first, *_, last = [event["type"] for event in events(b"".join(sent).decode())]
+    assert (first, last) == ("ping", "message_stop")
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "show"}])
