@@ -17,6 +17,7 @@ from llava_gateway.api import feedback, health, llava_worker, lora
 from llava_gateway.api.anthropic import router as anthropic
 from llava_gateway.api.base import ApiFactory, ErrorResponse, error_renderer_by_path
 from llava_gateway.api.chat_ui import router as chat_ui
+from llava_gateway.api.docs import router as docs
 from llava_gateway.api.openai import router as openai
 from llava_gateway.api.sambastudio import router as sambastudio
 from llava_gateway.api.text_generation_webui import router as text_generation_webui
@@ -119,9 +120,10 @@ def build_app(
         apis.append(feedback.create_api(gateway, body_reader, openai.render_error))
     if settings.lora_dir:
         apis.append(lora.create_api(gateway, body_reader, openai.render_error))
+    apis.append(health.create_api(gateway, exposition, openai.render_error))
+    apis.append(docs.create_api(apis, openai.render_error, with_keys=bool(settings.api_keys or settings.keys_file)))
     find_error_renderer = error_renderer_by_path(apis, openai.render_error)
-    exempt_paths = (*health.PROBES, *(path for api in apis for path in api.public))
-    stack = MiddlewareStack(settings, exempt_paths, find_error_renderer)
+    stack = MiddlewareStack(settings, [path for api in apis for path in api.public], find_error_renderer)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -141,7 +143,7 @@ def build_app(
         return ErrorResponse(_gateway_error(request, error), find_error_renderer(request.scope), headers or {})
 
     app = Starlette(
-        routes=[*(route for api in apis for route in api.routes), *health.routes(gateway, exposition)],
+        routes=[route for api in apis for route in api.routes],
         middleware=stack.middleware,
         exception_handlers={GatewayError: on_error, HTTPException: on_error},  # type: ignore[dict-item]  # any ASGI app is a response
         lifespan=lifespan,

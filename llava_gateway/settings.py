@@ -192,6 +192,11 @@ class Settings(BaseSettings):
     rate_limit_storage: str = Field(
         "memory", description="where the rates of API keys are counted: `memory`, or a redis:// URL that several gateways share"
     )
+    responses_mb: int = Field(
+        256, ge=1, description="memory for all stored responses, in MiB; the oldest responses make room for new ones (docs/responses.md)"
+    )
+    responses_mb_per_key: int = Field(64, ge=1, description="memory for the stored responses of one API key, in MiB")
+    responses_ttl: int = Field(86_400, ge=1, description="seconds after which a stored response expires")
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="web origins whose pages may call this server, comma separated, such as https://chat.example.com; `*` is any origin"
     )

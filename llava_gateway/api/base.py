@@ -1,4 +1,4 @@
-"""An API as the app sees it: its routes, and its rendering of errors."""
+"""An API as the app sees it: its routes, its rendering of errors, and its description."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from llava_gateway.api.operation import ApiDescription
 from llava_gateway.errors import GatewayError
 from llava_gateway.http.request_body import RequestBodyReader
 from llava_gateway.http.response import ErrorRenderer, FindErrorRenderer, Header, ResponseWriter, retry_after
@@ -24,6 +25,8 @@ class Api:
     render_error: ErrorRenderer
     public: Sequence[str] = ()
     """Paths that need no API key."""
+    description: ApiDescription | None = None
+    """The part of the OpenAPI document. None: the paths are for browsers, and are not in the document."""
     prefix: str | None = None
     """Every path that begins with this prefix is this API's, even if no route has it. None: only the paths of the routes."""
 

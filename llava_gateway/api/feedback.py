@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from llava_gateway.api.base import Api
 from llava_gateway.api.openai.messages import Messages, to_messages
+from llava_gateway.api.operation import STRING, ApiDescription, Operation, object_schema
 from llava_gateway.api.schema import RequestBody
 from llava_gateway.errors import InsufficientStorage
 from llava_gateway.feedback.record import VoteName, check_turns, new_vote
@@ -33,6 +34,22 @@ class FeedbackRequest(RequestBody):
     messages: Messages = Field(description="the chat, as in /v1/chat/completions; the last message is the assistant's answer")
 
 
+DESCRIPTION = ApiDescription(
+    "Votes",
+    "Votes on answers, for datasets.",
+    (
+        Operation(
+            "POST",
+            "/feedback",
+            "Store a vote on an answer",
+            FeedbackRequest,
+            object_schema(id=STRING),
+            errors={507: "The server has no room for the vote"},
+        ),
+    ),
+)
+
+
 def create_api(gateway: Gateway, body_reader: RequestBodyReader, render_error: ErrorRenderer) -> Api:
     """Create the API. Raises SettingsError if the directory in the setting `feedback_dir` cannot be written to."""
     settings = gateway.settings
@@ -41,7 +58,7 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader, render_error: E
     except OSError as error:
         raise SettingsError(f"feedback_dir {settings.feedback_dir} cannot be written to: {error.strerror}") from error
     endpoint = JsonEndpoint(FeedbackHandlers(gateway, store).vote, render_error, gateway.admission, body_reader)
-    return Api([Route("/feedback", endpoint, methods=["POST"])], render_error)
+    return Api([Route("/feedback", endpoint, methods=["POST"])], render_error, description=DESCRIPTION)
 
 
 class FeedbackHandlers:

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llava_gateway.api.base import Api, json_response
+from llava_gateway.api.operation import ARRAY, BOOLEAN, INTEGER, STRING, ApiDescription, Operation, Schema, object_schema
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField, RequestBody
 from llava_gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable
 from llava_gateway.http.endpoints import JsonEndpoint
@@ -99,6 +100,43 @@ class HeartBeat(RequestBody):
     ignored: ClassVar = {"queue_length": "the server knows its own queue"}
 
 
+ERROR: Schema = STRING | {
+    "title": "LlavaWorkerError",
+    "description": 'One chunk, `{"text": "the error message", "error_code": 1}` and a NUL. `error_code` is 2 for an unknown model, 3 while '
+    "the model is not available, and 1 for all other errors.",
+}
+DESCRIPTION = ApiDescription(
+    "LLaVA's controller and worker",
+    "The API of LLaVA's own serving stack. This server is the controller and the only worker.",
+    (
+        Operation(
+            "POST",
+            "/worker_generate_stream",
+            "Continue a prompt with images",
+            GenerateRequest,
+            other_answers={
+                "application/octet-stream": 'Chunks, each `{"text": "the prompt and the answer so far", "error_code": 0}` and a NUL; '
+                "a NUL alone is an empty chunk"
+            },
+        ),
+        Operation(
+            "POST",
+            "/worker_get_status",
+            "Return the worker's models and its queue",
+            answer=object_schema(model_names=ARRAY, speed=INTEGER, queue_length=INTEGER),
+            errors={503: "The model is loading, or is not available"},
+        ),
+        Operation("POST", "/refresh_all_workers", "Do nothing: the only worker is this server", answer={"type": "null"}),
+        Operation("POST", "/list_models", "List the served models", answer=object_schema(models=ARRAY)),
+        Operation("POST", "/register_worker", "Refuse another worker", errors={400: "This server accepts no other workers"}),
+        Operation("POST", "/get_worker_address", "Return this server's address", AddressRequest, object_schema(address=STRING)),
+        Operation("POST", "/receive_heart_beat", "Return whether a worker is this server", HeartBeat, object_schema(exist=BOOLEAN)),
+    ),
+    error=ERROR,
+    error_media_type="application/octet-stream",
+)
+
+
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
     """Create the API."""
     handlers = LlavaWorker(gateway)
@@ -114,6 +152,7 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
             Route("/receive_heart_beat", _AddressEndpoint(handlers.receive_heart_beat, gateway, body_reader), methods=["POST"]),
         ],
         render_error,
+        description=DESCRIPTION,
     )
 
 

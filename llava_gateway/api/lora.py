@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.routing import Route
 
 from llava_gateway.api.base import Api
+from llava_gateway.api.operation import ApiDescription, Operation
 from llava_gateway.api.schema import RefusedField, RequestBody
 from llava_gateway.auth.rate_limits import current_lease
 from llava_gateway.errors import Forbidden, InvalidRequest
@@ -38,6 +39,31 @@ class UnloadRequest(RequestBody):
     lora_name: str = Field(description="the adapter's name")
 
 
+NOT_ADMIN = {403: "The API key is no admin key, or the web page that sends the request may not use this server"}
+DESCRIPTION = ApiDescription(
+    "LoRA adapters",
+    "Loading and unloading LoRA adapters, in vLLM's shapes, with an admin key.",
+    (
+        Operation(
+            "POST",
+            "/v1/load_lora_adapter",
+            "Load an adapter",
+            LoadRequest,
+            other_answers={"text/plain": "A sentence that names the adapter"},
+            errors=NOT_ADMIN,
+        ),
+        Operation(
+            "POST",
+            "/v1/unload_lora_adapter",
+            "Unload an adapter",
+            UnloadRequest,
+            other_answers={"text/plain": "A sentence that names the adapter"},
+            errors=NOT_ADMIN | {404: "There is no such adapter"},
+        ),
+    ),
+)
+
+
 def create_api(gateway: Gateway, body_reader: RequestBodyReader, render_error: ErrorRenderer) -> Api:
     """Create the API for the directory in the setting `lora_dir`. Raises SettingsError if it is not a directory."""
     folder = Path(gateway.settings.lora_dir)
@@ -48,6 +74,7 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader, render_error: E
     return Api(
         [Route(path, JsonEndpoint(paths[path], render_error, gateway.admission, body_reader), methods=["POST"]) for path in paths],
         render_error,
+        description=DESCRIPTION,
     )
 
 

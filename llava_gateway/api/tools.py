@@ -1,8 +1,8 @@
 """Tools as the APIs share them: the bounds of their definitions, and how an answer may use them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llava_gateway.api.schema import MAX_STRUCTURED_OUTPUT, to_json
 from llava_gateway.errors import InvalidRequest
@@ -53,6 +53,21 @@ def to_tools(definitions: Iterable[ToolDefinition]) -> tuple[Tool, ...]:
         names.add(tool.name)
         tools.append(tool)
     return tuple(tools)
+
+
+def any_tool(tools: tuple[Tool, ...], choice: str | None, parallel: bool) -> ToolUse:
+    """Return the use of all tools, for a `tool_choice` of none, auto or required."""
+    return ToolUse() if choice == "none" else ToolUse(tools, "required" if choice == "required" else "auto", parallel)
+
+
+def allowed_tools(
+    tools: tuple[Tool, ...], allowed: Sequence[tuple[str, str]], mode: Literal["auto", "required"], parallel: bool
+) -> ToolUse:
+    """Return the use of some tools. `allowed`: the name of each, and its path in the request. Raises InvalidRequest for an unknown name."""
+    for name, path in allowed:
+        named_tool(tools, name, path, "tools")
+    names = {name for name, _ in allowed}
+    return ToolUse(tuple(tool for tool in tools if tool.name in names), mode, parallel)
 
 
 def named_tool(tools: tuple[Tool, ...], name: str, path: str, param: str) -> ToolUse:

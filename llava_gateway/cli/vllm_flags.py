@@ -46,7 +46,7 @@ REFUSED_SWITCHES = {
     "--enable-ssl-refresh": "restart the server when its certificate has changed",
     "--enable-offline-docs": "the page at /docs needs no other host; leave out this flag",
     "--no-enable-flash-late-interaction": _NO_ENDPOINT,
-    "--disable-fastapi-docs": "leave out the API `openai` of --apis, or block /docs in a proxy",
+    "--disable-fastapi-docs": "block /openapi.json and /docs in a proxy",
 }
 """Switches that are refused, by their exact form. The opposite form asks for the gateway's own behavior and is accepted."""
 ACCEPTED_SWITCHES = (

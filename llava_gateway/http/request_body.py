@@ -220,6 +220,8 @@ class JsonBody:
     def __init__(self, body: bytes | bytearray, reservation: "BodyReservation") -> None:
         self._body: bytes | bytearray | None = body
         self._reservation = reservation
+        self._more = 0
+        """The size of the texts that `parse_more` has parsed, in bytes."""
 
     def parse(self, validate: Callable[[dict[str, Any]], T], *, max_text: int | None) -> T:
         """Parse the JSON object, drop it, and return the request that `validate` has made of it.
@@ -241,6 +243,17 @@ class JsonBody:
             self._reservation.shrink_to(text.parsed_size)
         return request
 
+    def parse_more(self, value: bytes) -> Any:
+        """Parse another JSON text that the request needs, such as a stored conversation, and reserve its memory as if it were in the body.
+
+        The texts of a request may together be as large as a body. Raises BodyTooLarge and TooManyRequests.
+        """
+        text = JsonText(value, max_text=None)
+        self._more += len(value)
+        self._reservation.check(self._more, "stored conversation")
+        self._reservation.grow_by(_with_decoded(len(value), text.image_size) + text.parsed_size)
+        return text.parse()
+
 
 def _with_decoded(body: int, images: int) -> int:
     """Return the size of a body and of its base64 images once they are decoded, in bytes. The body stays in memory meanwhile."""
@@ -261,10 +274,10 @@ class BodyReservation:
         self._body_reader = body_reader
         self._bytes = 0
 
-    def check(self, size: int) -> None:
-        """Raise BodyTooLarge if a body of `size` bytes is beyond the limit for one body."""
+    def check(self, size: int, name: str = "body") -> None:
+        """Raise BodyTooLarge if a body of `size` bytes is beyond the limit for one body. `name`: of the body, for the error message."""
         if size > self._body_reader.max_body:
-            raise BodyTooLarge(f"The body is larger than {self._body_reader.max_body >> 20} MiB.")
+            raise BodyTooLarge(f"The {name} is larger than {self._body_reader.max_body >> 20} MiB.")
 
     def grow_to(self, size: int) -> None:
         """Reserve memory for a raw body of `size` bytes.
@@ -283,6 +296,10 @@ class BodyReservation:
             raise TooManyRequests("The server is busy with large requests. Try again later.", code="bodies_full", retry_after=1)
         self._body_reader.bytes += more
         self._bytes += more
+
+    def grow_by(self, size: int) -> None:
+        """Reserve `size` more bytes. Raises as `grow_to`."""
+        self.reserve(self._bytes + size)
 
     def shrink_to(self, size: int) -> None:
         """Release the memory beyond `size` bytes."""

@@ -55,6 +55,8 @@ class ResponseWriter:
         """The status line has been sent, so an error can no longer change the status."""
         self.ended = False
         """The last chunk has been sent; a disconnect no longer cancels the request."""
+        self.render_failure: Callable[[GatewayError], bytes] | None = None
+        """Returns the last bytes of a stream that an error ends. None: the API's error renderer needs nothing of the stream."""
         self._headers = tuple(headers)
         self._silent = True
 

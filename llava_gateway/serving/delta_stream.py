@@ -98,7 +98,7 @@ class DeltaStream:
         finally:
             self._on_delta = None
 
-    async def collect(self, add: Callable[[Delta], None]) -> None:
+    async def collect(self, add: Callable[[Delta], object]) -> None:
         """Call `add` with every delta as soon as it arrives, and return after the last one. Raises the engine's error."""
 
         def on_delta(delta: Delta) -> bool:

@@ -30,6 +30,7 @@ from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
 from llava_gateway.serving.prepare import PreparedRequest, apply_image_tokens, check_images, prepare, without_ignored_tools
 from llava_gateway.settings import Settings
+from llava_gateway.storage.object_store import Bounds, create_object_store
 from llava_gateway.types import ChatRequest, ImageSource, PreparedImage, Prompt, Request, Usage
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,12 @@ class Gateway:
         self.admission = Admission(settings, list(self._queues.values()))
         self._images = ImageLoader(settings)
         self.answer_memory = AnswerMemory(settings)
+        self.responses = create_object_store(
+            "memory",
+            "responses",
+            Bounds(settings.responses_mb << 20, settings.responses_mb_per_key << 20, ttl=settings.responses_ttl, evict=True),
+        )
+        """Answers that clients continue in later requests, by the name of the API key."""
         self._served_models = served_models
         engines = [served_model.engine for served_model in served_models]
         metrics.watch(
@@ -75,6 +82,7 @@ class Gateway:
     async def stop(self) -> None:
         """End the image workers and the engines."""
         await self._images.close()
+        await self.responses.close()
         await asyncio.gather(*(served_model.engine.stop() for served_model in self._served_models))
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:

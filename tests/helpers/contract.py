@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from helpers.responses import check_event_stream, check_response
 from jsonschema import Draft202012Validator
 
 SCHEMA = json.loads(Path(__file__).with_name("openai-chat.schema.json").read_text())
@@ -135,7 +136,12 @@ def check(method: str, path: str, status: int, headers: httpx.Headers, body: byt
         told = "retry-after" in headers or headers.get("x-should-retry") == "false"
         assert told == (status == 429 or status >= 500)
     elif headers["content-type"].startswith("text/event-stream"):
-        check_stream(path, body.decode())
+        if path == "/v1/responses":
+            check_event_stream(body.decode())
+        else:
+            check_stream(path, body.decode())
+    elif path == "/v1/responses":
+        check_response(json.loads(body))
     elif path in WHOLE:
         WHOLE[path].validate(json.loads(body))
 

@@ -1,17 +1,35 @@
-"""The README, the field tables of docs/ as the code declares them, and runs of the examples."""
+"""The README, the field tables of docs/ as the code declares them, the OpenAPI document, and runs of the examples."""
 
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import pytest
+from helpers.requests import MODEL
 from helpers.server import ROOT, Server
 from pydantic import BaseModel
+from starlette.testclient import TestClient
 
+from llava_gateway import create_app
+from llava_gateway.api.openai.chat_request import ChatCompletionRequest
+from llava_gateway.api.openai.completion_request import TextCompletionRequest
+from llava_gateway.api.openai.responses.request import CreateResponse
+from llava_gateway.api.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from llava_gateway.api.schema import RequestBody
+from llava_gateway.settings import Settings
 
 README = (ROOT / "README.md").read_text()
+OPENAI_BODIES: tuple[type[RequestBody], ...] = (
+    ChatCompletionRequest,
+    TextCompletionRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    CreateResponse,
+)
+"""The bodies in docs/openai.md and docs/responses.md."""
 
 
 def blocks(language: str) -> list[str]:
@@ -33,6 +51,13 @@ def rows(model: type[BaseModel]) -> Iterator[str]:
             yield f"| `{name}` | ignored | {reason} |"
         for name, refused in model.refused.items():
             yield f"| `{name}` | refused | {refused.reason} |"
+
+
+def openapi(**settings: Any) -> Any:
+    """Return the OpenAPI document of a server with these settings."""
+    app = create_app(Settings(model=MODEL, **settings), engine=lambda: pytest.fail("the test starts no engine"))
+    key = {"authorization": f"Bearer {settings['api_keys'][0]}"} if "api_keys" in settings else {}
+    return TestClient(app, base_url="http://127.0.0.1").get("/openapi.json", headers=key).json()
 
 
 def run_example(server: Server, name: str) -> list[str]:

@@ -4,17 +4,17 @@ import re
 import shlex
 
 import pytest
-from helpers.documentation import README, blocks, rows
+from helpers.documentation import OPENAI_BODIES, README, blocks, rows
 from helpers.server import ROOT
 from pydantic import BaseModel
 
-from llava_gateway.api.openai.chat_tools import FunctionDefinition
+from llava_gateway.api.openai.function_tools import FunctionDefinition
 from llava_gateway.api.openai.messages import ImageReference
-from llava_gateway.api.openai.openapi import BODIES
+from llava_gateway.api.openai.responses.request import TextConfig
 from llava_gateway.api.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
 from llava_gateway.settings import Settings, default_of
 
-OPENAI = (ROOT / "docs" / "openai.md").read_text()
+OPENAI = "".join((ROOT / "docs" / name).read_text() for name in ("openai.md", "responses.md"))
 
 
 def test_readme_lists_every_setting() -> None:
@@ -24,7 +24,9 @@ def test_readme_lists_every_setting() -> None:
         assert row in README, row
 
 
-@pytest.mark.parametrize("model", [*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference, FunctionDefinition])
+@pytest.mark.parametrize(
+    "model", [*OPENAI_BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference, FunctionDefinition, TextConfig]
+)
 def test_documentation_describes_every_field(model: type[BaseModel]) -> None:
     for row in rows(model):
         assert row in OPENAI, row
@@ -32,7 +34,15 @@ def test_documentation_describes_every_field(model: type[BaseModel]) -> None:
 
 def test_documentation_names_no_removed_field() -> None:
     named = set(re.findall(r"^\| `([a-z_]+)` \| (?:honoured|ignored|refused) \|", OPENAI, re.MULTILINE))
-    models: tuple[type[BaseModel], ...] = (*BODIES, StreamOptions, JsonSchema, StructuredOutputs, ImageReference, FunctionDefinition)
+    models: tuple[type[BaseModel], ...] = (
+        *OPENAI_BODIES,
+        StreamOptions,
+        JsonSchema,
+        StructuredOutputs,
+        ImageReference,
+        FunctionDefinition,
+        TextConfig,
+    )
     declared = {row.split("`")[1] for model in models for row in rows(model)}
     assert named == declared
 

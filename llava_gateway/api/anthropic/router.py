@@ -5,6 +5,7 @@ from typing import TypeVar
 import orjson
 from starlette.routing import Route
 
+from llava_gateway.api.anthropic.operations import DESCRIPTION, PREFIX
 from llava_gateway.api.anthropic.request import CountTokensRequest, CreateMessageRequest
 from llava_gateway.api.anthropic.response import PING, MessageEventRenderer, collect_message
 from llava_gateway.api.base import Api, error_headers
@@ -15,7 +16,6 @@ from llava_gateway.http.response import JSON, Header, ResponseWriter
 from llava_gateway.observability.context import current_context
 from llava_gateway.serving.gateway import Gateway
 
-PREFIX = "/v1/messages"
 EVENTS = b"text/event-stream; charset=utf-8"
 ERROR_TYPES = {
     401: "authentication_error",
@@ -37,7 +37,8 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
     def post(path: str, handle: Handle) -> Route:
         return Route(path, JsonEndpoint(handle, render_error, gateway.admission, body_reader), methods=["POST"])
 
-    return Api([post(PREFIX, handlers.messages), post(f"{PREFIX}/count_tokens", handlers.count_tokens)], render_error, prefix=PREFIX)
+    routes = [post(PREFIX, handlers.messages), post(f"{PREFIX}/count_tokens", handlers.count_tokens)]
+    return Api([*routes], render_error, description=DESCRIPTION, prefix=PREFIX)
 
 
 class Anthropic:

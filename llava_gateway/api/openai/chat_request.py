@@ -10,7 +10,7 @@ from pydantic import Field
 
 from llava_gateway.api.openai.chat_tools import ToolFields
 from llava_gateway.api.openai.messages import ChatMessage, Messages, to_messages
-from llava_gateway.api.openai.sampling import ASPECT_RATIO, NO_EFFECT, VLLM_IGNORED, VLLM_REFUSED, SamplingFields
+from llava_gateway.api.openai.sampling import ASPECT_RATIO, NO_EFFECT, VLLM_IGNORED, VLLM_REFUSED, CompletionFields
 from llava_gateway.api.schema import RefusedField
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.templates import built_in
@@ -67,7 +67,7 @@ class ChatPromptFields(ToolFields):
             )
 
 
-class ChatCompletionRequest(ChatPromptFields, SamplingFields):
+class ChatCompletionRequest(ChatPromptFields, CompletionFields):
     """`POST /v1/chat/completions`."""
 
     messages: Messages = Field(

@@ -158,7 +158,7 @@ def _render_call_delta(call: ToolCallDelta, *, functions: bool) -> dict[str, Any
 
 def _render_tokens(logprobs: Sequence[TokenLogprob], options: RenderOptions) -> list[dict[str, Any]]:
     """Return OpenAI's `ChatCompletionTokenLogprob` for each token."""
-    tokens = [_render_token(each) for each in logprobs]
+    tokens = [render_logprob(each) for each in logprobs]
     if options.tokens_as_ids:
         for logprob, token in zip(logprobs, tokens, strict=True):
             token["token"] = token_name(logprob.token_id)
@@ -167,12 +167,12 @@ def _render_tokens(logprobs: Sequence[TokenLogprob], options: RenderOptions) -> 
     return tokens
 
 
-def _render_token(logprob: TokenLogprob) -> dict[str, Any]:
+def render_logprob(logprob: TokenLogprob) -> dict[str, Any]:
     """Return OpenAI's `ChatCompletionTokenLogprob`."""
-    top = [_render_logprob(token, value) for token, value in logprob.top]
-    return _render_logprob(logprob.token, logprob.logprob) | {"top_logprobs": top}
+    top = [_render_token_logprob(token, value) for token, value in logprob.top]
+    return _render_token_logprob(logprob.token, logprob.logprob) | {"top_logprobs": top}
 
 
-def _render_logprob(token: bytes, logprob: float) -> dict[str, Any]:
+def _render_token_logprob(token: bytes, logprob: float) -> dict[str, Any]:
     """Return a token and its log probability. `token` shows U+FFFD for a part of a character; `bytes` is exact."""
     return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}

@@ -4,46 +4,19 @@ They are declared after OpenAI's `CreateChatCompletionRequest`. `functions` and 
 `tool_choice`.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
+from llava_gateway.api.openai.function_tools import FunctionDefinition, FunctionType
 from llava_gateway.api.schema import TAG_PREFIX, RequestBody, StrictModel
-from llava_gateway.api.tools import MAX_TOOLS, ToolDefinition, ToolUse, named_tool, to_tools
+from llava_gateway.api.tools import MAX_TOOLS, ToolUse, allowed_tools, any_tool, named_tool, to_tools
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import Tool
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
-def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError("must be 1 to 64 letters, digits, `_`, `-` or `.`")
-    return name
-
-
-def _check_type(value: Any) -> Any:
-    if value != "function":
-        raise ValueError("must be function, because the model can call no other tools")
-    return value
-
-
-_Name = Annotated[str, AfterValidator(_check_name)]
-_FunctionType = Annotated[Literal["function"], BeforeValidator(_check_type)]
-
-
-class FunctionDefinition(StrictModel):
-    name: _Name = Field(description="1 to 64 letters, digits, `_`, `-` or `.`; no two tools have the same name")
-    description: str | None = Field(None, description="the model sees it")
-    parameters: dict[str, Any] | None = Field(
-        None, description="the JSON Schema of the arguments, of type object; default: no arguments; `{}`: any object"
-    )
-    strict: bool | None = Field(None, description="ignored: where a grammar holds the call, its arguments always follow the schema")
-
 
 class FunctionTool(StrictModel):
-    type: _FunctionType = "function"
+    type: FunctionType = "function"
     function: FunctionDefinition
 
 
@@ -121,11 +94,11 @@ class ToolFields(RequestBody):
         if self.tools:
             if self.function_call is not None:
                 raise InvalidRequest("function_call belongs to functions; send tool_choice.", param="function_call")
-            tools = to_tools(_definition(tool.function, f"tools[{index}].function") for index, tool in enumerate(self.tools))
+            tools = to_tools(tool.function.definition(f"tools[{index}].function") for index, tool in enumerate(self.tools))
             return _chosen(tools, self.tool_choice, self.parallel_tool_calls is not False)
         if self.tool_choice is not None:
             raise InvalidRequest("tool_choice belongs to tools; send function_call.", param="tool_choice")
-        functions = to_tools(_definition(function, f"functions[{index}]") for index, function in enumerate(self.functions or ()))
+        functions = to_tools(function.definition(f"functions[{index}]") for index, function in enumerate(self.functions or ()))
         if isinstance(self.function_call, FunctionName):
             return named_tool(functions, self.function_call.name, "function_call.name", "functions")
         return ToolUse() if self.function_call == "none" else ToolUse(functions, "auto", parallel=False, param="functions")
@@ -136,20 +109,12 @@ class ToolFields(RequestBody):
                 raise InvalidRequest(f"{name} requires {other}.", param=name)
 
 
-def _definition(function: FunctionDefinition, path: str) -> ToolDefinition:
-    return ToolDefinition(function.name, function.description, function.parameters, path, f"{path}.parameters")
-
-
 def _chosen(tools: tuple[Tool, ...], choice: str | NamedToolChoice | AllowedToolsChoice | None, parallel: bool) -> ToolUse:
     """Return how `tool_choice` lets the answer use the tools. Raises InvalidRequest for a tool that is not among them."""
-    if choice == "none":
-        return ToolUse()
     if isinstance(choice, NamedToolChoice):
         return named_tool(tools, choice.function.name, "tool_choice.function.name", "tools")
     if isinstance(choice, AllowedToolsChoice):
         allowed = choice.allowed_tools
-        for index, each in enumerate(allowed.tools):
-            named_tool(tools, each.function.name, f"tool_choice.allowed_tools.tools[{index}].function.name", "tools")
-        names = {each.function.name for each in allowed.tools}
-        return ToolUse(tuple(tool for tool in tools if tool.name in names), allowed.mode, parallel)
-    return ToolUse(tools, "required" if choice == "required" else "auto", parallel)
+        names = [(each.function.name, f"tool_choice.allowed_tools.tools[{i}].function.name") for i, each in enumerate(allowed.tools)]
+        return allowed_tools(tools, names, allowed.mode, parallel)
+    return any_tool(tools, choice, parallel)

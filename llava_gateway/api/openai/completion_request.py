@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_gateway.api.openai.sampling import ASPECT_RATIO, NO_EFFECT, VLLM_IGNORED, VLLM_REFUSED, SamplingFields, TokenId
+from llava_gateway.api.openai.sampling import ASPECT_RATIO, NO_EFFECT, VLLM_IGNORED, VLLM_REFUSED, CompletionFields, TokenId
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
@@ -38,7 +38,7 @@ _Prompt = Annotated[
 Images = Annotated[list[ImageString], Field(max_length=1024, fail_fast=True)]
 
 
-class TextCompletionRequest(SamplingFields):
+class TextCompletionRequest(CompletionFields):
     """`POST /v1/completions`."""
 
     prompt: _Prompt = Field(

@@ -3,6 +3,7 @@
 They are declared after OpenAI's `ChatCompletionRequestMessage` and become the gateway's `Message`s.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import orjson
@@ -97,7 +98,7 @@ _Part = Annotated[
         _part_tag, custom_error_type="part", custom_error_message="must be a text, or an object of type text, image_url or image"
     ),
 ]
-_Content = Annotated[
+Content = Annotated[
     Annotated[str, Tag(TAG_PREFIX + "string")]
     | Annotated[list[_Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
     Discriminator(_content_tag),
@@ -112,12 +113,12 @@ def _check_role(role: Any) -> Any:
 
 class SystemMessage(StrictModel):
     role: Annotated[Literal["system", "developer"], BeforeValidator(_check_role)]
-    content: _Content | None
+    content: Content | None
 
 
 class UserMessage(StrictModel):
     role: Literal["user"]
-    content: _Content | None
+    content: Content | None
 
 
 class CalledFunction(StrictModel):
@@ -133,7 +134,7 @@ class CalledTool(StrictModel):
 
 class AssistantMessage(StrictModel):
     role: Literal["assistant"]
-    content: _Content | None = None
+    content: Content | None = None
     refusal: str | None = None
     tool_calls: list[CalledTool] | None = Field(None, max_length=MAX_PARTS, fail_fast=True)
     function_call: CalledFunction | None = None
@@ -141,17 +142,17 @@ class AssistantMessage(StrictModel):
     def calls(self, path: str) -> tuple[ToolCall, ...]:
         """Return the message's calls. A call in the older form has its function's name as its id."""
         calls = tuple(
-            ToolCall(call.id, call.function.name, _arguments(call.function.arguments, f"{path}.tool_calls[{index}].function.arguments"))
+            ToolCall(call.id, call.function.name, to_arguments(call.function.arguments, f"{path}.tool_calls[{index}].function.arguments"))
             for index, call in enumerate(self.tool_calls or ())
         )
         if (called := self.function_call) is None:
             return calls
-        return *calls, ToolCall(called.name, called.name, _arguments(called.arguments, f"{path}.function_call.arguments"))
+        return *calls, ToolCall(called.name, called.name, to_arguments(called.arguments, f"{path}.function_call.arguments"))
 
 
 class ToolMessage(StrictModel):
     role: Literal["tool"]
-    content: _Content | None = None
+    content: Content | None = None
     tool_call_id: str
 
 
@@ -159,7 +160,7 @@ class FunctionMessage(StrictModel):
     """The older form of a tool message."""
 
     role: Literal["function"]
-    content: _Content | None = None
+    content: Content | None = None
     name: str
 
 
@@ -178,20 +179,24 @@ ChatMessage = Annotated[
 ]
 
 
-def _count_parts(messages: Any) -> Any:
-    """Raise ValueError for too many messages, parts or calls of tools.
+def check_counts(messages: Any, fields: Sequence[str]) -> None:
+    """Raise ValueError for too many messages, or too many parts and calls of tools in these fields of the messages.
 
     This check runs first: a few megabytes can hold hundreds of thousands of parts.
     """
     if isinstance(messages, list):
         parts = sum(
             len(message[field])
-            for field in ("content", "tool_calls")
+            for field in fields
             for message in messages
             if isinstance(message, dict) and isinstance(message.get(field), list)
         )
         if len(messages) > MAX_MESSAGES or parts > MAX_PARTS:
             raise ValueError(f"must be at most {MAX_MESSAGES} messages with at most {MAX_PARTS} parts and tool calls in all")
+
+
+def _count_parts(messages: Any) -> Any:
+    check_counts(messages, ("content", "tool_calls"))
     return messages
 
 
@@ -204,25 +209,26 @@ def to_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
 
 
 def _message(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage, path: str) -> Message:
-    content = message.content
-    parts: list[Text | ImageSource] = []
-    if isinstance(content, str):
-        parts = [Text(content)] if content else []
-    else:
-        for index, part in enumerate(content or ()):
-            parts.append(_part(part, f"{path}.content[{index}]"))
+    parts = to_parts(message.content, f"{path}.content")
     if isinstance(message, AssistantMessage):
         if message.refusal:
-            parts.append(Text(message.refusal))
-        return Message("assistant", tuple(parts), message.calls(path))
+            parts = (*parts, Text(message.refusal))
+        return Message("assistant", parts, message.calls(path))
     if isinstance(message, ToolMessage | FunctionMessage):
         call_id = message.tool_call_id if isinstance(message, ToolMessage) else message.name
-        return Message("tool", tuple(parts), tool_call_id=call_id)
+        return Message("tool", parts, tool_call_id=call_id)
     role: Role = "system" if message.role == "developer" else message.role
-    return Message(role, tuple(parts))
+    return Message(role, parts)
 
 
-def _arguments(arguments: str | dict[str, Any], path: str) -> str:
+def to_parts(content: Content | None, path: str) -> tuple[Text | ImageSource, ...]:
+    """Return the texts and images of a message's content. `path`: of the content in the client's request."""
+    if isinstance(content, str):
+        return (Text(content),) if content else ()
+    return tuple(_part(part, f"{path}[{index}]") for index, part in enumerate(content or ()))
+
+
+def to_arguments(arguments: str | dict[str, Any], path: str) -> str:
     """Return the arguments of a call as JSON. Arguments that are no JSON object become a JSON string. Raises InvalidRequest."""
     value: Any = arguments
     if isinstance(arguments, str):

@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
@@ -12,8 +12,9 @@ from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.completions import TextCompletion
-from llava_gateway.api.openai.docs_page import docs_page
-from llava_gateway.api.openai.openapi import openapi
+from llava_gateway.api.openai.operations import DEEPINFRA_DESCRIPTION, DESCRIPTION
+from llava_gateway.api.openai.responses.handlers import Responses
+from llava_gateway.api.openai.responses.request import CreateResponse
 from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body
 from llava_gateway.api.openai.tokenization import detokenize, tokenize
 from llava_gateway.errors import GatewayError
@@ -23,7 +24,7 @@ from llava_gateway.http.response import JSON, ResponseWriter
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.gateway import Gateway
 
-CompletionBody = TypeVar("CompletionBody", ChatCompletionRequest, TextCompletionRequest)
+GenerationBody = TypeVar("GenerationBody", ChatCompletionRequest, TextCompletionRequest, CreateResponse)
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
@@ -35,22 +36,26 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
             _post("/tokenize", handlers.tokenize, gateway, body_reader),
             _post("/detokenize", handlers.detokenize, gateway, body_reader),
             Route("/version", handlers.version, methods=["GET"]),
-            Route("/openapi.json", handlers.openapi, methods=["GET"]),
-            Route("/docs", handlers.docs, methods=["GET"]),
         ],
         render_error,
+        description=DESCRIPTION,
     )
 
 
 def create_deepinfra_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
     """Create the OpenAI API below DeepInfra's prefix `/v1/openai`."""
-    return Api(_routes("/v1/openai", OpenAI(gateway), body_reader), render_error)
+    return Api(_routes("/v1/openai", OpenAI(gateway), body_reader), render_error, description=DEEPINFRA_DESCRIPTION)
 
 
 def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> list[BaseRoute]:
     return [
         _post(f"{prefix}/chat/completions", handlers.chat_completions, handlers.gateway, body_reader),
         _post(f"{prefix}/completions", handlers.completions, handlers.gateway, body_reader),
+        _post(f"{prefix}/responses", handlers.responses.create, handlers.gateway, body_reader),
+        Route(f"{prefix}/responses/{{id}}", handlers.responses.retrieve, methods=["GET"]),
+        Route(f"{prefix}/responses/{{id}}", handlers.responses.delete, methods=["DELETE"]),
+        Route(f"{prefix}/responses/{{id}}/input_items", handlers.responses.input_items, methods=["GET"]),
+        Route(f"{prefix}/responses/{{id}}/cancel", handlers.responses.cancel, methods=["POST"]),
         Route(f"{prefix}/models", handlers.models, methods=["GET"]),
         Route(f"{prefix}/models/{{model:path}}", handlers.model, methods=["GET"]),
     ]
@@ -66,6 +71,7 @@ class OpenAI:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.keep_alive = gateway.settings.keep_alive
+        self.responses = Responses(gateway, self._with_model)
 
     async def chat_completions(self, body: JsonBody, response: ResponseWriter) -> None:
         request = self._with_model(ChatCompletionRequest.read(body))
@@ -109,7 +115,7 @@ class OpenAI:
             model["parent"] = parent
         return model
 
-    def _with_model(self, request: CompletionBody) -> CompletionBody:
+    def _with_model(self, request: GenerationBody) -> GenerationBody:
         """Return the request with the name of its model: that of the only model if the request names none. Raises GatewayError."""
         return request if request.model else request.model_copy(update={"model": self.gateway.models.only_name()})
 
@@ -122,16 +128,12 @@ class OpenAI:
     async def version(self, request: Request) -> Response:
         return json_response({"version": __version__})
 
-    async def openapi(self, request: Request) -> Response:
-        return json_response(openapi())
-
-    async def docs(self, request: Request) -> Response:
-        return HTMLResponse(docs_page(openapi()), headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"})
-
 
 async def render_error(error: GatewayError, response: ResponseWriter) -> None:
     """Write an error: as the response, or as the last event of a stream that has started."""
-    if response.started:
+    if response.render_failure:
+        await response.end(response.render_failure(error))
+    elif response.started:
         await response.event(error_body(error))
         await response.end(DONE)
     else:

@@ -1,7 +1,7 @@
 """The sampling fields that chat and text completions share: OpenAI's, and vLLM's additions under vLLM's names."""
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
@@ -80,7 +80,7 @@ class JsonSchemaFormat(StrictModel):
     json_schema: JsonSchema
 
 
-def _format_tag(value: Any) -> str | None:
+def format_tag(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return TAG_PREFIX + kind if kind in ("text", "json_object", "json_schema") else None
 
@@ -90,7 +90,7 @@ _ResponseFormat = Annotated[
     | Annotated[JsonObjectFormat, Tag(TAG_PREFIX + "json_object")]
     | Annotated[JsonSchemaFormat, Tag(TAG_PREFIX + "json_schema")],
     Discriminator(
-        _format_tag, custom_error_type="format", custom_error_message="must be an object of type text, json_object or json_schema"
+        format_tag, custom_error_type="format", custom_error_message="must be an object of type text, json_object or json_schema"
     ),
 ]
 
@@ -140,18 +140,15 @@ class StreamOptions(StrictModel):
 
 
 class SamplingFields(RequestBody):
-    """The fields that the bodies of chat and text completions share."""
+    """The fields that the bodies of all generated answers share."""
+
+    format_field: ClassVar = ""
+    """OpenAI's own field for a structured output."""
 
     model: _ModelName = Field("", description=MODEL)
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; 0 always takes the likeliest token; default 1")
     top_p: float | None = Field(None, ge=0, le=1, description=TOP_P)
-    n: int | None = Field(
-        None,
-        ge=1,
-        le=128,
-        description="1 to 128 choices; at temperature 0 all choices are equal, and only one is generated; default 1",
-    )
     stop: _Stop | None = Field(
         None, description=f"one string, or a list of up to {MAX_STOP_STRINGS}; the answer ends before the first of them"
     )
@@ -178,18 +175,8 @@ class SamplingFields(RequestBody):
     include_stop_str_in_output: bool | None = Field(None, description="vLLM's: keep the stop string in the text")
     bad_words: list[_Word] | None = Field(None, max_length=100, description="vLLM's: words that the answer must not contain")
     allowed_token_ids: TokenIds | None = Field(None, min_length=1, max_length=1 << 16, description="vLLM's: sample only from these tokens")
-    response_format: _ResponseFormat | None = Field(
-        None, description="text, json_object or json_schema; the answer always follows the schema"
-    )
     structured_outputs: StructuredOutputs | None = Field(
         None, description="vLLM's: exactly one of json, json_object, regex, choice, grammar"
-    )
-    prompt_logprobs: int | None = Field(
-        None, ge=0, le=20, description="vLLM's: return the log probabilities of the prompt's tokens and of 0 to 20 others; not with stream"
-    )
-    return_token_ids: bool | None = Field(None, description="vLLM's: return the token ids of the prompt and of the answer")
-    return_tokens_as_token_ids: bool | None = Field(
-        None, description="vLLM's: show the tokens of log probabilities as `token_id:` and a number"
     )
     cache_salt: str | None = Field(
         None,
@@ -198,24 +185,27 @@ class SamplingFields(RequestBody):
         description="vLLM's: the engine shares its caches only between prompts of the same salt",
     )
     stream: bool | None = Field(None, description="send the answer as server-sent events")
-    stream_options: StreamOptions | None = Field(None, description="only with stream")
 
-    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def sampling_params(
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        n: int | None = None,
+        prompt_logprobs: int | None = None,
+        return_token_ids: bool = False,
+    ) -> SamplingParams:
         """Return the gateway's sampling parameters.
 
-        `logprobs`: the number of likeliest tokens to return at each position, or None for no log probabilities. Raises InvalidRequest for
-        contradictory fields and for a schema or grammar that is too long.
+        `logprobs`: the number of likeliest tokens to return at each position, or None for no log probabilities. The other parameters: as in
+        `SamplingParams`. Raises InvalidRequest for contradictory fields and for a schema or grammar that is too long.
         """
-        if self.stream_options and not self.stream and self.stream_options.asks_for_usage:
-            raise InvalidRequest("stream_options requires stream: true.", param="stream_options")
-        if self.prompt_logprobs is not None and self.stream:
-            raise InvalidRequest("prompt_logprobs cannot be streamed; leave out stream.", param="prompt_logprobs")
         greedy = self.top_p == 0
         return SamplingParams(
             max_tokens=max_tokens,
             lower_max_tokens_to_fit=True,
             min_tokens=self.min_tokens or 0,
-            n=self.n or 1,
+            n=n or 1,
             temperature=0.0 if greedy else 1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p or 1.0,
             top_k=max(self.top_k or 0, 0),
@@ -236,17 +226,18 @@ class SamplingFields(RequestBody):
             structured_output=self._structured_output(),
             logprobs=logprobs,
             unset=frozenset(name for name in MODEL_DEFAULTS if getattr(self, name) is None and not (greedy and name == "temperature")),
-            prompt_logprobs=self.prompt_logprobs,
-            include_stop_token=bool(self.return_token_ids),
-            return_token_ids=bool(self.return_token_ids),
+            prompt_logprobs=prompt_logprobs,
+            include_stop_token=return_token_ids,
+            return_token_ids=return_token_ids,
         )
 
     def _structured_output(self) -> StructuredOutput | None:
-        structured_output = self._response_format()
+        structured_output = self._answer_format()
         if self.structured_outputs is not None:
             if structured_output is not None:
                 raise InvalidRequest(
-                    "structured_outputs and response_format both constrain the answer; send only one of them.", param="structured_outputs"
+                    f"structured_outputs and {self.format_field} both constrain the answer; send only one of them.",
+                    param="structured_outputs",
                 )
             structured_output = self.structured_outputs.structured_output()
         if structured_output is None:
@@ -259,17 +250,59 @@ class SamplingFields(RequestBody):
                 raise InvalidRequest(f"{name} cannot be combined with {param}, which decides where the answer ends.", param=name)
         return structured_output
 
-    def _response_format(self) -> StructuredOutput | None:
-        """Return the structure that `response_format` asks for. None for plain text."""
+    def _answer_format(self) -> StructuredOutput | None:
+        """Return the structure that `format_field` asks for. None for plain text. An endpoint that has this field overrides the method."""
+        return None
+
+
+class CompletionFields(SamplingFields):
+    """The fields that the bodies of chat and text completions share."""
+
+    format_field: ClassVar = "response_format"
+
+    n: int | None = Field(
+        None,
+        ge=1,
+        le=128,
+        description="1 to 128 choices; at temperature 0 all choices are equal, and only one is generated; default 1",
+    )
+    response_format: _ResponseFormat | None = Field(
+        None, description="text, json_object or json_schema; the answer always follows the schema"
+    )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=20, description="vLLM's: return the log probabilities of the prompt's tokens and of 0 to 20 others; not with stream"
+    )
+    return_token_ids: bool | None = Field(None, description="vLLM's: return the token ids of the prompt and of the answer")
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="vLLM's: show the tokens of log probabilities as `token_id:` and a number"
+    )
+    stream_options: StreamOptions | None = Field(None, description="only with stream")
+
+    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """Return the gateway's sampling parameters. `logprobs` and errors: as for `sampling_params`."""
+        if self.stream_options and not self.stream and self.stream_options.asks_for_usage:
+            raise InvalidRequest("stream_options requires stream: true.", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequest("prompt_logprobs cannot be streamed; leave out stream.", param="prompt_logprobs")
+        return self.sampling_params(
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            n=self.n,
+            prompt_logprobs=self.prompt_logprobs,
+            return_token_ids=bool(self.return_token_ids),
+        )
+
+    def _answer_format(self) -> StructuredOutput | None:
         if isinstance(self.response_format, JsonObjectFormat):
             return StructuredOutput("json_object", param="response_format")
         if isinstance(self.response_format, JsonSchemaFormat):
-            schema = self.response_format.json_schema.json_schema
-            param = "response_format.json_schema.schema"
-            return (
-                StructuredOutput("json_object", param=param) if schema is None else StructuredOutput("json", to_json(schema, param), param)
-            )
+            return schema_format(self.response_format.json_schema.json_schema, "response_format.json_schema.schema")
         return None
+
+
+def schema_format(schema: dict[str, Any] | None, param: str) -> StructuredOutput:
+    """Return the structure for a JSON Schema, or any object without one. Raises InvalidRequest if the schema is nested too deeply."""
+    return StructuredOutput("json_object", param=param) if schema is None else StructuredOutput("json", to_json(schema, param), param)
 
 
 IMAGE_TRANSFORM = "the server uses its own image transform"

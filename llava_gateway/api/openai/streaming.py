@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import orjson
 
-from llava_gateway.api.openai.sampling import SamplingFields, StreamOptions
+from llava_gateway.api.openai.sampling import CompletionFields, StreamOptions
 from llava_gateway.errors import GatewayError
 from llava_gateway.http.response import Parts
 from llava_gateway.model_info import ModelInfo
@@ -38,7 +38,7 @@ class RenderOptions:
     """Whether the request has the older form of tools, `functions`, so that the answer has it, too."""
 
     @classmethod
-    def of(cls, request: SamplingFields, model: ModelInfo, *, logprobs: bool, functions: bool = False) -> Self:
+    def of(cls, request: CompletionFields, model: ModelInfo, *, logprobs: bool, functions: bool = False) -> Self:
         """Return the options for the answer of `model` to a request.
 
         `logprobs`: whether the request asks for log probabilities. `functions`: whether it has the older form of tools.

@@ -72,7 +72,7 @@ class Item(StrictModel):
 class PredictBody(RequestBody):
     """The fields that the bodies share."""
 
-    params: dict[str, Any] | None = Field(None, max_length=100, description="the sampling parameters, see below")
+    params: dict[str, Any] | None = Field(None, max_length=100, description="the sampling parameters, see Params")
 
     prompts_field: ClassVar[str]
     """The name of the field with the prompts."""

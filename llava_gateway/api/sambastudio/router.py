@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llava_gateway.api.base import Api
+from llava_gateway.api.sambastudio.operations import DESCRIPTION
 from llava_gateway.api.sambastudio.params import Params
 from llava_gateway.api.sambastudio.protocol import InputsBody, InstanceBody, InstancesBody, ItemsBody, PredictBody, Prompt, to_chat
 from llava_gateway.api.sambastudio.render import (
@@ -90,7 +91,7 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
             (predict_api.path, PredictEndpoint(predict_api, gateway, body_reader)),
         ):
             routes.append(Route(path + "/{project}/{endpoint}", endpoint, methods=["POST"]))
-    return Api([*routes], render_error)
+    return Api([*routes], render_error, description=DESCRIPTION)
 
 
 @dataclass(frozen=True)

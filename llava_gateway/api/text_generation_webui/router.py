@@ -3,20 +3,20 @@
 from collections.abc import Callable, Coroutine
 from functools import partial
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any
 
 import orjson
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
 from llava_gateway.api.base import Api, json_response
-from llava_gateway.api.schema import RequestBody
 from llava_gateway.api.text_generation_webui.chat import ChatBody
+from llava_gateway.api.text_generation_webui.model import ModelBody
+from llava_gateway.api.text_generation_webui.operations import DESCRIPTION
 from llava_gateway.api.text_generation_webui.prompts import GenerateBody, TokenCountBody
 from llava_gateway.api.text_generation_webui.running_answers import ConnectionApp, RunningAnswers, client_id
-from llava_gateway.errors import GatewayError, InvalidRequest
+from llava_gateway.errors import GatewayError
 from llava_gateway.http.endpoints import Handle, JsonEndpoint, JsonWebSocketEndpoint, WebSocketWriter
 from llava_gateway.http.request_body import JsonBody, RequestBodyReader
 from llava_gateway.http.response import ResponseWriter, retry_after
@@ -27,34 +27,6 @@ MAX_BYTES_PER_SECOND = 10_000_000
 """The upper bound of a stream's events. Each event of a chat repeats the history, images included, so a long history is sent less often."""
 HISTORY_COPIES = 3
 """Copies of a history in memory while it is sent: the JSON, the message's text, and the bytes that wait for the client."""
-LOADING = "it is for loading a model"
-
-
-class ModelBody(RequestBody):
-    """`POST /api/v1/model`."""
-
-    action: str | None = Field(
-        None, description="`info` or `list`; default: return the model's name. Other actions are refused: the operator loads the model"
-    )
-
-    ignored: ClassVar = {
-        "model_name": LOADING,
-        "args": LOADING,
-        "settings": LOADING,
-    }
-
-    def result(self, model: str, gateway: Gateway) -> Any:
-        """Return the field `result` of the response. Raises GatewayError."""
-        match self.action:
-            case None | "":
-                return model
-            case "list":
-                return gateway.models.names()
-            case "info":
-                settings = {"truncation_length": gateway.model(model).context_length, "instruction_template": "None"}
-                return {"model_name": model, "lora_names": [], "shared.settings": settings, "shared.args": {}}
-            case action:
-                raise InvalidRequest(f"action: only info and list are available; {action[:50]!r} is not.", param="action")
 
 
 class EventStream:
@@ -123,6 +95,7 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
             Route("/api/v1/model", endpoint(handlers.model), methods=["POST"]),
         ],
         render_error,
+        description=DESCRIPTION,
     )
 
 

@@ -18,7 +18,7 @@ def test_api_can_be_switched_off(name: str) -> None:
     everything = create_app(Settings(model=MODEL))
     without = create_app(Settings(model=MODEL, apis=tuple(api for api in APIS if api != name)))
     alone = create_app(Settings(model=MODEL, apis=(name,)))
-    operators = {"/health", "/ready", "/metrics"}
+    always = {"/health", "/ready", "/metrics", "/openapi.json", "/docs"}
     assert paths(without.routes) | paths(alone.routes) == paths(everything.routes)
-    assert paths(without.routes) & paths(alone.routes) == operators
-    assert paths(alone.routes) > operators
+    assert paths(without.routes) & paths(alone.routes) == always
+    assert paths(alone.routes) > always

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from llava_gateway.api.schema import RequestBody
 from llava_gateway.api.text_generation_webui.chat import ChatBody, History
+from llava_gateway.api.text_generation_webui.model import ModelBody
 from llava_gateway.api.text_generation_webui.prompts import MAX_IMAGES, GenerateBody, TokenCountBody, split_at_images
-from llava_gateway.api.text_generation_webui.router import ModelBody
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.tokenizer import Tokenizer

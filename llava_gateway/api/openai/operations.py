@@ -1,0 +1,71 @@
+"""The operations of the OpenAI API, as the OpenAPI document describes them."""
+
+from llava_gateway.api.openai.chat_request import ChatCompletionRequest
+from llava_gateway.api.openai.completion_request import TextCompletionRequest
+from llava_gateway.api.openai.responses.operations import response_operations
+from llava_gateway.api.openai.tokenization import DetokenizeRequest, TokenizeRequest
+from llava_gateway.api.operation import (
+    ARRAY,
+    EVENT_STREAM,
+    INTEGER,
+    OBJECT,
+    STRING,
+    ApiDescription,
+    Operation,
+    Schema,
+    object_schema,
+)
+
+STREAM = {EVENT_STREAM: "With `stream`: server-sent events, `data: {...}`; the last event is `data: [DONE]`"}
+
+
+def _answer(object_type: str) -> Schema:
+    """Return the schema of a whole answer."""
+    fields = {"id": STRING, "object": {"const": object_type}, "created": INTEGER, "model": STRING, "choices": ARRAY, "usage": OBJECT}
+    return object_schema(**fields)
+
+
+def _shared(prefix: str) -> tuple[Operation, ...]:
+    """Return the operations that OpenAI and DeepInfra have, each below its own prefix."""
+    model = object_schema(id=STRING, object={"const": "model"}, created=INTEGER, owned_by=STRING)
+    models = object_schema(object={"const": "list"}, data=ARRAY)
+    return (
+        Operation(
+            "POST",
+            f"{prefix}/chat/completions",
+            "Answer a chat with images",
+            ChatCompletionRequest,
+            _answer("chat.completion"),
+            STREAM,
+        ),
+        Operation(
+            "POST",
+            f"{prefix}/completions",
+            "Continue a prompt with images",
+            TextCompletionRequest,
+            _answer("text_completion"),
+            STREAM,
+        ),
+        *response_operations(prefix),
+        Operation("GET", f"{prefix}/models", "List the served models", answer=models),
+        Operation("GET", f"{prefix}/models/{{model}}", "Describe one model", answer=model, errors={404: "There is no such model"}),
+    )
+
+
+DESCRIPTION = ApiDescription(
+    "OpenAI",
+    "The OpenAI API, with vLLM's fields and vLLM's `/tokenize` and `/detokenize`.",
+    (
+        *_shared("/v1"),
+        Operation(
+            "POST",
+            "/tokenize",
+            "Return the tokens of a prompt or a chat",
+            TokenizeRequest,
+            object_schema(count=INTEGER, max_model_len=INTEGER, image_tokens=INTEGER, tokens=ARRAY, token_strs={"type": ["array", "null"]}),
+        ),
+        Operation("POST", "/detokenize", "Return the text of tokens", DetokenizeRequest, object_schema(prompt=STRING)),
+        Operation("GET", "/version", "Return the gateway's version", answer=object_schema(version=STRING)),
+    ),
+)
+DEEPINFRA_DESCRIPTION = ApiDescription("DeepInfra", "The OpenAI API below DeepInfra's prefix.", _shared("/v1/openai"))

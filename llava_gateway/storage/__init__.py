@@ -1,0 +1,1 @@
+"""Values that clients leave with the server for a while: stored responses and files."""
