@@ -192,8 +192,17 @@ class Settings(BaseSettings):
     rate_limit_storage: str = Field(
         "memory", description="where the rates of API keys are counted: `memory`, or a redis:// URL that several gateways share"
     )
+    state: str = Field(
+        "memory",
+        description="where uploaded files and responses are kept: `memory`, or a redis:// URL that several gateways share",
+    )
+    files_mb: int = Field(
+        256, ge=1, description="memory for all uploaded files, in MiB; further uploads are answered 507; a Redis has its own bound"
+    )
+    files_mb_per_key: int = Field(64, ge=1, description="memory for the uploaded files of one API key, in MiB")
+    files_ttl: int = Field(86_400, ge=1, description="seconds after which an uploaded file expires")
     responses_mb: int = Field(
-        256, ge=1, description="memory for all stored responses, in MiB; the oldest responses make room for new ones (docs/responses.md)"
+        256, ge=1, description="memory for all stored responses, in MiB; the oldest make room for new ones; a Redis has its own bound"
     )
     responses_mb_per_key: int = Field(64, ge=1, description="memory for the stored responses of one API key, in MiB")
     responses_ttl: int = Field(86_400, ge=1, description="seconds after which a stored response expires")

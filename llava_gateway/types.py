@@ -63,7 +63,16 @@ class ImageBase64:
     """The path of the field in the client's request, for error messages."""
 
 
-ImageSource = ImageUrl | ImageBase64
+@dataclass(frozen=True, slots=True)
+class ImageFileId:
+    """An image file that the client has uploaded earlier."""
+
+    file_id: str
+    param: str
+    """The path of the field in the client's request, for error messages."""
+
+
+ImageSource = ImageUrl | ImageBase64 | ImageFileId
 """An image that has not been fetched or decoded yet."""
 
 

@@ -1,4 +1,4 @@
-"""JSON endpoints as ASGI apps, one for HTTP and one for WebSockets.
+"""Endpoints as ASGI apps: for JSON and for forms over HTTP, and for JSON over WebSockets.
 
 An endpoint admits a request, reads its body and calls the API's handler. It answers errors in the API's format. A client that disconnects
 cancels the handler.
@@ -7,15 +7,16 @@ cancels the handler.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from llava_gateway.concurrency import cancel_and_wait
 from llava_gateway.errors import GatewayError
+from llava_gateway.http.form import Form
 from llava_gateway.http.request_body import ClientDisconnected, JsonBody, RequestBodyReader
 from llava_gateway.http.response import ErrorRenderer, ResponseWriter
 from llava_gateway.observability import metrics
@@ -28,16 +29,17 @@ Handle = Callable[[JsonBody, ResponseWriter], Coroutine[Any, Any, None]]
 """Parses the body and writes the response. Raises GatewayError."""
 
 
+Body = TypeVar("Body")
+
+
 @dataclass(frozen=True)
-class JsonEndpoint:
-    """An ASGI app that answers HTTP requests with a JSON body.
+class _HttpEndpoint(Generic[Body]):
+    """An ASGI app that answers HTTP requests with a body of one kind.
 
     A client that disconnects cancels `handle`. The handler then leaves `gateway.open`, which aborts the generation, streamed or not.
-
-        Route("/v1/chat/completions", JsonEndpoint(handle, render_error, gateway.admission, body_reader), methods=["POST"])
     """
 
-    handle: Handle
+    handle: Callable[[Body, ResponseWriter], Coroutine[Any, Any, None]]
     render_error: ErrorRenderer
     admission: Admission
     body_reader: RequestBodyReader
@@ -46,7 +48,7 @@ class JsonEndpoint:
         """Answer one request. Errors other than GatewayError are left to the middleware."""
         response = ResponseWriter(send, writer=scope.get("writer"))
         try:
-            async with self.admission.enter(), self.body_reader.json(scope, receive) as body:
+            async with self.admission.enter(), self._read(scope, receive) as body:
                 await run_until_disconnect(_disconnected(receive, response), self.handle(body, response))
         except ClientDisconnected:
             metrics.DISCONNECTS.inc()
@@ -58,6 +60,26 @@ class JsonEndpoint:
             # Their frames keep the body alive, whose memory is no longer reserved.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             await self.render_error(error, response)
+
+    def _read(self, scope: Scope, receive: Receive) -> AbstractAsyncContextManager[Body]:
+        raise NotImplementedError
+
+
+class JsonEndpoint(_HttpEndpoint[JsonBody]):
+    """An ASGI app that answers HTTP requests with a JSON body.
+
+    Route("/v1/chat/completions", JsonEndpoint(handle, render_error, gateway.admission, body_reader), methods=["POST"])
+    """
+
+    def _read(self, scope: Scope, receive: Receive) -> AbstractAsyncContextManager[JsonBody]:
+        return self.body_reader.json(scope, receive)
+
+
+class FormEndpoint(_HttpEndpoint[Form]):
+    """An ASGI app that answers HTTP requests with a form as their body (`multipart/form-data`)."""
+
+    def _read(self, scope: Scope, receive: Receive) -> AbstractAsyncContextManager[Form]:
+        return self.body_reader.form(scope, receive)
 
 
 async def run_until_disconnect(disconnected: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:

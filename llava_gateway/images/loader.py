@@ -13,6 +13,7 @@ from llava_gateway.concurrency import gather_limited
 from llava_gateway.errors import InvalidImage, TooManyRequests
 from llava_gateway.images.decode import Transform, extension, is_cheap, open_image, prepare
 from llava_gateway.images.fair_queue import FairThreads
+from llava_gateway.images.file_store import FileStore
 from llava_gateway.images.geometry import Size
 from llava_gateway.images.http_cache import FetchedFile, UrlCache
 from llava_gateway.images.inline import decode_inlined, inlined
@@ -22,7 +23,7 @@ from llava_gateway.model_info import VisionConfig
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import current_context, timed
 from llava_gateway.settings import AspectRatio, Settings
-from llava_gateway.types import ImageSource, PreparedImage
+from llava_gateway.types import ImageFileId, ImageSource, PreparedImage
 
 BYTES_PER_PIXEL = 3
 """The memory of a prepared image in RGB."""
@@ -88,6 +89,7 @@ class ImageLoader:
         self.max_bytes = settings.max_image_mb << 20
         self.max_pixels = settings.max_image_megapixels * 1_000_000
         self.cache = ImageCache(settings.image_cache_mb << 20)
+        self.uploads = FileStore(settings)
         self._urls = UrlCache(settings)
         self._preparing: SingleFlight[PreparedImage] = SingleFlight()
         self._small = FairThreads(settings.image_threads, "image")
@@ -122,9 +124,15 @@ class ImageLoader:
         budget = _Budget(self.settings)
         return tuple(await gather_limited(lambda image: _name_failure(self._load_file, image, transform, budget), images))
 
+    async def check(self, data: bytes, vision: VisionConfig) -> None:
+        """Raise InvalidImage unless `data` is an image file that `load` accepts, and TooManyRequests. The prepared image is cached."""
+        digest = await self._small.run(current_context().client, _digest, data)
+        await self._get_prepared(digest, data, self._transform(vision), _Budget(self.settings))
+
     async def close(self) -> None:
-        """Stop the threads and the worker processes."""
+        """Stop the threads and the worker processes, and close the connections."""
         await self._urls.close()
+        await self.uploads.close()
         for pool in (self._small, self._large):
             pool.close()
         await self._workers.close()
@@ -134,6 +142,9 @@ class ImageLoader:
         return Transform(vision, aspect_ratio or (vision.aspect_ratio if setting == "auto" else setting))
 
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
+        if isinstance(image, ImageFileId):
+            digest, data = await self._uploaded(image)
+            return await self._get_prepared(digest, data, transform, budget)
         source = inlined(image)
         if isinstance(source, memoryview):
             digest, data = await self._small.run(current_context().client, self._decode_inlined, source)
@@ -153,9 +164,16 @@ class ImageLoader:
         """Return whether the image can be prepared, or is in the cache."""
         return file.data is not None or _cache_key(file.digest, transform) in self.cache
 
+    async def _uploaded(self, image: ImageFileId) -> tuple[str, bytes]:
+        """Return the digest of an uploaded file, and the file."""
+        data = await self.uploads.read(current_context().key_name, image)
+        return await self._small.run(current_context().client, _digest, data), data
+
     async def _load_file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
-        source = inlined(image)
-        if isinstance(source, memoryview):
+        source = image if isinstance(image, ImageFileId) else inlined(image)
+        if isinstance(source, ImageFileId):
+            digest, data = await self._uploaded(source)
+        elif isinstance(source, memoryview):
             digest, data = await self._small.run(current_context().client, self._decode_inlined, source)
         else:
             with timed("fetch"):
@@ -190,7 +208,7 @@ class ImageLoader:
     def _decode_inlined(self, inline: memoryview) -> tuple[str, bytes]:
         """Return the digest of the file, and the file."""
         data = decode_inlined(inline, self.max_bytes)
-        return blake3(data).hexdigest(), data
+        return _digest(data), data
 
     async def _prepare(self, image: Image.Image | bytes, source: Size, cache_key: str, transform: Transform) -> PreparedImage:
         """Prepare an opened image in a thread, or a file in a worker. `source`: the size that the file declares."""
@@ -273,3 +291,7 @@ async def _name_failure(load: Load[T], image: ImageSource, transform: Transform,
 def _cache_key(digest: str, transform: Transform) -> str:
     """Return the key of a prepared image. `digest`: of the file."""
     return f"{digest}-{transform.name}"
+
+
+def _digest(data: bytes) -> str:
+    return blake3(data).hexdigest()

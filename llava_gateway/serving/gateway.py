@@ -58,9 +58,10 @@ class Gateway:
         self._queues = {served_model.name: RequestQueue(settings) for served_model in served_models}
         self.admission = Admission(settings, list(self._queues.values()))
         self._images = ImageLoader(settings)
+        self.files = self._images.uploads
         self.answer_memory = AnswerMemory(settings)
         self.responses = create_object_store(
-            "memory",
+            settings.state,
             "responses",
             Bounds(settings.responses_mb << 20, settings.responses_mb_per_key << 20, ttl=settings.responses_ttl, evict=True),
         )
@@ -192,6 +193,11 @@ class Gateway:
         vision = self.model(model).vision
         with timed("images"):
             return await self._images.files(images, vision)
+
+    async def check_image(self, data: bytes) -> None:
+        """Raise GatewayError unless the gateway's first model accepts this image file."""
+        with timed("images"):
+            await self._images.check(data, self.model(self.model_name).vision)
 
     def model(self, name: str) -> ModelInfo:
         """Return the description of the model that clients call `name`. Raises NotFound, or Unavailable while the model loads."""

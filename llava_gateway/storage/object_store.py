@@ -1,4 +1,4 @@
-"""Values of API keys by id, with a time to live, bounded for each key and in all."""
+"""Values of API keys by name, with a time to live, bounded for each key and in all."""
 
 import time
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from typing import Protocol
 from llava_gateway.errors import InsufficientStorage
 
 OVERHEAD = 512
-"""The memory of a value beside its bytes: its id and its places in the tables."""
+"""The memory of a value beside its bytes: its name and its places in the tables."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,19 @@ class Bounds:
 
 
 class ObjectStore(Protocol):
-    """Values by owner and id. An owner is the name of an API key, or empty if the server asks for none."""
+    """Values by owner and name. An owner is the name of an API key, or empty if the server asks for none."""
 
-    async def put(self, owner: str, id: str, value: bytes) -> None:
+    async def put(self, owner: str, name: str, value: bytes) -> None:
         """Store a value. Raises InsufficientStorage if it has no room, or Unavailable if the storage fails."""
 
-    async def get(self, owner: str, id: str) -> bytes | None:
-        """Return a value, or None if the owner has no value of this id, or no longer. Raises Unavailable."""
+    async def get(self, owner: str, name: str) -> bytes | None:
+        """Return a value, or None if the owner has no value of this name, or no longer. Raises Unavailable."""
 
-    async def delete(self, owner: str, id: str) -> bool:
+    async def delete(self, owner: str, name: str) -> bool:
         """Delete a value, and return whether there was one. Raises Unavailable."""
 
     async def list(self, owner: str) -> list[str]:
-        """Return the ids of an owner's values, the newest first. Raises Unavailable."""
+        """Return the names of an owner's values, the newest first. Raises Unavailable."""
 
     async def close(self) -> None:
         """Close the connections to the storage."""
@@ -78,9 +78,9 @@ class MemoryObjects:
         self.bytes = 0
         """The memory of all values."""
 
-    async def put(self, owner: str, id: str, value: bytes) -> None:
+    async def put(self, owner: str, name: str, value: bytes) -> None:
         self._expire()
-        self._delete(owner, id)
+        self._delete(owner, name)
         size, bounds = len(value) + OVERHEAD, self._bounds
         if size > min(bounds.max_bytes, bounds.max_bytes_per_owner):
             raise no_room(bounds.max_bytes_per_owner)
@@ -88,21 +88,21 @@ class MemoryObjects:
             self._make_room(owner)
         while self.bytes + size > bounds.max_bytes:
             self._make_room(max(self._sizes, key=self._sizes.__getitem__))  # the owner with the most bytes
-        self._owners.setdefault(owner, OrderedDict())[id] = value
-        self._expiry[owner, id] = self._clock() + bounds.ttl
+        self._owners.setdefault(owner, OrderedDict())[name] = value
+        self._expiry[owner, name] = self._clock() + bounds.ttl
         self._count(owner, size)
 
-    async def get(self, owner: str, id: str) -> bytes | None:
+    async def get(self, owner: str, name: str) -> bytes | None:
         self._expire()
-        return self._owners.get(owner, {}).get(id)
+        return self._owners.get(owner, OrderedDict()).get(name)
 
-    async def delete(self, owner: str, id: str) -> bool:
+    async def delete(self, owner: str, name: str) -> bool:
         self._expire()
-        return self._delete(owner, id)
+        return self._delete(owner, name)
 
     async def list(self, owner: str) -> list[str]:
         self._expire()
-        return list(reversed(self._owners.get(owner, {})))
+        return list(reversed(self._owners.get(owner, OrderedDict())))
 
     async def close(self) -> None:
         """Do nothing: there is no connection."""
@@ -116,16 +116,17 @@ class MemoryObjects:
     def _expire(self) -> None:
         now = self._clock()
         while self._expiry:
-            (owner, id), expires = next(iter(self._expiry.items()))
+            (owner, name), expires = next(iter(self._expiry.items()))
             if expires > now:
                 return
-            self._delete(owner, id)
+            self._delete(owner, name)
 
-    def _delete(self, owner: str, id: str) -> bool:
-        value = self._owners.get(owner, {}).pop(id, None)
-        if value is None:
+    def _delete(self, owner: str, name: str) -> bool:
+        values = self._owners.get(owner, OrderedDict())
+        if name not in values:
             return False
-        del self._expiry[owner, id]
+        value = values.pop(name)
+        del self._expiry[owner, name]
         self._count(owner, -len(value) - OVERHEAD)
         return True
 

@@ -40,6 +40,11 @@ got.parsed = Answer.safeParse(parsed.choices[0].message.parsed).success;
 
 got.completion = (await client.completions.create({ model, prompt: "USER: Hello ASSISTANT:", temperature: 0, max_tokens: 4 })).choices[0].text;
 
+const picture = [{ type: "input_image", detail: "auto", image_url: pictures[0] }];
+const first = await client.responses.create(ask({ input: [{ role: "user", content: picture }] }));
+const events = client.responses.stream(ask({ input: "Describe this image.", previous_response_id: first.id }));
+got.response = (await events.finalResponse()).output_text;
+
 got.errors = [];
 for (const fields of [{ model: "other" }, { temperature: 9 }, { messages: [user("hi", "file:///etc/passwd")] }]) {
   try {

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from llava_gateway.api.openai.messages import MAX_MESSAGES, MAX_PARTS
+from llava_gateway.api.openai.messages import MAX_MESSAGES, MAX_PARTS, FileId
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, StrictModel, to_json
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import ImageBase64, ImageSource, ImageUrl, Message, Text, ToolCall
+from llava_gateway.types import ImageBase64, ImageFileId, ImageSource, ImageUrl, Message, Text, ToolCall
 
 MAX_NAME = 128
 """The upper bound of a tool's name, in characters."""
@@ -37,14 +37,11 @@ class UrlSource(StrictModel):
     url: ImageString
 
 
-def _refuse_file(source: Any) -> Any:
-    raise ValueError("must be of type base64 or url, because the server keeps no files")
-
-
 class FileSource(StrictModel):
-    """An image that was uploaded before."""
+    """An image that the client has uploaded to `/v1/files`."""
 
-    type: Annotated[Literal["file"], BeforeValidator(_refuse_file)]
+    type: Literal["file"]
+    file_id: FileId
 
 
 def _source_tag(source: Any) -> str | None:
@@ -62,7 +59,7 @@ class ImageBlock(StrictModel):
         Annotated[Base64Source, Tag(TAG_PREFIX + "base64")]
         | Annotated[UrlSource, Tag(TAG_PREFIX + "url")]
         | Annotated[FileSource, Tag(TAG_PREFIX + "file")],
-        Discriminator(_source_tag, custom_error_type="source", custom_error_message="must be an object of type base64 or url"),
+        Discriminator(_source_tag, custom_error_type="source", custom_error_message="must be an object of type base64, url or file"),
     ]
     transformations: ImageTransformations | None = None
 
@@ -241,7 +238,8 @@ def _part(block: TextBlock | ImageBlock | OtherBlock, path: str) -> Text | Image
     if isinstance(block, TextBlock):
         return Text(block.text)
     source, source_path = block.source, f"{path}.source"
-    assert not isinstance(source, FileSource), "validation has refused it"
     if isinstance(source, Base64Source):
         return ImageBase64(source.data, f"{source_path}.data")
-    return ImageUrl(source.url, f"{source_path}.url")
+    if isinstance(source, UrlSource):
+        return ImageUrl(source.url, f"{source_path}.url")
+    return ImageFileId(source.file_id, f"{source_path}.file_id")

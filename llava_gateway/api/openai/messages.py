@@ -4,14 +4,16 @@ They are declared after OpenAI's `ChatCompletionRequestMessage` and become the g
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import orjson
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, StrictModel
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import BodySlice, ImageBase64, ImageSource, ImageUrl, Message, Role, Text, ToolCall
+from llava_gateway.types import BodySlice, ImageBase64, ImageFileId, ImageSource, ImageUrl, Message, Role, Text, ToolCall
+
+PartT = TypeVar("PartT", bound=StrictModel)
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 4096
@@ -21,9 +23,25 @@ ImageType = Literal["image_url", "input_image"]
 """The types of text and image parts. Types that begin with `input_` or `output_` are those of OpenAI's Responses API."""
 
 
+FileId = Annotated[str, Field(min_length=1, max_length=100)]
+FILE_ID = "the id of an image from /v1/files"
+
+
 class ImageReference(StrictModel):
-    url: ImageString = Field(description="an http(s) URL, or a data: URI in base64")
+    url: ImageString | None = Field(None, description="an http(s) URL, or a data: URI in base64")
+    file_id: FileId | None = Field(None, description=FILE_ID + ", instead of `url`")
     detail: str | None = Field(None, description="ignored: the model always sees the whole image, which takes 576 tokens in LLaVA-1.5")
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> "ImageReference":
+        return _with_one_of(self, "url", "file_id")
+
+
+def _with_one_of(part: PartT, *fields: str) -> PartT:
+    """Return the part. Raises ValueError unless exactly one of these fields is set."""
+    if sum(getattr(part, name) is not None for name in fields) != 1:
+        raise ValueError(f"must hold exactly one of {' and '.join(fields)}")
+    return part
 
 
 def _reference_tag(reference: Any) -> str:
@@ -46,10 +64,34 @@ class ImagePart(StrictModel):
     """An image part of chat completions, or of OpenAI's Responses API, where `image_url` is a string."""
 
     type: ImageType | None = None
-    image_url: Annotated[
-        Annotated[ImageReference, Tag(TAG_PREFIX + "object")] | Annotated[ImageString, Tag(TAG_PREFIX + "string")],
-        Discriminator(_reference_tag),
-    ]
+    image_url: (
+        Annotated[
+            Annotated[ImageReference, Tag(TAG_PREFIX + "object")] | Annotated[ImageString, Tag(TAG_PREFIX + "string")],
+            Discriminator(_reference_tag),
+        ]
+        | None
+    ) = None
+    file_id: FileId | None = Field(None, description=FILE_ID + ", instead of `image_url`")
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> "ImagePart":
+        return _with_one_of(self, "image_url", "file_id")
+
+
+class FileReference(StrictModel):
+    file_id: FileId | None = Field(None, description=FILE_ID)
+    file_data: ImageString | None = Field(None, description="an image file as a data: URI in base64, instead of `file_id`")
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> "FileReference":
+        return _with_one_of(self, "file_id", "file_data")
+
+
+class FilePart(StrictModel):
+    """A file part of chat completions. The file must be an image."""
+
+    type: Literal["file"]
+    file: FileReference
 
 
 class HuggingFaceImagePart(StrictModel):
@@ -61,9 +103,7 @@ class HuggingFaceImagePart(StrictModel):
 
     @model_validator(mode="after")
     def _check_one_source(self) -> "HuggingFaceImagePart":
-        if (self.url is None) == (self.base64 is None):
-            raise ValueError("must hold either url or base64")
-        return self
+        return _with_one_of(self, "url", "base64")
 
 
 _PART_TAGS = {
@@ -71,6 +111,7 @@ _PART_TAGS = {
     **dict.fromkeys(get_args(ImageType), "image_url"),
     "refusal": "refusal",
     "image": "image",
+    "file": "file",
 }
 """The tags of parts by their `type`."""
 
@@ -93,9 +134,10 @@ _Part = Annotated[
     | Annotated[RefusalPart, Tag(TAG_PREFIX + "refusal")]
     | Annotated[ImagePart, Tag(TAG_PREFIX + "image_url")]
     | Annotated[HuggingFaceImagePart, Tag(TAG_PREFIX + "image")]
+    | Annotated[FilePart, Tag(TAG_PREFIX + "file")]
     | Annotated[str, Tag(TAG_PREFIX + "string")],
     Discriminator(
-        _part_tag, custom_error_type="part", custom_error_message="must be a text, or an object of type text, image_url or image"
+        _part_tag, custom_error_type="part", custom_error_message="must be a text, or an object of type text, image_url, image or file"
     ),
 ]
 Content = Annotated[
@@ -242,7 +284,7 @@ def to_arguments(arguments: str | dict[str, Any], path: str) -> str:
         raise InvalidRequest(f"{path} is nested too deeply.", param=path) from None
 
 
-def _part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | str, path: str) -> Text | ImageSource:
+def _part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | FilePart | str, path: str) -> Text | ImageSource:
     if isinstance(part, str):
         return Text(part)
     if isinstance(part, TextPart):
@@ -251,7 +293,13 @@ def _part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | str,
         return Text(part.refusal)
     if isinstance(part, HuggingFaceImagePart):
         return ImageUrl(part.url, f"{path}.url") if part.url is not None else ImageBase64(part.base64 or "", f"{path}.base64")
-    reference = part.image_url
-    if isinstance(reference, ImageReference):
-        return ImageUrl(reference.url, f"{path}.image_url.url")
-    return ImageUrl(reference, f"{path}.image_url")
+    if isinstance(part, FilePart):
+        return _image(part.file.file_data, "file_data", part.file.file_id, f"{path}.file")
+    if isinstance(part.image_url, ImageReference):
+        return _image(part.image_url.url, "url", part.image_url.file_id, f"{path}.image_url")
+    return _image(part.image_url, "image_url", part.file_id, path)
+
+
+def _image(url: str | BodySlice | None, url_field: str, file_id: str | None, path: str) -> ImageSource:
+    """Return the image of a part that has either a URL or a file's id. `path`: of both fields."""
+    return ImageUrl(url, f"{path}.{url_field}") if url is not None else ImageFileId(file_id or "", f"{path}.file_id")

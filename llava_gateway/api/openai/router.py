@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
 from llava_gateway.api.base import Api, error_headers, json_response
+from llava_gateway.api.openai import files
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
@@ -56,6 +57,7 @@ def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> 
         Route(f"{prefix}/responses/{{id}}", handlers.responses.delete, methods=["DELETE"]),
         Route(f"{prefix}/responses/{{id}}/input_items", handlers.responses.input_items, methods=["GET"]),
         Route(f"{prefix}/responses/{{id}}/cancel", handlers.responses.cancel, methods=["POST"]),
+        *files.routes(prefix, handlers.gateway, body_reader, render_error),
         Route(f"{prefix}/models", handlers.models, methods=["GET"]),
         Route(f"{prefix}/models/{{model:path}}", handlers.model, methods=["GET"]),
     ]

@@ -183,6 +183,7 @@ def test_openai_for_node_works(server: Server) -> None:
     assert got["helper"] == [[0, "assistant", "stop", True], [1, "assistant", "stop", True]]
     assert got["parsed"] is True
     assert got["completion"] == " I see no image"
+    assert got["response"] == describe([GRID])
     assert got["errors"] == [
         ["NotFoundError", 404, "model", "model_not_found"],
         ["BadRequestError", 400, "temperature", None],

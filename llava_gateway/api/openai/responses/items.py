@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter
 from llava_gateway.api.openai.messages import MAX_MESSAGES, Content, check_counts, to_arguments, to_parts
 from llava_gateway.api.schema import TAG_PREFIX, StrictModel
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import BodySlice, ImageBase64, ImageSource, Message, Role, Text, ToolCall
+from llava_gateway.types import BodySlice, ImageBase64, ImageFileId, ImageSource, Message, Role, Text, ToolCall
 
 _ITEM_ID = re.compile(r"(?:msg|fc|fco)_([0-9a-f]{32})([0-9a-f]{4})")
 _KINDS = ("function_call", "function_call_output", "item_reference", "reasoning")
@@ -141,8 +141,10 @@ def _part(part: Text | ImageSource, text_type: Literal["input_text", "output_tex
     if isinstance(part, Text):
         annotations: dict[str, Any] = {"annotations": []} if text_type == "output_text" else {}
         return {"type": text_type, "text": part.text, **annotations}
-    url = _data_uri(part.base64) if isinstance(part, ImageBase64) else part.url
-    return {"type": "input_image", "detail": "auto", "image_url": url}
+    image = {"type": "input_image", "detail": "auto"}
+    if isinstance(part, ImageFileId):
+        return {**image, "file_id": part.file_id}
+    return {**image, "image_url": _data_uri(part.base64) if isinstance(part, ImageBase64) else part.url}
 
 
 def _data_uri(base64: str | BodySlice) -> str:

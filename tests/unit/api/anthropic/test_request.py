@@ -19,6 +19,7 @@ from llava_gateway.types import (
     MODEL_DEFAULTS,
     ChatRequest,
     ImageBase64,
+    ImageFileId,
     ImageUrl,
     Message,
     SamplingParams,
@@ -84,8 +85,9 @@ def test_system_prompt_comes_first(system: Any) -> None:
 
 
 def test_images_keep_their_place_and_their_path() -> None:
-    (message,) = chat(user(BASE64, TEXT, URL)).messages
-    image, text, url = message.content
+    (message,) = chat(user(BASE64, TEXT, URL, {"type": "image", "source": {"type": "file", "file_id": "file-1"}})).messages
+    image, text, url, file = message.content
+    assert file == ImageFileId("file-1", "messages[0].content[3].source.file_id")
     assert image == ImageBase64("iVBORw", "messages[0].content[0].source.data")
     assert text == Text("a")
     assert url == ImageUrl("https://example.com/cat.jpg", "messages[0].content[2].source.url")
@@ -198,7 +200,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [user({"type": "image", "source": "https://x"})]}, "messages[0].content[0].source"),
     ({"messages": [user({"type": "image", "source": {"type": "base64"}})]}, "messages[0].content[0].source.data"),
     ({"messages": [user({"type": "image", "source": {"type": "url", "url": ""}})]}, "messages[0].content[0].source.url"),
-    ({"messages": [user({"type": "image", "source": {"type": "file", "file_id": "f"}})]}, "messages[0].content[0].source.type"),
+    ({"messages": [user({"type": "image", "source": {"type": "file"}})]}, "messages[0].content[0].source.file_id"),
     (
         {"messages": [user(BASE64 | {"transformations": {"oversized_image": "error"}})]},
         "messages[0].content[0].transformations.oversized_image",

@@ -12,7 +12,10 @@ from helpers.errors import refused
 from helpers.requests import MODEL
 from helpers.responses import check_event_stream, check_item_list, check_response, text_of, without_ids
 from helpers.scripted_engine import ScriptedEngine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from llava_gateway.api.openai.responses.request import CreateResponse
 from llava_gateway.api.openai.responses.store import ResponseStore
 from llava_gateway.app import build_app
 from llava_gateway.demo.images import data_uri, draw, encode
@@ -63,10 +66,28 @@ class FailingEngine(RecordingEngine):
         raise EngineFailed("The engine failed on this request.", code="engine_error")
 
 
+class WaitingEngine(RecordingEngine):
+    """Begins an answer, and ends it only if `answers` is set."""
+
+    def __init__(self) -> None:
+        super().__init__("Hello")
+        self.started = asyncio.Event()
+        self.answers = False
+
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
+        on_delta(Delta(0, "Hel", 1))
+        self.started.set()
+        if not self.answers:
+            await asyncio.Future()
+        on_delta(Delta(0, "lo", 1, "stop"))
+
+
 @asynccontextmanager
-async def served(engine: ScriptedEngine, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def served(engine: ScriptedEngine, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of a gateway in front of the engine."""
-    given = Settings(model=MODEL, **settings)
+    given = Settings(model=MODEL, **options)
     gateway = Gateway(given, [ServedModel(MODEL, Supervisor(lambda: engine, 10, None, ()), given.template)])
     await gateway.start()
     try:
@@ -76,29 +97,29 @@ async def served(engine: ScriptedEngine, **settings: Any) -> AsyncIterator[httpx
         await gateway.stop()
 
 
-async def create(http: httpx.AsyncClient, given: Any = "Hello", **fields: Any) -> dict[str, Any]:
+async def create(http: httpx.AsyncClient, content: Any = "Hello", **fields: Any) -> dict[str, Any]:
     """Return a whole response."""
-    answer = await http.post(PATH, json={"input": given, **fields})
+    answer = await http.post(PATH, json={"input": content, **fields})
     assert answer.status_code == 200, answer.text
     check_response(answer.json())
     response: dict[str, Any] = answer.json()
     return response
 
 
-async def stream(http: httpx.AsyncClient, given: Any = "Hello", **fields: Any) -> list[dict[str, Any]]:
+async def stream(http: httpx.AsyncClient, content: Any = "Hello", **fields: Any) -> list[dict[str, Any]]:
     """Return the events of a streamed response."""
-    answer = await http.post(PATH, json={"input": given, "stream": True, **fields})
+    answer = await http.post(PATH, json={"input": content, "stream": True, **fields})
     assert answer.status_code == 200, answer.text
     return check_event_stream(answer.text)
 
 
-def ask(engine: ScriptedEngine, given: Any = "Hello", settings: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+def ask(engine: ScriptedEngine, content: Any = "Hello", options: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
     """Return a whole response, after a check that the streamed one is equal but for its ids."""
 
     async def run() -> dict[str, Any]:
-        async with served(engine, **(settings or {})) as http:
-            whole = await create(http, given, **fields)
-            events = await stream(http, given, **fields)
+        async with served(engine, **(options or {})) as http:
+            whole = await create(http, content, **fields)
+            events = await stream(http, content, **fields)
             assert without_ids(events[-1]["response"]) == without_ids(whole)
             return whole
 
@@ -190,7 +211,7 @@ def test_text_and_call_become_two_items() -> None:
     response = ask(
         RecordingEngine("I look. ", *CALL),
         tools=TOOLS,
-        settings={"template": RENDERS_TOOLS, "tool_call_parser": "hermes"},
+        options={"template": RENDERS_TOOLS, "tool_call_parser": "hermes"},
         include=["message.output_text.logprobs"],
     )
     text, call = response["output"]
@@ -375,6 +396,25 @@ def test_conversation_goes_on_from_a_stored_response() -> None:
     assert engine.images == 1
 
 
+def test_uploaded_file_stays_in_the_conversation() -> None:
+    engine = RecordingEngine("Blue")
+
+    async def run() -> None:
+        async with served(engine) as http:
+            file = (await http.post("/v1/files", files={"file": ("a.png", FILE)}, data={"purpose": "vision"})).json()
+            first = await create(http, [message("user", {"type": "input_image", "file_id": file["id"], "detail": "auto"})])
+            listed = (await http.get(f"{PATH}/{first['id']}/input_items")).json()
+            check_item_list(listed)
+            assert listed["data"][0]["content"][0]["file_id"] == file["id"]
+            await create(http, "And now?", previous_response_id=first["id"])
+            assert engine.images == 1
+            await http.delete(f"/v1/files/{file['id']}")
+            gone = await http.post(PATH, json={"input": "And now?", "previous_response_id": first["id"]})
+            refused(gone, 400, "previous_response_id", "image_file_not_found")
+
+    asyncio.run(run())
+
+
 def test_item_reference_finds_input_and_output_items() -> None:
     engine = RecordingEngine("Blue")
 
@@ -524,3 +564,59 @@ def test_stored_conversation_counts_against_the_size_of_a_body() -> None:
             assert "stored conversation" in refused(answer, 413, None)["message"]
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_response_whose_client_disconnects_is_not_stored(streamed: bool) -> None:
+    engine = WaitingEngine()
+
+    async def run() -> None:
+        async with served(engine) as http:
+            transport: Any = http._transport
+            body = json.dumps({"input": "Hello", "stream": streamed}).encode()
+            request = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def receive() -> Any:
+                if request:
+                    return request.pop()
+                await engine.started.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                pass
+
+            scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "client": ("127.0.0.1", 1), "query_string": b""}
+            await transport.app(scope, receive, send)
+            assert await transport.app.state.gateway.responses.list("") == []
+            engine.answers = True
+            await create(http)
+            assert len(await transport.app.state.gateway.responses.list("")) == 1
+
+    asyncio.run(run())
+
+
+TYPES = ["message", "function_call", "function_call_output", "item_reference", "input_text"]
+KEYS = ["type", "role", "content", "text", "image_url", "file_id", "id", "output", "call_id"]
+leaves = st.none() | st.booleans() | st.integers() | st.sampled_from([*TYPES, "user", "assistant", PNG])
+junk = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=12,
+)
+
+
+def test_spoilt_request_never_gets_a_5xx() -> None:
+    fields = st.dictionaries(st.sampled_from([*CreateResponse.model_fields, *CreateResponse.refused]), junk, max_size=3)
+
+    async def run(bodies: list[Any]) -> None:
+        async with served(RecordingEngine("Hello")) as http:
+            for body in bodies:
+                answer = await http.post(PATH, json=body)
+                assert answer.status_code < 500, (body, answer.text)
+
+    @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.builds(lambda given, others: {"input": given} | others, junk, fields), min_size=10, max_size=15))
+    def spoil(bodies: list[Any]) -> None:
+        asyncio.run(run(bodies))
+
+    spoil()
