@@ -75,6 +75,15 @@ def test_image_by_url_is_fetched(sdk: Anthropic, origin: Origin) -> None:
     assert "messages[0].content[0].source.url" in refused.value.message
 
 
+def test_image_may_be_an_uploaded_file(sdk: Anthropic, plain_http: httpx.Client) -> None:
+    form = {"file": ("grid.png", encode(draw(GRID)), "image/png")}
+    file_id = plain_http.post("/v1/files", files=form, data={"purpose": "vision"}).json()["id"]
+    message = sdk.messages.create(**asked(picture({"type": "file", "file_id": file_id}), QUESTION))
+    assert [block.text for block in message.content if block.type == "text"] == [describe([GRID])]
+    with pytest.raises(NotFoundError, match="file_id"):
+        sdk.messages.create(**asked(picture({"type": "file", "file_id": "file-unknown"}), QUESTION))
+
+
 def test_tool_is_called_and_its_result_is_answered(sdk: Anthropic) -> None:
     request = asked(SEEN, QUESTION, tools=TOOLS, tool_choice={"type": "tool", "name": "paint"})
     message = sdk.messages.create(**request)
