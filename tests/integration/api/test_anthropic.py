@@ -18,7 +18,7 @@ QUESTION = "Describe this image."
 BASE64 = data_uri(encode(draw(GRID))).partition(",")[2]
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"]}
 TOOLS: Any = [{"name": "paint", "description": "Paint an area", "input_schema": SCHEMA}]
-ONE_CALL: Any = {"type": "any", "disable_parallel_tool_use": True}
+PAINT: Any = {"type": "tool", "name": "paint"}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_image_may_be_an_uploaded_file(sdk: Anthropic, plain_http: httpx.Client)
 
 
 def test_tool_is_called_and_its_result_is_answered(sdk: Anthropic) -> None:
-    request = asked(SEEN, QUESTION, tools=TOOLS, tool_choice={"type": "tool", "name": "paint"})
+    request = asked(SEEN, QUESTION, tools=TOOLS, tool_choice=PAINT)
     message = sdk.messages.create(**request)
     (call,) = message.content
     assert call.type == "tool_use"
@@ -105,12 +105,13 @@ def test_tool_is_called_and_its_result_is_answered(sdk: Anthropic) -> None:
 
 
 def test_calls_that_are_cut_off_are_the_same_whole_and_streamed(sdk: Anthropic) -> None:
-    request = asked("Hello", tools=TOOLS, tool_choice=ONE_CALL, max_tokens=14)
+    request = asked("Hello", tools=TOOLS, tool_choice=PAINT, max_tokens=3)
     message = sdk.messages.create(**request)
     with sdk.messages.stream(**request) as stream:
         streamed = stream.get_final_message()
     assert message.stop_reason == streamed.stop_reason == "max_tokens"
     blocks: list[Any] = [each.content[0] for each in (message, streamed)]
+    assert [block.type for block in blocks] == ["tool_use", "tool_use"]
     assert blocks[0].input == blocks[1].input
 
 
