@@ -80,7 +80,7 @@ def test_image_may_be_an_uploaded_file(sdk: Anthropic, plain_http: httpx.Client)
     file_id = plain_http.post("/v1/files", files=form, data={"purpose": "vision"}).json()["id"]
     message = sdk.messages.create(**asked(picture({"type": "file", "file_id": file_id}), QUESTION))
     assert [block.text for block in message.content if block.type == "text"] == [describe([GRID])]
-    with pytest.raises(NotFoundError, match="file_id"):
+    with pytest.raises(BadRequestError, match="file_id"):
         sdk.messages.create(**asked(picture({"type": "file", "file_id": "file-unknown"}), QUESTION))
 
 
