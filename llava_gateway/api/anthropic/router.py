@@ -9,7 +9,7 @@ from llava_gateway.api.anthropic.operations import DESCRIPTION, PREFIX
 from llava_gateway.api.anthropic.request import CountTokensRequest, CreateMessageRequest
 from llava_gateway.api.anthropic.response import PING, MessageEventRenderer, collect_message
 from llava_gateway.api.base import Api, error_headers
-from llava_gateway.errors import GatewayError
+from llava_gateway.errors import ContextLengthExceeded, GatewayError
 from llava_gateway.http.endpoints import Handle, JsonEndpoint
 from llava_gateway.http.request_body import JsonBody, RequestBodyReader
 from llava_gateway.http.response import JSON, Header, ResponseWriter
@@ -81,7 +81,7 @@ async def render_error(error: GatewayError, response: ResponseWriter) -> None:
     body = orjson.dumps(
         {
             "type": "error",
-            "error": {"type": _error_type(error), "message": error.message_with_param},
+            "error": {"type": _error_type(error), "message": _error_message(error)},
             "request_id": current_context().id,
         }
     )
@@ -93,6 +93,12 @@ async def render_error(error: GatewayError, response: ResponseWriter) -> None:
 
 def _error_type(error: GatewayError) -> str:
     return ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+
+
+def _error_message(error: GatewayError) -> str:
+    """Return the message, with Anthropic's words for a prompt that does not fit, by which clients such as LiteLLM recognise the error."""
+    message = error.message_with_param
+    return f"prompt is too long: {message}" if isinstance(error, ContextLengthExceeded) else message
 
 
 def _request_id() -> Header:

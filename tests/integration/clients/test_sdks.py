@@ -162,6 +162,8 @@ def test_litellm_reaches_anthropics_messages(server: Server) -> None:
     called: Any = litellm.completion(**asked, max_tokens=200, tools=[tool], tool_choice="required", parallel_tool_calls=False)
     (call,) = called.choices[0].message.tool_calls
     assert Answer.model_validate_json(call.function.arguments)
+    with pytest.raises(litellm.exceptions.ContextWindowExceededError):
+        litellm.completion(**asked | {"messages": [user("word " * 5000)]}, max_tokens=200, num_retries=0)
 
 
 def node(script: str, server: Server) -> dict[str, Any]:

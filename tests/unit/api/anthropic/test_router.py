@@ -192,6 +192,12 @@ def test_error_has_anthropics_shape_on_every_path() -> None:
         refused(client.post(PATH, json=HELLO | {"metadata": "x" * (1 << 20)}), 413, "request_too_large")
 
 
+def test_prompt_that_is_too_long_has_anthropics_words() -> None:
+    with served(ScriptedEngine("Hello")) as client:
+        long = HELLO | {"messages": [{"role": "user", "content": "word " * 70_000}]}
+        refused(client.post(PATH, json=long), 400, "invalid_request_error", "prompt is too long: This model's maximum context length")
+
+
 def test_key_is_taken_from_x_api_key_and_refused_in_anthropics_shape() -> None:
     with served(ScriptedEngine("Hello"), api_keys=("secret",)) as client:
         assert client.post(PATH, json=HELLO, headers={"x-api-key": "secret"}).status_code == 200
