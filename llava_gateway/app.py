@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from llava_gateway.api import feedback, health, llava_worker, lora
+from llava_gateway.api.anthropic import router as anthropic
 from llava_gateway.api.base import ApiFactory, ErrorResponse, error_renderer_by_path
 from llava_gateway.api.chat_ui import router as chat_ui
 from llava_gateway.api.docs import router as docs
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 APIS: dict[str, ApiFactory] = {
     "openai": openai.create_api,
     "deepinfra": openai.create_deepinfra_api,
+    "anthropic": anthropic.create_api,
     "sambastudio": sambastudio.create_api,
     "text_generation_webui": text_generation_webui.create_api,
     "llava_worker": llava_worker.create_api,

@@ -17,6 +17,11 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 """`length`: the answer has reached `max_tokens`. `tool_calls`: the answer calls tools. `stop`: every other regular end."""
 ToolChoice = Literal["auto", "required", "named"]
 """`auto`: the model may call tools or answer in text. `required`: it calls one or more tools. `named`: it calls the only tool given."""
+MODEL_DEFAULTS = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
+"""The sampling parameters for which a model may have its own defaults, as vLLM has it."""
 MIN_LOGPROB = -9999.0
 """OpenAI's value for a token of probability 0, because JSON has no infinity."""
 MAX_LOGPROB_TOKEN_IDS = 128
@@ -82,7 +87,7 @@ class Tool:
     parameters: str = '{"type":"object","properties":{}}'
     """The JSON Schema of the arguments, as JSON text."""
     param: str = "tools"
-    """The path of the tool in the client's request, for error messages."""
+    """The path of `parameters` in the client's request, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)

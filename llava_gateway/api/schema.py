@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
+import orjson
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
@@ -29,6 +30,8 @@ MAX_EXACT_FLOAT = 1 << 53
 """From here on neighbouring integers are the same float, so the float may stand for another integer than the client meant."""
 _JSON_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,30})")
 _JSON_NUMBER = re.compile(_JSON_INTEGER.pattern + r"(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?")
+MAX_STRUCTURED_OUTPUT = 65_536
+"""The upper bound of a schema, regular expression, grammar or list of choices, in characters: the time to compile it grows with it."""
 MAX_LOGGED_FIELDS = 1000
 """How many names of unknown fields are remembered, so that each is logged once."""
 _logged_fields: set[str] = set()
@@ -119,6 +122,14 @@ class RequestBody(StrictModel):
             if len(_logged_fields) < MAX_LOGGED_FIELDS:
                 _logged_fields.update(unknown)
             log.debug("unknown fields are ignored: %s", ", ".join(sorted(map(repr, unknown))))
+
+
+def to_json(value: Any, param: str) -> str:
+    """Return a JSON value of the client as JSON text. Raises InvalidRequest for `param` if the value is nested too deeply."""
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        raise InvalidRequest(f"{param} is nested too deeply.", param=param) from None
 
 
 def _to_float(value: Any) -> Any:

@@ -32,7 +32,7 @@ def hold_to_calls(request: ChatRequest, sampling: SamplingParams) -> SamplingPar
         raise InvalidRequest(f"{param} cannot be combined with a tool_choice that requires a call; leave one of them out.", param=param)
     if request.tool_choice == "named":
         tool = request.tools[0]
-        spec, param = orjson.dumps(arguments_schema(tool)).decode(), f"{tool.param}.parameters"
+        spec, param = orjson.dumps(arguments_schema(tool)).decode(), tool.param
     else:
         spec, param = _list_schema(request.tools, MAX_CALLS if request.parallel_tool_calls else 1), request.tools_param
     uncut = dataclasses.replace(sampling, stop=(), stop_token_ids=())  # a stop string would cut the JSON
@@ -67,9 +67,9 @@ def arguments_schema(tool: Tool, root: str = "#") -> dict[str, Any]:
     `root`: the place of the schema in the document where it will stand, as a JSON pointer: references are rewritten to it.
     Raises InvalidRequest if the schema is not of type object.
     """
-    schema = _closed(tool.parameters, f"{tool.param}.parameters")
+    schema = _closed(tool.parameters, tool.param)
     if schema.get("type", "object") != "object":
-        raise InvalidRequest("The arguments of a tool must be of type object.", param=f"{tool.param}.parameters.type")
+        raise InvalidRequest("The arguments of a tool must be of type object.", param=f"{tool.param}.type")
     moved: dict[str, Any] = _moved(schema if schema.keys() - {"type"} else orjson.loads(ANY_OBJECT), root)
     return {"type": "object"} | moved
 

@@ -66,9 +66,10 @@ def test_module_imports_no_higher_floor(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "api").rglob("*.py")), ids=name_of)
 def test_api_imports_no_other_api(path: Path) -> None:
-    """Shared are `base`, `operation`, `schema`, and the messages of OpenAI's chats, which votes have, too."""
+    """Shared are `base`, `operation`, `schema`, `tools`, and the messages of OpenAI's chats, which votes have, too."""
     own = ".".join(name_of(path).split(".")[:3])
-    shared = ("llava_gateway.api.base", "llava_gateway.api.operation", "llava_gateway.api.schema", "llava_gateway.api.openai.messages")
+    names = ("base", "operation", "schema", "tools", "openai.messages")
+    shared = tuple(f"llava_gateway.api.{name}" for name in names)
     for imported in imports(path):
         if imported.startswith("llava_gateway.api."):
             assert imported.startswith((own, *shared)), f"{name_of(path)} imports {imported}"

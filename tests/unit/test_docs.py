@@ -8,10 +8,10 @@ from helpers.documentation import OPENAI_BODIES, README, blocks, rows
 from helpers.server import ROOT
 from pydantic import BaseModel
 
+from llava_gateway.api.openai.function_tools import FunctionDefinition
 from llava_gateway.api.openai.messages import ImageReference
 from llava_gateway.api.openai.responses.request import TextConfig
 from llava_gateway.api.openai.sampling import JsonSchema, StreamOptions, StructuredOutputs
-from llava_gateway.api.openai.tool_use import FunctionDefinition
 from llava_gateway.settings import Settings, default_of
 
 OPENAI = "".join((ROOT / "docs" / name).read_text() for name in ("openai.md", "responses.md", "decisions.md"))

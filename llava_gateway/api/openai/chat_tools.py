@@ -8,17 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_gateway.api.openai.tool_use import (
-    MAX_TOOLS,
-    FunctionDefinition,
-    FunctionType,
-    ToolUse,
-    allowed_tools,
-    any_tool,
-    named_tool,
-    to_tools,
-)
+from llava_gateway.api.openai.function_tools import FunctionDefinition, FunctionType
 from llava_gateway.api.schema import TAG_PREFIX, RequestBody, StrictModel
+from llava_gateway.api.tools import MAX_TOOLS, ToolUse, allowed_tools, any_tool, named_tool, to_tools
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import Tool
 
@@ -102,11 +94,11 @@ class ToolFields(RequestBody):
         if self.tools:
             if self.function_call is not None:
                 raise InvalidRequest("function_call belongs to functions; send tool_choice.", param="function_call")
-            tools = to_tools((tool.function, f"tools[{index}].function") for index, tool in enumerate(self.tools))
+            tools = to_tools(tool.function.definition(f"tools[{index}].function") for index, tool in enumerate(self.tools))
             return _chosen(tools, self.tool_choice, self.parallel_tool_calls is not False)
         if self.tool_choice is not None:
             raise InvalidRequest("tool_choice belongs to tools; send function_call.", param="tool_choice")
-        functions = to_tools((function, f"functions[{index}]") for index, function in enumerate(self.functions or ()))
+        functions = to_tools(function.definition(f"functions[{index}]") for index, function in enumerate(self.functions or ()))
         if isinstance(self.function_call, FunctionName):
             return named_tool(functions, self.function_call.name, "function_call.name", "functions")
         return ToolUse() if self.function_call == "none" else ToolUse(functions, "auto", parallel=False, param="functions")

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
-from llava_gateway.api.base import Api, json_response
+from llava_gateway.api.base import Api, error_headers, json_response
 from llava_gateway.api.openai import files
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
@@ -18,7 +18,7 @@ from llava_gateway.api.openai.decisions import decide
 from llava_gateway.api.openai.operations import DEEPINFRA_DESCRIPTION, DESCRIPTION
 from llava_gateway.api.openai.responses.handlers import Responses
 from llava_gateway.api.openai.responses.request import CreateResponse
-from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body, error_headers
+from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body
 from llava_gateway.api.openai.tokenization import detokenize, tokenize
 from llava_gateway.errors import GatewayError
 from llava_gateway.http.endpoints import Handle, JsonEndpoint

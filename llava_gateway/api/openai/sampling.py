@@ -3,16 +3,13 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import orjson
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from llava_gateway.api.schema import INT64, TAG_PREFIX, RefusedField, RequestBody, StrictModel
+from llava_gateway.api.schema import INT64, MAX_STRUCTURED_OUTPUT, TAG_PREFIX, RefusedField, RequestBody, StrictModel, to_json
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import SamplingParams, StructuredOutput, StructuredOutputKind
+from llava_gateway.types import MODEL_DEFAULTS, SamplingParams, StructuredOutput, StructuredOutputKind
 
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
-MAX_STRUCTURED_OUTPUT = 65_536
-"""The upper bound of a schema, regular expression, grammar or list of choices, in characters: the time to compile it grows with it."""
 
 
 def _string_or_list_tag(value: Any) -> str:
@@ -61,13 +58,6 @@ _LogitBias = Annotated[
     AfterValidator(_check_token_ids),
     BeforeValidator(_check_length),
 ]
-
-
-MODEL_DEFAULTS = (
-    *("temperature", "top_p", "top_k", "min_p"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-)
-"""The fields for which a model may have its own defaults, as vLLM has it."""
 
 
 class JsonSchema(StrictModel):
@@ -135,7 +125,7 @@ class StructuredOutputs(StrictModel):
         if kind == "json_object":
             return StructuredOutput(kind, param=param)
         if kind == "json" and not isinstance(spec, str):
-            spec = _json(spec, param)
+            spec = to_json(spec, param)
         return StructuredOutput(kind, tuple(spec) if kind == "choice" else spec, param)
 
 
@@ -312,14 +302,7 @@ class CompletionFields(SamplingFields):
 
 def schema_format(schema: dict[str, Any] | None, param: str) -> StructuredOutput:
     """Return the structure for a JSON Schema, or any object without one. Raises InvalidRequest if the schema is nested too deeply."""
-    return StructuredOutput("json_object", param=param) if schema is None else StructuredOutput("json", _json(schema, param), param)
-
-
-def _json(schema: dict[str, Any], param: str) -> str:
-    try:
-        return orjson.dumps(schema).decode()
-    except orjson.JSONEncodeError:
-        raise InvalidRequest(f"{param} is nested too deeply.", param=param) from None
+    return StructuredOutput("json_object", param=param) if schema is None else StructuredOutput("json", to_json(schema, param), param)
 
 
 IMAGE_TRANSFORM = "the server uses its own image transform"

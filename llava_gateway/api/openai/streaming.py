@@ -13,7 +13,7 @@ import orjson
 
 from llava_gateway.api.openai.sampling import CompletionFields, StreamOptions
 from llava_gateway.errors import GatewayError
-from llava_gateway.http.response import Parts, retry_after
+from llava_gateway.http.response import Parts
 from llava_gateway.model_info import ModelInfo
 from llava_gateway.observability.context import new_id
 from llava_gateway.types import FinishReason, Usage
@@ -56,13 +56,6 @@ class RenderOptions:
 def error_body(error: GatewayError) -> bytes:
     """Return OpenAI's `ErrorResponse` as JSON."""
     return orjson.dumps({"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}})
-
-
-def error_headers(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers that say when to retry. SDKs retry every 429 and 5xx unless `x-should-retry` forbids it."""
-    if error.retry_after is None and (error.status >= 500 or error.status == 429):
-        return ((b"x-should-retry", b"false"),)
-    return retry_after(error)
 
 
 def render_usage(usage: Usage) -> dict[str, Any]:

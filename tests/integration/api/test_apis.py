@@ -33,6 +33,20 @@ def openai(server: Server, prefix: str) -> tuple[str, int]:
     return answer["choices"][0]["message"]["content"], answer["usage"]["total_tokens"]
 
 
+def anthropic(server: Server) -> tuple[str, int]:
+    source = {"type": "base64", "media_type": "image/png", "data": BASE64}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": QUESTION}]
+    body = {
+        "model": MODEL,
+        "max_tokens": 100,
+        "system": CURIOUS_HUMAN,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+    }
+    answer = post(server, "/v1/messages", body).json()
+    return answer["content"][0]["text"], sum(answer["usage"].values())
+
+
 def completions(server: Server) -> tuple[str, int]:
     answer = post(
         server, "/v1/completions", {"model": MODEL, "prompt": PROMPT, "images": [URI], "max_tokens": 100, "temperature": 0}
@@ -65,13 +79,14 @@ def test_all_apis_give_the_same_answer_for_the_same_tokens(server: Server) -> No
     answers = {
         "openai": openai(server, "/v1"),
         "deepinfra": openai(server, "/v1/openai"),
+        "anthropic": anthropic(server),
         "completions": completions(server),
         "sambastudio": sambastudio(server, "/api/predict/generic/project/llava-demo"),
         "text_generation_webui": text_generation_webui(server),
         "llava_worker": llava_worker(server),
     }
     assert {name: text.strip() for name, (text, _) in answers.items()} == dict.fromkeys(answers, describe([GRID]))
-    whole = {answers[name][1] for name in ("openai", "deepinfra", "completions", "sambastudio")}
+    whole = {answers[name][1] for name in ("openai", "deepinfra", "anthropic", "completions", "sambastudio")}
     assert len(whole) == 1
     usage = post(server, "/tokenize", {"prompt": PROMPT, "images": [URI]}).json()
     assert usage["image_tokens"] == 576

@@ -151,6 +151,21 @@ def test_litellm_asks_a_larger_model_for_a_prompt_that_is_too_long(server: Serve
         assert answer.choices[0].message.content == "from the larger model"
 
 
+def test_litellm_reaches_anthropics_messages(server: Server) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, user(image(GRID), "Describe this image.")]
+    asked: Any = {"model": f"anthropic/{MODEL}", "api_base": server.url, "api_key": "none", "messages": messages, "temperature": 0}
+    answer: Any = litellm.completion(**asked, max_tokens=200, num_retries=0)
+    assert answer.choices[0].message.content == describe([GRID])
+    stream: Any = litellm.completion(**asked, max_tokens=200, num_retries=0, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == describe([GRID])
+    tool = {"type": "function", "function": {"name": "answer", "parameters": Answer.model_json_schema()}}
+    called: Any = litellm.completion(**asked, max_tokens=200, tools=[tool], tool_choice="required", parallel_tool_calls=False)
+    (call,) = called.choices[0].message.tool_calls
+    assert Answer.model_validate_json(call.function.arguments)
+    with pytest.raises(litellm.exceptions.ContextWindowExceededError):
+        litellm.completion(**asked | {"messages": [user("word " * 5000)]}, max_tokens=200, num_retries=0)
+
+
 def node(script: str, server: Server) -> dict[str, Any]:
     command = [str(Path(executable.ROOT_DIR) / "bin" / "node"), str(NODE / script), server.v1]
     ended = subprocess.run(command, input=json.dumps(IMAGES), capture_output=True, text=True, timeout=120)

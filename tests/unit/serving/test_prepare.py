@@ -9,12 +9,11 @@ import pytest
 from helpers.silent_engine import SilentEngine
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
-from llava_gateway.api.openai.sampling import MODEL_DEFAULTS
 from llava_gateway.model_info import ModelInfo
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.serving.prepare import prepare
 from llava_gateway.settings import Settings
-from llava_gateway.types import ChatRequest, CompletionRequest, SamplingParams
+from llava_gateway.types import MODEL_DEFAULTS, ChatRequest, CompletionRequest, SamplingParams
 
 INFO = asyncio.run(SilentEngine().start())
 MODEL = dataclasses.replace(

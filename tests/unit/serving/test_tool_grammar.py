@@ -37,7 +37,7 @@ def held(asked: ChatRequest) -> StructuredOutput:
 
 
 def tool(name: str, schema: Any) -> Tool:
-    return Tool(name, parameters=json.dumps(schema), param="tools[0].function")
+    return Tool(name, parameters=json.dumps(schema), param="tools[0].function.parameters")
 
 
 def calls_in(asked: ChatRequest, answer: str) -> list[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from llava_gateway.api.openai.function_tools import FunctionDefinition, FunctionType
 from llava_gateway.api.openai.responses.items import InputItems
 from llava_gateway.api.openai.sampling import (
     ASPECT_RATIO,
@@ -19,17 +20,8 @@ from llava_gateway.api.openai.sampling import (
     format_tag,
     schema_format,
 )
-from llava_gateway.api.openai.tool_use import (
-    MAX_TOOLS,
-    FunctionDefinition,
-    FunctionType,
-    ToolUse,
-    allowed_tools,
-    any_tool,
-    named_tool,
-    to_tools,
-)
 from llava_gateway.api.schema import TAG_PREFIX, RefusedField, StrictModel
+from llava_gateway.api.tools import MAX_TOOLS, ToolUse, allowed_tools, any_tool, named_tool, to_tools
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
 from llava_gateway.types import ChatRequest, Message, StructuredOutput
@@ -191,7 +183,7 @@ class CreateResponse(SamplingFields):
                 raise InvalidRequest("tool_choice requires tools.", param="tool_choice")
             return ToolUse()
         tools, parallel = (
-            to_tools((tool, f"tools[{index}]") for index, tool in enumerate(self.tools)),
+            to_tools(tool.definition(f"tools[{index}]") for index, tool in enumerate(self.tools)),
             self.parallel_tool_calls is not False,
         )
         if isinstance(self.tool_choice, FunctionChoice):

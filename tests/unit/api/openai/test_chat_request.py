@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
-from llava_gateway.api.openai.sampling import MODEL_DEFAULTS
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import ChatRequest, ImageUrl, Message, SamplingParams, StructuredOutput, Text
+from llava_gateway.types import MODEL_DEFAULTS, ChatRequest, ImageUrl, Message, SamplingParams, StructuredOutput, Text
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
-from llava_gateway.api.openai.tool_use import MAX_DEFINITIONS
+from llava_gateway.api.tools import MAX_DEFINITIONS
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import ChatRequest, ImageUrl, Message, Text, Tool, ToolCall
 
@@ -34,7 +34,7 @@ def allowed(mode: str, *names: str) -> dict[str, Any]:
     return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [choice(name) for name in names]}}
 
 
-F, G = Tool("f", param="tools[0].function"), Tool("g", param="tools[1].function")
+F, G = Tool("f", param="tools[0].function.parameters"), Tool("g", param="tools[1].function.parameters")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_tool_choice_selects_tools(fields: dict[str, Any], used: Any, tool_choic
 def test_functions_are_tools_of_which_one_is_called() -> None:
     functions = [{"name": "f"}, {"name": "g", "description": "G", "parameters": {"type": "object"}}]
     asked = chat(functions=functions, function_call={"name": "g"})
-    assert asked.tools == (Tool("g", "G", '{"type":"object"}', "functions[1]"),)
+    assert asked.tools == (Tool("g", "G", '{"type":"object"}', "functions[1].parameters"),)
     assert (asked.tool_choice, asked.tools_param) == ("named", "functions")
     assert not chat(functions=functions).parallel_tool_calls
     assert chat(functions=functions, function_call="none").tools == ()
