@@ -192,6 +192,10 @@ class Settings(BaseSettings):
     rate_limit_storage: str = Field(
         "memory", description="where the rates of API keys are counted: `memory`, or a redis:// URL that several gateways share"
     )
+    state: str = Field(
+        "memory",
+        description="where files are kept: `memory`, or a redis:// URL that several gateways share (docs/files.md)",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="web origins whose pages may call this server, comma separated, such as https://chat.example.com; `*` is any origin"
     )

@@ -1,0 +1,1 @@
+"""Values of API keys that outlive a request, with a time to live."""
