@@ -40,13 +40,13 @@ class ObjectStore(Protocol):
     async def get(self, owner: str, value_id: str) -> bytes | None:
         """Return a value. None: the owner has no value of this id, or the value has expired. Raises Unavailable."""
 
-    async def get_many(self, owner: str, ids: Sequence[str]) -> list[bytes | None]:
+    async def get_many(self, owner: str, ids: Sequence[str]) -> Sequence[bytes | None]:
         """Return the values of `ids` in order, as `get` does. Raises Unavailable."""
 
     async def delete(self, owner: str, value_id: str) -> bool:
         """Delete a value. Return whether the owner had a value of this id. Raises Unavailable."""
 
-    async def list(self, owner: str) -> list[str]:
+    async def list(self, owner: str) -> Sequence[str]:
         """Return the ids of an owner's values, the newest first. Raises Unavailable."""
 
     async def close(self) -> None:
@@ -136,10 +136,10 @@ class MemoryObjectStore:
         heapq.heappush(self._expiries, (stored.expires, stored.number, owner, value_id))
 
     async def get(self, owner: str, value_id: str) -> bytes | None:
-        (value,) = await self.get_many(owner, (id,))
+        (value,) = await self.get_many(owner, (value_id,))
         return value
 
-    async def get_many(self, owner: str, ids: Sequence[str]) -> list[bytes | None]:
+    async def get_many(self, owner: str, ids: Sequence[str]) -> Sequence[bytes | None]:
         self._remove_expired()
         return [stored and stored.value for stored in (self._find(owner, value_id) for value_id in ids)]
 
@@ -147,7 +147,7 @@ class MemoryObjectStore:
         self._remove_expired()
         return self._remove(owner, value_id)
 
-    async def list(self, owner: str) -> list[str]:
+    async def list(self, owner: str) -> Sequence[str]:
         self._remove_expired()
         return list(reversed(self._owners[owner].values)) if owner in self._owners else []
 

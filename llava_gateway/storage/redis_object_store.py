@@ -85,24 +85,24 @@ class RedisObjectStore:
             raise no_room(self._namespace, self._max_bytes_per_owner)
 
     async def get(self, owner: str, value_id: str) -> bytes | None:
-        (value,) = await self.get_many(owner, (id,))
+        (value,) = await self.get_many(owner, (value_id,))
         return value
 
-    async def get_many(self, owner: str, ids: Sequence[str]) -> list[bytes | None]:
+    async def get_many(self, owner: str, ids: Sequence[str]) -> Sequence[bytes | None]:
         if not ids:
             return []
         prefix = self._prefix(owner).encode()
         async with self._reachable():
-            values: list[bytes | None] = await self._connection.redis.mget([prefix + b"value/" + _encoded(value_id) for value_id in ids])
+            values: Sequence[bytes | None] = await self._connection.redis.mget([prefix + b"value/" + _encoded(value_id) for value_id in ids])
         return values
 
     async def delete(self, owner: str, value_id: str) -> bool:
         async with self._reachable():
             return bool(await self._script([self._prefix(owner)], ("delete", _encoded(value_id))))
 
-    async def list(self, owner: str) -> list[str]:
+    async def list(self, owner: str) -> Sequence[str]:
         async with self._reachable():
-            ids: list[bytes] = await self._script([self._prefix(owner)], ("list",))
+            ids: Sequence[bytes] = await self._script([self._prefix(owner)], ("list",))
         return [value_id.decode() for value_id in ids]
 
     async def close(self) -> None:
