@@ -196,6 +196,11 @@ class Settings(BaseSettings):
         "memory",
         description="where files are kept: `memory`, or a redis:// URL that several gateways share (docs/files.md)",
     )
+    files_mb: int = Field(512, ge=1, description="memory for the files of all API keys, in MiB; in Redis its own `maxmemory` counts")
+    files_mb_per_key: int = Field(
+        128, ge=1, description="room for the files of one API key, in MiB; further uploads are answered 429 until files expire"
+    )
+    files_ttl: float = Field(86_400.0, gt=0, description="seconds after which an uploaded file expires")
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="web origins whose pages may call this server, comma separated, such as https://chat.example.com; `*` is any origin"
     )

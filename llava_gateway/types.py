@@ -58,7 +58,16 @@ class ImageBase64:
     """The path of the field in the client's request, for error messages."""
 
 
-ImageSource = ImageUrl | ImageBase64
+@dataclass(frozen=True, slots=True)
+class ImageFileId:
+    """An image that the client has uploaded before, by the id of its file. The id has not been checked."""
+
+    file_id: str
+    param: str
+    """The path of the field in the client's request, for error messages."""
+
+
+ImageSource = ImageUrl | ImageBase64 | ImageFileId
 """An image that has not been fetched or decoded yet."""
 
 

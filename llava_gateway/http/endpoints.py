@@ -7,7 +7,7 @@ cancels the handler.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ from llava_gateway.serving.admission import Admission
 
 log = logging.getLogger(__name__)
 
-Handle = Callable[[JsonBody, ResponseWriter], Coroutine[Any, Any, None]]
-"""Parses the body and writes the response. Raises GatewayError."""
+Handle = Callable[[Any, ResponseWriter], Coroutine[Any, Any, None]]
+"""Parses the body, a JsonBody or the fields of a form, and writes the response. Raises GatewayError."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class JsonEndpoint:
         """Answer one request. Errors other than GatewayError are left to the middleware."""
         response = ResponseWriter(send, writer=scope.get("writer"))
         try:
-            async with self.admission.enter(), self.body_reader.json(scope, receive) as body:
+            async with self.admission.enter(), self._read(scope, receive) as body:
                 await run_until_disconnect(_disconnected(receive, response), self.handle(body, response))
         except ClientDisconnected:
             metrics.DISCONNECTS.inc()
@@ -58,6 +58,16 @@ class JsonEndpoint:
             # Their frames keep the body alive, whose memory is no longer reserved.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             await self.render_error(error, response)
+
+    def _read(self, scope: Scope, receive: Receive) -> AbstractAsyncContextManager[Any]:
+        return self.body_reader.json(scope, receive)
+
+
+class FormEndpoint(JsonEndpoint):
+    """A `JsonEndpoint` for forms: `handle` gets the fields by name instead of a JSON body."""
+
+    def _read(self, scope: Scope, receive: Receive) -> AbstractAsyncContextManager[Any]:
+        return self.body_reader.form(scope, receive)
 
 
 async def run_until_disconnect(disconnected: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:

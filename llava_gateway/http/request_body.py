@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope
 
 from llava_gateway.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, TooManyRequests, UnsupportedMediaType
 from llava_gateway.http.body_size import parsed_size, validated_size
+from llava_gateway.http.form import FormField, form_boundary, parse_form
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import timed
 from llava_gateway.settings import Settings
@@ -162,12 +163,25 @@ class RequestBodyReader:
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in JSON_TYPES and not media_type.endswith("+json"):
             raise UnsupportedMediaType(f"The body must be application/json, not {media_type}.")
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise UnsupportedMediaType("The body must not be compressed.")
+        _check_not_compressed(headers)
         with self._reserved() as reservation:
             with timed("body"):
                 body = JsonBody(await self._read_in_time(headers, receive, reservation), reservation)
             yield body
+
+    @asynccontextmanager
+    async def form(self, scope: Scope, receive: Receive) -> AsyncIterator[dict[str, FormField]]:
+        """Yield the fields of a form. Its memory is reserved until the block ends. Raises as `json`, and InvalidRequest."""
+        headers = Headers(scope=scope)
+        boundary = form_boundary(headers.get("content-type", ""))
+        _check_not_compressed(headers)
+        with self._reserved() as reservation:
+            with timed("body"):
+                body = await self._read_in_time(headers, receive, reservation)
+            reservation.reserve(2 * len(body))
+            fields = parse_form(body, boundary)
+            del body
+            yield fields
 
     @contextmanager
     def message(self, message: bytes) -> Iterator["JsonBody"]:
@@ -212,6 +226,11 @@ class RequestBodyReader:
                 return cast(bytes, chunk)
             body += chunk
         return body
+
+
+def _check_not_compressed(headers: Headers) -> None:
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("The body must not be compressed.")
 
 
 class JsonBody:

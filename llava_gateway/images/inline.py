@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 import pybase64
 
 from llava_gateway.errors import InvalidImage, image_too_large
-from llava_gateway.types import ImageBase64, ImageSource
+from llava_gateway.types import ImageBase64, ImageUrl
 
 _CLEAN = bytes.maketrans(b"-_", b"+/")  # URL-safe base64 (RFC 4648, section 5)
 _WHITE = b" \t\r\n\f"
@@ -27,7 +27,7 @@ _SLICE = 1 << 14
 """The number of bytes that are percent-decoded at once."""
 
 
-def inlined(image: ImageSource) -> memoryview | str:
+def inlined(image: ImageUrl | ImageBase64) -> memoryview | str:
     """Return the base64 or `data:` URI in the request as ASCII, or the URL of the image as a string."""
     given = image.base64 if isinstance(image, ImageBase64) else image.url
     if not isinstance(given, str):

@@ -10,7 +10,7 @@ from blake3 import blake3
 from PIL import Image
 
 from llava_gateway.concurrency import gather_limited
-from llava_gateway.errors import InvalidImage, TooManyRequests
+from llava_gateway.errors import InvalidImage, TooManyRequests, image_too_large
 from llava_gateway.images.decode import Transform, extension, is_cheap, open_image, prepare
 from llava_gateway.images.fair_queue import FairThreads
 from llava_gateway.images.geometry import Size
@@ -22,7 +22,7 @@ from llava_gateway.model_info import VisionConfig
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import current_context, timed
 from llava_gateway.settings import AspectRatio, Settings
-from llava_gateway.types import ImageSource, PreparedImage
+from llava_gateway.types import ImageFileId, ImageSource, PreparedImage
 
 BYTES_PER_PIXEL = 3
 """The memory of a prepared image in RGB."""
@@ -67,6 +67,14 @@ def _pixel_bytes(image: PreparedImage) -> int:
 
 T = TypeVar("T")
 
+ReadFile = Callable[[str], Awaitable[bytes | None]]
+"""Returns the content of an uploaded file of the current request's API key by its id. None: there is no such file, or it has expired."""
+
+
+async def _no_file(file_id: str) -> None:
+    """Know no file; for a loader without uploaded files."""
+
+
 LARGE = 1_000_000
 """An image with more pixels is decoded in separate threads, so that small images need not wait for it."""
 
@@ -83,8 +91,9 @@ class ImageFile:
 class ImageLoader:
     """Loads images, and decodes each image once for each transform. Used from one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, read_file: ReadFile = _no_file) -> None:
         self.settings = settings
+        self._read_file = read_file
         self.max_bytes = settings.max_image_mb << 20
         self.max_pixels = settings.max_image_megapixels * 1_000_000
         self.cache = ImageCache(settings.image_cache_mb << 20)
@@ -122,6 +131,14 @@ class ImageLoader:
         budget = _Budget(self.settings)
         return tuple(await gather_limited(lambda image: _name_failure(self._load_file, image, transform, budget), images))
 
+    async def check_file(self, data: bytes, vision: VisionConfig) -> str:
+        """Return the name of an image file's format, such as `png`. The image is then in the cache. Raises InvalidImage."""
+        if len(data) > self.max_bytes:
+            raise image_too_large(self.max_bytes)
+        digest = await self._small.run(current_context().client, _digest, data)
+        await self._get_prepared(digest, data, self._transform(vision), _Budget(self.settings))
+        return extension(data)
+
     async def close(self) -> None:
         """Stop the threads and the worker processes."""
         await self._urls.close()
@@ -134,6 +151,9 @@ class ImageLoader:
         return Transform(vision, aspect_ratio or (vision.aspect_ratio if setting == "auto" else setting))
 
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
+        if isinstance(image, ImageFileId):
+            digest, data = await self._read_uploaded(image)
+            return await self._get_prepared(digest, data, transform, budget)
         source = inlined(image)
         if isinstance(source, memoryview):
             digest, data = await self._small.run(current_context().client, self._decode_inlined, source)
@@ -154,8 +174,9 @@ class ImageLoader:
         return file.data is not None or _cache_key(file.digest, transform) in self.cache
 
     async def _load_file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
-        source = inlined(image)
-        if isinstance(source, memoryview):
+        if isinstance(image, ImageFileId):
+            digest, data = await self._read_uploaded(image)
+        elif isinstance(source := inlined(image), memoryview):
             digest, data = await self._small.run(current_context().client, self._decode_inlined, source)
         else:
             with timed("fetch"):
@@ -164,6 +185,14 @@ class ImageLoader:
             digest, data = file.digest, file.data
         await self._get_prepared(digest, data, transform, budget)
         return ImageFile(f"{digest}.{extension(data)}", data)
+
+    async def _read_uploaded(self, image: ImageFileId) -> tuple[str, bytes]:
+        """Return the digest and the content of an uploaded file. Raises InvalidImage if there is no such file."""
+        if (data := await self._read_file(image.file_id)) is None:
+            raise InvalidImage(
+                "There is no such file. Files expire, and each API key has its own: upload the image again.", code="image_file_not_found"
+            )
+        return await self._small.run(current_context().client, _digest, data), data
 
     async def _get_prepared(self, digest: str, data: bytes | None, transform: Transform, budget: "_Budget") -> PreparedImage:
         """Return the prepared image from the cache, or prepare it.
@@ -190,7 +219,7 @@ class ImageLoader:
     def _decode_inlined(self, inline: memoryview) -> tuple[str, bytes]:
         """Return the digest of the file, and the file."""
         data = decode_inlined(inline, self.max_bytes)
-        return blake3(data).hexdigest(), data
+        return _digest(data), data
 
     async def _prepare(self, image: Image.Image | bytes, source: Size, cache_key: str, transform: Transform) -> PreparedImage:
         """Prepare an opened image in a thread, or a file in a worker. `source`: the size that the file declares."""
@@ -212,6 +241,10 @@ class ImageLoader:
         metrics.IMAGES.labels("shared" if cache_key in self._preparing else "decoded").inc()
         with timed("decode"):
             return await self._preparing.do(cache_key, work)
+
+
+def _digest(data: bytes) -> str:
+    return blake3(data).hexdigest()
 
 
 class _PendingFiles:

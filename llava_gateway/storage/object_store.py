@@ -141,7 +141,8 @@ class MemoryObjectStore:
 
     async def get_many(self, owner: str, ids: Sequence[str]) -> Sequence[bytes | None]:
         self._remove_expired()
-        return [stored and stored.value for stored in (self._find(owner, value_id) for value_id in ids)]
+        found = (self._find(owner, value_id) for value_id in ids)
+        return [stored.value if stored else None for stored in found]
 
     async def delete(self, owner: str, value_id: str) -> bool:
         self._remove_expired()

@@ -93,7 +93,9 @@ class RedisObjectStore:
             return []
         prefix = self._prefix(owner).encode()
         async with self._reachable():
-            values: Sequence[bytes | None] = await self._connection.redis.mget([prefix + b"value/" + _encoded(value_id) for value_id in ids])
+            values: Sequence[bytes | None] = await self._connection.redis.mget(
+                [prefix + b"value/" + _encoded(value_id) for value_id in ids]
+            )
         return values
 
     async def delete(self, owner: str, value_id: str) -> bool:

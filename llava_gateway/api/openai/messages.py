@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, StrictModel
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import BodySlice, ImageBase64, ImageSource, ImageUrl, Message, Role, Text, ToolCall
+from llava_gateway.types import BodySlice, ImageBase64, ImageFileId, ImageSource, ImageUrl, Message, Role, Text, ToolCall
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 4096
@@ -21,8 +21,15 @@ ImageType = Literal["image_url", "input_image"]
 
 
 class ImageReference(StrictModel):
-    url: ImageString = Field(description="an http(s) URL, or a data: URI in base64")
+    url: ImageString | None = Field(None, description="an http(s) URL, or a data: URI in base64")
+    file_id: str | None = Field(None, description="the id of an uploaded file, instead of `url`")
     detail: str | None = Field(None, description="ignored: the model always sees the whole image, which takes 576 tokens in LLaVA-1.5")
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> "ImageReference":
+        if (self.url is None) == (self.file_id is None):
+            raise ValueError("must hold either url or file_id")
+        return self
 
 
 def _reference_tag(reference: Any) -> str:
@@ -45,10 +52,45 @@ class ImagePart(StrictModel):
     """An image part of chat completions, or of OpenAI's Responses API, where `image_url` is a string."""
 
     type: ImageType | None = None
-    image_url: Annotated[
-        Annotated[ImageReference, Tag(TAG_PREFIX + "object")] | Annotated[ImageString, Tag(TAG_PREFIX + "string")],
-        Discriminator(_reference_tag),
-    ]
+    image_url: (
+        Annotated[
+            Annotated[ImageReference, Tag(TAG_PREFIX + "object")] | Annotated[ImageString, Tag(TAG_PREFIX + "string")],
+            Discriminator(_reference_tag),
+        ]
+        | None
+    ) = None
+    file_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> "ImagePart":
+        if (self.image_url is None) == (self.file_id is None):
+            raise ValueError("must hold either image_url or file_id")
+        return self
+
+
+class FileReference(StrictModel):
+    file_id: str | None = None
+    file_data: ImageString | None = None
+
+    @model_validator(mode="after")
+    def _check_image(self) -> "FileReference":
+        if (self.file_id is None) == (self.file_data is None):
+            raise ValueError("must hold either file_id or file_data")
+        if self.file_data is not None and not _is_image_uri(self.file_data):
+            raise ValueError("must be an image: file_data is a data:image/... URI, and other files are not supported")
+        return self
+
+
+class FilePart(StrictModel):
+    """A file, which must be an image."""
+
+    type: Literal["file"]
+    file: FileReference
+
+
+def _is_image_uri(data: str | BodySlice) -> bool:
+    start = data[:100] if isinstance(data, str) else bytes(data.ascii[:100]).decode(errors="replace")
+    return start.lstrip().lower().startswith("data:image/")
 
 
 class HuggingFaceImagePart(StrictModel):
@@ -70,6 +112,7 @@ _PART_TAGS = {
     **dict.fromkeys(get_args(ImageType), "image_url"),
     "refusal": "refusal",
     "image": "image",
+    "file": "file",
 }
 """The tags of parts by their `type`."""
 
@@ -92,9 +135,10 @@ _Part = Annotated[
     | Annotated[RefusalPart, Tag(TAG_PREFIX + "refusal")]
     | Annotated[ImagePart, Tag(TAG_PREFIX + "image_url")]
     | Annotated[HuggingFaceImagePart, Tag(TAG_PREFIX + "image")]
+    | Annotated[FilePart, Tag(TAG_PREFIX + "file")]
     | Annotated[str, Tag(TAG_PREFIX + "string")],
     Discriminator(
-        _part_tag, custom_error_type="part", custom_error_message="must be a text, or an object of type text, image_url or image"
+        _part_tag, custom_error_type="part", custom_error_message="must be a text, or an object of type text, image_url, image or file"
     ),
 ]
 _Content = Annotated[
@@ -236,7 +280,7 @@ def _arguments(arguments: str | dict[str, Any], path: str) -> str:
         raise InvalidRequest(f"{path} is nested too deeply.", param=path) from None
 
 
-def _part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | str, path: str) -> Text | ImageSource:
+def _part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | FilePart | str, path: str) -> Text | ImageSource:
     if isinstance(part, str):
         return Text(part)
     if isinstance(part, TextPart):
@@ -245,7 +289,15 @@ def _part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | str,
         return Text(part.refusal)
     if isinstance(part, HuggingFaceImagePart):
         return ImageUrl(part.url, f"{path}.url") if part.url is not None else ImageBase64(part.base64 or "", f"{path}.base64")
+    if isinstance(part, FilePart):
+        if part.file.file_id is not None:
+            return ImageFileId(part.file.file_id, f"{path}.file.file_id")
+        return ImageUrl(part.file.file_data or "", f"{path}.file.file_data")
     reference = part.image_url
-    if isinstance(reference, ImageReference):
-        return ImageUrl(reference.url, f"{path}.image_url.url")
-    return ImageUrl(reference, f"{path}.image_url")
+    if reference is None:
+        return ImageFileId(part.file_id or "", f"{path}.file_id")
+    if not isinstance(reference, ImageReference):
+        return ImageUrl(reference, f"{path}.image_url")
+    if reference.file_id is not None:
+        return ImageFileId(reference.file_id, f"{path}.image_url.file_id")
+    return ImageUrl(reference.url or "", f"{path}.image_url.url")

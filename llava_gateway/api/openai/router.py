@@ -13,6 +13,7 @@ from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_ch
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.completions import TextCompletion
 from llava_gateway.api.openai.docs_page import docs_page
+from llava_gateway.api.openai.files import file_routes
 from llava_gateway.api.openai.openapi import openapi
 from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body, error_headers
 from llava_gateway.api.openai.tokenization import detokenize, tokenize
@@ -53,6 +54,7 @@ def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> 
         _post(f"{prefix}/completions", handlers.completions, handlers.gateway, body_reader),
         Route(f"{prefix}/models", handlers.models, methods=["GET"]),
         Route(f"{prefix}/models/{{model:path}}", handlers.model, methods=["GET"]),
+        *file_routes(prefix, handlers.gateway, body_reader, render_error),
     ]
 
 

@@ -20,7 +20,7 @@ from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.images.plugins import PLUGINS
 from llava_gateway.model_info import VisionConfig
 from llava_gateway.settings import AspectRatio
-from llava_gateway.types import BodySlice, ImageBase64, ImageSource, ImageUrl
+from llava_gateway.types import BodySlice, ImageBase64, , ImageUrl
 
 NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """On a busy machine an example may take longer than Hypothesis allows by default."""
@@ -246,7 +246,7 @@ def test_a_damaged_file_raises_nothing_but_invalid_image(name: str, at: int, dam
         assert refusal.code
 
 
-def unpacked(image: ImageSource, max_bytes: int = 1000) -> bytes:
+def unpacked(image: ImageUrl | ImageBase64, max_bytes: int = 1000) -> bytes:
     found = inlined(image)
     assert isinstance(found, memoryview)
     return decode_inlined(found, max_bytes)
