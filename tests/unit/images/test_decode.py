@@ -20,7 +20,7 @@ from llava_gateway.images.inline import decode_inlined, inlined
 from llava_gateway.images.plugins import PLUGINS
 from llava_gateway.model_info import VisionConfig
 from llava_gateway.settings import AspectRatio
-from llava_gateway.types import BodySlice, ImageBase64, , ImageUrl
+from llava_gateway.types import BodySlice, ImageBase64, ImageUrl
 
 NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """On a busy machine an example may take longer than Hypothesis allows by default."""
