@@ -194,10 +194,10 @@ class Settings(BaseSettings):
     )
     state: str = Field(
         "memory",
-        description="where uploaded files and responses are kept: `memory`, or a redis:// URL that several gateways share",
+        description="where uploaded files and responses are kept: `memory`, or a redis:// URL that several gateways share (docs/files.md)",
     )
     files_mb: int = Field(
-        256, ge=1, description="memory for all uploaded files, in MiB; further uploads are answered 507; a Redis has its own bound"
+        256, ge=1, description="memory for all uploaded files, in MiB; further uploads are answered 429; a Redis has its own bound"
     )
     files_mb_per_key: int = Field(64, ge=1, description="memory for the uploaded files of one API key, in MiB")
     files_ttl: int = Field(86_400, ge=1, description="seconds after which an uploaded file expires")

@@ -67,7 +67,7 @@ class ImageBase64:
 
 @dataclass(frozen=True, slots=True)
 class ImageFileId:
-    """An image file that the client has uploaded earlier."""
+    """An image that the client has uploaded before, by the id of its file. The id has not been checked."""
 
     file_id: str
     param: str

@@ -7,11 +7,12 @@ window after their minute.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 from llava_gateway.auth.sliding_window import BUCKET, MINUTE, Change, Outcome
 from llava_gateway.errors import Unavailable
+from llava_gateway.storage.redis_connection import RedisConnection
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,6 @@ TIMEOUT = 2.0
 """Seconds that one script may take, with the connection to Redis."""
 RETRY_AFTER = 1.0
 """Seconds until a settlement that failed is tried once more."""
-CONNECTIONS = 32
-"""The upper bound of connections to Redis."""
 
 SCRIPT = """
 -- The same algorithm as Window in sliding_window.py, which explains it.
@@ -136,24 +135,15 @@ class RedisCounts:
         Raises ValueError if `url` is not valid, or if the Redis client is not installed. The message never shows the URL, which may contain
         a password.
         """
-        if not url.startswith(("redis://", "rediss://")):
-            raise ValueError("rate_limit_storage must be `memory`, or a redis:// or rediss:// URL")
-        try:
-            from redis.asyncio import BlockingConnectionPool, Redis
-            from redis.asyncio.retry import Retry
-            from redis.backoff import NoBackoff
-            from redis.exceptions import RedisError
-        except ImportError:
-            raise ValueError("rate_limit_storage in Redis needs llava-gateway[redis]") from None
-        self._errors = (RedisError, OSError)
-        try:  # one retry and no pause, so that a failing Redis is noticed soon
-            pool = BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=TIMEOUT, retry=Retry(NoBackoff(), 1))
-        except ValueError:
-            raise ValueError("the Redis URL in rate_limit_storage is not valid") from None
-        self._redis = Redis.from_pool(pool)
-        self._script = self._redis.register_script(SCRIPT)
+        self._connection = RedisConnection(
+            url,
+            "rate_limit_storage",
+            connect_timeout=TIMEOUT,
+            outage="API keys with limits are refused, because Redis cannot count their requests",
+            recovery="Redis counts requests again",
+        )
+        self._script = self._connection.redis.register_script(SCRIPT)
         self._settling: set[asyncio.Task[None]] = set()
-        self._failing = False
 
     async def change(self, changes: Sequence[tuple[str, Change]]) -> list[Outcome]:
         keys = [f"llava-gateway/{name}" for name, _ in changes]
@@ -173,7 +163,7 @@ class RedisCounts:
     async def close(self) -> None:
         if self._settling:
             await asyncio.wait(self._settling, timeout=TIMEOUT + RETRY_AFTER)
-        await self._redis.aclose(close_connection_pool=True)
+        await self._connection.close()
 
     async def _settle(self, changes: Sequence[tuple[str, Change]], first_attempt: asyncio.Future[list[Outcome]]) -> None:
         """Make the changes. `first_attempt`: gets the outcomes of the first attempt, or an empty list."""
@@ -190,17 +180,7 @@ class RedisCounts:
             if not first_attempt.done():  # whatever has failed: a request waits for this
                 first_attempt.set_result([])
 
-    @asynccontextmanager
-    async def _reachable(self) -> AsyncIterator[None]:
-        """Run the block, which calls Redis. Raises Unavailable if Redis fails or takes too long. An outage is logged once."""
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                yield
-        except self._errors as error:
-            if not self._failing:
-                self._failing = True
-                log.error("API keys with limits are refused, because Redis cannot count their requests: %s", str(error) or "no response")
-            raise Unavailable("The server cannot count requests now.", code="limits_unavailable", retry_after=5) from error
-        if self._failing:
-            self._failing = False
-            log.warning("Redis counts requests again")
+    def _reachable(self) -> AbstractAsyncContextManager[None]:
+        """Return a context for calls of Redis. It raises Unavailable if Redis fails or takes too long."""
+        error = Unavailable("The server cannot count requests now.", code="limits_unavailable", retry_after=5)
+        return self._connection.reachable(TIMEOUT, error)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     settings, engine_flags = flags.parse(arguments)
     logs.set_up(settings)
-    secrets = {"image_proxy", "api_keys", "rate_limit_storage"}
+    secrets = {"image_proxy", "api_keys", "rate_limit_storage", "state"}
     log.debug("settings: %s", settings.model_dump_json(exclude=secrets))
     failures: list[str] = []
 

@@ -138,7 +138,7 @@ def _settings(config: ClusterConfig, model: ModelConfig | None = None) -> Settin
     for name in NOT_FOR_CLUSTERS:
         if name in config.settings:
             raise SettingsError(f"settings: {name} is not for a cluster, or belongs to a model (docs/cluster.md)")
-    if "api_keys" in config.settings or "@" in config.settings.get("rate_limit_storage", ""):
+    if "api_keys" in config.settings or any("@" in config.settings.get(name, "") for name in ("rate_limit_storage", "state")):
         raise SettingsError("settings: Ray logs and shows these settings; give secrets as LLAVA_API_KEYS and LLAVA_RATE_LIMIT_STORAGE")
     settings = Settings(**config.settings)
     for name in NEED_SHARED_DISK:

@@ -1,7 +1,7 @@
 """Forms in a request's body (`multipart/form-data`, RFC 7578), with a bound on their number. The parser bounds their headers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
@@ -12,25 +12,27 @@ from llava_gateway.errors import InvalidRequest, UnsupportedMediaType
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-MAX_FIELDS = 32
+MAX_FIELDS = 16
+"""The upper bound of fields in a form."""
+MAX_HEAD = 4096
+"""The upper bound of one header of a field, in bytes."""
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class FormField:
     """One field of a form."""
 
-    name: str = ""
-    filename: str | None = None
-    """The name of a file. None: the field is no file."""
-    value: bytearray = field(default_factory=bytearray)
+    data: bytes
+    filename: str | None
+    """None: the field is no file."""
 
 
 Form = Mapping[str, FormField]
-"""The fields of a form by their names. The last of several fields with one name counts."""
+"""The fields of a form by name."""
 
 
-def boundary_of(content_type: str) -> bytes:
-    """Return the boundary between the fields from the header `content-type`. Raises UnsupportedMediaType."""
+def form_boundary(content_type: str) -> bytes:
+    """Return the boundary that a `content-type` header names. Raises UnsupportedMediaType."""
     media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if media_type != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
@@ -39,26 +41,29 @@ def boundary_of(content_type: str) -> bytes:
 
 
 def parse_form(body: bytes | bytearray, boundary: bytes) -> Form:
-    """Return the fields of a whole body. Raises InvalidRequest."""
+    """Return the fields of a form by name. The first field of a name counts. Raises InvalidRequest."""
     fields = _Fields()
     try:
-        parser = MultipartParser(boundary, fields.callbacks())
+        parser = MultipartParser(boundary, fields.callbacks(), max_header_size=MAX_HEAD)
         parser.write(bytes(body))
         parser.finalize()
     except FormParserError:
         raise InvalidRequest("The body is not valid multipart/form-data.") from None
     if not fields.ended:
-        raise InvalidRequest("The body ends before the last boundary of its form.")
-    return {each.name: each for each in fields.fields}
+        raise InvalidRequest("The form ends before its last boundary.")
+    return fields.by_name
 
 
 class _Fields:
     """Collects the fields that the parser finds."""
 
     def __init__(self) -> None:
-        self.fields: list[FormField] = []
+        self.by_name: dict[str, FormField] = {}
         self.ended = False
-        self._header, self._value = bytearray(), bytearray()
+        self._count = 0
+        self._name: str | None = None
+        self._filename: str | None = None
+        self._header, self._value, self._data = bytearray(), bytearray(), bytearray()
 
     def callbacks(self) -> "MultipartCallbacks":
         """Return the parser's callbacks."""
@@ -67,22 +72,32 @@ class _Fields:
             "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
             "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
             "on_header_end": self._on_header_end,
-            "on_part_data": lambda data, start, end: self.fields[-1].value.extend(memoryview(data)[start:end]),
+            "on_part_data": lambda data, start, end: self._data.extend(memoryview(data)[start:end]),
+            "on_part_end": self._on_part_end,
             "on_end": self._on_end,
         }
 
     def _on_part_begin(self) -> None:
-        if len(self.fields) == MAX_FIELDS:
+        self._count += 1
+        if self._count > MAX_FIELDS:
             raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
-        self.fields.append(FormField())
+        self._name = self._filename = None
+        self._data = bytearray()
 
     def _on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
             _, options = parse_options_header(bytes(self._value))
-            self.fields[-1].name = options.get(b"name", b"").decode(errors="replace")
-            if b"filename" in options:
-                self.fields[-1].filename = options[b"filename"].decode(errors="replace")
+            self._name, self._filename = _text(options.get(b"name")), _text(options.get(b"filename"))
         self._header, self._value = bytearray(), bytearray()
+
+    def _on_part_end(self) -> None:
+        if self._name is None:
+            raise InvalidRequest('Each field of the form must have the header content-disposition: form-data; name="...".')
+        self.by_name.setdefault(self._name, FormField(bytes(self._data), self._filename))
 
     def _on_end(self) -> None:
         self.ended = True
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="replace")

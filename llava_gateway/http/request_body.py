@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope
 
 from llava_gateway.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, TooManyRequests, UnsupportedMediaType
 from llava_gateway.http.body_size import parsed_size, validated_size
-from llava_gateway.http.form import Form, boundary_of, parse_form
+from llava_gateway.http.form import Form, form_boundary, parse_form
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import timed
 from llava_gateway.settings import Settings
@@ -173,7 +173,7 @@ class RequestBodyReader:
     async def form(self, scope: Scope, receive: Receive) -> AsyncIterator[Form]:
         """Yield the form in the body of an HTTP request. Its memory is reserved until the block ends. Raises as `json`."""
         headers = Headers(scope=scope)
-        boundary = boundary_of(headers.get("content-type", ""))
+        boundary = form_boundary(headers.get("content-type", ""))
         _check_not_compressed(headers)
         with self._reserved() as reservation:
             with timed("body"):

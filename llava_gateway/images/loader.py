@@ -10,10 +10,9 @@ from blake3 import blake3
 from PIL import Image
 
 from llava_gateway.concurrency import gather_limited
-from llava_gateway.errors import InvalidImage, TooManyRequests
+from llava_gateway.errors import InvalidImage, TooManyRequests, image_too_large
 from llava_gateway.images.decode import Transform, extension, is_cheap, open_image, prepare
 from llava_gateway.images.fair_queue import FairThreads
-from llava_gateway.images.file_store import FileStore
 from llava_gateway.images.geometry import Size
 from llava_gateway.images.http_cache import FetchedFile, UrlCache
 from llava_gateway.images.inline import decode_inlined, inlined
@@ -68,6 +67,14 @@ def _pixel_bytes(image: PreparedImage) -> int:
 
 T = TypeVar("T")
 
+ReadFile = Callable[[str], Awaitable[bytes | None]]
+"""Returns the content of an uploaded file of the current request's API key by its id. None: there is no such file, or it has expired."""
+
+
+async def _no_file(file_id: str) -> None:
+    """Know no file; for a loader without uploaded files."""
+
+
 LARGE = 1_000_000
 """An image with more pixels is decoded in separate threads, so that small images need not wait for it."""
 
@@ -84,12 +91,12 @@ class ImageFile:
 class ImageLoader:
     """Loads images, and decodes each image once for each transform. Used from one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, read_file: ReadFile = _no_file) -> None:
         self.settings = settings
+        self._read_file = read_file
         self.max_bytes = settings.max_image_mb << 20
         self.max_pixels = settings.max_image_megapixels * 1_000_000
         self.cache = ImageCache(settings.image_cache_mb << 20)
-        self.uploads = FileStore(settings)
         self._urls = UrlCache(settings)
         self._preparing: SingleFlight[PreparedImage] = SingleFlight()
         self._small = FairThreads(settings.image_threads, "image")
@@ -124,15 +131,17 @@ class ImageLoader:
         budget = _Budget(self.settings)
         return tuple(await gather_limited(lambda image: _name_failure(self._load_file, image, transform, budget), images))
 
-    async def check(self, data: bytes, vision: VisionConfig) -> None:
-        """Raise InvalidImage unless `data` is an image file that `load` accepts, and TooManyRequests. The prepared image is cached."""
+    async def check_file(self, data: bytes, vision: VisionConfig) -> str:
+        """Return the name of an image file's format, such as `png`. The image is then in the cache. Raises InvalidImage."""
+        if len(data) > self.max_bytes:
+            raise image_too_large(self.max_bytes)
         digest = await self._small.run(current_context().client, _digest, data)
         await self._get_prepared(digest, data, self._transform(vision), _Budget(self.settings))
+        return extension(data)
 
     async def close(self) -> None:
-        """Stop the threads and the worker processes, and close the connections."""
+        """Stop the threads and the worker processes."""
         await self._urls.close()
-        await self.uploads.close()
         for pool in (self._small, self._large):
             pool.close()
         await self._workers.close()
@@ -143,7 +152,7 @@ class ImageLoader:
 
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
         if isinstance(image, ImageFileId):
-            digest, data = await self._uploaded(image)
+            digest, data = await self._read_uploaded(image)
             return await self._get_prepared(digest, data, transform, budget)
         source = inlined(image)
         if isinstance(source, memoryview):
@@ -164,16 +173,10 @@ class ImageLoader:
         """Return whether the image can be prepared, or is in the cache."""
         return file.data is not None or _cache_key(file.digest, transform) in self.cache
 
-    async def _uploaded(self, image: ImageFileId) -> tuple[str, bytes]:
-        """Return the digest of an uploaded file, and the file."""
-        data = await self.uploads.read(current_context().key_name, image)
-        return await self._small.run(current_context().client, _digest, data), data
-
     async def _load_file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
-        source = image if isinstance(image, ImageFileId) else inlined(image)
-        if isinstance(source, ImageFileId):
-            digest, data = await self._uploaded(source)
-        elif isinstance(source, memoryview):
+        if isinstance(image, ImageFileId):
+            digest, data = await self._read_uploaded(image)
+        elif isinstance(source := inlined(image), memoryview):
             digest, data = await self._small.run(current_context().client, self._decode_inlined, source)
         else:
             with timed("fetch"):
@@ -182,6 +185,14 @@ class ImageLoader:
             digest, data = file.digest, file.data
         await self._get_prepared(digest, data, transform, budget)
         return ImageFile(f"{digest}.{extension(data)}", data)
+
+    async def _read_uploaded(self, image: ImageFileId) -> tuple[str, bytes]:
+        """Return the digest and the content of an uploaded file. Raises InvalidImage if there is no such file."""
+        if (data := await self._read_file(image.file_id)) is None:
+            raise InvalidImage(
+                "There is no such file. Files expire, and each API key has its own: upload the image again.", code="image_file_not_found"
+            )
+        return await self._small.run(current_context().client, _digest, data), data
 
     async def _get_prepared(self, digest: str, data: bytes | None, transform: Transform, budget: "_Budget") -> PreparedImage:
         """Return the prepared image from the cache, or prepare it.
@@ -230,6 +241,10 @@ class ImageLoader:
         metrics.IMAGES.labels("shared" if cache_key in self._preparing else "decoded").inc()
         with timed("decode"):
             return await self._preparing.do(cache_key, work)
+
+
+def _digest(data: bytes) -> str:
+    return blake3(data).hexdigest()
 
 
 class _PendingFiles:
@@ -291,7 +306,3 @@ async def _name_failure(load: Load[T], image: ImageSource, transform: Transform,
 def _cache_key(digest: str, transform: Transform) -> str:
     """Return the key of a prepared image. `digest`: of the file."""
     return f"{digest}-{transform.name}"
-
-
-def _digest(data: bytes) -> str:
-    return blake3(data).hexdigest()

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from llava_gateway.auth.rate_limits import KeyLease, current_lease
 from llava_gateway.concurrency import cancel_and_wait
-from llava_gateway.errors import GatewayError, Unavailable
+from llava_gateway.errors import GatewayError, InvalidImage, Unavailable
 from llava_gateway.images.loader import ImageFile, ImageLoader
 from llava_gateway.model_info import ModelInfo, VisionConfig
 from llava_gateway.observability import metrics
@@ -30,8 +30,9 @@ from llava_gateway.serving.answer_memory import AnswerMemory
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
 from llava_gateway.serving.prepare import PreparedRequest, apply_image_tokens, check_images, prepare, without_ignored_tools
-from llava_gateway.settings import AspectRatio, Settings
-from llava_gateway.storage.object_store import Bounds, create_object_store
+from llava_gateway.settings import AspectRatio, Settings, SettingsError
+from llava_gateway.storage.file_store import FileStore
+from llava_gateway.storage.object_store import create_object_store
 from llava_gateway.types import ChatRequest, ImageSource, PreparedImage, Prompt, Request, Usage
 
 log = logging.getLogger(__name__)
@@ -58,15 +59,21 @@ class Gateway:
         self.model_name = served_models[0].name
         self._queues = {served_model.name: RequestQueue(settings) for served_model in served_models}
         self.admission = Admission(settings, list(self._queues.values()))
-        self._images = ImageLoader(settings)
-        self.files = self._images.uploads
+        try:
+            self.files = FileStore(settings)
+            self.responses = create_object_store(
+                settings.state,
+                "responses",
+                max_bytes=settings.responses_mb << 20,
+                max_bytes_per_owner=settings.responses_mb_per_key << 20,
+                ttl=settings.responses_ttl,
+                evict=True,
+            )
+            """Answers that clients continue in later requests, by the name of the API key."""
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        self._images = ImageLoader(settings, self._read_file)
         self.answer_memory = AnswerMemory(settings)
-        self.responses = create_object_store(
-            settings.state,
-            "responses",
-            Bounds(settings.responses_mb << 20, settings.responses_mb_per_key << 20, ttl=settings.responses_ttl, evict=True),
-        )
-        """Answers that clients continue in later requests, by the name of the API key."""
         self._served_models = served_models
         engines = [served_model.engine for served_model in served_models]
         metrics.watch(
@@ -85,6 +92,7 @@ class Gateway:
         """End the image workers and the engines."""
         await self._images.close()
         await self.responses.close()
+        await self.files.close()
         await asyncio.gather(*(served_model.engine.stop() for served_model in self._served_models))
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
@@ -206,10 +214,20 @@ class Gateway:
         with timed("images"):
             return await self._images.files(images, vision)
 
-    async def check_image(self, data: bytes) -> None:
-        """Raise GatewayError unless the gateway's first model accepts this image file."""
-        with timed("images"):
-            await self._images.check(data, self.model(self.model_name).vision)
+    async def check_image_file(self, data: bytes, *, param: str) -> str:
+        """Check an uploaded image file like the images of a request to the first model.
+
+        Returns its media type. Raises InvalidImage with `param`, and Unavailable while the model loads.
+        """
+        vision = self._served_models[0].info().vision
+        try:
+            with timed("images"):
+                return f"image/{await self._images.check_file(data, vision)}"
+        except InvalidImage as error:
+            raise InvalidImage(error.message, param=param, code=error.code) from error
+
+    async def _read_file(self, file_id: str) -> bytes | None:
+        return await self.files.content(current_context().key_name, file_id)
 
     def answer_tokens(self, model: str) -> AnswerTokens:
         """Return the tokens with which the answers of the model that clients call `model` begin. Raises as `model`."""

@@ -1,1 +1,1 @@
-"""Values that clients leave with the server for a while: stored responses and files."""
+"""Values of API keys that outlive a request, with a time to live."""

@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 STATIC = sorted((PACKAGE / "api" / "chat_ui" / "static").iterdir())
 FLOORS = (
     ("errors", "settings", "concurrency", "files"),
+    ("storage",),
     ("tokenizer", "auth"),
     ("model_info",),
     ("types",),

@@ -1,6 +1,6 @@
-"""`/v1/files`: pictures that are uploaded once, and named by their id in chats."""
+"""`/v1/files`: pictures that clients upload once and name by `file_id` in their chats, in OpenAI's shapes."""
 
-from dataclasses import asdict
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -8,123 +8,144 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from llava_gateway.api.base import json_response
-from llava_gateway.errors import InvalidImage, InvalidRequest, NotFound
+from llava_gateway.errors import InvalidRequest, NotFound
 from llava_gateway.http.endpoints import FormEndpoint
 from llava_gateway.http.form import Form
 from llava_gateway.http.request_body import RequestBodyReader
 from llava_gateway.http.response import ErrorRenderer, ResponseWriter
-from llava_gateway.images.decode import extension
-from llava_gateway.images.file_store import StoredFile
 from llava_gateway.observability.context import current_context
 from llava_gateway.serving.gateway import Gateway
+from llava_gateway.storage.file_store import StoredFile
 
 PURPOSES = ("vision", "user_data")
+MAX_LIMIT = 10_000
+"""OpenAI's upper bound of files on one page, and its default."""
+MIN_SECONDS, MAX_SECONDS = 3600, 2_592_000
+"""OpenAI's bounds of `expires_after[seconds]`."""
 MAX_FILENAME = 255
-DAY = 86_400
+SLICE = 500
+"""The number of files that are described at once. Other requests are served between two slices."""
 
 
-def routes(prefix: str, gateway: Gateway, body_reader: RequestBodyReader, render_error: ErrorRenderer) -> list[BaseRoute]:
-    """Return the routes below `prefix`."""
-    files = Files(gateway)
+def file_routes(prefix: str, gateway: Gateway, body_reader: RequestBodyReader, render_error: ErrorRenderer) -> list[BaseRoute]:
+    """Return the routes below `prefix`, such as `/v1`."""
+    handlers = FileHandlers(gateway)
+    upload = FormEndpoint(handlers.create, render_error, gateway.admission, body_reader)
     return [
-        Route(f"{prefix}/files", FormEndpoint(files.create, render_error, gateway.admission, body_reader), methods=["POST"]),
-        Route(f"{prefix}/files", files.list, methods=["GET"]),
-        Route(f"{prefix}/files/{{id}}", files.get, methods=["GET"]),
-        Route(f"{prefix}/files/{{id}}/content", files.content, methods=["GET"]),
-        Route(f"{prefix}/files/{{id}}", files.delete, methods=["DELETE"]),
+        Route(f"{prefix}/files", upload, methods=["POST"]),
+        Route(f"{prefix}/files", handlers.list, methods=["GET"]),
+        Route(f"{prefix}/files/{{file_id}}", handlers.retrieve, methods=["GET"]),
+        Route(f"{prefix}/files/{{file_id}}", handlers.delete, methods=["DELETE"]),
+        Route(f"{prefix}/files/{{file_id}}/content", handlers.content, methods=["GET"]),
     ]
 
 
-class Files:
-    """The handlers of the endpoints. A file belongs to the API key that has uploaded it."""
+class FileHandlers:
+    """The handlers of the endpoints. A key sees its own files only."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway, self._store = gateway, gateway.files
+        self._gateway = gateway
+        self._files = gateway.files
 
     async def create(self, form: Form, response: ResponseWriter) -> None:
-        purpose, seconds = _purpose(form), _seconds(form)
-        file = form.get("file")
-        if file is None or file.filename is None:
-            raise InvalidRequest("file is missing: send the image as a file of the form.", param="file")
-        content = bytes(file.value)
-        try:
-            await self._gateway.check_image(content)
-        except InvalidImage as error:
-            raise InvalidImage(error.message, param="file", code=error.code) from error
-        stored = await self._store.add(current_context().key_name, content, file.filename[:MAX_FILENAME], purpose, seconds)
+        purpose = _value(form, "purpose") or ""
+        if purpose not in PURPOSES:
+            raise InvalidRequest(f"purpose must be {' or '.join(PURPOSES)}: the server keeps pictures only.", param="purpose")
+        ttl = _ttl(form)
+        if (file := form.get("file")) is None or file.filename is None:
+            raise InvalidRequest("file is missing. It must be a picture, sent as a file of the form.", param="file")
+        media_type = await self._gateway.check_image_file(file.data, param="file")
+        filename = file.filename[:MAX_FILENAME] or "file"
+        stored = await self._files.create(current_context().key_name, file.data, filename, purpose, media_type, ttl)
         await response.json(200, _file_object(stored))
 
     async def list(self, request: Request) -> Response:
         query = request.query_params
-        limit = _number(query.get("limit", "10000"), "limit", 1, 10_000)
-        if query.get("order", "desc") not in ("asc", "desc"):
+        limit, order, after = _limit(query.get("limit")), query.get("order", "desc"), query.get("after")
+        if order not in ("asc", "desc"):
             raise InvalidRequest("order must be asc or desc.", param="order")
-        files = [file for file in await self._store.list(current_context().key_name) if query.get("purpose") in (None, file.purpose)]
-        if query.get("order") == "asc":
-            files.reverse()
-        if after := query.get("after"):
-            ids = [file.id for file in files]
-            if after not in ids:
-                raise InvalidRequest(f"after names no file of this list: {after[:100]}", param="after")
-            files = files[ids.index(after) + 1 :]
-        page = files[:limit]
-        data = [_file_object(file) for file in page]
-        ends = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
-        return json_response({"object": "list", "data": data, **ends, "has_more": len(files) > limit})
+        owner = current_context().key_name
+        file_ids = [*await self._files.list(owner)]
+        if order == "asc":
+            file_ids.reverse()
+        if after:
+            if after not in file_ids:
+                raise InvalidRequest("after must be the id of one of your files.", param="after")
+            del file_ids[: file_ids.index(after) + 1]
+        page: list[StoredFile] = []
+        for start in range(0, len(file_ids), SLICE):
+            found = await self._files.find_many(owner, file_ids[start : start + SLICE])
+            page += [file for file in found if file and query.get("purpose") in (None, "", file.purpose)]
+            if len(page) > limit:
+                break
+            await asyncio.sleep(0)
+        data = [_file_object(file) for file in page[:limit]]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        return json_response({"object": "list", "data": data, **ends, "has_more": len(page) > limit})
 
-    async def get(self, request: Request) -> Response:
-        return json_response(_file_object(await self._found(request)))
-
-    async def content(self, request: Request) -> Response:
-        file = await self._found(request)
-        content = await self._store.content(current_context().key_name, file.id)
-        if content is None:
-            raise _no_such_file(file.id)
-        return Response(
-            content, media_type=f"image/{extension(content).replace('jpg', 'jpeg')}", headers={"x-content-type-options": "nosniff"}
-        )
+    async def retrieve(self, request: Request) -> Response:
+        return json_response(_file_object(await self._find(request)))
 
     async def delete(self, request: Request) -> Response:
-        file_id = request.path_params["id"]
-        if not await self._store.delete(current_context().key_name, file_id):
-            raise _no_such_file(file_id)
+        file_id = request.path_params["file_id"]
+        if not await self._files.delete(current_context().key_name, file_id):
+            raise _not_found()
         return json_response({"id": file_id, "object": "file", "deleted": True})
 
-    async def _found(self, request: Request) -> StoredFile:
-        file_id = request.path_params["id"]
-        file = await self._store.get(current_context().key_name, file_id)
-        if file is None:
-            raise _no_such_file(file_id)
+    async def content(self, request: Request) -> Response:
+        file = await self._find(request)
+        content = await self._files.content(current_context().key_name, file.id)
+        if content is None:
+            raise _not_found()
+        headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
+        return Response(content, media_type=file.media_type, headers=headers)
+
+    async def _find(self, request: Request) -> StoredFile:
+        """Return the file that the path names. Raises NotFound, with the same words for an unknown file and for another key's."""
+        if (file := await self._files.find(current_context().key_name, request.path_params["file_id"])) is None:
+            raise _not_found()
         return file
 
 
-def _no_such_file(file_id: str) -> NotFound:
-    return NotFound(f"There is no file {file_id[:100]} of this API key, or it has expired.", param="id", code="file_not_found")
+def _not_found() -> NotFound:
+    return NotFound("There is no such file. Files expire, and each API key has its own.", param="file_id", code="file_not_found")
+
+
+def _value(form: Form, name: str) -> str | None:
+    return form[name].data.decode(errors="replace").strip() if name in form else None
+
+
+def _ttl(form: Form) -> int | None:
+    """Return the seconds after which the client wants the file to expire. Raises InvalidRequest."""
+    anchor, seconds = _value(form, "expires_after[anchor]"), _value(form, "expires_after[seconds]")
+    if anchor not in (None, "created_at"):
+        raise InvalidRequest("expires_after[anchor] must be created_at.", param="expires_after[anchor]")
+    if seconds is None:
+        if anchor is not None:
+            raise InvalidRequest("expires_after[seconds] is missing.", param="expires_after[seconds]")
+        return None
+    return _integer(seconds, "expires_after[seconds]", MIN_SECONDS, MAX_SECONDS)
+
+
+def _limit(limit: str | None) -> int:
+    return _integer(limit, "limit", 1, MAX_LIMIT) if limit else MAX_LIMIT
+
+
+def _integer(text: str, param: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
+        raise InvalidRequest(f"{param} must be an integer from {least} to {most}.", param=param)
+    return int(text)
 
 
 def _file_object(file: StoredFile) -> dict[str, Any]:
-    return asdict(file) | {"object": "file", "status": "processed", "status_details": None}
-
-
-def _purpose(form: Form) -> str:
-    field = form.get("purpose")
-    purpose = field.value.decode(errors="replace") if field else ""
-    if purpose not in PURPOSES:
-        raise InvalidRequest("purpose must be vision or user_data: the server stores only pictures for chats.", param="purpose")
-    return purpose
-
-
-def _seconds(form: Form) -> int | None:
-    """Return the life of the file that the client asks for, in seconds. None: it asks for none."""
-    anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
-    if anchor is None and seconds is None:
-        return None
-    if anchor is None or anchor.value != b"created_at":
-        raise InvalidRequest("expires_after[anchor] must be created_at.", param="expires_after[anchor]")
-    return _number(seconds.value.decode(errors="replace") if seconds else "", "expires_after[seconds]", 1, 30 * DAY)
-
-
-def _number(text: str, param: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and least <= int(text) <= most):
-        raise InvalidRequest(f"{param} must be an integer from {least} to {most}.", param=param)
-    return int(text)
+    """Return OpenAI's description of a file."""
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": file.created_at,
+        "expires_at": file.expires_at,
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+    }

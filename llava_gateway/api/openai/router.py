@@ -8,13 +8,13 @@ from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
 from llava_gateway.api.base import Api, error_headers, json_response
-from llava_gateway.api.openai import files
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.completions import TextCompletion
 from llava_gateway.api.openai.decision_request import DecisionRequest
 from llava_gateway.api.openai.decisions import decide
+from llava_gateway.api.openai.files import file_routes
 from llava_gateway.api.openai.operations import DEEPINFRA_DESCRIPTION, DESCRIPTION
 from llava_gateway.api.openai.responses.handlers import Responses
 from llava_gateway.api.openai.responses.request import CreateResponse
@@ -59,10 +59,10 @@ def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> 
         Route(f"{prefix}/responses/{{id}}", handlers.responses.delete, methods=["DELETE"]),
         Route(f"{prefix}/responses/{{id}}/input_items", handlers.responses.input_items, methods=["GET"]),
         Route(f"{prefix}/responses/{{id}}/cancel", handlers.responses.cancel, methods=["POST"]),
-        *files.routes(prefix, handlers.gateway, body_reader, render_error),
         _post(f"{prefix}/decisions", handlers.decisions, handlers.gateway, body_reader),
         Route(f"{prefix}/models", handlers.models, methods=["GET"]),
         Route(f"{prefix}/models/{{model:path}}", handlers.model, methods=["GET"]),
+        *file_routes(prefix, handlers.gateway, body_reader, render_error),
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import ImageUrl, Message, Text
+from llava_gateway.types import ImageFileId, ImageUrl, Message, Text
 
 URL = "https://example.com/cat.jpg"
 PART = "messages[0].content[0]"
@@ -30,11 +30,12 @@ def messages(*sent: dict[str, Any]) -> tuple[Message, ...]:
         ({"type": "image_url", "image_url": URL}, ImageUrl(URL, f"{PART}.image_url")),
         ({"image_url": URL}, ImageUrl(URL, f"{PART}.image_url")),
         ({"type": "input_image", "image_url": URL, "detail": "auto", "file_id": None}, ImageUrl(URL, f"{PART}.image_url")),
+        ({"type": "input_image", "image_url": None, "file_id": "x"}, ImageFileId("x", f"{PART}.file_id")),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("role", ["user", "system", "assistant"])
-def test_part_has_its_senders_meaning(part: Any, meant: Text | ImageUrl, role: str) -> None:
+def test_part_has_its_senders_meaning(part: Any, meant: Text | ImageUrl | ImageFileId, role: str) -> None:
     assert [message.content for message in messages({"role": role, "content": [part]})] == [(meant,)]
 
 
@@ -50,11 +51,10 @@ def test_part_has_its_senders_meaning(part: Any, meant: Text | ImageUrl, role: s
         ({"type": ["text"], "text": "a"}, PART),
         ({"type": "text"}, f"{PART}.text"),
         ({"type": "refusal", "text": "a"}, f"{PART}.refusal"),
-        ({"type": "input_image", "file_id": "x"}, f"{PART}.image_url"),
-        ({"type": "input_image", "image_url": None, "file_id": "x"}, f"{PART}.image_url"),
+        ({"type": "input_image", "image_url": None, "file_id": None}, PART),
         ({"type": "image_url", "image_url": ""}, f"{PART}.image_url"),
         ({"type": "image_url", "image_url": {"url": ""}}, f"{PART}.image_url.url"),
-        ({"text": "a", "type": "image_url"}, f"{PART}.image_url"),
+        ({"text": "a", "type": "image_url"}, PART),
     ],
     ids=str,
 )

@@ -24,7 +24,7 @@ from llava_gateway.errors import EngineFailed
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.serving.model_registry import ServedModel
 from llava_gateway.settings import Settings
-from llava_gateway.storage.object_store import Bounds, MemoryObjects
+from llava_gateway.storage.object_store import MemoryObjectStore
 from llava_gateway.types import Delta, Prompt, SamplingParams, TokenLogprob, Usage
 
 PATH = "/v1/responses"
@@ -529,7 +529,7 @@ def test_oldest_responses_make_room_for_new_ones() -> None:
 
 def test_ten_thousand_responses_stay_within_their_memory() -> None:
     async def run() -> None:
-        objects = MemoryObjects(Bounds(1 << 20, 1 << 20, ttl=60, evict=True))
+        objects = MemoryObjectStore("responses", max_bytes=1 << 20, max_bytes_per_owner=1 << 20, ttl=60, evict=True)
         store = ResponseStore(objects, 1 << 16)
         for number in range(10_000):
             assert await store.save(f"resp_{number}", None, [{"id": str(number), "content": "x" * 1000}], b'{"output":[]}')
