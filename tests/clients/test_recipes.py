@@ -19,7 +19,7 @@ OUTPUTS = {
     "OpenAI SDK": ("openai-3", r"(Paint color='red'\s*)+"),
     "OpenAI Agents SDK": ("openai-3", r"The wall is red\."),
     "instructor": ("openai-2", "color='red'"),
-    "pydantic-ai": ("openai-3", "(color='red'\\s*){2}"),
+    "pydantic-ai": ("openai-3", r"(color='red'\s*){2}"),
     "LangChain": ("openai-3", rf"color='{COLOR}'\n\[\{{'name': 'paint', 'args': \{{'color': 'red'\}}, .*\}}\]\nRed\."),
     "LlamaIndex": ("openai-2", r"The wall is red\."),
     "LiteLLM": ("openai-3", rf"{FIRST}\nA long context\.\n{FIRST}"),
