@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 16
 """The upper bound of fields in a form."""
+MAX_BOUNDARY = 70
+"""The upper bound of a boundary in bytes, as in RFC 2046."""
 MAX_HEAD = 4096
 """The upper bound of one header of a field, in bytes."""
 
@@ -32,11 +34,13 @@ Form = Mapping[str, FormField]
 
 
 def form_boundary(content_type: str) -> bytes:
-    """Return the boundary that a `content-type` header names. Raises UnsupportedMediaType."""
+    """Return the boundary that a `content-type` header names. Raises UnsupportedMediaType and InvalidRequest."""
     media_type, options = parse_options_header(content_type)
+    if media_type != b"multipart/form-data":
+        raise UnsupportedMediaType("The body must be multipart/form-data.")
     boundary = options.get(b"boundary", b"")
-    if media_type != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
-        raise UnsupportedMediaType("The body must be multipart/form-data with a boundary.")
+    if not 1 <= len(boundary) <= MAX_BOUNDARY:
+        raise InvalidRequest(f"The content-type multipart/form-data must have a boundary of 1 to {MAX_BOUNDARY} characters.")
     return boundary
 
 
@@ -100,4 +104,5 @@ class _Fields:
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode(errors="replace")
+    """Return a name as text. Browsers and SDKs send a quote in a name as `%22`."""
+    return None if value is None else value.replace(b"%22", b'"').decode(errors="replace")

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from llava_gateway import create_app
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
+from llava_gateway.api.openai.decision_request import DecisionRequest
 from llava_gateway.api.openai.responses.request import CreateResponse
 from llava_gateway.api.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from llava_gateway.api.schema import RequestBody
@@ -28,6 +29,7 @@ OPENAI_BODIES: tuple[type[RequestBody], ...] = (
     TokenizeRequest,
     DetokenizeRequest,
     CreateResponse,
+    DecisionRequest,
 )
 """The bodies in docs/openai.md and docs/responses.md."""
 

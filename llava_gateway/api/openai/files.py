@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from llava_gateway.api.base import json_response
+from llava_gateway.api.operation import ARRAY, BOOLEAN, INTEGER, STRING, Operation, Schema, object_schema
 from llava_gateway.errors import InvalidRequest, NotFound
 from llava_gateway.http.endpoints import FormEndpoint
 from llava_gateway.http.form import Form
@@ -38,6 +39,29 @@ def file_routes(prefix: str, gateway: Gateway, body_reader: RequestBodyReader, r
         Route(f"{prefix}/files/{{file_id}}", handlers.delete, methods=["DELETE"]),
         Route(f"{prefix}/files/{{file_id}}/content", handlers.content, methods=["GET"]),
     ]
+
+
+def file_operations(prefix: str) -> tuple[Operation, ...]:
+    """Return the descriptions of the endpoints below a prefix."""
+    file = object_schema(id=STRING, object={"const": "file"}, bytes=INTEGER, created_at=INTEGER, filename=STRING, purpose=STRING)
+    form: dict[str, Schema] = {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": list(PURPOSES)}}
+    path, unknown = f"{prefix}/files/{{file_id}}", {404: "This API key has no such file"}
+    limit: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}
+    page: dict[str, Schema] = {"limit": limit, "order": {"enum": ["asc", "desc"]}, "after": STRING, "purpose": STRING}
+    return (
+        Operation("POST", f"{prefix}/files", "Upload a picture", object_schema(**form), file, body_media_type="multipart/form-data"),
+        Operation(
+            "GET",
+            f"{prefix}/files",
+            "List the uploaded files",
+            answer=object_schema(object={"const": "list"}, data=ARRAY, has_more=BOOLEAN),
+            parameters=page,
+            errors={400: "A parameter is wrong, and `error.param` names it"},
+        ),
+        Operation("GET", path, "Describe one file", answer=file, errors=unknown),
+        Operation("DELETE", path, "Delete a file", answer=object_schema(id=STRING, deleted={"const": True}), errors=unknown),
+        Operation("GET", f"{path}/content", "Return the bytes of a file", other_answers={"image/*": "The file"}, errors=unknown),
+    )
 
 
 class FileHandlers:

@@ -23,8 +23,8 @@ ImageType = Literal["image_url", "input_image"]
 """The types of text and image parts. Types that begin with `input_` or `output_` are those of OpenAI's Responses API."""
 
 
-FileId = Annotated[str, Field(min_length=1, max_length=100)]
-FILE_ID = "the id of an image from /v1/files"
+FileId = Annotated[str, Field(max_length=100)]
+FILE_ID = "the id of an uploaded file"
 
 
 class ImageReference(StrictModel):
@@ -84,7 +84,14 @@ class FileReference(StrictModel):
 
     @model_validator(mode="after")
     def _check_one_source(self) -> "FileReference":
+        if self.file_data is not None and not _is_image_uri(self.file_data):
+            raise ValueError("must be an image: file_data is a data:image/... URI, and other files are not supported")
         return _with_one_of(self, "file_id", "file_data")
+
+
+def _is_image_uri(data: str | BodySlice) -> bool:
+    start = data[:100] if isinstance(data, str) else bytes(data.ascii[:100]).decode(errors="replace")
+    return start.lstrip().lower().startswith("data:image/")
 
 
 class FilePart(StrictModel):

@@ -3,6 +3,7 @@
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.decision_request import DecisionRequest
+from llava_gateway.api.openai.files import file_operations
 from llava_gateway.api.openai.responses.operations import response_operations
 from llava_gateway.api.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from llava_gateway.api.operation import (
@@ -48,6 +49,7 @@ def _shared(prefix: str) -> tuple[Operation, ...]:
             STREAM,
         ),
         *response_operations(prefix),
+        *file_operations(prefix),
         Operation(
             "POST",
             f"{prefix}/decisions",

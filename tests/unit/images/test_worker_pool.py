@@ -401,7 +401,8 @@ import sys
 
 from llava_gateway.images.loader import ImageLoader
 from llava_gateway.settings import Settings
-from llava_gateway.types import ImageUrl, VisionConfig
+from llava_gateway.model_info import VisionConfig
+from llava_gateway.types import ImageUrl
 
 VISION = VisionConfig(336, lambda width, height: 576, min_image_tokens=576, max_image_tokens=576)
 

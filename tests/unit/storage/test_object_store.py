@@ -108,19 +108,17 @@ def test_value_without_room_is_refused() -> None:
     asyncio.run(scenario())
 
 
-def test_eviction_takes_only_the_owners_oldest_values() -> None:
+def test_eviction_takes_the_oldest_values_of_the_owner_and_then_of_the_largest_owner() -> None:
     async def scenario() -> None:
         values = store(evict=True, max_bytes=15 * (KIB + OVERHEAD))
         await fill(values, "alice", 12)
         assert await values.list("alice") == [f"v{number}" for number in range(11, 1, -1)]
         await fill(values, "bob", 7)
-        assert await values.list("bob") == ["v6", "v5", "v4", "v3", "v2"]
-        with pytest.raises(TooManyRequests):
-            await values.put("carol", "one", value(0))
-        with pytest.raises(TooManyRequests):
-            await values.put("bob", "large", bytes(7 * (KIB + OVERHEAD)))
-        assert len(await values.list("alice")) == 10
-        assert len(await values.list("bob")) == 5  # the refused value has evicted none
+        assert await values.list("bob") == [f"v{number}" for number in range(6, -1, -1)]
+        assert await values.list("alice") == [f"v{number}" for number in range(11, 3, -1)]
+        await values.put("carol", "one", value(0))
+        assert await values.list("carol") == ["one"]
+        assert len(await values.list("alice")) == 7
 
     asyncio.run(scenario())
 
