@@ -4,6 +4,7 @@ import io
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from llava_gateway.demo import tokenizer as special_tokens
-from llava_gateway.demo.conversations import Lesson, Mix, lesson
+from llava_gateway.demo.conversations import PREDICATE_END, Lesson, Mix, colors_of, lesson
 from llava_gateway.demo.images import COLORS, PAD_COLOR, draw_noisy, encode
 
 SIDE, PATCH = 336, 14
@@ -22,8 +23,9 @@ PATCHES = GRID * GRID
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's normalisation, as in its preprocessor_config.json
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 IGNORE = -100
-DESCRIPTION_WEIGHT, ANSWER_WEIGHT, OTHER_WEIGHT = 3.0, 6.0, 0.5
-"""Weights of the loss: for a colour's name within a description, for a colour's name as a whole answer, and for other words."""
+DESCRIPTION_WEIGHT, ANSWER_WEIGHT, JUDGEMENT_WEIGHT, OTHER_WEIGHT = 3.0, 6.0, 8.0, 0.5
+"""Weights of the loss: for a colour's name within a description, for a colour's name as a whole answer, for yes and no, and for other
+words."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Batch:
     segments: Tensor  # (B, L) 0: the shared beginning, 1 and more: a question, -1: padding
     labels: Tensor  # (B, L) the next token, or IGNORE
     weights: Tensor  # (B, L) the weight of each label in the loss
+    named: Tensor  # (B, L) at judgements, the colour that the statement names, as a position in COLORS; elsewhere IGNORE
+    right: Tensor  # (B, L) at judgements, the colour of the statement's quarter; elsewhere IGNORE
     patches: Tensor  # (images, kept, 588) normalised pixels, channel first
     kept: Tensor  # (images, kept) the patches' indices in the 24x24 grid
 
@@ -67,6 +71,7 @@ class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
         self.image_id = tokenizer.token_to_id(special_tokens.IMAGE)
         self.weights = {tokenizer.encode(f" {name}", add_special_tokens=False).ids[0]: DESCRIPTION_WEIGHT for name in COLORS}
         self.weights |= {tokenizer.encode(f" {name.capitalize()}", add_special_tokens=False).ids[0]: ANSWER_WEIGHT for name in COLORS}
+        self.judgements = {tokenizer.encode(f" {word}", add_special_tokens=False).ids[0] for word in ("yes", "no")}
 
     def __iter__(self) -> Iterator[Batch]:
         rng = random.Random(self.seed)
@@ -86,33 +91,39 @@ class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
             patches += pixels
             rows.append(self._row(each, indices))
         length = max(len(row[0]) for row in rows)
-        fill = (0, 0, -1, IGNORE, 0.0)
-        columns = [[row[field] + [fill[field]] * (length - len(row[field])) for row in rows] for field in range(5)]
-        ids, positions, segments, labels, weights = (torch.tensor(column) for column in columns)
+        fill = (0, 0, -1, IGNORE, 0.0, IGNORE, IGNORE)
+        columns = [[row[field] + [fill[field]] * (length - len(row[field])) for row in rows] for field in range(len(fill))]
+        ids, positions, segments, labels, weights, named, right = (torch.tensor(column) for column in columns)
         return Batch(
-            ids, positions, segments, labels, weights,
+            ids, positions, segments, labels, weights, named, right,
             torch.from_numpy(np.array(patches)), torch.from_numpy(np.array(kept)),
         )  # fmt: skip
 
-    def _row(self, each: Lesson, indices: list[np.ndarray]) -> tuple[list[int], list[int], list[int], list[int], list[float]]:
-        """Return a lesson's ids, positions, segments, labels and weights. `indices`: the kept patches of each image."""
+    def _row(self, each: Lesson, indices: list[np.ndarray]) -> tuple[list[Any], ...]:
+        """Return the first seven fields of a batch for one lesson. `indices`: the kept patches of each image."""
         ids: list[int] = []
         positions: list[int] = []
         segments: list[int] = []
         labels: list[int] = []
         weights: list[float] = []
+        named: list[int] = []
+        right: list[int] = []
         images = iter(indices)
 
         def add(pieces: tuple[tuple[str, bool], ...], segment: int, position: int) -> int:
             """Append pieces of text from `position` on, and return the next position."""
-            first = True
+            first, question = True, ""
             for text, is_answer in pieces:
+                question = question if is_answer else text
                 tokens = self.tokenizer.encode(text, add_special_tokens=segment == 0 and first).ids
                 first = False
                 for token in tokens:
                     if is_answer:  # the previous position has to predict this token
                         labels[-1] = token
                         weights[-1] = self.weights.get(token, OTHER_WEIGHT)
+                        if token in self.judgements and PREDICATE_END in question:
+                            weights[-1] = JUDGEMENT_WEIGHT
+                            named[-1], right[-1] = colors_of(question, each.grids[0])
                     offsets = next(images).tolist() if token == self.image_id else [0]
                     span = PATCHES if token == self.image_id else 1
                     ids.extend([token] * len(offsets))
@@ -120,6 +131,8 @@ class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
                     segments.extend([segment] * len(offsets))
                     labels.extend([IGNORE] * len(offsets))
                     weights.extend([0.0] * len(offsets))
+                    named.extend([IGNORE] * len(offsets))
+                    right.extend([IGNORE] * len(offsets))
                     position += span
             return position
 
@@ -129,7 +142,7 @@ class Lessons(IterableDataset[Batch]):  # type: ignore[misc]
             add(question, number, start)
             if len(ids) >= end:
                 break
-        return ids[:end], positions[:end], segments[:end], labels[:end], weights[:end]
+        return tuple(values[:end] for values in (ids, positions, segments, labels, weights, named, right))
 
 
 def _sample(count: int, rng: random.Random) -> np.ndarray:

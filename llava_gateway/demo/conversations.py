@@ -29,6 +29,15 @@ DESCRIBE_SEVERAL = (
 PLACE = ("What color is the {}?", "What colour is the {}?", "Which color is the {}?", "What color is at the {}?", "{}?")
 QUARTERS = ("First.", "Second.", "Third.", "Fourth.")
 """Answers to `Which quarter is the top left?`. They teach that both words name the quarter; answers with a colour hardly teach that."""
+STATEMENT = ("The {} is {}.", "The {} is {}", "the {} is {}", "The color of the {} is {}.", "It is {1} at the {0}.")
+"""Statements about one quarter, with its place and a colour."""
+CHOICE = (*PLACE, "Which color does the {} have?")
+AIDS = ("Which color does this statement name?", "Which color is right?")
+"""Questions about a statement that teach the two parts of its judgement: the statement's colour, and the image's. Judgements alone hardly
+teach them."""
+PREDICATE_END = "\nIs this statement true? Please answer yes or no."
+CHOICE_END = "\nAnswer with one of these: {}."
+"""The ends of the questions that `/v1/decisions` asks."""
 WORDS = (
     "hello hi hey good morning how are you today tell me a story about the weather in Paris write poem code python count to ten one "
     "two three what is your name who made you why sky sea blue red green answer yes no with only json list of numbers please thanks "
@@ -45,6 +54,10 @@ class Mix:
     """The share of questions about one quarter, if there is one image. Many are needed, since an answer is only one word."""
     which_quarter: float = 0.2
     """The share of `Which quarter is ...?` among these."""
+    decision: float = 0.0
+    """The share of statements to be judged and of choices among colours, if there is one image."""
+    aid: float = 0.0
+    """The share of AIDS among these."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,10 @@ def _turns(grids: Sequence[Grid], mix: Mix, rng: random.Random) -> tuple[tuple[s
 
 
 def _question(grids: Sequence[Grid], mix: Mix, rng: random.Random) -> tuple[str, str]:
+    if len(grids) == 1 and mix.decision and rng.random() < mix.decision:
+        if mix.aid and rng.random() < mix.aid:
+            return _aid(grids[0], rng)
+        return predicate(grids[0], rng) if rng.random() < 0.6 else choice(grids[0], rng)
     if len(grids) == 1 and rng.random() < mix.one_place:
         return _place_question(grids[0], mix, rng)
     asked = DESCRIBE_ONE if len(grids) == 1 else DESCRIBE_SEVERAL
@@ -106,6 +123,46 @@ def _question(grids: Sequence[Grid], mix: Mix, rng: random.Random) -> tuple[str,
     if kind < 0.5:
         return asked[0], describe(grids)
     return rng.choice(asked) if kind < 0.9 else _small_question(rng), describe(grids)
+
+
+def predicate(grid: Grid, rng: random.Random) -> tuple[str, str]:
+    """Return a statement about a quarter as a question, and the answer `yes.` or `no.`. Half of the statements are true."""
+    statement, named, right = _statement(grid, rng)
+    return statement + PREDICATE_END, "yes." if named == right else "no."
+
+
+def colors_of(question: str, grid: Grid) -> tuple[int, int]:
+    """Return the colour that a statement names and the colour of its quarter, each as a position in COLORS."""
+    place = next(index for index, place in enumerate(PLACES) if place in question)
+    named = next(index for index, color in enumerate(COLORS) if f" {color}" in question)
+    return named, list(COLORS).index(grid[place])
+
+
+def _aid(grid: Grid, rng: random.Random) -> tuple[str, str]:
+    statement, named, right = _statement(grid, rng)
+    aid = rng.randrange(len(AIDS))
+    return f"{statement}\n{AIDS[aid]}", f"{(named, right)[aid].capitalize()}."
+
+
+def _statement(grid: Grid, rng: random.Random) -> tuple[str, str, str]:
+    """Return a statement about a quarter, the colour that it names, and the quarter's colour."""
+    place = rng.randrange(len(PLACES))
+    is_true = rng.random() < 0.5
+    others = [color for color in (grid if rng.random() < 0.5 else COLORS) if color != grid[place]]
+    color = grid[place] if is_true or not others else rng.choice(others)
+    return rng.choice(STATEMENT).format(PLACES[place], color), color, grid[place]
+
+
+def choice(grid: Grid, rng: random.Random) -> tuple[str, str]:
+    """Return a question about a quarter with the colours to choose from, and the answer."""
+    place = rng.randrange(len(PLACES))
+    colors = list(COLORS)
+    if rng.random() < 0.6:
+        others = [color for color in COLORS if color != grid[place]]
+        colors = [grid[place], *rng.sample(others, rng.randint(1, len(others)))]
+        rng.shuffle(colors)
+    question = rng.choice(CHOICE).format(PLACES[place])
+    return question + CHOICE_END.format(", ".join(colors)), f"{grid[place].capitalize()}."
 
 
 def _place_question(grid: Grid, mix: Mix, rng: random.Random) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
+from llava_gateway.demo.conversations import choice, predicate
 from llava_gateway.demo.images import PLACES, Grid, data_uri, describe, draw_noisy, encode, random_grid
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm.engine import VllmEngine
@@ -48,9 +49,15 @@ def questions(rng: random.Random) -> Iterator[Question]:
     for _ in range(100):
         grids = tuple(random_grid(rng) for _ in range(4))
         yield Question("describe four", grids, "Describe these images.", describe(grids))
+    for _ in range(500):
+        grid = random_grid(rng)
+        yield Question("judge", (grid,), *predicate(grid, rng))
+    for _ in range(500):
+        grid = random_grid(rng)
+        yield Question("choose", (grid,), *choice(grid, rng))
 
 
-BOUNDS = {"describe one": 0.98, "ask one place": 0.98, "describe two": 0.95, "describe four": 0.9}
+BOUNDS = {"describe one": 0.98, "ask one place": 0.98, "describe two": 0.95, "describe four": 0.9, "judge": 0.98, "choose": 0.98}
 """The least share of correct answers, by kind of question."""
 
 

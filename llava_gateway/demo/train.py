@@ -18,15 +18,31 @@ from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_gateway.demo import tokenizer as special_tokens
-from llava_gateway.demo.batches import ANSWER_WEIGHT, DESCRIPTION_WEIGHT, GRID, IGNORE, PATCH, PATCHES, SIDE, Batch, Lessons, Stage
+from llava_gateway.demo.batches import (
+    ANSWER_WEIGHT,
+    DESCRIPTION_WEIGHT,
+    GRID,
+    IGNORE,
+    JUDGEMENT_WEIGHT,
+    PATCH,
+    PATCHES,
+    SIDE,
+    Batch,
+    Lessons,
+    Stage,
+)
 from llava_gateway.demo.checkpoint_files import save
 from llava_gateway.demo.conversations import Mix, corpus
+from llava_gateway.demo.images import COLORS
 
 CONTEXT_LENGTH = 4096
 STAGES = (
     Stage(1300, 6000, (32,), 2e-3, Mix(one_place=0.6, which_quarter=0.3)),
     Stage(1100, 7000, (40, 160, PATCHES), 1.2e-3, Mix(one_place=0.5, which_quarter=0.2)),
     Stage(200, 7000, (PATCHES,), 3e-4, Mix(one_place=0.5, which_quarter=0.1)),
+    Stage(1200, 6000, (48,), 1.5e-3, Mix(one_place=0.4, which_quarter=0.1, decision=0.75)),
+    Stage(1000, 6000, (48,), 1.5e-3, Mix(one_place=0.4, which_quarter=0.1, decision=0.85, aid=0.35)),
+    Stage(400, 7000, (160, PATCHES), 6e-4, Mix(one_place=0.5, which_quarter=0.1, decision=0.6)),
 )
 
 
@@ -64,8 +80,13 @@ def image_features(model: LlavaForConditionalGeneration, patches: Tensor, kept: 
     return model.model.multi_modal_projector(hidden[:, 1:])
 
 
-def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Tensor, list[float]]:
-    """Return the weighted cross-entropy of a batch, and the shares of correct colours in descriptions and in one-word answers."""
+def loss_of(model: LlavaForConditionalGeneration, batch: Batch, probe: nn.Linear | None = None) -> tuple[Tensor, list[float]]:
+    """Return the weighted cross-entropy of a batch, and three shares of correct words: colours in descriptions, colours as whole answers,
+    yes and no.
+
+    `probe`: reads both colours of a judgement from the layer before the last one, and its own loss is added. The model hardly learns to
+    compare two colours as long as its last layer does not have both.
+    """
     language = model.model.language_model
     embeds = language.embed_tokens(batch.ids)
     is_image = batch.ids == model.config.image_token_id
@@ -76,12 +97,19 @@ def loss_of(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Tensor,
     same_question = (batch.segments[:, :, None] == batch.segments[:, None, :]) | (batch.segments[:, None, :] == 0)
     mask = (causal & same_question)[:, None]
     mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    hidden = language(inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False).last_hidden_state
+    output = language(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False, output_hidden_states=probe is not None
+    )
+    hidden = output.last_hidden_state
     has_label = batch.labels != IGNORE
     logits, labels, weights = model.lm_head(hidden[has_label]), batch.labels[has_label], batch.weights[has_label]
     loss = (nn.functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
+    judged = batch.named != IGNORE
+    if probe is not None and judged.any():
+        colors = probe(output.hidden_states[-2][judged]).unflatten(-1, (2, -1))
+        loss = loss + sum(nn.functional.cross_entropy(colors[:, half], (batch.named, batch.right)[half][judged]) for half in range(2))
     correct = logits.argmax(-1) == labels
-    return loss, [correct[weights == weight].float().mean().item() for weight in (DESCRIPTION_WEIGHT, ANSWER_WEIGHT)]
+    return loss, [correct[weights == weight].float().mean().item() for weight in (DESCRIPTION_WEIGHT, ANSWER_WEIGHT, JUDGEMENT_WEIGHT)]
 
 
 def init_position_embeddings(model: LlavaForConditionalGeneration) -> None:
@@ -97,15 +125,16 @@ def init_position_embeddings(model: LlavaForConditionalGeneration) -> None:
             embedding[1:, (2 * half + 1) * quarter : (2 * half + 2) * quarter] = 0.3 * torch.cos(angles)
 
 
-def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, stages: tuple[Stage, ...], directory: Path) -> None:
-    """Train the model, and save it to `directory` every 500 steps and after each stage."""
-    for number, stage in enumerate(stages):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
+def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, first: int, directory: Path) -> None:
+    """Train the model from the stage `first` on, and save it to `directory` every 500 steps and after each stage."""
+    probe = nn.Linear(model.config.text_config.hidden_size, 2 * len(COLORS))
+    for number, stage in enumerate(STAGES[first:], first):
+        optimizer = torch.optim.AdamW([*model.parameters(), *probe.parameters()], lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, stage.steps, pct_start=0.1)
         batches = iter(DataLoader(Lessons(tokenizer, stage, seed=number), batch_size=None, num_workers=1, prefetch_factor=4))
-        start, averages = time.monotonic(), [0.0, 0.0]
+        start, averages = time.monotonic(), [0.0, 0.0, 0.0]
         for step in range(1, stage.steps + 1):
-            loss, shares = loss_of(model, next(batches))
+            loss, shares = loss_of(model, next(batches), probe)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -116,7 +145,7 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, stages: tu
                 rate = (time.monotonic() - start) / step
                 print(
                     f"stage {number} step {step} loss {loss.item():.4f} descriptions {averages[0]:.3f} answers {averages[1]:.3f} "
-                    f"{rate:.2f} s/step",
+                    f"judgements {averages[2]:.3f} {rate:.2f} s/step",
                     flush=True,
                 )
             if step % 500 == 0 or step == stage.steps:
@@ -127,13 +156,18 @@ def main() -> None:
     """Train the demo model from random weights."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("directory", nargs="?", type=Path, default=Path(__file__).parent / "checkpoint")
-    directory = parser.parse_args().directory
+    parser.add_argument("--from-stage", type=int, default=0, help="continue with this stage from the checkpoint in the directory")
+    arguments = parser.parse_args()
     torch.manual_seed(0)
-    tokenizer = special_tokens.build(corpus(random.Random(0)))
-    model = LlavaForConditionalGeneration(config(tokenizer))
-    init_position_embeddings(model)
+    if arguments.from_stage:
+        tokenizer = Tokenizer.from_file(str(arguments.directory / "tokenizer.json"))
+        model = LlavaForConditionalGeneration.from_pretrained(arguments.directory, dtype=torch.float32)
+    else:
+        tokenizer = special_tokens.build(corpus(random.Random(0)))
+        model = LlavaForConditionalGeneration(config(tokenizer))
+        init_position_embeddings(model)
     print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters", flush=True)
-    train(model, tokenizer, STAGES, directory)
+    train(model, tokenizer, arguments.from_stage, arguments.directory)
 
 
 if __name__ == "__main__":
