@@ -109,7 +109,7 @@ class BusyEngine(VllmEngine):
     ) -> None:
         self._streams = stream
         sink = OutputSink(sampling, None, usage, on_delta, stream=stream, images=False)  # type: ignore[arg-type]
-        await self._try_request(self, prompt, SimpleNamespace(logprobs=None, prompt_logprobs=None), sink)
+        await self._try_request(self, prompt, SimpleNamespace(num_logprobs=None, prompt_logprobs=None), sink)
 
     async def add_request(self, name: str, *_: object, **__: object) -> Any:
         self.collector = SimpleNamespace(request_id=name, output=None, put=None)
