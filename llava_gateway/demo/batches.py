@@ -24,8 +24,7 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's norma
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 IGNORE = -100
 DESCRIPTION_WEIGHT, ANSWER_WEIGHT, JUDGEMENT_WEIGHT, OTHER_WEIGHT = 3.0, 6.0, 8.0, 0.5
-"""Weights of the loss: for a colour's name within a description, for a colour's name as a whole answer, for yes and no, and for other
-words."""
+"""Weights of the loss: for a colour in a description, for a colour as a whole answer, for yes and no, and for other words."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ AIDS = ("Which color does this statement name?", "Which color is right?")
 teach them."""
 PREDICATE_END = "\nIs this statement true? Please answer yes or no."
 CHOICE_END = "\nAnswer with one of these: {}."
-"""The ends of the questions that `/v1/decisions` asks."""
+"""The ends of the questions that `/v1/decisions` asks: about a statement, and with labels to choose from."""
 WORDS = (
     "hello hi hey good morning how are you today tell me a story about the weather in Paris write poem code python count to ten one "
     "two three what is your name who made you why sky sea blue red green answer yes no with only json list of numbers please thanks "
@@ -58,6 +58,8 @@ class Mix:
     """The share of statements to be judged and of choices among colours, if there is one image."""
     aid: float = 0.0
     """The share of AIDS among these."""
+    one_turn: float = 0.8
+    """The share of chats with one question. The others ask a second one in a later turn."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def corpus(rng: random.Random) -> Iterator[str]:
 
 def _turns(grids: Sequence[Grid], mix: Mix, rng: random.Random) -> tuple[tuple[str, bool], ...]:
     pieces: list[tuple[str, bool]] = []
-    for turn in range(1 if rng.random() < 0.8 else 2):
+    for turn in range(1 if rng.random() < mix.one_turn else 2):
         question, answer = _question(grids, mix, rng)
         pieces += [(("USER: " if turn else "") + question + " ASSISTANT:", False), (f" {answer}{EOS}", True)]
     return tuple(pieces)

@@ -33,6 +33,8 @@ class Question:
     grids: tuple[Grid, ...]
     text: str
     correct: str
+    earlier: tuple[str, str] | None = None
+    """An earlier question about the images and its answer."""
 
 
 def questions(rng: random.Random) -> Iterator[Question]:
@@ -51,21 +53,41 @@ def questions(rng: random.Random) -> Iterator[Question]:
         yield Question("describe four", grids, "Describe these images.", describe(grids))
     for _ in range(500):
         grid = random_grid(rng)
-        yield Question("judge", (grid,), *predicate(grid, rng))
+        yield Question("predicate", (grid,), *predicate(grid, rng))
     for _ in range(500):
         grid = random_grid(rng)
-        yield Question("choose", (grid,), *choice(grid, rng))
+        yield Question("choice", (grid,), *choice(grid, rng))
+    for _ in range(200):
+        grid, place = random_grid(rng), rng.randrange(len(PLACES))
+        text, correct = f"What color is the {PLACES[place]}?", f"{grid[place].capitalize()}."
+        yield Question("ask later", (grid,), text, correct, earlier=("Describe this image.", describe([grid])))
 
 
-BOUNDS = {"describe one": 0.98, "ask one place": 0.98, "describe two": 0.95, "describe four": 0.9, "judge": 0.98, "choose": 0.98}
+BOUNDS = {
+    "describe one": 0.98,
+    "ask one place": 0.98,
+    "describe two": 0.95,
+    "describe four": 0.9,
+    "predicate": 0.98,
+    "choice": 0.98,
+    "ask later": 0.98,
+}
 """The least share of correct answers, by kind of question."""
 
 
 def chat_request(question: Question, rng: random.Random) -> ChatRequest:
     """Return the question as a request with noisy images."""
     uris = [data_uri(encode(draw_noisy(grid, rng), rng.choice(("PNG", "JPEG")))) for grid in question.grids]
-    content: tuple[Text | ImageUrl, ...] = (*(ImageUrl(uri, "image") for uri in uris), Text(question.text))
-    return ChatRequest(model=MODEL_NAME, messages=(Message("user", content),), sampling=SamplingParams(max_tokens=200, temperature=0))
+    images = tuple(ImageUrl(uri, "image") for uri in uris)
+    messages: tuple[Message, ...] = (Message("user", (*images, Text(question.text))),)
+    if question.earlier:
+        asked, answer = question.earlier
+        messages = (
+            Message("user", (*images, Text(asked))),
+            Message("assistant", (Text(answer),)),
+            Message("user", (Text(question.text),)),
+        )
+    return ChatRequest(model=MODEL_NAME, messages=messages, sampling=SamplingParams(max_tokens=200, temperature=0))
 
 
 async def measure() -> bool:

@@ -2,7 +2,8 @@
 
 The model has LLaVA-1.5's architecture and is small enough for two CPU cores: CLIP 336/14 (576 image tokens), an MLP projector, a Llama.
 Two methods make the training fast. A lesson asks many questions about the same images in one pass; the attention mask hides the questions
-from each other. The first stages see a random part of each image's patches, at their true positions; the last stage sees all patches.
+from each other. Many batches see a random part of each image's patches, at their true positions; the last stage sees most or all of them.
+The last four stages add the questions of `/v1/decisions`. They can continue from the checkpoint of the first three: `--from-stage 3`.
 """
 
 import argparse
@@ -43,6 +44,10 @@ STAGES = (
     Stage(1200, 6000, (48,), 1.5e-3, Mix(one_place=0.4, which_quarter=0.1, decision=0.75)),
     Stage(1000, 6000, (48,), 1.5e-3, Mix(one_place=0.4, which_quarter=0.1, decision=0.85, aid=0.35)),
     Stage(400, 7000, (160, PATCHES), 6e-4, Mix(one_place=0.5, which_quarter=0.1, decision=0.6)),
+    Stage(300, 7000, (160, PATCHES), 6e-4, Mix(one_place=0.6, which_quarter=0.1, decision=0.25, one_turn=0.4)),
+    Stage(600, 6000, (48,), 1.5e-3, Mix(one_place=0.8, which_quarter=0.1, decision=0.3, one_turn=0.3)),
+    Stage(400, 6000, (48,), 1.5e-3, Mix(one_place=0.5, which_quarter=0.1, decision=0.25, one_turn=0.2)),
+    Stage(120, 7000, (160, PATCHES), 5e-4, Mix(one_place=0.5, which_quarter=0.1, decision=0.3, one_turn=0.3)),
 )
 
 
@@ -81,8 +86,9 @@ def image_features(model: LlavaForConditionalGeneration, patches: Tensor, kept: 
 
 
 def loss_of(model: LlavaForConditionalGeneration, batch: Batch, probe: nn.Linear | None = None) -> tuple[Tensor, list[float]]:
-    """Return the weighted cross-entropy of a batch, and three shares of correct words: colours in descriptions, colours as whole answers,
-    yes and no.
+    """Return the weighted cross-entropy of a batch, and the shares of correct words of three kinds.
+
+    The kinds are colours in descriptions, colours as whole answers, and yes or no.
 
     `probe`: reads both colours of a judgement from the layer before the last one, and its own loss is added. The model hardly learns to
     compare two colours as long as its last layer does not have both.
@@ -153,10 +159,16 @@ def train(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, first: int
 
 
 def main() -> None:
-    """Train the demo model from random weights."""
+    """Train the demo model from random weights, or continue from a checkpoint."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("directory", nargs="?", type=Path, default=Path(__file__).parent / "checkpoint")
-    parser.add_argument("--from-stage", type=int, default=0, help="continue with this stage from the checkpoint in the directory")
+    parser.add_argument(
+        "--from-stage",
+        type=int,
+        default=0,
+        choices=range(len(STAGES)),
+        help="continue with this stage from the checkpoint in the directory",
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.from_stage:

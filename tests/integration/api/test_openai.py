@@ -142,16 +142,16 @@ def test_seed_repeats_a_random_answer(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_n_sampled_choices_differ(client: OpenAI, stream: bool) -> None:
-    request = body("Hello", n=3, temperature=2, seed=1, max_tokens=30)
+    request = body("Hello", n=16, temperature=2, seed=1, max_tokens=30)
     if stream:
-        texts = dict.fromkeys(range(3), "")
+        texts = dict.fromkeys(range(16), "")
         for chunk in client.chat.completions.create(**request, stream=True):
             for choice in chunk.choices:
                 texts[choice.index] += choice.delta.content or ""
     else:
         texts = {choice.index: choice.message.content for choice in client.chat.completions.create(**request).choices}
-    assert sorted(texts) == [0, 1, 2]
-    assert len(set(texts.values())) == 3
+    assert sorted(texts) == list(range(16))
+    assert len(set(texts.values())) >= 3  # the demo model is sure of most words, so some choices are equal
 
 
 def test_n_greedy_choices_are_equal(client: OpenAI) -> None:

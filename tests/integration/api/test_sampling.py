@@ -238,8 +238,9 @@ FORM = {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "r
 def test_answer_ends_although_the_schema_does_not_forbid_further_keys(http: httpx.Client, field: dict[str, Any]) -> None:
     """The demo model once added keys until the token limit, as models do in the JSON mode of instructor, outlines and `llm --schema`."""
     choice = http.post(CHAT, json=body("Hello", **field)).json()["choices"][0]
-    assert (choice["message"]["content"], choice["finish_reason"]) == ('{"color":"red"}', "stop")
-    assert streamed(http, **field)[::2] == ('{"color":"red"}', "stop")
+    assert choice["message"]["content"] in ('{"color":"red"}', '{"color":"blue"}')
+    assert choice["finish_reason"] == "stop"
+    assert streamed(http, **field)[::2] == (choice["message"]["content"], "stop")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_answer_ends_although_the_schema_does_not_forbid_further_keys(http: http
 )
 def test_any_json_object_has_an_end(client: OpenAI, field: dict[str, Any]) -> None:
     """The demo model stays within a key, and the next one, for as long as it may."""
-    choice = ask(client, **field).choices[0]
+    choice = ask(client, **field, max_tokens=3000).choices[0]
     assert choice.finish_reason == "stop"
     assert isinstance(json.loads(choice.message.content or ""), dict)
     quiet = {str(token): -100 for token in range(VOCABULARY.size) if VOCABULARY.token(token) not in ("{", "}")}

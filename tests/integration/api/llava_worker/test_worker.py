@@ -100,8 +100,8 @@ def test_unmatched_stop_string_changes_nothing(plain_http: httpx.Client, stop: s
 def test_temperature_top_p_and_top_k_select_greedy_decoding(plain_http: httpx.Client) -> None:
     for fields in ({"temperature": 0.001}, {"temperature": 2, "top_p": 0}, {"temperature": 2, "top_k": 1}):
         assert answer_to(plain_http, **fields) == ANSWER
-    hot = {answer_to(plain_http, temperature=2, top_k=top_k, max_new_tokens=20) for top_k in (0, -1, 100)}
-    assert len(hot) == 3
+    for top_k in (0, -1, 100):
+        assert len({answer_to(plain_http, temperature=2, top_k=top_k, max_new_tokens=20) for _ in range(8)}) > 1
 
 
 def test_fields_of_other_workers_are_ignored(plain_http: httpx.Client) -> None:
