@@ -54,7 +54,7 @@ fuzz: .venv/test-$(ENGINE)  ## Ten minutes of random valid requests, many at onc
 screenshots: .venv/test-$(ENGINE)  ## Take the screenshots of the chat page in docs/pictures again; needs Chromium
 	$(TESTS) helpers.screenshots
 
-demo-model: .venv/test-$(ENGINE)  ## Train the demo model again (about an hour on two cores)
+demo-model: .venv/test-$(ENGINE)  ## Train the demo model again (about an hour and a half on two cores)
 	$(BIN)/python -m llava_gateway.demo.train
 
 .venv/serve-%: $(INSTALL)
