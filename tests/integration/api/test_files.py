@@ -26,10 +26,8 @@ def test_chat_sees_an_uploaded_file_until_it_is_deleted(client: OpenAI) -> None:
     assert named.usage
     assert inlined.usage
     assert named.usage.prompt_tokens == inlined.usage.prompt_tokens
-    picture, question = (
-        {"type": "input_image", "file_id": file.id, "detail": "auto"},
-        {"type": "input_text", "text": "Describe this image."},
-    )
+    picture = {"type": "input_image", "file_id": file.id, "detail": "auto"}
+    question = {"type": "input_text", "text": "Describe this image."}
     stored: Any = [{"role": "user", "content": [picture, question]}]
     assert client.responses.create(model="llava-demo", temperature=0, input=stored).output_text == describe([GRID])
 
