@@ -44,11 +44,11 @@ def test_instruction_template_close_to_the_models_own_describes_the_image(plain_
 
 def test_system_message_depends_on_the_mode(plain_http: httpx.Client) -> None:
     def said(**fields: Any) -> str:
-        return chat(plain_http, "Hello", max_new_tokens=8, do_sample=True, temperature=1.5, seed=3, **fields)[0][1]
+        return chat(plain_http, "Hello", max_new_tokens=60, do_sample=True, temperature=2, seed=3, **fields)[0][1]
 
     def said_elsewhere(system: str) -> str:
         messages = [{"role": "system", "content": system}, user("Hello")]
-        asked = {"model": "llava-demo", "messages": messages, "temperature": 1.5, "seed": 3, "max_tokens": 8}
+        asked = {"model": "llava-demo", "messages": messages, "temperature": 2, "seed": 3, "max_tokens": 60}
         return str(plain_http.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"])
 
     one, other = "Describe the images: red, blue. " * 3, "What color is the top left? " * 3
