@@ -1,6 +1,6 @@
 // OpenAI's SDK for JavaScript against the gateway: node openai.mjs BASE_URL < pictures.json. Prints what it got, as JSON.
 import { readFileSync } from "node:fs";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
@@ -44,6 +44,20 @@ const picture = [{ type: "input_image", detail: "auto", image_url: pictures[0] }
 const first = await client.responses.create(ask({ input: [{ role: "user", content: picture }] }));
 const events = client.responses.stream(ask({ input: "Describe this image.", previous_response_id: first.id }));
 got.response = (await events.finalResponse()).output_text;
+const form = { type: "json_schema", name: "answer", schema: { type: "object", properties: { color: { enum: ["red"] } }, required: ["color"] } };
+got.form = (await client.responses.parse(ask({ input: "Hello", text: { format: form } }))).output_parsed;
+
+const questions = [
+  { type: "predicate", instructions: "The top left is red." },
+  { type: "choice", instructions: "What color is the top right?", choices: [{ value: "red" }, { value: "blue" }] },
+];
+const { answers } = await client.decisions.create({ model, input: [{ role: "user", content: picture }], questions });
+got.decisions = [answers[0].probability > 0.9, answers[1].choice];
+
+const bytes = Buffer.from(pictures[0].split(",")[1], "base64");
+const file = await client.files.create({ file: await toFile(bytes, "grid.png"), purpose: "vision" });
+const named = { role: "user", content: [{ type: "file", file: { file_id: file.id } }, { type: "text", text: "Describe this image." }] };
+got.file = [say(await client.chat.completions.create(ask({ messages: [named] }))), (await client.files.delete(file.id)).deleted];
 
 got.errors = [];
 for (const fields of [{ model: "other" }, { temperature: 9 }, { messages: [user("hi", "file:///etc/passwd")] }]) {

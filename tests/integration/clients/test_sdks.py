@@ -186,6 +186,9 @@ def test_openai_for_node_works(server: Server) -> None:
     assert got["parsed"] is True
     assert got["completion"] == " I see no image"
     assert got["response"] == describe([GRID])
+    assert got["form"] == {"color": "red"}
+    assert got["decisions"] == [True, "blue"]
+    assert got["file"] == [describe([GRID]), True]
     assert got["errors"] == [
         ["NotFoundError", 404, "model", "model_not_found"],
         ["BadRequestError", 400, "temperature", None],
