@@ -139,7 +139,9 @@ def _settings(config: ClusterConfig, model: ModelConfig | None = None) -> Settin
         if name in config.settings:
             raise SettingsError(f"settings: {name} is not for a cluster, or belongs to a model (docs/cluster.md)")
     if "api_keys" in config.settings or any("@" in config.settings.get(name, "") for name in ("rate_limit_storage", "state")):
-        raise SettingsError("settings: Ray logs and shows these settings; give secrets as LLAVA_API_KEYS and LLAVA_RATE_LIMIT_STORAGE")
+        raise SettingsError(
+            "settings: Ray logs and shows these settings; give secrets as LLAVA_API_KEYS, LLAVA_RATE_LIMIT_STORAGE and LLAVA_STATE"
+        )
     settings = Settings(**config.settings)
     for name in NEED_SHARED_DISK:
         if getattr(settings, name):

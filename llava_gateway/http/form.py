@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -49,7 +49,7 @@ def parse_form(body: bytes | bytearray, boundary: bytes) -> Form:
     fields = _Fields()
     try:
         parser = MultipartParser(boundary, fields.callbacks(), max_header_size=MAX_HEAD)
-        parser.write(bytes(body))
+        parser.write(cast(bytes, body))  # a copy would double the memory; the parser only searches and slices
         parser.finalize()
     except FormParserError:
         raise InvalidRequest("The body is not valid multipart/form-data.") from None
@@ -67,7 +67,9 @@ class _Fields:
         self._count = 0
         self._name: str | None = None
         self._filename: str | None = None
-        self._header, self._value, self._data = bytearray(), bytearray(), bytearray()
+        self._header, self._value = bytearray(), bytearray()
+        self._data: list[memoryview] = []
+        """The pieces of the current field's content, in the body."""
 
     def callbacks(self) -> "MultipartCallbacks":
         """Return the parser's callbacks."""
@@ -76,7 +78,7 @@ class _Fields:
             "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
             "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
             "on_header_end": self._on_header_end,
-            "on_part_data": lambda data, start, end: self._data.extend(memoryview(data)[start:end]),
+            "on_part_data": lambda data, start, end: self._data.append(memoryview(data)[start:end]),
             "on_part_end": self._on_part_end,
             "on_end": self._on_end,
         }
@@ -86,7 +88,7 @@ class _Fields:
         if self._count > MAX_FIELDS:
             raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
         self._name = self._filename = None
-        self._data = bytearray()
+        self._data = []
 
     def _on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
@@ -97,7 +99,7 @@ class _Fields:
     def _on_part_end(self) -> None:
         if self._name is None:
             raise InvalidRequest('Each field of the form must have the header content-disposition: form-data; name="...".')
-        self.by_name.setdefault(self._name, FormField(bytes(self._data), self._filename))
+        self.by_name.setdefault(self._name, FormField(b"".join(self._data), self._filename))
 
     def _on_end(self) -> None:
         self.ended = True

@@ -151,13 +151,9 @@ class ImageLoader:
         return Transform(vision, aspect_ratio or (vision.aspect_ratio if setting == "auto" else setting))
 
     async def _load(self, image: ImageSource, transform: Transform, budget: "_Budget") -> PreparedImage:
-        if isinstance(image, ImageFileId):
-            digest, data = await self._read_uploaded(image)
-            return await self._get_prepared(digest, data, transform, budget)
-        source = inlined(image)
-        if isinstance(source, memoryview):
-            digest, data = await self._small.run(current_context().client, self._decode_inlined, source)
-            return await self._get_prepared(digest, data, transform, budget)
+        source = await self._read(image)
+        if not isinstance(source, str):
+            return await self._get_prepared(*source, transform, budget)
         file = self._urls.get_fresh(source)
         if file and self._is_sufficient(file, transform):
             metrics.IMAGE_URLS.labels("fresh").inc()
@@ -174,10 +170,9 @@ class ImageLoader:
         return file.data is not None or _cache_key(file.digest, transform) in self.cache
 
     async def _load_file(self, image: ImageSource, transform: Transform, budget: "_Budget") -> ImageFile:
-        if isinstance(image, ImageFileId):
-            digest, data = await self._read_uploaded(image)
-        elif isinstance(source := inlined(image), memoryview):
-            digest, data = await self._small.run(current_context().client, self._decode_inlined, source)
+        source = await self._read(image)
+        if not isinstance(source, str):
+            digest, data = source
         else:
             with timed("fetch"):
                 file = await self._urls.fetch(source, reload=True)
@@ -186,8 +181,11 @@ class ImageLoader:
         await self._get_prepared(digest, data, transform, budget)
         return ImageFile(f"{digest}.{extension(data)}", data)
 
-    async def _read_uploaded(self, image: ImageFileId) -> tuple[str, bytes]:
-        """Return the digest and the content of an uploaded file. Raises InvalidImage if there is no such file."""
+    async def _read(self, image: ImageSource) -> tuple[str, bytes] | str:
+        """Return the digest and the bytes of an uploaded or inlined image, or the URL of another one. Raises InvalidImage."""
+        if not isinstance(image, ImageFileId):
+            source = inlined(image)
+            return source if isinstance(source, str) else await self._small.run(current_context().client, self._decode_inlined, source)
         if (data := await self._read_file(image.file_id)) is None:
             raise InvalidImage(
                 "There is no such file. Files expire, and each API key has its own: upload the image again.", code="image_file_not_found"

@@ -161,13 +161,13 @@ class MemoryObjectStore:
         Raises TooManyRequests if the store does not evict.
         """
         owned = self._owners.get(owner, _Owner())
-        if not self._evict and owned.bytes + size > self._max_bytes_per_owner:
-            raise no_room(self._namespace, self._max_bytes_per_owner)
-        if not self._evict and self.bytes + size > self._max_bytes:
-            raise no_room(self._namespace)
         while owned.bytes + size > self._max_bytes_per_owner:
+            if not self._evict:
+                raise no_room(self._namespace, self._max_bytes_per_owner)
             self._remove(owner, next(iter(owned.values)))
         while self.bytes + size > self._max_bytes:
+            if not self._evict:
+                raise no_room(self._namespace)
             largest = max(self._owners, key=lambda each: self._owners[each].bytes)
             self._remove(largest, next(iter(self._owners[largest].values)))
 
