@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Discriminator, PlainValidator, Tag, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
 from llava_gateway.errors import InvalidRequest
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 INT64 = 1 << 63
 TAG_PREFIX = "\ufdd0"
 """Begins the tag of each member of a union. Pydantic puts tags into an error's location; this non-character marks them."""
+ONE, LIST = Tag(TAG_PREFIX + "one"), Tag(TAG_PREFIX + "list")
+ONE_OR_LIST = Discriminator(lambda value: TAG_PREFIX + ("list" if isinstance(value, list) else "one"))
+"""For a union of a list and of something else: `Annotated[Annotated[str, ONE] | Annotated[list[str], LIST], ONE_OR_LIST]`."""
 MAX_CONVERSIONS, MAX_CONVERTED_LIST = 1000, 1 << 16
 """Upper bounds for the conversion of values, which takes up to a microsecond each: wrong values in a body, and the length of a list."""
 MAX_EXACT_FLOAT = 1 << 53

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llava_gateway.api.openai.messages import MAX_MESSAGES, MAX_PARTS, FileId
-from llava_gateway.api.schema import TAG_PREFIX, ImageString, StrictModel, to_json
+from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, ImageString, StrictModel, to_json
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import ImageBase64, ImageFileId, ImageSource, ImageUrl, Message, Text, ToolCall
 
@@ -108,20 +108,13 @@ _ResultBlock = Annotated[
 ]
 
 
-def _content_tag(content: Any) -> str:
-    return TAG_PREFIX + ("blocks" if isinstance(content, list) else "string")
-
-
-_String = Annotated[str, Tag(TAG_PREFIX + "string")]
-_BlocksTag = Tag(TAG_PREFIX + "blocks")
+_String = Annotated[str, ONE]
 
 
 class ToolResultBlock(StrictModel):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Annotated[_String | Annotated[list[_ResultBlock], Field(fail_fast=True), _BlocksTag], Discriminator(_content_tag)] | None = (
-        None
-    )
+    content: Annotated[_String | Annotated[list[_ResultBlock], Field(fail_fast=True), LIST], ONE_OR_LIST] | None = None
     is_error: bool | None = None
 
 
@@ -136,15 +129,15 @@ _Block = Annotated[
     Discriminator(_block_tag),
 ]
 Texts = Annotated[
-    _String | Annotated[list[TextBlock], Field(max_length=MAX_PARTS, fail_fast=True), _BlocksTag],
-    Discriminator(_content_tag),
+    _String | Annotated[list[TextBlock], Field(max_length=MAX_PARTS, fail_fast=True), LIST],
+    ONE_OR_LIST,
 ]
 """A text, or a list of text blocks."""
 
 
 class AnthropicMessage(StrictModel):
     role: Literal["user", "assistant", "system"]
-    content: Annotated[_String | Annotated[list[_Block], Field(fail_fast=True), _BlocksTag], Discriminator(_content_tag)]
+    content: Annotated[_String | Annotated[list[_Block], Field(fail_fast=True), LIST], ONE_OR_LIST]
 
 
 def _count_blocks(messages: Any) -> Any:

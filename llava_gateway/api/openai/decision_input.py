@@ -1,24 +1,15 @@
 """The input of `/v1/decisions`: messages, calls of tools and their outputs, with text, image and JSON parts."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from llava_gateway.api.openai.messages import (
-    MAX_MESSAGES,
-    MAX_PARTS,
-    AssistantMessage,
-    Part,
-    SystemMessage,
-    UserMessage,
-    to_arguments,
-    to_part,
-)
-from llava_gateway.api.schema import TAG_PREFIX, StrictModel
+from llava_gateway.api.openai import messages
+from llava_gateway.api.openai.messages import MAX_PARTS, AssistantMessage, Part, SystemMessage, UserMessage, to_arguments
+from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, StrictModel
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import ImageSource, Message, Role, Text, ToolCall
+from llava_gateway.types import ImageSource, Message, Text, ToolCall
 
 MAX_DEPTH, MAX_VALUES, MAX_JSON = 32, 10_000, 256 << 10
 """OpenAI's bounds of a JSON part: nested containers, values, and bytes."""
@@ -63,14 +54,9 @@ InputPart = Annotated[
 ]
 
 
-def _content_tag(content: Any) -> str:
-    return TAG_PREFIX + ("parts" if isinstance(content, list) else "string")
-
-
 _Content = Annotated[
-    Annotated[str, Tag(TAG_PREFIX + "string")]
-    | Annotated[list[InputPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
-    Discriminator(_content_tag),
+    Annotated[str, ONE] | Annotated[list[InputPart], Field(max_length=MAX_PARTS, fail_fast=True), LIST],
+    ONE_OR_LIST,
 ]
 
 
@@ -132,57 +118,32 @@ InputItem = Annotated[
 AnyItem = SystemMessage | DecisionUserMessage | AssistantMessage | FunctionCall | CustomToolCall | CallOutput
 
 
-def count_parts(items: Any) -> Any:
-    """Raise ValueError for too many items or parts. This check runs first: a few megabytes can hold hundreds of thousands of parts."""
-    if isinstance(items, list):
-        parts = sum(
-            len(item[field])
-            for field in ("content", "output", "tool_calls")
-            for item in items
-            if isinstance(item, dict) and isinstance(item.get(field), list)
-        )
-        if len(items) > MAX_MESSAGES or parts > MAX_PARTS:
-            raise ValueError(f"must be at most {MAX_MESSAGES} items with at most {MAX_PARTS} parts in all")
-    return items
-
-
 def to_input_messages(given: str | list[AnyItem]) -> tuple[Message, ...]:
     """Return the input as the gateway's messages. Raises InvalidRequest for an output whose call does not precede it."""
     if isinstance(given, str):
         return (Message("user", (Text(given),)),) if given else ()
-    messages, calls = list[Message](), set[str]()
+    found, calls = list[Message](), set[str]()
     for index, item in enumerate(given):
         path = f"input[{index}]"
         if isinstance(item, CallOutput):
             if item.call_id not in calls:
                 message = f"{path}.call_id: no call before this output has the id {item.call_id[:50]!r}."
                 raise InvalidRequest(message, param=f"{path}.call_id")
-            messages.append(Message("tool", to_parts(item.output, f"{path}.output"), tool_call_id=item.call_id))
+            found.append(Message("tool", messages.to_parts(item.output, f"{path}.output", to_part), tool_call_id=item.call_id))
         elif isinstance(item, FunctionCall | CustomToolCall):
             calls.add(item.call_id)
-            messages.append(Message("assistant", (), (_call(item, path),)))
+            found.append(Message("assistant", (), (_call(item, path),)))
         else:
-            messages.append(_message(item, path))
-    return tuple(messages)
+            found.append(messages.to_message(item, path, to_part))
+    return tuple(found)
 
 
-def to_parts(content: str | Sequence[Any] | None, path: str) -> tuple[Text | ImageSource, ...]:
-    """Return texts, images and JSON values as the gateway's parts. `path`: of the content in the client's request."""
-    if isinstance(content, str):
-        return (Text(content),) if content else ()
-    return tuple(
-        Text(_as_json(part.data).decode()) if isinstance(part, JsonPart) else to_part(part, f"{path}[{index}]")
-        for index, part in enumerate(content or ())
-    )
+def to_part(part: Any, path: str) -> Text | ImageSource:
+    """Return a text, an image or a JSON value as the gateway's part. `path`: of the part in the client's request."""
+    return Text(_as_json(part.data).decode()) if isinstance(part, JsonPart) else messages.to_part(part, path)
 
 
 def _call(item: FunctionCall | CustomToolCall, path: str) -> ToolCall:
     if isinstance(item, FunctionCall):
         return ToolCall(item.call_id, item.name, to_arguments(item.arguments, f"{path}.arguments"))
     return ToolCall(item.call_id, item.name, orjson.dumps(item.input).decode())
-
-
-def _message(item: SystemMessage | DecisionUserMessage | AssistantMessage, path: str) -> Message:
-    role: Role = "system" if item.role == "developer" else item.role
-    parts = to_parts(item.content, f"{path}.content")
-    return Message(role, parts, item.calls(path) if isinstance(item, AssistantMessage) else ())

@@ -7,7 +7,7 @@ the last text of the user's turn. The input before it is the same for all questi
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava_gateway.api.openai.decision_input import to_input_messages, to_parts
+from llava_gateway.api.openai.decision_input import to_input_messages, to_part
 from llava_gateway.api.openai.decision_request import (
     AnyQuestion,
     Choice,
@@ -16,6 +16,7 @@ from llava_gateway.api.openai.decision_request import (
     Predicate,
     option_text,
 )
+from llava_gateway.api.openai.messages import to_parts
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.answer_tokens import AnswerTokens
 from llava_gateway.types import MAX_LOGPROB_TOKEN_IDS, ChatRequest, Message, SamplingParams, Text
@@ -118,7 +119,7 @@ def _pose_letters(options: Sequence[tuple[str, str | None]], tokens: AnswerToken
 
 
 def _message(question: AnyQuestion, form: str, path: str) -> Message:
-    parts = to_parts(question.instructions, f"{path}.instructions")
+    parts = to_parts(question.instructions, f"{path}.instructions", to_part)
     texts = [part.text for part in parts if isinstance(part, Text)]
     return Message("user", (*(part for part in parts if not isinstance(part, Text)), Text("\n".join((*texts, form)))))
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import orjson
 from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
-from llava_gateway.api.openai.decision_input import InputItem, InputPart, count_parts
-from llava_gateway.api.openai.messages import MAX_MESSAGES
+from llava_gateway.api.openai.decision_input import InputItem, InputPart
+from llava_gateway.api.openai.messages import MAX_MESSAGES, check_counts
 from llava_gateway.api.openai.sampling import ASPECT_RATIO, MODEL, NO_EFFECT, VLLM_REFUSED, ModelName
-from llava_gateway.api.schema import TAG_PREFIX, RefusedField, RequestBody, StrictModel
+from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, RefusedField, RequestBody, StrictModel
 from llava_gateway.settings import AspectRatio
 
 MAX_QUESTIONS, MAX_CHOICES, MAX_LEVELS = 400, 255, 10
@@ -30,14 +30,9 @@ def _check_value(value: Any) -> str | bool:
     raise ValueError("must be a boolean, or a string that is not empty")
 
 
-def _is_text(value: Any) -> str:
-    return TAG_PREFIX + ("parts" if isinstance(value, list) else "text")
-
-
 _Instructions = Annotated[
-    Annotated[str, Tag(TAG_PREFIX + "text")]
-    | Annotated[list[InputPart], Field(min_length=1, max_length=MAX_INSTRUCTION_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
-    Discriminator(_is_text),
+    Annotated[str, ONE] | Annotated[list[InputPart], Field(min_length=1, max_length=MAX_INSTRUCTION_PARTS, fail_fast=True), LIST],
+    ONE_OR_LIST,
 ]
 ChoiceValue = Annotated[
     str | bool, PlainValidator(_check_value), WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "boolean"}]})
@@ -109,10 +104,9 @@ class DecisionRequest(RequestBody):
 
     model: ModelName = Field("", description=MODEL)
     input: Annotated[
-        Annotated[str, Tag(TAG_PREFIX + "text")]
-        | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), Tag(TAG_PREFIX + "parts")],
-        Discriminator(_is_text),
-        BeforeValidator(count_parts),
+        Annotated[str, ONE] | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), LIST],
+        ONE_OR_LIST,
+        BeforeValidator(lambda items: check_counts(items, "content", "output", "tool_calls")),
     ] = Field(description="a text, or a list of messages, calls of tools and their outputs; messages and outputs may have images")
     questions: Annotated[
         list[AnyQuestion], Field(min_length=1, max_length=MAX_QUESTIONS, fail_fast=True), BeforeValidator(_count_options)

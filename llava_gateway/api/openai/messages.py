@@ -3,17 +3,20 @@
 They are declared after OpenAI's `ChatCompletionRequestMessage` and become the gateway's `Message`s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import orjson
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from llava_gateway.api.schema import TAG_PREFIX, ImageString, StrictModel
+from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, ImageString, StrictModel
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import BodySlice, ImageBase64, ImageFileId, ImageSource, ImageUrl, Message, Role, Text, ToolCall
 
 PartT = TypeVar("PartT", bound=StrictModel)
+T = TypeVar("T")
+ToPart = Callable[[T, str], Text | ImageSource]
+"""Returns the gateway's part for one of the client's. The text is the part's path in the client's request."""
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 4096
@@ -132,10 +135,6 @@ def _part_tag(part: Any) -> str | None:
     return TAG_PREFIX + _PART_TAGS[kind] if isinstance(kind, str) and kind in _PART_TAGS else None
 
 
-def _content_tag(content: Any) -> str:
-    return TAG_PREFIX + ("parts" if isinstance(content, list) else "string")
-
-
 Part = Annotated[
     Annotated[TextPart, Tag(TAG_PREFIX + "text")]
     | Annotated[RefusalPart, Tag(TAG_PREFIX + "refusal")]
@@ -148,9 +147,8 @@ Part = Annotated[
     ),
 ]
 Content = Annotated[
-    Annotated[str, Tag(TAG_PREFIX + "string")]
-    | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag(TAG_PREFIX + "parts")],
-    Discriminator(_content_tag),
+    Annotated[str, ONE] | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True), LIST],
+    ONE_OR_LIST,
 ]
 
 
@@ -228,8 +226,8 @@ ChatMessage = Annotated[
 ]
 
 
-def check_counts(messages: Any, fields: Sequence[str]) -> None:
-    """Raise ValueError for too many messages, or too many parts and calls of tools in these fields of the messages.
+def check_counts(messages: Any, *fields: str) -> Any:
+    """Return the messages. Raise ValueError for too many of them, or too many parts and calls of tools in these fields of the messages.
 
     This check runs first: a few megabytes can hold hundreds of thousands of parts.
     """
@@ -242,23 +240,23 @@ def check_counts(messages: Any, fields: Sequence[str]) -> None:
         )
         if len(messages) > MAX_MESSAGES or parts > MAX_PARTS:
             raise ValueError(f"must be at most {MAX_MESSAGES} messages with at most {MAX_PARTS} parts and tool calls in all")
-
-
-def _count_parts(messages: Any) -> Any:
-    check_counts(messages, ("content", "tool_calls"))
     return messages
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_count_parts)]
+_CountParts = BeforeValidator(lambda messages: check_counts(messages, "content", "tool_calls"))
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), _CountParts]
 
 
 def to_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
     """Return the gateway's messages."""
-    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+    return tuple(to_message(message, f"messages[{index}]", to_part) for index, message in enumerate(messages))
 
 
-def _message(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage, path: str) -> Message:
-    parts = to_parts(message.content, f"{path}.content")
+def to_message(
+    message: SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage, path: str, to_part: ToPart[Any]
+) -> Message:
+    """Return the gateway's message. `path`: of the message in the client's request. `to_part`: as for `to_parts`."""
+    parts = to_parts(message.content, f"{path}.content", to_part)
     if isinstance(message, AssistantMessage):
         if message.refusal:
             parts = (*parts, Text(message.refusal))
@@ -270,8 +268,8 @@ def _message(message: SystemMessage | UserMessage | AssistantMessage | ToolMessa
     return Message(role, parts)
 
 
-def to_parts(content: Content | None, path: str) -> tuple[Text | ImageSource, ...]:
-    """Return the texts and images of a message's content. `path`: of the content in the client's request."""
+def to_parts(content: str | Sequence[T] | None, path: str, to_part: ToPart[T]) -> tuple[Text | ImageSource, ...]:
+    """Return the texts and images of a content. `path`: of the content in the client's request. `to_part`: returns one of them."""
     if isinstance(content, str):
         return (Text(content),) if content else ()
     return tuple(to_part(part, f"{path}[{index}]") for index, part in enumerate(content or ()))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from llava_gateway.api.sambastudio.params import NO_TOOLS, Params, error_path_prefix
-from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField, RequestBody, StrictModel
+from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, ImageString, RefusedField, RequestBody, StrictModel
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http.request_body import loads
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
@@ -30,14 +30,9 @@ class Prompt:
     """The client's id for the prompt, in API v2."""
 
 
-def _images_tag(images: Any) -> str:
-    return TAG_PREFIX + ("several" if isinstance(images, list) else "one")
-
-
 _Images = Annotated[
-    Annotated[ImageString, Tag(TAG_PREFIX + "one")]
-    | Annotated[list[ImageString], Field(max_length=MAX_IMAGES, fail_fast=True), Tag(TAG_PREFIX + "several")],
-    Discriminator(_images_tag),
+    Annotated[ImageString, ONE] | Annotated[list[ImageString], Field(max_length=MAX_IMAGES, fail_fast=True), LIST],
+    ONE_OR_LIST,
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter
 
-from llava_gateway.api.openai.messages import MAX_MESSAGES, Content, check_counts, to_arguments, to_parts
+from llava_gateway.api.openai.messages import MAX_MESSAGES, Content, check_counts, to_arguments, to_part, to_parts
 from llava_gateway.api.schema import TAG_PREFIX, StrictModel
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import BodySlice, ImageBase64, ImageFileId, ImageSource, Message, Role, Text, ToolCall
@@ -91,12 +91,8 @@ InputItem = Annotated[
 ]
 
 
-def _count_parts(items: Any) -> Any:
-    check_counts(items, ("content", "output"))
-    return items
-
-
-InputItems = Annotated[list[InputItem], Field(max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_count_parts)]
+_CountParts = BeforeValidator(lambda items: check_counts(items, "content", "output"))
+InputItems = Annotated[list[InputItem], Field(max_length=MAX_MESSAGES, fail_fast=True), _CountParts]
 STORED_ITEMS: TypeAdapter[list[Item | ItemReference]] = TypeAdapter(InputItems)
 """Validates items that come from the store."""
 
@@ -111,9 +107,9 @@ def _message(item: InputMessage | FunctionCallItem | FunctionCallOutputItem, pat
         call = ToolCall(item.call_id, item.name, to_arguments(item.arguments, f"{path}.arguments"))
         return Message("assistant", (), (call,))
     if isinstance(item, FunctionCallOutputItem):
-        return Message("tool", to_parts(item.output, f"{path}.output"), tool_call_id=item.call_id)
+        return Message("tool", to_parts(item.output, f"{path}.output", to_part), tool_call_id=item.call_id)
     role: Role = "system" if item.role == "developer" else item.role
-    return Message(role, to_parts(item.content, f"{path}.content"))
+    return Message(role, to_parts(item.content, f"{path}.content", to_part))
 
 
 def stored_form(item: Item, response_id: str, position: int) -> dict[str, Any] | None:
@@ -134,7 +130,7 @@ def stored_form(item: Item, response_id: str, position: int) -> dict[str, Any] |
 
 
 def _content(content: Content | None, text_type: Literal["input_text", "output_text"]) -> list[dict[str, Any]]:
-    return [_part(part, text_type) for part in to_parts(content, "")]
+    return [_part(part, text_type) for part in to_parts(content, "", to_part)]
 
 
 def _part(part: Text | ImageSource, text_type: Literal["input_text", "output_text"]) -> dict[str, Any]:

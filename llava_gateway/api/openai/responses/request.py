@@ -20,7 +20,7 @@ from llava_gateway.api.openai.sampling import (
     format_tag,
     schema_format,
 )
-from llava_gateway.api.schema import TAG_PREFIX, RefusedField, StrictModel
+from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, RefusedField, StrictModel
 from llava_gateway.api.tools import MAX_TOOLS, ToolUse, allowed_tools, any_tool, named_tool, to_tools
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
@@ -105,16 +105,12 @@ def _check_metadata(metadata: Any) -> Any:
     return metadata
 
 
-def _input_tag(value: Any) -> str:
-    return TAG_PREFIX + ("items" if isinstance(value, list) else "text")
-
-
 class CreateResponse(SamplingFields):
     """`POST /v1/responses`."""
 
-    input: Annotated[
-        Annotated[str, Tag(TAG_PREFIX + "text")] | Annotated[InputItems, Tag(TAG_PREFIX + "items")], Discriminator(_input_tag)
-    ] = Field(description="a text of the user, or a list of items (see Input)")
+    input: Annotated[Annotated[str, ONE] | Annotated[InputItems, LIST], ONE_OR_LIST] = Field(
+        description="a text of the user, or a list of items (see Input)"
+    )
     instructions: str | None = Field(None, description="a system message before the conversation; a later response does not inherit it")
     previous_response_id: str | None = Field(None, description="the id of a stored response, whose conversation goes on")
     store: bool | None = Field(None, description="false: the response is not kept; default true (see State)")
