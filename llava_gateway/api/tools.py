@@ -1,5 +1,6 @@
 """Tools as the APIs share them: the bounds of their definitions, and how an answer may use them."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,6 +9,8 @@ from llava_gateway.api.schema import MAX_STRUCTURED_OUTPUT, to_json
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import Tool, ToolChoice
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+NAME_FORM = "1 to {} letters, digits, `_`, `-` or `.`"
 MAX_TOOLS = 128
 MAX_DEFINITIONS = 8 * MAX_STRUCTURED_OUTPUT
 """The upper bound of the definitions of all tools of a request, in characters."""
@@ -36,6 +39,13 @@ class ToolUse:
     parallel: bool = True
     param: str = "tools"
     """The name of the field with the tools."""
+
+
+def check_name(name: str, max_length: int) -> str:
+    """Return the name of a tool. Raises ValueError for a name of another form than `NAME_FORM`."""
+    if len(name) > max_length or not _NAME.fullmatch(name):
+        raise ValueError(f"must be {NAME_FORM.format(max_length)}")
+    return name
 
 
 def to_tools(definitions: Iterable[ToolDefinition]) -> tuple[Tool, ...]:

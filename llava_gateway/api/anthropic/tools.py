@@ -1,22 +1,13 @@
 """The fields for tools of Anthropic's Messages, and their translation to the gateway's tools."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from llava_gateway.api.anthropic.messages import MAX_NAME
 from llava_gateway.api.schema import RequestBody, StrictModel
-from llava_gateway.api.tools import MAX_TOOLS, ToolDefinition, ToolUse, named_tool, to_tools
+from llava_gateway.api.tools import MAX_TOOLS, NAME_FORM, ToolDefinition, ToolUse, check_name, named_tool, to_tools
 from llava_gateway.errors import InvalidRequest
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-
-
-def _check_name(name: str) -> str:
-    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
-        raise ValueError(f"must be 1 to {MAX_NAME} letters, digits, `_`, `-` or `.`")
-    return name
 
 
 def _check_type(kind: Any) -> Any:
@@ -27,8 +18,8 @@ def _check_type(kind: Any) -> Any:
 
 class CustomTool(StrictModel):
     type: Annotated[Literal["custom"] | None, BeforeValidator(_check_type)] = Field(None, description="custom, which is the default")
-    name: Annotated[str, AfterValidator(_check_name)] = Field(
-        description=f"1 to {MAX_NAME} letters, digits, `_`, `-` or `.`; no two tools have the same name"
+    name: Annotated[str, AfterValidator(lambda name: check_name(name, MAX_NAME))] = Field(
+        description=f"{NAME_FORM.format(MAX_NAME)}; no two tools have the same name"
     )
     description: str | None = Field(None, description="the model sees it")
     input_schema: dict[str, Any] = Field(description="the JSON Schema of the input, of type object")

@@ -4,11 +4,19 @@ They are declared after OpenAI's `CreateChatCompletionRequest`. `functions` and 
 `tool_choice`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_gateway.api.openai.function_tools import FunctionDefinition, FunctionType
+from llava_gateway.api.openai.function_tools import (
+    CHOICE_BY_TYPE,
+    PARALLEL_TOOL_CALLS,
+    TOOL_CHOICE,
+    TOOLS,
+    AnyToolChoice,
+    FunctionDefinition,
+    FunctionType,
+)
 from llava_gateway.api.schema import TAG_PREFIX, RequestBody, StrictModel
 from llava_gateway.api.tools import MAX_TOOLS, ToolUse, allowed_tools, any_tool, named_tool, to_tools
 from llava_gateway.errors import InvalidRequest
@@ -39,22 +47,11 @@ class AllowedToolsChoice(StrictModel):
     allowed_tools: AllowedTools
 
 
-def _choice_tag(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(value, str):
-        return TAG_PREFIX + "word"
-    return TAG_PREFIX + kind if kind in ("function", "allowed_tools") else None
-
-
 _ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag(TAG_PREFIX + "word")]
+    AnyToolChoice
     | Annotated[NamedToolChoice, Tag(TAG_PREFIX + "function")]
     | Annotated[AllowedToolsChoice, Tag(TAG_PREFIX + "allowed_tools")],
-    Discriminator(
-        _choice_tag,
-        custom_error_type="tool_choice",
-        custom_error_message="must be none, auto, required, or an object of type function or allowed_tools",
-    ),
+    CHOICE_BY_TYPE,
 ]
 _FunctionCall = Annotated[
     Annotated[Literal["none", "auto"], Tag(TAG_PREFIX + "word")] | Annotated[FunctionName, Tag(TAG_PREFIX + "name")],
@@ -65,15 +62,12 @@ _FunctionCall = Annotated[
 class ToolFields(RequestBody):
     """The fields for tools, of chat completions and of `/tokenize`."""
 
-    tools: list[FunctionTool] | None = Field(
-        None, max_length=MAX_TOOLS, fail_fast=True, description="up to 128 functions that the model may call (see Tools)"
-    )
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True, description=TOOLS)
     tool_choice: _ToolChoice | None = Field(
         None,
-        description="none: no call; auto: the model chooses; required: one or more calls; a function: a call of this function; "
-        "allowed_tools: auto or required among some of the tools; default auto",
+        description=TOOL_CHOICE,
     )
-    parallel_tool_calls: bool | None = Field(None, description="false: at most one call in an answer; default true")
+    parallel_tool_calls: bool | None = Field(None, description=PARALLEL_TOOL_CALLS)
     functions: list[FunctionDefinition] | None = Field(
         None, max_length=MAX_TOOLS, fail_fast=True, description="the older form of tools; the answer then has function_call"
     )

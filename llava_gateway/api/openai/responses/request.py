@@ -8,7 +8,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from llava_gateway.api.openai.function_tools import FunctionDefinition, FunctionType
+from llava_gateway.api.openai.function_tools import (
+    CHOICE_BY_TYPE,
+    PARALLEL_TOOL_CALLS,
+    TOOL_CHOICE,
+    TOOLS,
+    AnyToolChoice,
+    FunctionDefinition,
+    FunctionType,
+)
 from llava_gateway.api.openai.responses.items import InputItems
 from llava_gateway.api.openai.sampling import (
     ASPECT_RATIO,
@@ -53,22 +61,11 @@ class AllowedFunctionsChoice(StrictModel):
     tools: list[FunctionChoice] = Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
 
 
-def _choice_tag(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(value, str):
-        return TAG_PREFIX + "word"
-    return TAG_PREFIX + kind if kind in ("function", "allowed_tools") else None
-
-
 _ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag(TAG_PREFIX + "word")]
+    AnyToolChoice
     | Annotated[FunctionChoice, Tag(TAG_PREFIX + "function")]
     | Annotated[AllowedFunctionsChoice, Tag(TAG_PREFIX + "allowed_tools")],
-    Discriminator(
-        _choice_tag,
-        custom_error_type="tool_choice",
-        custom_error_message="must be none, auto, required, or an object of type function or allowed_tools",
-    ),
+    CHOICE_BY_TYPE,
 ]
 
 
@@ -118,15 +115,12 @@ class CreateResponse(SamplingFields):
         None, ge=1, description="the maximum number of tokens in an answer; default: `--default-max-tokens`"
     )
     text: TextConfig | None = Field(None, description="the form of the answer's text")
-    tools: list[ResponseTool] | None = Field(
-        None, max_length=MAX_TOOLS, fail_fast=True, description="up to 128 functions that the model may call (see Tools)"
-    )
+    tools: list[ResponseTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True, description=TOOLS)
     tool_choice: _ToolChoice | None = Field(
         None,
-        description="none: no call; auto: the model chooses; required: one or more calls; a function: a call of this function; "
-        "allowed_tools: auto or required among some of the tools; default auto",
+        description=TOOL_CHOICE,
     )
-    parallel_tool_calls: bool | None = Field(None, description="false: at most one call in an answer; default true")
+    parallel_tool_calls: bool | None = Field(None, description=PARALLEL_TOOL_CALLS)
     include: list[str] | None = Field(
         None, max_length=100, description=f"`{LOGPROBS}` returns the log probabilities of the answer's tokens; other values have no effect"
     )
