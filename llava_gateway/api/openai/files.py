@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from llava_gateway.api.base import json_response
+from llava_gateway.api.openai.paging import Paging, integer
 from llava_gateway.api.operation import ARRAY, BOOLEAN, INTEGER, STRING, Operation, Schema, object_schema
 from llava_gateway.errors import InvalidRequest, NotFound
 from llava_gateway.http.endpoints import FormEndpoint
@@ -85,27 +86,21 @@ class FileHandlers:
 
     async def list(self, request: Request) -> Response:
         query = request.query_params
-        limit, order, after = _limit(query.get("limit")), query.get("order", "desc"), query.get("after")
-        if order not in ("asc", "desc"):
-            raise InvalidRequest("order must be asc or desc.", param="order")
+        paging = Paging.read(query, default_limit=MAX_LIMIT, max_limit=MAX_LIMIT)
         owner = current_context().key_name
         file_ids = [*await self._files.list(owner)]
-        if order == "asc":
+        if paging.oldest_first:
             file_ids.reverse()
-        if after:
-            if after not in file_ids:
-                raise InvalidRequest("after must be the id of one of your files.", param="after")
-            del file_ids[: file_ids.index(after) + 1]
         page: list[StoredFile] = []
-        for start in range(0, len(file_ids), SLICE):
+        for start in range(paging.start(file_ids), len(file_ids), SLICE):
             found = await self._files.find_many(owner, file_ids[start : start + SLICE])
             page += [file for file in found if file and query.get("purpose") in (None, "", file.purpose)]
-            if len(page) > limit:
+            if len(page) > paging.limit:
                 break
             await asyncio.sleep(0)
-        data = [_file_object(file) for file in page[:limit]]
+        data = [_file_object(file) for file in page[: paging.limit]]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-        return json_response({"object": "list", "data": data, **ends, "has_more": len(page) > limit})
+        return json_response({"object": "list", "data": data, **ends, "has_more": len(page) > paging.limit})
 
     async def retrieve(self, request: Request) -> Response:
         return json_response(_file_object(await self._find(request)))
@@ -148,17 +143,7 @@ def _ttl(form: Form) -> int | None:
         if anchor is not None:
             raise InvalidRequest("expires_after[seconds] is missing.", param="expires_after[seconds]")
         return None
-    return _integer(seconds, "expires_after[seconds]", MIN_SECONDS, MAX_SECONDS)
-
-
-def _limit(limit: str | None) -> int:
-    return _integer(limit, "limit", 1, MAX_LIMIT) if limit else MAX_LIMIT
-
-
-def _integer(text: str, param: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
-        raise InvalidRequest(f"{param} must be an integer from {least} to {most}.", param=param)
-    return int(text)
+    return integer(seconds, "expires_after[seconds]", MIN_SECONDS, MAX_SECONDS)
 
 
 def _file_object(file: StoredFile) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llava_gateway.api.openai.paging import Paging
 from llava_gateway.api.openai.responses.creation import Creation
 from llava_gateway.api.openai.responses.request import CreateResponse
 from llava_gateway.api.openai.responses.store import ResponseStore, dump
@@ -71,19 +72,10 @@ class Responses:
     async def input_items(self, request: Request) -> Response:
         """Answer `GET /v1/responses/{id}/input_items`: the response's own input, the newest item first unless `order` is asc."""
         stored = await self._store.get(request.path_params["id"])
-        query = request.query_params
-        order, limit = query.get("order", "desc"), query.get("limit", "20")
-        if order not in ("asc", "desc"):
-            raise InvalidRequest("order: must be asc or desc.", param="order")
-        if not limit.isascii() or not limit.isdecimal() or len(limit) > 3 or not 1 <= int(limit) <= MAX_LISTED:
-            raise InvalidRequest(f"limit: must be an integer from 1 to {MAX_LISTED}.", param="limit")
-        items = stored.input if order == "asc" else stored.input[::-1]
-        if after := query.get("after"):
-            ids = [item["id"] for item in items]
-            if after not in ids:
-                raise InvalidRequest("after: must be the id of an input item of this response.", param="after")
-            items = items[ids.index(after) + 1 :]
-        page = items[: int(limit)]
+        paging = Paging.read(request.query_params, default_limit=20, max_limit=MAX_LISTED)
+        items = stored.input if paging.oldest_first else stored.input[::-1]
+        items = items[paging.start([item["id"] for item in items]) :]
+        page = items[: paging.limit]
         first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
         listed = {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": len(items) > len(page)}
         return self._json(listed)
