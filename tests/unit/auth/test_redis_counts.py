@@ -4,13 +4,12 @@ import asyncio
 import itertools
 import signal
 import time
-from collections.abc import Awaitable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable
 
 import hypothesis
 import pytest
 import redis as client
-from helpers.limits import Redis, headers, limited, needs_redis, refused
+from helpers.limits import Redis, headers, limited, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,20 +22,6 @@ from llava_gateway.errors import Unavailable
 pytestmark = pytest.mark.slow
 
 BOB = Key("bob", digest("llava-bob"))
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    needs_redis()
-    with Redis(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    needs_redis()
-    with Redis(tmp_path_factory.mktemp("redis")) as running:
-        yield running
 
 
 names = itertools.count()

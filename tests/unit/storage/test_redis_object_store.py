@@ -2,14 +2,12 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import redis as client
-from helpers.limits import Redis, needs_redis
+from helpers.limits import Redis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,20 +24,6 @@ STEP = st.tuples(
     st.sampled_from(["put", "put", "get", "delete", "list"]), st.sampled_from(["a", "a/b", ""]), st.sampled_from(["1", "b/1", "/"])
 )
 numbers = itertools.count()
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    needs_redis()
-    with Redis(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    needs_redis()
-    with Redis(tmp_path_factory.mktemp("redis")) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
