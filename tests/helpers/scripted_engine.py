@@ -10,6 +10,19 @@ from helpers.silent_engine import SilentEngine
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.types import Delta, Prompt, SamplingParams, StructuredOutput, Usage
 
+SCHEMA = {"type": "object", "properties": {"at": {"enum": ["top", "bottom"]}}, "required": ["at"]}
+"""The arguments of the tool `show`."""
+CALL = '<tool_call>\n{"name": "show", "arguments": {"at": "top"}}\n</tool_call>'
+"""A call of it, as the model writes it."""
+RENDERS_TOOLS = """\
+{%- if tools %}{{ 'SYSTEM: ' + tools | tojson + ' ' }}{% endif -%}
+{%- for message in messages -%}
+{{ message.role.upper() + ': ' }}{% for part in message.content %}{{ part.text if part.type == 'text' else '<image>' }}{% endfor %}
+{%- for call in message.tool_calls %}{{ call.function.arguments.at }}{% endfor %}{{ ' ' }}
+{%- endfor -%}
+{{ 'ASSISTANT:' }}"""
+"""A chat template that shows the tools to the model."""
+
 
 @cache
 def grammar_tokenizer() -> llguidance.LLTokenizer:

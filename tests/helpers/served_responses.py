@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 from helpers.errors import refused
+from helpers.in_process import client_of
 from helpers.requests import MODEL
 from helpers.responses import check_event_stream, check_response, without_ids
-from helpers.scripted_engine import ScriptedEngine
+from helpers.scripted_engine import SCHEMA, ScriptedEngine
 
-from llava_gateway.app import build_app
 from llava_gateway.demo.images import data_uri, draw, encode
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.errors import EngineFailed
@@ -23,9 +23,7 @@ from llava_gateway.types import Delta, Prompt, SamplingParams, TokenLogprob, Usa
 PATH = "/v1/responses"
 FILE = encode(draw(("red", "blue", "green", "orange")))
 PNG = data_uri(FILE)
-SCHEMA = {"type": "object", "properties": {"at": {"enum": ["top", "bottom"]}}, "required": ["at"]}
 TOOLS = [{"type": "function", "name": "show", "description": "Show a place", "parameters": SCHEMA}]
-CALL = '<tool_call>\n{"name": "show", "arguments": {"at": "top"}}\n</tool_call>'
 
 
 class RecordingEngine(ScriptedEngine):
@@ -82,12 +80,8 @@ async def served(engine: ScriptedEngine, **options: Any) -> AsyncIterator[httpx.
     """Yield a client of a gateway in front of the engine."""
     given = Settings(model=MODEL, **options)
     gateway = Gateway(given, [ServedModel(MODEL, Supervisor(lambda: engine, 10, None, ()), given.template)])
-    await gateway.start()
-    try:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(gateway)), base_url="http://127.0.0.1") as http:
-            yield http
-    finally:
-        await gateway.stop()
+    async with client_of(gateway) as http:
+        yield http
 
 
 async def create(http: httpx.AsyncClient, content: Any = "Hello", **fields: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from helpers.documentation import rows
+from helpers.json_values import JSON
 from helpers.server import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -281,11 +282,6 @@ def test_documentation_describes_every_field() -> None:
     assert set(rows(CountTokensRequest)) < set(declared)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
-    max_leaves=10,
-)
 FIELDS = (
     "text",
     "source",

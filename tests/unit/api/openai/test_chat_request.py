@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from helpers.documentation import OPENAI_BODIES
+from helpers.json_values import JSON
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,11 +14,6 @@ from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import MODEL_DEFAULTS, ChatRequest, ImageUrl, Message, SamplingParams, StructuredOutput, Text
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
-    max_leaves=12,
-)
 FIELDS = (
     "model",
     "messages",

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from helpers.errors import refused
+from helpers.in_process import client_of
 from helpers.requests import MODEL, image
 from helpers.silent_engine import SilentEngine
 from hypothesis import given
@@ -88,12 +89,8 @@ class ProbableEngine(SilentEngine):
 @asynccontextmanager
 async def served(engine: SilentEngine, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     gateway = Gateway(Settings(model=MODEL, **settings), [ServedModel(MODEL, Supervisor(lambda: engine, 10, None))])
-    await gateway.start()
-    try:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(gateway)), base_url="http://127.0.0.1") as http:
-            yield http
-    finally:
-        await gateway.stop()
+    async with client_of(gateway) as http:
+        yield http
 
 
 def ask(engine: SilentEngine, *questions: Any, path: str = PATH, given: Any = "A picture.", **fields: Any) -> httpx.Response:

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 from helpers.errors import refused
+from helpers.in_process import client_of
 from helpers.requests import MODEL, image_part, user
 from helpers.silent_engine import SilentEngine
 
-from llava_gateway.app import build_app
 from llava_gateway.auth.api_keys import Key, KeyFile, digest
 from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.model_info import LoraAdapter, ModelInfo
@@ -48,12 +48,8 @@ async def served(*names: str, adapters: tuple[LoraAdapter, ...] = (), **settings
     given = Settings(model=MODEL, **settings)
     models = [ServedModel(name, Supervisor(AnsweringEngine, 10, None, adapters), root=f"hub/{name}") for name in names]
     gateway = Gateway(given, models)
-    await gateway.start()
-    try:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(gateway)), base_url="http://127.0.0.1") as http:
-            yield http
-    finally:
-        await gateway.stop()
+    async with client_of(gateway) as http:
+        yield http
 
 
 def post(path: str, body: dict[str, Any], *names: str, headers: dict[str, str] | None = None, **options: Any) -> httpx.Response:

@@ -10,22 +10,13 @@ import httpx
 import pytest
 from helpers.contract import check_stream, frames
 from helpers.requests import MODEL
-from helpers.scripted_engine import ScriptedEngine
+from helpers.scripted_engine import CALL, RENDERS_TOOLS, SCHEMA, ScriptedEngine
 
 from llava_gateway.app import create_app
 from llava_gateway.settings import Settings
 
 CHAT = "/v1/chat/completions"
-SCHEMA = {"type": "object", "properties": {"at": {"enum": ["top", "bottom"]}}, "required": ["at"]}
 TOOLS = [{"type": "function", "function": {"name": "show", "description": "Show a place", "parameters": SCHEMA}}]
-CALL = '<tool_call>\n{"name": "show", "arguments": {"at": "top"}}\n</tool_call>'
-RENDERS_TOOLS = """\
-{%- if tools %}{{ 'SYSTEM: ' + tools | tojson + ' ' }}{% endif -%}
-{%- for message in messages -%}
-{{ message.role.upper() + ': ' }}{% for part in message.content %}{{ part.text if part.type == 'text' else '<image>' }}{% endfor %}
-{%- for call in message.tool_calls %}{{ call.function.arguments.at }}{% endfor %}{{ ' ' }}
-{%- endfor -%}
-{{ 'ASSISTANT:' }}"""
 
 
 def run(engine: ScriptedEngine, work: Callable[[httpx.AsyncClient], Awaitable[None]], **settings: Any) -> None:

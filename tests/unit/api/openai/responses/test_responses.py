@@ -8,21 +8,8 @@ import httpx
 import pytest
 from helpers.requests import MODEL
 from helpers.responses import text_of
-from helpers.served_responses import (
-    CALL,
-    PATH,
-    PNG,
-    SCHEMA,
-    TOOLS,
-    FailingEngine,
-    RecordingEngine,
-    ask,
-    create,
-    message,
-    refusal,
-    served,
-    stream,
-)
+from helpers.scripted_engine import CALL, RENDERS_TOOLS, SCHEMA
+from helpers.served_responses import PATH, PNG, TOOLS, FailingEngine, RecordingEngine, ask, create, message, refusal, served, stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -103,15 +90,6 @@ def test_text_and_call_become_two_items() -> None:
     assert len(text["content"][0]["logprobs"]) == 1
     assert (call["type"], call["name"], json.loads(call["arguments"])) == ("function_call", "show", {"at": "top"})
     assert call["call_id"] != call["id"]
-
-
-RENDERS_TOOLS = """\
-{%- if tools %}{{ 'SYSTEM: ' + tools | tojson + ' ' }}{% endif -%}
-{%- for message in messages -%}
-{{ message.role.upper() + ': ' }}{% for part in message.content %}{{ part.text if part.type == 'text' else '<image>' }}{% endfor %}
-{%- for call in message.tool_calls %}{{ call.function.arguments.at }}{% endfor %}{{ ' ' }}
-{%- endfor -%}
-{{ 'ASSISTANT:' }}"""
 
 
 @pytest.mark.parametrize(
