@@ -18,6 +18,7 @@ from llava_gateway.api.anthropic import router as anthropic
 from llava_gateway.api.base import ApiFactory, ErrorResponse, error_renderer_by_path
 from llava_gateway.api.chat_ui import router as chat_ui
 from llava_gateway.api.docs import router as docs
+from llava_gateway.api.ollama import router as ollama
 from llava_gateway.api.openai import router as openai
 from llava_gateway.api.sambastudio import router as sambastudio
 from llava_gateway.api.text_generation_webui import router as text_generation_webui
@@ -42,6 +43,7 @@ APIS: dict[str, ApiFactory] = {
     "openai": openai.create_api,
     "deepinfra": openai.create_deepinfra_api,
     "anthropic": anthropic.create_api,
+    "ollama": ollama.create_api,
     "sambastudio": sambastudio.create_api,
     "text_generation_webui": text_generation_webui.create_api,
     "llava_worker": llava_worker.create_api,

@@ -7,7 +7,8 @@ field tables in docs/ come from the same declarations.
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -125,6 +126,15 @@ class RequestBody(StrictModel):
             if len(_logged_fields) < MAX_LOGGED_FIELDS:
                 _logged_fields.update(unknown)
             log.debug("unknown fields are ignored: %s", ", ".join(sorted(map(repr, unknown))))
+
+
+@contextmanager
+def error_path_prefix(path: str) -> Iterator[None]:
+    """Put `path` before the field's path in every InvalidRequest that the block raises."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{path}.{error.message}", param=f"{path}.{error.param}") from None
 
 
 def to_json(value: Any, param: str) -> str:

@@ -128,7 +128,8 @@ def _put_back(images: dict[str, BodySlice], document: Any) -> Any:
 
 T = TypeVar("T", bound=BaseModel)
 
-JSON_TYPES = ("application/json", "text/json", "")
+JSON_TYPES = ("application/json", "text/json", "", "application/x-www-form-urlencoded")
+"""Media types of JSON. `curl -d` sends the last one, unless the user names another. `OriginMiddleware` refuses forms of foreign pages."""
 _LARGE = 1 << 20
 """A reservation of up to this many bytes is kept as it is: measuring the parsed request would cost more than the memory is worth."""
 

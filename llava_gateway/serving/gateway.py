@@ -29,7 +29,14 @@ from llava_gateway.serving.admission import Admission, RequestQueue
 from llava_gateway.serving.answer_memory import AnswerMemory
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
-from llava_gateway.serving.prepare import PreparedRequest, apply_image_tokens, check_images, prepare, without_ignored_tools
+from llava_gateway.serving.prepare import (
+    PreparedRequest,
+    apply_image_tokens,
+    can_choose_tools,
+    check_images,
+    prepare,
+    without_ignored_tools,
+)
 from llava_gateway.settings import AspectRatio, Settings, SettingsError
 from llava_gateway.storage.file_store import FileStore
 from llava_gateway.storage.object_store import create_object_store
@@ -234,6 +241,18 @@ class Gateway:
         served_model = self._served_model(model)
         served_model.info()
         return served_model.prompts.answer_tokens(self.models.template(model))
+
+    def chat_template(self, model: str) -> str:
+        """Return the Jinja source of the chat template of the model that clients call `model`. Raises as `model`."""
+        served_model = self._served_model(model)
+        served_model.info()
+        return served_model.prompts.source(self.models.template(model))
+
+    def can_choose_tools(self, model: str) -> bool:
+        """Return whether the model that clients call `model` may choose to call tools. Raises as `model`."""
+        served_model = self._served_model(model)
+        served_model.info()
+        return can_choose_tools(served_model.prompts, self.models.template(model), self.settings)
 
     def model(self, name: str) -> ModelInfo:
         """Return the description of the model that clients call `name`. Raises NotFound, or Unavailable while the model loads."""

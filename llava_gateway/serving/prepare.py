@@ -54,14 +54,16 @@ class PreparedRequest:
         return self.tokens + (self.sampling.max_tokens or 0) * self.request.sampling.n
 
 
-def without_ignored_tools(request: Request, prompts: PromptRenderer, template: str | None, settings: Settings) -> Request:
-    """Return the request without its tools if it leaves a call to the model, and the model cannot call tools by itself.
+def can_choose_tools(prompts: PromptRenderer, template: str | None, settings: Settings) -> bool:
+    """Return whether the model may choose to call tools: its chat template renders them, or the server writes them into the prompt."""
+    return settings.tools_auto == "prompt" or prompts.renders_tools(template)
 
-    With `tools_auto` "prompt" no tools are ignored.
-    """
+
+def without_ignored_tools(request: Request, prompts: PromptRenderer, template: str | None, settings: Settings) -> Request:
+    """Return the request without its tools if it leaves a call to the model, and the model cannot choose to call tools."""
     if not isinstance(request, ChatRequest) or not request.tools or request.must_call:
         return request
-    if settings.tools_auto == "prompt" or prompts.renders_tools(template):
+    if can_choose_tools(prompts, template, settings):
         return request
     return dataclasses.replace(request, tools=())
 

@@ -5,30 +5,20 @@ API v1 sends them with their types, `{"type": "int", "value": "100"}`, and v2 se
 
 import ast
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import orjson
 from pydantic import BeforeValidator, Field
 
-from llava_gateway.api.schema import RefusedField, RequestBody
-from llava_gateway.errors import InvalidRequest
+from llava_gateway.api.schema import RefusedField, RequestBody, error_path_prefix
 from llava_gateway.types import SamplingParams
 
 _QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
 _PYTHON_LIST = re.compile(rf"\[(?:{_QUOTED.pattern})(?:, (?:{_QUOTED.pattern}))*\]")
 MAX_STOP_SEQUENCES = 16
 NO_TOOLS = "the model cannot call tools"
-
-
-@contextmanager
-def error_path_prefix(path: str) -> Iterator[None]:
-    """Put `path` before the field's path in every InvalidRequest that the block raises."""
-    try:
-        yield
-    except InvalidRequest as error:
-        raise InvalidRequest(f"{path}.{error.message}", param=f"{path}.{error.param}") from None
 
 
 def _parse_text_with(parse: Callable[[str], Any]) -> BeforeValidator:

@@ -6,8 +6,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from llava_gateway.api.sambastudio.params import NO_TOOLS, Params, error_path_prefix
-from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, ImageString, RefusedField, RequestBody, StrictModel
+from llava_gateway.api.sambastudio.params import NO_TOOLS, Params
+from llava_gateway.api.schema import (
+    LIST,
+    ONE,
+    ONE_OR_LIST,
+    TAG_PREFIX,
+    ImageString,
+    RefusedField,
+    RequestBody,
+    StrictModel,
+    error_path_prefix,
+)
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.http.request_body import loads
 from llava_gateway.prompts.templates import CURIOUS_HUMAN

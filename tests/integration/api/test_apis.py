@@ -47,6 +47,17 @@ def anthropic(server: Server) -> tuple[str, int]:
     return answer["content"][0]["text"], sum(answer["usage"].values())
 
 
+def ollama(server: Server, path: str, body: dict[str, Any]) -> tuple[str, int]:
+    answer = post(server, path, {"model": MODEL, "stream": False, "options": {"temperature": 0}} | body).json()
+    text = answer["response"] if "response" in answer else answer["message"]["content"]
+    return text, answer["prompt_eval_count"] + answer["eval_count"]
+
+
+def ollama_chat(server: Server) -> tuple[str, int]:
+    messages = [{"role": "system", "content": CURIOUS_HUMAN}, {"role": "user", "content": QUESTION, "images": [BASE64]}]
+    return ollama(server, "/api/chat", {"messages": messages})
+
+
 def completions(server: Server) -> tuple[str, int]:
     answer = post(
         server, "/v1/completions", {"model": MODEL, "prompt": PROMPT, "images": [URI], "max_tokens": 100, "temperature": 0}
@@ -81,12 +92,15 @@ def test_all_apis_give_the_same_answer_for_the_same_tokens(server: Server) -> No
         "deepinfra": openai(server, "/v1/openai"),
         "anthropic": anthropic(server),
         "completions": completions(server),
+        "ollama": ollama_chat(server),
+        "ollama, generate": ollama(server, "/api/generate", {"prompt": QUESTION, "system": CURIOUS_HUMAN, "images": [BASE64]}),
+        "ollama, raw": ollama(server, "/api/generate", {"prompt": PROMPT.replace("<image>", "[img-0]"), "raw": True, "images": [BASE64]}),
         "sambastudio": sambastudio(server, "/api/predict/generic/project/llava-demo"),
         "text_generation_webui": text_generation_webui(server),
         "llava_worker": llava_worker(server),
     }
     assert {name: text.strip() for name, (text, _) in answers.items()} == dict.fromkeys(answers, describe([GRID]))
-    whole = {answers[name][1] for name in ("openai", "deepinfra", "anthropic", "completions", "sambastudio")}
+    whole = {count for name, (_, count) in answers.items() if name not in ("text_generation_webui", "llava_worker")}
     assert len(whole) == 1
     usage = post(server, "/tokenize", {"prompt": PROMPT, "images": [URI]}).json()
     assert usage["image_tokens"] == 576

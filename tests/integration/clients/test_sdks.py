@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import litellm
+import ollama as ollama_sdk
 import pytest
 from helpers.requests import MODEL, body, image, image_part, user
 from helpers.server import ROOT, Server
@@ -166,8 +167,59 @@ def test_litellm_reaches_anthropics_messages(server: Server) -> None:
         litellm.completion(**asked | {"messages": [user("word " * 5000)]}, max_tokens=200, num_retries=0)
 
 
-def node(script: str, server: Server) -> dict[str, Any]:
-    command = [str(Path(executable.ROOT_DIR) / "bin" / "node"), str(NODE / script), server.v1]
+@pytest.fixture(scope="module")
+def ollama(server: Server) -> ollama_sdk.Client:
+    return ollama_sdk.Client(server.url)
+
+
+def ask(*grids: Any) -> dict[str, Any]:
+    """Return a request of Ollama's package, with one message. Its images are bytes."""
+    question = "Describe this image." if len(grids) == 1 else "Describe these images."
+    message = {"role": "user", "content": question, "images": [encode(draw(grid)) for grid in grids]}
+    return {"model": MODEL, "messages": [message], "options": {"temperature": 0}}
+
+
+def test_ollama_for_python_gets_whole_and_streamed_answers(ollama: ollama_sdk.Client) -> None:
+    whole = ollama.chat(**ask(GRID, OTHER))
+    assert whole.message.content == describe([GRID, OTHER])
+    assert (whole.prompt_eval_count or 0) > 1152
+    assert (whole.done_reason, bool(whole.eval_duration)) == ("stop", True)
+    *chunks, end = ollama.chat(**ask(GRID), stream=True)
+    assert "".join(chunk.message.content or "" for chunk in chunks) == describe([GRID])
+    assert 1 < len(chunks) <= (end.eval_count or 0)
+    picture = ROOT / "examples" / "pictures" / "first.png"
+    answer = ollama.generate(f"{MODEL}:latest", "Describe this image.", images=[picture], options={"temperature": 0})
+    assert answer.response == describe([("red", "blue", "green", "white")])
+    form = ollama.chat(MODEL, [{"role": "user", "content": "Hello"}], format=Answer.model_json_schema())
+    assert Answer.model_validate_json(form.message.content or "")
+
+
+def test_ollama_for_python_finds_models_and_raises_its_own_errors(ollama: ollama_sdk.Client) -> None:
+    assert [model.model for model in ollama.list().models] == [f"{MODEL}:latest"] == [model.model for model in ollama.ps().models]
+    assert ollama.show(MODEL).capabilities == ["completion", "vision"]
+    assert ollama.pull(MODEL).status == [part.status for part in ollama.pull(MODEL, stream=True)][-1] == "success"
+    with pytest.raises(ollama_sdk.ResponseError, match="llava-demo") as missing:
+        ollama.chat("llava:13b", [{"role": "user", "content": "Hello"}])
+    assert missing.value.status_code == 404
+    with pytest.raises(ollama_sdk.ResponseError, match=r"options\.mirostat"):
+        list(ollama.generate(MODEL, "Hello", stream=True, options={"mirostat": 1}))
+    with pytest.raises(ollama_sdk.ResponseError, match="embeddings"):
+        ollama.embed(MODEL, "Hello")
+
+
+def test_ollama_for_node_works(server: Server) -> None:
+    got = node("ollama.mjs", server, server.url)
+    assert got["models"] == [f"{MODEL}:latest"]
+    assert got["capabilities"] == ["completion", "vision"]
+    assert got["image"] == got["streamed"] == got["generated"] == describe([GRID])
+    assert got["images"] == describe([GRID, OTHER])
+    assert got["form"] == {"color": "red"}
+    assert got["pulled"] == "success"
+    assert got["error"] == [404, "There is no model 'other' here; 'llava-demo' is served."]
+
+
+def node(script: str, server: Server, base_url: str | None = None) -> dict[str, Any]:
+    command = [str(Path(executable.ROOT_DIR) / "bin" / "node"), str(NODE / script), base_url or server.v1]
     ended = subprocess.run(command, input=json.dumps(IMAGES), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     got: dict[str, Any] = json.loads(ended.stdout)
