@@ -20,11 +20,11 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def open_webui(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an Open WebUI that uses the server."""
+@pytest.fixture(scope="module", params=["Open WebUI", "Open WebUI with Ollama's API"])
+def open_webui(server: Server, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an Open WebUI that uses the server in one of two ways."""
     folder, port = tmp_path_factory.mktemp("open_webui"), free_port()
-    command = recipe("Open WebUI", server)
+    command = recipe(request.param, server)
     command[-1] = command[-1].replace("--port 8080", f"--host 127.0.0.1 --port {port}")
     variables = environment(ENVIRONMENTS / "open-webui" / "bin", folder, DATA_DIR=str(folder), **SETTINGS)
     with running(command, folder, variables) as (process, log):

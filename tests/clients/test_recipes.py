@@ -21,6 +21,7 @@ OUTPUTS = {
     "instructor": ("openai-2", f"color='{COLOR}'"),
     "pydantic-ai": ("openai-3", rf"(color='{COLOR}'\s*){{2}}"),
     "LangChain": ("openai-3", rf"color='{COLOR}'\n\[\{{'name': 'paint', 'args': \{{'color': '{COLOR}'\}}, .*\}}\]\nRed\."),
+    "LangChain with Ollama's API": ("openai-3", rf"{FIRST}\ncolor='{COLOR}'"),
     "LlamaIndex": ("openai-2", rf"The wall is {COLOR}\."),
     "LiteLLM": ("openai-3", rf"{FIRST}\nA long context\.\n{FIRST}"),
     "magentic": ("openai-3", f"color='{COLOR}'"),
@@ -31,7 +32,7 @@ OUTPUTS = {
 }
 """The environment of each recipe, and a regular expression for its whole output. The demo model repeats a call that it must make, and
 it never learned to write colours in JSON."""
-OTHERS = {"Gradio", "AI SDK", "vllm bench serve", "Open WebUI"}
+OTHERS = {"Gradio", "AI SDK", "vllm bench serve", "Open WebUI", "Open WebUI with Ollama's API"}
 
 
 def test_every_recipe_is_tested() -> None:

@@ -187,7 +187,7 @@ def test_ollama_for_python_gets_whole_and_streamed_answers(ollama: ollama_sdk.Cl
     *chunks, end = ollama.chat(**ask(GRID), stream=True)
     assert "".join(chunk.message.content or "" for chunk in chunks) == describe([GRID])
     assert 1 < len(chunks) <= (end.eval_count or 0)
-    picture = ROOT / "examples" / "pictures" / "first.png"
+    picture = str(ROOT / "examples" / "pictures" / "first.png")
     answer = ollama.generate(f"{MODEL}:latest", "Describe this image.", images=[picture], options={"temperature": 0})
     assert answer.response == describe([("red", "blue", "green", "white")])
     form = ollama.chat(MODEL, [{"role": "user", "content": "Hello"}], format=Answer.model_json_schema())
