@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llava_gateway.api.ollama.response import render_time
-from llava_gateway.errors import NotFound
 from llava_gateway.serving.gateway import Gateway
 
 LATEST = ":latest"
@@ -36,11 +35,9 @@ class ModelDescriptions:
         if not name:
             return models.only_name()
         names = models.names()
-        for each in (name, name.removesuffix(LATEST)):
-            if each in names:
-                return each
-        models.check(name)
-        raise NotFound(f"There is no model {name[:100]!r} here.", param="model")
+        found = next((each for each in (name, name.removesuffix(LATEST)) if each in names), name)
+        models.check(found)
+        return found
 
     def tags(self) -> dict[str, Any]:
         """Return the answer of `/api/tags`: all models."""
