@@ -15,7 +15,7 @@ from llava_gateway.demo.images import data_uri, draw, encode
 
 UNREACHABLE = "http://127.0.0.1:9"
 PICTURE = encode(draw(("red", "blue", "green", "white")))
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"question_id": "a/1.png", "image": "1.png", "text": "Is it red?", "category": "color"},
     {"question_id": "a/1.png", "image": "1.png", "text": "Is it blue?", "category": "color"},
     {"question_id": 7, "text": "What is your name?"},
