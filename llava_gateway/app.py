@@ -13,15 +13,18 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from llava_gateway.api import feedback, health, llava_worker, lora
+from llava_gateway.api import feedback, health, lora
 from llava_gateway.api.anthropic import router as anthropic
 from llava_gateway.api.base import ApiFactory, ErrorResponse, error_renderer_by_path
 from llava_gateway.api.chat_ui import router as chat_ui
 from llava_gateway.api.docs import router as docs
+from llava_gateway.api.llava_worker import router as llava_worker
+from llava_gateway.api.llava_worker.controller_client import ControllerClient
 from llava_gateway.api.ollama import router as ollama
 from llava_gateway.api.openai import router as openai
 from llava_gateway.api.sambastudio import router as sambastudio
 from llava_gateway.api.text_generation_webui import router as text_generation_webui
+from llava_gateway.concurrency import cancel_and_wait
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 from llava_gateway.engine.base import Engine
 from llava_gateway.engine.supervisor import Supervisor
@@ -125,17 +128,21 @@ def build_app(
     apis.append(health.create_api(gateway, exposition, openai.render_error))
     apis.append(docs.create_api(apis, openai.render_error, with_keys=bool(settings.api_keys or settings.keys_file)))
     find_error_renderer = error_renderer_by_path(apis, openai.render_error)
+    controller_client = ControllerClient(gateway) if settings.controller else None
     stack = MiddlewareStack(settings, [path for api in apis for path in api.public], find_error_renderer)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         starting = asyncio.create_task(_start(gateway, on_start_failure))
+        registering = asyncio.create_task(_register(controller_client, starting)) if controller_client else None
         monitor = LoopMonitor()
         monitor.start()
         try:
             yield
         finally:
             monitor.stop()
+            if registering:
+                await cancel_and_wait(registering)
             starting.cancel()
             await gateway.stop()
             await stack.close()
@@ -167,6 +174,12 @@ async def _start(gateway: Gateway, on_failure: Callable[[EngineStartError], None
         log.error("The model did not load: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
         if on_failure:
             on_failure(EngineStartError(str(error)))
+
+
+async def _register(controller_client: ControllerClient, starting: asyncio.Task[None]) -> None:
+    """Keep the server registered at LLaVA's controller, once the models have loaded."""
+    await asyncio.wait((starting,))
+    await controller_client.run()
 
 
 def _default_model() -> str:

@@ -38,6 +38,16 @@ def default_of(name: str) -> str:
     return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
+def url_host(host: str) -> str:
+    """Return a host as URLs have it: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def server_url(settings: "Settings") -> str:
+    """Return the URL of the server, from its host and its port."""
+    return f"{'https' if settings.ssl_certfile else 'http'}://{url_host(settings.host)}:{settings.port}"
+
+
 class SettingsError(Exception):
     """A setting is invalid, or two settings contradict each other. The message is one line for the operator."""
 
@@ -89,6 +99,14 @@ class Settings(BaseSettings):
         (), description="further ports to listen on, comma separated: clients of other servers expect ports such as 5000 and 5005"
     )
     uds: str = Field("", description="path of a Unix domain socket to listen on, instead of `--host` and `--port`")
+    controller: str = Field(
+        "",
+        description="URL of LLaVA's controller, such as http://localhost:10000, where this server registers as a worker "
+        "(docs/llava-worker.md)",
+    )
+    worker_address: str = Field(
+        "", description="URL under which users of `--controller` reach this server; empty: from `--host` and `--port`"
+    )
     root_path: str = Field("", description="path under which a proxy serves this server, such as /llava")
     ssl_keyfile: str = Field("", description="private key of the certificate, in PEM")
     ssl_certfile: str = Field("", description="TLS certificate with its chain, in PEM; the server then speaks https")

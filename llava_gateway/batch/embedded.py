@@ -13,7 +13,7 @@ from llava_gateway.settings import Settings
 
 POLL_INTERVAL = 0.1
 """Seconds between two checks whether the model has loaded."""
-SINGLE_USER_SETTINGS = {"apis": ("openai",), "api_keys": (), "keys_file": "", "auth": "auto", "cors_origins": ()}
+SINGLE_USER_SETTINGS = {"apis": ("openai",), "api_keys": (), "keys_file": "", "auth": "auto", "cors_origins": (), "controller": ""}
 """These settings only concern other clients, and a batch has none."""
 
 

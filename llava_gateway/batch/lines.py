@@ -71,6 +71,10 @@ class _BatchRequestInput(BaseModel):
     body: dict[str, Any]
 
 
+class _InvalidRequest(Exception):
+    """A line is not a request. The message names the field."""
+
+
 class RequestFile:
     """A file of JSON Lines with `custom_id`, `method`, `url` and `body`. Blank lines are skipped, but count in line numbers."""
 
@@ -88,12 +92,37 @@ class RequestFile:
             with self._path.open("rb") as file:
                 for number, text in enumerate(file, 1):
                     if text := text.removeprefix(codecs.BOM_UTF8).strip():
-                        line = _parse(number, text)
+                        line = self._parse(number, text)
                         if isinstance(line, RequestLine) and (first := numbers.setdefault(line.custom_id, number)) != number:
                             line = _invalid_line(number, text, line.custom_id, DUPLICATE, f"the custom_id is that of line {first}, too")
                         yield line
         except OSError as error:
             raise BatchError(f"{self.name}: {error.strerror}") from error
+
+    def request(self, number: int, value: Any) -> RequestLine:
+        """Return the request of a line's JSON. Raises pydantic's ValidationError, orjson.JSONEncodeError and _InvalidRequest."""
+        request = _BatchRequestInput.model_validate(value)
+        if request.body.get("stream"):
+            raise _InvalidRequest("body.stream: a batch's answers are not streamed; leave it out")
+        return _request_line(number, request.custom_id, request.url, request.body)
+
+    def _parse(self, number: int, text: bytes) -> RequestLine | InvalidLine:
+        value: Any = None
+        code = INVALID_REQUEST
+        try:
+            value = orjson.loads(text)
+            return self.request(number, value)
+        except orjson.JSONDecodeError as error:
+            code, fault = INVALID_JSON, f"not JSON: {error.msg}, at column {error.colno}"
+        except orjson.JSONEncodeError as error:
+            fault = f"body: {error}"
+        except _InvalidRequest as error:
+            fault = str(error)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        custom_id = value.get("custom_id") if isinstance(value, dict) else None
+        return _invalid_line(number, text, custom_id if isinstance(custom_id, str) else None, code, fault)
 
 
 class ImageFiles:
@@ -145,42 +174,25 @@ def count_lines(source: LineSource, answered: Mapping[str, str]) -> LineCounts:
             counts.unanswered += 1
         elif answered[line.custom_id] != line.id:
             raise BatchError(
-                f"{source.name}, line {line.number}: custom_id {line.custom_id!r} asked something else before; write to another file, or "
+                f"{source.name}, line {line.number}: {line.custom_id!r} asked something else before; write to another file, or "
                 "use --retry-failed if the old request failed"
             )
     return counts
 
 
-def _parse(number: int, text: bytes) -> RequestLine | InvalidLine:
-    """Return a line of OpenAI's batch format."""
-    value: Any = None
-    code = INVALID_REQUEST
-    try:
-        value = orjson.loads(text)
-        request = _BatchRequestInput.model_validate(value)
-        if not request.body.get("stream"):
-            return _request_line(number, request.custom_id, request.url, request.body)
-        fault = "body.stream: a batch's answers are not streamed; leave it out"
-    except orjson.JSONDecodeError as error:
-        code, fault = INVALID_JSON, f"not JSON: {error.msg}, at column {error.colno}"
-    except orjson.JSONEncodeError as error:
-        fault = f"body: {error}"
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-    custom_id = value.get("custom_id") if isinstance(value, dict) else None
-    return _invalid_line(number, text, custom_id if isinstance(custom_id, str) else None, code, fault)
-
-
 def _invalid_line(number: int, text: bytes, custom_id: str | None, code: str, fault: str) -> InvalidLine:
-    digest = blake3(b"%d %b" % (number, text)).hexdigest(16)
-    return InvalidLine(f"batch_req_{digest}", custom_id, code, f"line {number}: {fault}")
+    text_digest = blake3(b"%d %b" % (number, text)).hexdigest(16)
+    return InvalidLine(f"batch_req_{text_digest}", custom_id, code, f"line {number}: {fault}")
+
+
+def digest(url: str, body: dict[str, Any]) -> str:
+    """Return a digest of a request, 32 hexadecimal digits. Raises orjson.JSONEncodeError if the body cannot be sent as JSON."""
+    return blake3(orjson.dumps((url, body), option=orjson.OPT_SORT_KEYS)).hexdigest(16)
 
 
 def _request_line(number: int, custom_id: str, url: str, body: dict[str, Any]) -> RequestLine:
-    """Return the line with its id. Raises orjson.JSONEncodeError if the body cannot be sent as JSON."""
-    content = orjson.dumps((url, body), option=orjson.OPT_SORT_KEYS)
-    return RequestLine(number, custom_id, url, body, f"batch_req_{blake3(content).hexdigest(16)}")
+    """Return the line with its id. Raises orjson.JSONEncodeError."""
+    return RequestLine(number, custom_id, url, body, f"batch_req_{digest(url, body)}")
 
 
 def _matching_files(pattern: str) -> list[str]:

@@ -3,17 +3,26 @@
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, ClassVar
 
 import orjson
 
-from llava_gateway.batch.lines import INVALID_CODES, BatchError, InvalidLine
+from llava_gateway.batch.lines import INVALID_CODES, BatchError, InvalidLine, RequestLine
 
-BEGINNING = b'{"id":"batch_req_'
-"""The beginning of every line that `append` writes."""
+
+@dataclass(frozen=True, slots=True)
+class WrittenLine:
+    """A line that an earlier run has written."""
+
+    key: str
+    """The key in `OutputFile.answered`."""
+    id: str
+    failed: bool
+    """Whether the line has an error."""
 
 
 class OutputFile:
@@ -21,6 +30,9 @@ class OutputFile:
 
     The file is locked against other runs. Its content changes only after `begin` is called.
     """
+
+    beginning: ClassVar = b'{"id":"batch_req_'
+    """The beginning of every line."""
 
     def __init__(self, path: Path, *, retry_failed: bool) -> None:
         """Open the file, and create it if it does not exist.
@@ -55,14 +67,24 @@ class OutputFile:
         """Remove an incomplete last line, and with `retry_failed` the failed lines. Raises BatchError."""
         try:
             os.ftruncate(self._descriptor, self._complete_bytes)
-            if self._drops_failed:
-                self._drop_failed()
         except OSError as error:
             raise BatchError(f"{self._name}: {error.strerror}") from error
+        if self._drops_failed:
+            self.replace(self._without_failed())
 
-    def append(self, entry: dict[str, Any]) -> None:
+    def append(self, line: RequestLine, entry: dict[str, Any]) -> None:
+        """Write the answer to a line, or its error. Raises BatchError if it cannot be written completely.
+
+        `entry`: as `RequestSender.send` returns it.
+        """
+        self.write(entry)
+
+    def finish(self) -> None:
+        """Complete the file, after all lines were sent. Raises BatchError."""
+
+    def write(self, value: dict[str, Any]) -> None:
         """Write one line. Raises BatchError if it cannot be written completely."""
-        line = orjson.dumps(entry) + b"\n"
+        line = orjson.dumps(value) + b"\n"
         try:
             complete = os.write(self._descriptor, line) == len(line)
         except OSError as error:
@@ -72,7 +94,7 @@ class OutputFile:
 
     def append_error(self, line: InvalidLine) -> None:
         """Write the error of an invalid line. Raises BatchError if it cannot be written completely."""
-        self.append({"id": line.id, "custom_id": line.custom_id, "response": None, "error": {"code": line.code, "message": line.message}})
+        self.write({"id": line.id, "custom_id": line.custom_id, "response": None, "error": {"code": line.code, "message": line.message}})
 
     def sync(self) -> None:
         """Write the appended lines to the disk, so that they survive a power failure. Raises BatchError."""
@@ -102,55 +124,59 @@ class OutputFile:
         with self.path.open("rb") as file:
             for number, text in enumerate(file, 1):
                 if not text.endswith(b"\n"):
-                    if not (text.startswith(BEGINNING) or BEGINNING.startswith(text)):
+                    if not (text.startswith(self.beginning) or self.beginning.startswith(text)):
                         raise self._foreign_line(number)
                     return
-                entry = _parse(text)
-                if entry is None:
+                written = self.parse(text)
+                if written is None:
                     raise self._foreign_line(number)
-                if entry["error"] and retry_failed:
+                if written.failed and retry_failed:
                     self._drops_failed = True
                 else:
-                    self.answered[_key(entry)] = entry["id"]
-                    self.failed += bool(entry["error"])
+                    self.answered[written.key] = written.id
+                    self.failed += written.failed
                 self._complete_bytes += len(text)
 
     def _foreign_line(self, number: int) -> BatchError:
         return BatchError(f"{self._name}, line {number}: this is not a line of batch output, and the file is left unchanged; name another")
 
-    def _drop_failed(self) -> None:
-        """Write the other lines to a new file and rename it over the old file, so that a kill leaves one of the two complete."""
+    def replace(self, lines: Iterable[bytes]) -> None:
+        """Write lines to a new file and rename it over the old file, so that a kill leaves one of the two complete. Raises BatchError."""
         temporary = self.path.with_name(f".{self.path.name}.new")
-        descriptor = self._open(temporary)
-        os.ftruncate(descriptor, 0)
-        os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._descriptor).st_mode))
-        with self.path.open("rb") as old, os.fdopen(os.dup(descriptor), "wb") as new:
-            new.writelines(_without_failed(old))
-        os.fsync(descriptor)
-        temporary.replace(self.path)
+        try:
+            descriptor = self._open(temporary)
+            os.ftruncate(descriptor, 0)
+            os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._descriptor).st_mode))
+            with os.fdopen(os.dup(descriptor), "wb") as new:
+                new.writelines(lines)
+            os.fsync(descriptor)
+            temporary.replace(self.path)
+        except OSError as error:
+            raise BatchError(f"{self._name}: {error.strerror}") from error
         os.close(self._descriptor)
         self._descriptor = descriptor
 
+    def parse(self, text: bytes) -> WrittenLine | None:
+        """Return a line that an earlier run has written. None for any other line."""
+        try:
+            entry = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return None
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str) or not isinstance(entry.get("custom_id"), str | None):
+            return None
+        if "error" not in entry or not isinstance(key := _key(entry), str):
+            return None
+        return WrittenLine(key, entry["id"], failed=bool(entry["error"]))
 
-def _parse(text: bytes) -> dict[str, Any] | None:
-    """Return a line that `append` has written, as JSON. None for any other line."""
-    try:
-        entry = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str) or not isinstance(entry.get("custom_id"), str | None):
-        return None
-    return entry if "error" in entry and isinstance(_key(entry), str) else None
+    def _without_failed(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            for text in file:
+                written = self.parse(text)
+                if written and not written.failed:
+                    yield text
 
 
 def _key(entry: dict[str, Any]) -> Any:
     """Return the entry's key in `OutputFile.answered`. An invalid line may have no custom_id, or the custom_id of another line."""
     error = entry["error"]
     return entry["id"] if isinstance(error, dict) and error.get("code") in INVALID_CODES else entry["custom_id"]
-
-
-def _without_failed(file: BinaryIO) -> Iterator[bytes]:
-    for text in file:
-        entry = _parse(text)
-        if entry and not entry["error"]:
-            yield text

@@ -66,7 +66,7 @@ async def run(
     async def send_lines(client: httpx.AsyncClient) -> None:
         for line in lines:
             entry = await sender.send(client, line)
-            output.append(entry)
+            output.append(line, entry)
             stats.add(entry)
             on_answer(stats)
 

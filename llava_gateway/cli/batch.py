@@ -14,6 +14,7 @@ from llava_gateway.batch.embedded import embedded
 from llava_gateway.batch.lines import BatchError, ImageFiles, LineSource, RequestFile, count_lines
 from llava_gateway.batch.output import OutputFile
 from llava_gateway.batch.progress import BatchProgress
+from llava_gateway.batch.questions import DEFAULTS, AnswersFile, QuestionFile
 from llava_gateway.batch.run import BatchStats, run
 from llava_gateway.batch.sender import RequestSender
 from llava_gateway.cli import flags
@@ -62,20 +63,22 @@ def _split_leading_names(arguments: Sequence[str]) -> tuple[list[str], list[str]
 
 def _source(parser: Parser, options: argparse.Namespace, names: Sequence[str]) -> LineSource:
     """Return the source of the requests. Raises BatchError, and exits if the arguments do not fit together."""
+    given = {
+        "model": options.model if options.base_url else None,
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
     if options.images is None:
         if len(names) != 2:
             parser.error("give IN and OUT before all flags, or OUT with --images and --prompt")
         if Path(names[0]).exists() and Path(names[1]).exists() and Path(names[0]).samefile(names[1]):
             parser.error("IN and OUT are the same file")
-        return RequestFile(Path(names[0]))
-    if len(names) != 1 or not options.prompt:
-        parser.error("--images needs OUT, before all flags, and --prompt; it takes no IN")
-    fields = {
-        "model": options.model if options.base_url else None,
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-    }
-    return ImageFiles(options.images, options.prompt, {name: value for name, value in fields.items() if value is not None})
+        path = Path(names[0])
+        return RequestFile(path) if options.image_folder is None else QuestionFile(path, options.image_folder, DEFAULTS | fields)
+    if len(names) != 1 or not options.prompt or options.image_folder:
+        parser.error("--images needs OUT, before all flags, and --prompt; it takes no IN and no --image-folder")
+    return ImageFiles(options.images, options.prompt, fields)
 
 
 def _engine_options(parser: Parser, options: argparse.Namespace, engine_flags: Sequence[str]) -> EngineOptions | None:
@@ -89,7 +92,8 @@ def _engine_options(parser: Parser, options: argparse.Namespace, engine_flags: S
 
 def _batch(options: argparse.Namespace, source: LineSource, path: Path, engine: EngineOptions | None) -> int:
     """Send the unanswered lines and return the exit status. Raises BatchError, SettingsError and KeyboardInterrupt."""
-    with OutputFile(path, retry_failed=options.retry_failed) as output:
+    output_file = OutputFile if options.image_folder is None else AnswersFile
+    with output_file(path, retry_failed=options.retry_failed) as output:
         counts = count_lines(source, output.answered)
         output.begin()
         failed = output.failed + len(counts.invalid)
@@ -102,6 +106,7 @@ def _batch(options: argparse.Namespace, source: LineSource, path: Path, engine: 
             _print_summary(stats)
         elif not counts.invalid:
             print(f"Nothing to do: {path} has a line for each of the {counts.total} requests.")
+        output.finish()
         if counts.invalid:
             print(f"{len(counts.invalid)} lines of {source.name} are not requests, first {counts.invalid[0].message}")
         if output.failed:
@@ -167,20 +172,32 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="llava-gateway batch",
         usage="llava-gateway batch IN OUT [options] [serve's and vLLM's flags]\n       "
+        "llava-gateway batch IN OUT --image-folder DIR [options] [serve's and vLLM's flags]\n       "
         "llava-gateway batch OUT --images PATTERN... --prompt TEXT [options] [serve's and vLLM's flags]",
-        description="Answer a file of requests in OpenAI's batch format, or send the same prompt with each image of a folder. OUT gets one "
-        "line for each request. If a run was interrupted, the same command resumes it. Images may be paths of files on this machine.",
+        description="Answer a file of requests in OpenAI's batch format or a file of LLaVA's questions, or send the same prompt with each "
+        "image of a folder. OUT gets one line for each request. If a run was interrupted, the same command resumes it. Images may be paths "
+        "of files on this machine.",
         epilog="Without --base-url the model runs in this process, with all flags of `llava-gateway serve` and of vLLM.\n\n"
         "examples:\n"
         "  llava-gateway batch requests.jsonl answers.jsonl\n"
+        "  llava-gateway batch questions.jsonl answers.jsonl --image-folder images --temperature 0\n"
         '  llava-gateway batch answers.jsonl --images "photos/*.jpg" --prompt "Describe this image." --max-tokens 100\n'
         "  llava-gateway batch requests.jsonl answers.jsonl --base-url http://127.0.0.1:8000/v1",
     )
     images = parser.add_argument_group("a folder of images")
     images.add_argument("--images", nargs="+", metavar="PATTERN", help="paths of images, with *, ?, [...] and **")
     images.add_argument("--prompt", metavar="TEXT", help="the text that is sent with each image")
-    images.add_argument("--max-tokens", type=int, metavar="N", help="maximum length of an answer; default: the server's")
-    images.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; default: the server's")
+    questions = parser.add_argument_group("a file of LLaVA's questions")
+    questions.add_argument(
+        "--image-folder",
+        type=Path,
+        metavar="DIR",
+        help="IN has questions as LLaVA's model_vqa.py reads them, with images in DIR, and OUT gets answers as it writes them",
+    )
+    answers = parser.add_argument_group("answers to images and questions")
+    defaults = "default: the server's, and model_vqa.py's for questions"
+    answers.add_argument("--max-tokens", type=int, metavar="N", help=f"maximum length of an answer; {defaults} ({DEFAULTS['max_tokens']})")
+    answers.add_argument("--temperature", type=float, metavar="T", help=f"0 is greedy; {defaults} ({DEFAULTS['temperature']})")
     server = parser.add_argument_group("model and server")
     server.add_argument("--model", metavar="NAME", help="the model to load; with --base-url, the model for lines that name none")
     server.add_argument("--base-url", type=url_option, metavar="URL", help="send to this OpenAI-compatible server and load no model")

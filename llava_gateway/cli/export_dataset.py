@@ -32,7 +32,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="llava-gateway export-dataset",
         description="Export the votes that a server has collected as a dataset: OUT/images, OUT/annotations_train.json and "
-        "OUT/annotations_val.json. LLaVA's trainer (with --image_folder OUT) and SambaStudio read this format.",
+        "OUT/annotations_val.json. LLaVA's trainer (with --image_folder OUT/images) and SambaStudio read this format.",
         epilog="examples:\n  llava-gateway serve --feedback-dir votes\n  llava-gateway export-dataset votes dataset --val-fraction 0.2",
     )
     parser.add_argument("source", type=Path, metavar="DIR", help="the server's --feedback-dir; the server may be running")

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from llava_gateway.settings import Settings
+from llava_gateway.settings import Settings, url_host
 
 
 class ListenError(Exception):
@@ -31,11 +31,6 @@ def listen(settings: Settings) -> list[socket.socket]:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else "this is not a host name"
         raise ListenError(f"cannot listen on {where}: {reason}") from error
     return sockets
-
-
-def url_host(host: str) -> str:
-    """Return a host as URLs have it: IPv6 addresses in brackets."""
-    return f"[{host}]" if ":" in host else host
 
 
 def _bind_all(host: str, port: int) -> list[socket.socket]:

@@ -21,12 +21,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llava_gateway import __version__
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
-from llava_gateway.cli.listeners import ListenError, listen, url_host
+from llava_gateway.cli.listeners import ListenError, listen
 from llava_gateway.errors import EngineStartError
 from llava_gateway.http.uvicorn_protocol import http_protocol
 from llava_gateway.http.websocket_protocol import websocket_protocol
 from llava_gateway.observability import logging as logs
-from llava_gateway.settings import Settings, SettingsError
+from llava_gateway.settings import Settings, SettingsError, server_url
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     except ListenError as error:
         sys.stderr.write(f"llava-gateway: {error}\n")
         return 1
-    address = settings.uds or f"{'https' if settings.ssl_certfile else 'http'}://{url_host(settings.host)}:{settings.port}"
-    log.info("llava-gateway %s on %s; the model is loading", __version__, address)
+    log.info("llava-gateway %s on %s; the model is loading", __version__, settings.uds or server_url(settings))
     server.run(sockets)
     sys.stderr.flush()
     # The lifespan has ended the engine's processes. But a thread may still import vLLM, and it cannot be interrupted.

@@ -43,15 +43,17 @@ def key_option(value: str) -> str:
     return value
 
 
-def http_client(url: str, key: str, timeout: httpx.Timeout, tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
+def http_client(
+    url: str, key: str, timeout: httpx.Timeout, tls: ssl.SSLContext | None = None, *, proxies: bool = True
+) -> httpx.AsyncClient:
     """Return a client of the API at `url`. Its request paths are relative to the API.
 
     `key`: sent as a bearer token; empty: none. `tls`: a context that several clients share, since making one takes about 20 ms.
-    Raises OSError if the environment names a proxy that cannot be used.
+    `proxies`: whether the proxies of the environment are used. Raises OSError if the environment names a proxy that cannot be used.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        return httpx.AsyncClient(base_url=f"{base_url(url)}/", headers=headers, timeout=timeout, verify=tls or True)
+        return httpx.AsyncClient(base_url=f"{base_url(url)}/", headers=headers, timeout=timeout, verify=tls or True, trust_env=proxies)
     except (ImportError, ValueError, httpx.InvalidURL) as error:  # of a SOCKS proxy, an unknown scheme, an invalid URL
         raise OSError(0, f"the proxy in the environment (ALL_PROXY, HTTP_PROXY, HTTPS_PROXY) cannot be used: {error}") from error
 

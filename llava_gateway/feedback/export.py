@@ -125,7 +125,8 @@ def _last_votes(source: Path, tally: Tally) -> Iterator[Vote]:
 def _sample(vote: Vote, choice: Choice, images: "_ImageCopier", tally: Tally) -> dict[str, Any] | None:
     """Return the sample in the format of LLaVA's documentation, or None if the trainer could not use it.
 
-    A system prompt is added as `system`, which LLaVA's trainer ignores.
+    `image` is the name of a file in `images/`, the trainer's --image_folder. A system prompt is added as `system`, which LLaVA's trainer
+    ignores.
     """
     if len(vote.image) > 1 and not choice.several_pictures:
         tally.left_out["with several images"] += 1
@@ -133,11 +134,11 @@ def _sample(vote: Vote, choice: Choice, images: "_ImageCopier", tally: Tally) ->
     if not all(turn.value.strip() for turn in vote.conversations):
         tally.left_out["with an empty turn"] += 1
         return None
-    paths = [f"{IMAGES}/{name}" for name in map(images.copy, vote.image) if name]
-    if len(paths) < len(vote.image):
+    names = [name for name in map(images.copy, vote.image) if name]
+    if len(names) < len(vote.image):
         tally.left_out["with an image that is missing or cannot be read"] += 1
         return None
-    image = {"image": paths[0] if len(paths) == 1 else paths} if paths else {}
+    image = {"image": names[0] if len(names) == 1 else names} if names else {}
     system = {"system": vote.system} if vote.system else {}
     return {"id": vote.id, **image, **system, "conversations": [turn.model_dump() for turn in vote.conversations]}
 

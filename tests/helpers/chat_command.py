@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import pexpect
-from helpers.server import ROOT
+from helpers.server import ROOT, START_TIMEOUT
 
 FIRST, SECOND = ROOT / "examples" / "pictures" / "first.png", ROOT / "examples" / "pictures" / "second.jpg"
 COMMAND = [sys.executable, "-m", "llava_gateway", "chat"]
@@ -40,7 +40,7 @@ def quit_chat(child: "pexpect.spawn[str]") -> None:
 
 
 def run(url: str, environment: dict[str, str], *arguments: str, question: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a chat in a pipe. `question`: its standard input."""
-    command = [*COMMAND, "--base-url", url, *arguments]
+    """Run a chat in a pipe. `url`: empty for none. `question`: its standard input."""
+    command = [*COMMAND, *(("--base-url", url) if url else ()), *arguments]
     given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if question is None else {"input": question}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False, **given)
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT, env=environment, check=False, **given)

@@ -47,7 +47,8 @@ def keep(store: Store, *images: bytes, **fields: Any) -> Vote:
 def samples(dataset: Path) -> list[dict[str, Any]]:
     """Return all annotations of a dataset, after a check that LLaVA's `LazySupervisedDataset` can use them.
 
-    LLaVA opens `image` below --image_folder, needs the turns of human and gpt in alternation, and puts an image in the place of `<image>`.
+    LLaVA joins --image_folder and `image` to a path, needs the turns of human and gpt in alternation, and puts an image in the place of
+    `<image>`. The folder is `images`.
     """
     sides = [json.loads((dataset / f"annotations_{side}.json").read_text()) for side in ("train", "val")]
     found: list[dict[str, Any]] = [sample for side in sides for sample in side]
@@ -66,6 +67,6 @@ def samples(dataset: Path) -> list[dict[str, Any]]:
             assert "<image>" not in text
         assert placeholders == len(shown)
         for path in shown:
-            with Image.open(dataset / path) as opened:
+            with Image.open(os.path.join(dataset / "images", path)) as opened:  # noqa: PTH118 # as the trainer does
                 opened.convert("RGB").load()
     return found

@@ -15,6 +15,8 @@ from llava_gateway.demo.images import Grid, draw, encode
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
 
 GENERATE = "/worker_generate_stream"
+PAGE_NAME = f"{MODEL}-v1"
+"""The name of the demo model for which LLaVA's web page writes prompts in the format llava_v1."""
 GRID: Grid = ("red", "blue", "green", "orange")
 HELLO = "USER: Hello ASSISTANT:"
 
@@ -30,6 +32,33 @@ def llava_v1(*turns: str | None) -> str:
         role, end = ("ASSISTANT", "</s>") if number % 2 else ("USER", " ")
         prompt += f"{role}:" if turn is None else f"{role}: {turn}{end}"
     return prompt
+
+
+def llava_v0(*turns: str | None) -> str:
+    """Return a prompt in the format llava_v0, with the turns of user and assistant in alternation. None: the turn to generate."""
+    prompt = f"{CURIOUS_HUMAN}###"
+    for number, turn in enumerate(turns):
+        role = "Assistant" if number % 2 else "Human"
+        prompt += f"{role}:" if turn is None else f"{role}: {turn}###"
+    return prompt
+
+
+def page_template(model: str) -> str:
+    """Return the conversation template that LLaVA's web page picks for a model, as `http_bot` in its gradio_web_server.py does."""
+    name = model.lower()
+    if "llava" not in name:
+        return "mpt_text" if "mpt" in model else "llama_2" if "llama-2" in model else "vicuna_v1"
+    if "llama-2" in name:
+        return "llava_llama_2"
+    if "mistral" in name or "mixtral" in name:
+        return "mistral_orca" if "orca" in name else "chatml_direct" if "hermes" in name else "mistral_instruct"
+    if "llava-v1.6-34b" in name:
+        return "chatml_direct"
+    if "v1" not in name and "mpt" in name:
+        return "mpt"
+    version = "v1" if "v1" in name else "v0"
+    tagged = "mmtag" in name or ("plain" in name and "finetune" not in name)
+    return f"{version}_mmtag" if tagged else f"llava_{version}"
 
 
 DESCRIBE = llava_v1("<image>\nDescribe this image.", None)

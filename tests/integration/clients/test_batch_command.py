@@ -11,7 +11,7 @@ import pytest
 from helpers.batch import batch, line, read, said, start, write
 from helpers.requests import MODEL, image_part
 from helpers.server import ROOT, Server
-from helpers.waiting import wait_for
+from helpers.waiting import json_lines, wait_for
 
 from llava_gateway.demo.images import Grid, data_uri, describe, draw, encode, random_grid
 
@@ -138,6 +138,26 @@ def test_folder_of_images_is_described(server: Server, tmp_path: Path) -> None:
     assert other.returncode == 2
     assert "asked something else before" in other.stderr
     assert len(read(out)) == 2
+
+
+def test_questions_of_llavas_evaluation_are_answered(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name, grid in (("first.png", FIRST), ("second.png", SECOND)):
+        (tmp_path / "images" / name).write_bytes(encode(draw(grid)))
+    asked = [
+        {"question_id": 1, "image": "first.png", "text": "Describe this image.", "category": "detail"},
+        {"question_id": 2, "image": "second.png", "text": "Describe this image."},
+        {"question_id": 2, "image": "second.png", "text": "What color is the bottom right?"},
+    ]
+    questions, answers = write(tmp_path / "questions.jsonl", asked), tmp_path / "answers.jsonl"
+    ended = batch(questions, answers, "--image-folder", tmp_path / "images", "--temperature", 0, "--base-url", server.v1)
+    assert ended.returncode == 0, ended.stderr
+    found = json_lines(answers)
+    assert [(each["question_id"], each["text"], each["model_id"]) for each in found] == [
+        (1, describe([FIRST]), MODEL),
+        (2, describe([SECOND]), MODEL),
+        (2, f"{SECOND[3].capitalize()}.", MODEL),
+    ]
 
 
 def test_batch_example_runs(server: Server, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """`llava-gateway chat` with the real engine, in a terminal and in a pipe."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 
 import httpx
 import pexpect
+import psutil
 import pytest
 from helpers.chat_command import FIRST, SECOND, ask, quit_chat, run, terminal, wait_for_prompt
+from helpers.requests import MODEL
 from helpers.server import Server
 
 from llava_gateway.demo.images import describe
@@ -69,6 +72,14 @@ def test_single_question_prints_only_the_answer(server: Server, own_home: dict[s
     else:
         ended = run(server.v1, own_home, "--image", str(FIRST), "--temperature", "0", "Describe", "this", "image.")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, describe([FIRST_GRID]) + "\n", "")
+
+
+def test_chat_loads_a_model_itself_and_ends_it(own_home: dict[str, str]) -> None:
+    name = f"chat-of-{os.getpid()}"
+    arguments = ("--model", MODEL, f"--serve-flags=--served-model-name {name}", "--image", str(FIRST), "--temperature", "0")
+    ended = run("", own_home, *arguments, "Describe this image.")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, describe([FIRST_GRID]) + "\n", "")
+    assert [process for process in psutil.process_iter(["cmdline"]) if name in (process.info["cmdline"] or ())] == []
 
 
 def test_server_error_is_printed_in_its_words(server: Server, own_home: dict[str, str]) -> None:

@@ -60,7 +60,7 @@ def test_vote_on_an_answer_is_exported_to_a_dataset(feedback_server: FeedbackSer
     exported = run("export-dataset", feedback_server.folder, tmp_path / "dataset")
     assert exported.returncode == 0, exported.stderr
     found = {sample["id"]: sample for sample in samples(tmp_path / "dataset")}
-    assert found[record["id"]] == {"id": record["id"], "image": f"images/{name}", "conversations": conversations}
+    assert found[record["id"]] == {"id": record["id"], "image": name, "conversations": conversations}
     assert (tmp_path / "dataset" / "images" / name).read_bytes() == content
 
 

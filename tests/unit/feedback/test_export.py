@@ -69,7 +69,21 @@ def test_a_sample_that_the_trainer_cannot_load_is_left_out_and_counted(store: St
     for reason in ("1 with several images", "2 with an empty turn", "1 with an image that is missing", "1 broken lines"):
         assert reason in told
     found, _ = export(tmp_path, "--several-pictures", "--overwrite")
-    assert [sample["image"] for sample in found if sample["id"] == several.id] == [[f"images/{name}" for name in several.image]]
+    assert [sample["image"] for sample in found if sample["id"] == several.id] == [list(several.image)]
+
+
+def test_the_trainer_finds_every_image_in_its_image_folder(store: Store, tmp_path: Path) -> None:
+    """LLaVA's `LazySupervisedDataset` opens `os.path.join(image_folder, sample["image"])`; `samples` opens it, too."""
+    shown = keep(store, encode(draw(GRID)), text="What is it?")
+    plain = keep(store, text="Hello")
+    found = {sample["id"]: sample for sample in export(tmp_path)[0]}
+    assert found[shown.id] == {
+        "id": shown.id,
+        "image": shown.image[0],
+        "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Hello!"}],
+    }
+    assert "image" not in found[plain.id], "the trainer takes any sample with the key for one with an image"
+    assert [path.name for path in (tmp_path / "dataset" / "images").iterdir()] == list(shown.image)
 
 
 def test_the_trainer_does_not_see_other_pixels_than_the_model(store: Store, tmp_path: Path) -> None:
@@ -85,7 +99,7 @@ def test_the_trainer_does_not_see_other_pixels_than_the_model(store: Store, tmp_
     ids = {keep(store, file.getvalue(), text=name).id: name for name, file in files.items()}
     seen = {}
     for sample in export(tmp_path)[0]:
-        with Image.open(tmp_path / "dataset" / sample["image"]) as opened:
+        with Image.open(tmp_path / "dataset" / "images" / sample["image"]) as opened:
             seen[ids[sample["id"]]] = (opened.size, opened.convert("RGB").getpixel((0, 0)), opened.format)
     assert seen["turned"][0] == (20, 40)
     assert seen["deep"] == ((8, 8), (128, 128, 128), "PNG")
@@ -98,7 +112,7 @@ def test_a_file_that_a_trainer_cannot_read_is_converted(store: Store, tmp_path: 
     ids = {keep(store, odd_images.ALL[name][0], text=name).id: name for name in names}
     formats = {}
     for sample in export(tmp_path)[0]:
-        with Image.open(tmp_path / "dataset" / sample["image"]) as opened:
+        with Image.open(tmp_path / "dataset" / "images" / sample["image"]) as opened:
             assert opened.convert("RGB").getpixel((90, 90)) == pytest.approx(COLORS["orange"], abs=4)
             formats[ids[sample["id"]]] = opened.format
     assert formats == dict.fromkeys(names[:3], "PNG") | {"XMP that turns.jpg": "JPEG"}

@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 import pytest
-from helpers.llava_worker import GENERATE, refused
+from helpers.llava_worker import GENERATE, HELLO, PAGE_NAME, refused, request
 from helpers.requests import MODEL
 from helpers.server import Server
 
@@ -12,12 +12,13 @@ from helpers.server import Server
 @pytest.mark.parametrize("content", [{}, {"json": {}}, {"content": b"whatever"}])
 def test_controller_path_works_without_a_body(plain_http: httpx.Client, content: dict[str, Any]) -> None:
     assert plain_http.post("/refresh_all_workers", **content).content == b"null"
-    assert plain_http.post("/list_models", **content).json() == {"models": [MODEL]}
-    assert plain_http.post("/worker_get_status", **content).json() == {"model_names": [MODEL], "speed": 1, "queue_length": 0}
+    assert plain_http.post("/list_models", **content).json() == {"models": [PAGE_NAME]}
+    assert plain_http.post("/worker_get_status", **content).json() == {"model_names": [PAGE_NAME], "speed": 1, "queue_length": 0}
 
 
 def test_worker_address_is_the_address_that_the_client_used(plain_http: httpx.Client, server: Server) -> None:
-    assert plain_http.post("/get_worker_address", json={"model": MODEL}).json() == {"address": server.url}
+    for name in (MODEL, PAGE_NAME):
+        assert plain_http.post("/get_worker_address", json={"model": name}).json() == {"address": server.url}
     named = plain_http.post("/get_worker_address", json={"model": MODEL}, headers={"host": "localhost:10000"})
     assert named.json() == {"address": "http://localhost:10000"}
     assert plain_http.post("/get_worker_address", json={"model": "gpt-5"}).json() == {"address": ""}
@@ -26,10 +27,16 @@ def test_worker_address_is_the_address_that_the_client_used(plain_http: httpx.Cl
 def test_another_worker_cannot_register(plain_http: httpx.Client, server: Server) -> None:
     status = {"model_names": ["other"], "speed": 1, "queue_length": 0}
     worker = {"worker_name": "http://localhost:21002", "check_heart_beat": True, "worker_status": status}
-    refused(plain_http.post("/register_worker", json=worker), 400, 1, "controller")
+    refused(plain_http.post("/register_worker", json=worker), 400, 1, "LLaVA's own controller", "--controller")
     for name, exists in ((server.url, True), (f"{server.url}/", True), ("http://localhost:21002", False), ("", False)):
         assert plain_http.post("/receive_heart_beat", json={"worker_name": name, "queue_length": 0}).json() == {"exist": exists}
-    assert plain_http.post("/list_models").json() == {"models": [MODEL]}
+    assert plain_http.post("/list_models").json() == {"models": [PAGE_NAME]}
+
+
+def test_other_apis_do_not_list_the_name_for_the_page(plain_http: httpx.Client) -> None:
+    assert [model["id"] for model in plain_http.get("/v1/models").json()["data"]] == [MODEL]
+    answers = [plain_http.post(GENERATE, json=request(HELLO, model=name)).content for name in (MODEL, PAGE_NAME)]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,21 @@ from typing import Any
 
 import httpx
 import pytest
-from helpers.llava_worker import DESCRIBE, GENERATE, GRID, HELLO, base64_of, chunks, llava_v1, refused, request, tokens, tokens_since
-from helpers.requests import MODEL, body, image
+from helpers.llava_worker import (
+    DESCRIBE,
+    GENERATE,
+    GRID,
+    HELLO,
+    PAGE_NAME,
+    base64_of,
+    chunks,
+    llava_v1,
+    refused,
+    request,
+    tokens,
+    tokens_since,
+)
+from helpers.requests import body, image
 from helpers.server import Server
 from helpers.waiting import wait_for
 
@@ -134,7 +147,7 @@ def test_disconnect_frees_the_slot(plain_http: httpx.Client, server: Server) -> 
     with plain_http.stream("POST", GENERATE, json=request(**ENDLESS, max_new_tokens=3500)) as answer:
         pieces = answer.iter_raw()
         assert next(pieces).endswith(b"\0")
-        assert status() == {"model_names": [MODEL], "speed": 1, "queue_length": 1}
+        assert status() == {"model_names": [PAGE_NAME], "speed": 1, "queue_length": 1}
         assert server.metric("llava_requests_inside") == 1
     wait_for(lambda: server.metric("llava_requests_inside") == 0)
     assert status()["queue_length"] == 0

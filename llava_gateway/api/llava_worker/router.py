@@ -18,6 +18,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llava_gateway.api.base import Api, json_response
+from llava_gateway.api.llava_worker.controller_client import worker_status
+from llava_gateway.api.llava_worker.page_names import page_names, served_name
 from llava_gateway.api.operation import ARRAY, BOOLEAN, INTEGER, STRING, ApiDescription, Operation, Schema, object_schema
 from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField, RequestBody
 from llava_gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable
@@ -53,7 +55,9 @@ _Stop = Annotated[
 class GenerateRequest(RequestBody):
     """`POST /worker_generate_stream`."""
 
-    model: str | None = Field(None, description="a name from /list_models; another name gives error 2; default: the first served model")
+    model: str | None = Field(
+        None, description="a name from /list_models or /v1/models; another name gives error 2; default: the first served model"
+    )
     prompt: str = Field(description="goes to the model unchanged, control tokens included; `<image>` stands for each image")
     images: Annotated[list[ImageString], Field(max_length=1024, fail_fast=True)] | None = Field(
         None, description="image files in base64, one for each `<image>` in the prompt; URLs are not fetched"
@@ -89,7 +93,7 @@ class GenerateRequest(RequestBody):
 class AddressRequest(RequestBody):
     """`POST /get_worker_address`."""
 
-    model: str = Field(description="a name from /list_models; another name gives an empty address")
+    model: str = Field(description="a name from /list_models or /v1/models; another name gives an empty address")
 
 
 class HeartBeat(RequestBody):
@@ -165,33 +169,30 @@ class LlavaWorker:
 
     async def worker_generate_stream(self, body: JsonBody, response: ResponseWriter) -> None:
         request = GenerateRequest.read(body)
-        completion = to_completion(request, self.gateway.model_name)
+        model = self.gateway.model_name if request.model is None else served_name(self.gateway.models, request.model)
+        completion = to_completion(request, model)
         async with self.gateway.open(completion) as deltas, response.stream(MEDIA_TYPE, self.keep_alive, silence=NUL):
             await response.deltas(deltas, ChunkRenderer(request.prompt).render_delta)
 
     async def worker_get_status(self, request: Request) -> Response:
-        """Return the status. Raises Unavailable while the model loads, so that another controller does not use this server as a worker."""
-        names = self.gateway.models.names()
-        for name in names:
-            self.gateway.model(name)
-        admission = self.gateway.admission
-        return json_response({"model_names": names, "speed": 1, "queue_length": admission.running + admission.queued})
+        return json_response(worker_status(self.gateway))
 
     async def refresh_all_workers(self, request: Request) -> Response:
         return json_response(None)
 
     async def list_models(self, request: Request) -> Response:
-        return json_response({"models": self.gateway.models.names()})
+        return json_response({"models": page_names(self.gateway.models)})
 
     async def register_worker(self, request: Request) -> Response:
         raise InvalidRequest(
-            "This server is controller and worker in one, and accepts no other workers. To use several workers, run LLaVA's own controller "
-            "and register this server there."
+            "This server is controller and worker in one, and accepts no other workers. To have several workers behind one page, run "
+            "LLaVA's own controller, register the other workers there, and start this server with --controller and that controller's URL."
         )
 
     async def get_worker_address(self, address: str, body: JsonBody, response: ResponseWriter) -> None:
         request = AddressRequest.read(body)
-        await response.json(200, {"address": address if request.model in self.gateway.models.names() else ""})
+        models = self.gateway.models
+        await response.json(200, {"address": address if served_name(models, request.model) in models.names() else ""})
 
     async def receive_heart_beat(self, address: str, body: JsonBody, response: ResponseWriter) -> None:
         await response.json(200, {"exist": HeartBeat.read(body).worker_name.rstrip("/") == address})
@@ -211,15 +212,15 @@ class _AddressEndpoint:
         await endpoint(scope, receive, send)
 
 
-def to_completion(request: GenerateRequest, default_model: str) -> CompletionRequest:
-    """Return the gateway's request.
+def to_completion(request: GenerateRequest, model: str) -> CompletionRequest:
+    """Return the gateway's request to `model`.
 
     Clients send the same max_new_tokens however long the chat is. The gateway therefore lowers the answer's length to fit the context.
     """
     temperature = 1.0 if request.temperature is None else request.temperature
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return CompletionRequest(
-        model=default_model if request.model is None else request.model,
+        model=model,
         prompt=request.prompt,
         images=tuple(ImageBase64(image, f"images[{index}]") for index, image in enumerate(request.images or ())),
         sampling=SamplingParams(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from llava_gateway.api.llava_worker import AddressRequest, ChunkRenderer, GenerateRequest, HeartBeat, render_error, to_completion
+from llava_gateway.api.llava_worker.router import AddressRequest, ChunkRenderer, GenerateRequest, HeartBeat, render_error, to_completion
 from llava_gateway.app import create_app
 from llava_gateway.errors import EngineFailed, InvalidRequest, RequestTimeout, Unavailable
 from llava_gateway.http.response import ResponseWriter
