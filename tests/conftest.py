@@ -16,6 +16,26 @@ settings.register_profile("fast", settings.get_profile("busy"), max_examples=20)
 settings.load_profile("busy")
 
 
+PRELOAD = os.environ.get("LD_PRELOAD")
+
+
+@pytest.fixture(autouse=True)
+def own_preload() -> Iterator[None]:
+    """Keep vLLM's libraries out of the processes that tests start.
+
+    vLLM adds them to the variable in each process that reads an engine's configuration. The linker complains about a path with a space.
+    """
+
+    def reset() -> None:
+        os.environ.pop("LD_PRELOAD", None)
+        if PRELOAD is not None:
+            os.environ["LD_PRELOAD"] = PRELOAD
+
+    reset()
+    yield
+    reset()
+
+
 @pytest.fixture(scope="session")
 def origin() -> Iterator[Origin]:
     """An image server with good and bad responses."""

@@ -18,9 +18,8 @@ from llava_gateway.types import ImageUrl, Message, Text
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `llava-gateway` with these arguments, and wait for its end."""
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # by vLLM, wrong if a path has a space
     command = [sys.executable, "-m", "llava_gateway", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def vote_on(

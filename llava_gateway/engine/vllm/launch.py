@@ -3,7 +3,8 @@
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -118,13 +119,29 @@ def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     torch.set_num_threads(1)  # of this process, which works on small images: more threads would wait for each other and spin
     launch.forget_environment()
     try:
-        config = launch.create_config(arguments)
-        _allow_largest_image(config)
-        engine = launch.create_engine(config, arguments, BulkStatLogger)
+        with _own_preload():
+            config = launch.create_config(arguments)
+            _allow_largest_image(config)
+            engine = launch.create_engine(config, arguments, BulkStatLogger)
     except Exception as error:
         raise EngineStartError(f"vLLM could not load {arguments.model}: {_one_line(error)}") from error
     launch.cache_environment()
     return engine
+
+
+@contextmanager
+def _own_preload() -> Iterator[None]:
+    """Restore the variable LD_PRELOAD after the block.
+
+    On a CPU vLLM adds libraries for the engine's process. The gateway's other processes, such as decoders of images, need none of them.
+    """
+    before = os.environ.get("LD_PRELOAD")
+    try:
+        yield
+    finally:
+        os.environ.pop("LD_PRELOAD", None)
+        if before is not None:
+            os.environ["LD_PRELOAD"] = before
 
 
 def _allow_largest_image(config: "VllmConfig") -> None:

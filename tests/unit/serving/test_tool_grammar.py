@@ -70,10 +70,12 @@ def objects(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         schema,
         st.dictionaries(NAMES, children, max_size=3),
         st.lists(NAMES, unique=True),
-        st.sampled_from([{}, {"title": "T", "description": "D"}, {"additionalProperties": False}, {"$id": "x", "$schema": "http://x"}]),
+        st.sampled_from([{}, {"title": "T", "description": "D"}, {"additionalProperties": False}]),
     )
 
 
+# An `$id` inside would be the base of the references there, and they would find no `$defs`.
+IDS = st.sampled_from([{}, {"$id": "x", "$schema": "http://x"}])
 SCHEMAS = objects(
     st.recursive(
         LEAVES,
@@ -84,8 +86,9 @@ SCHEMAS = objects(
         ),
         max_leaves=5,
     )
-).map(lambda schema: schema | {"$defs": {"Leaf": {"enum": ["leaf"]}}})
-TOOLS = st.lists(SCHEMAS, min_size=1, max_size=3).map(lambda schemas: [tool(f"f.{at}-x", schema) for at, schema in enumerate(schemas)])
+)
+ROOTS = st.builds(lambda schema, ids: schema | ids | {"$defs": {"Leaf": {"enum": ["leaf"]}}}, SCHEMAS, IDS)
+TOOLS = st.lists(ROOTS, min_size=1, max_size=3).map(lambda schemas: [tool(f"f.{at}-x", schema) for at, schema in enumerate(schemas)])
 
 
 @given(TOOLS, st.sampled_from(["auto", "required", "named"]), st.booleans(), st.integers(0, 1 << 30))
