@@ -123,6 +123,8 @@ class Message:
     """The calls in a message of the assistant."""
     tool_call_id: str = ""
     """In a message with the role tool: the id of the call that it answers."""
+    images_in_place: bool = False
+    """Whether the images stay between the texts. False: the chat template places them, which most templates do before all texts."""
 
 
 @dataclass(frozen=True, slots=True)
