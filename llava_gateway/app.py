@@ -43,6 +43,7 @@ APIS: dict[str, ApiFactory] = {
     "deepinfra": openai.create_deepinfra_api,
     "anthropic": anthropic.create_api,
     "sambastudio": sambastudio.create_api,
+    "sambastudio_openai": openai.create_sambastudio_api,
     "text_generation_webui": text_generation_webui.create_api,
     "llava_worker": llava_worker.create_api,
     "chat_ui": partial(chat_ui.create_api, render_error=openai.render_error),

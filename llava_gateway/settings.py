@@ -12,7 +12,9 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 Network = IPv4Network | IPv6Network
 AspectRatio = Literal["crop", "pad", "resize"]
-ApiName = Literal["openai", "deepinfra", "anthropic", "sambastudio", "text_generation_webui", "llava_worker", "chat_ui"]
+ApiName = Literal[
+    "openai", "deepinfra", "anthropic", "sambastudio", "sambastudio_openai", "text_generation_webui", "llava_worker", "chat_ui"
+]
 
 
 def _split(value: object) -> object:

@@ -79,6 +79,7 @@ def test_all_apis_give_the_same_answer_for_the_same_tokens(server: Server) -> No
     answers = {
         "openai": openai(server, "/v1"),
         "deepinfra": openai(server, "/v1/openai"),
+        "sambastudio_openai": openai(server, "/openai/v1/project/endpoint"),
         "anthropic": anthropic(server),
         "completions": completions(server),
         "sambastudio": sambastudio(server, "/api/predict/generic/project/llava-demo"),
@@ -86,7 +87,7 @@ def test_all_apis_give_the_same_answer_for_the_same_tokens(server: Server) -> No
         "llava_worker": llava_worker(server),
     }
     assert {name: text.strip() for name, (text, _) in answers.items()} == dict.fromkeys(answers, describe([GRID]))
-    whole = {answers[name][1] for name in ("openai", "deepinfra", "anthropic", "completions", "sambastudio")}
+    whole = {answers[name][1] for name in ("openai", "deepinfra", "sambastudio_openai", "anthropic", "completions", "sambastudio")}
     assert len(whole) == 1
     usage = post(server, "/tokenize", {"prompt": PROMPT, "images": [URI]}).json()
     assert usage["image_tokens"] == 576
