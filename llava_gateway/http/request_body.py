@@ -101,8 +101,8 @@ def _is_image(body: bytes | bytearray, start: int, end: int) -> bool:
     """Return whether the bytes between two quotes are a whole JSON string that looks like base64 and is not a key, if the body is JSON.
 
     The bytes may also lie between two strings. Such bytes begin with a comma, a colon or a bracket, and never look like base64. A string
-    with an escape in it, and one whose opening quote is escaped, is not an image either. Nor are lines of base64: a JSON string may have
-    no raw line break.
+    with an escape in it, and one whose opening quote is escaped, is not an image either. Lines of base64 are not an image either, since a
+    JSON string may have no raw line break.
     """
     if body.find(b"\n", start, min(start + _FIRST_LINE, end)) >= 0:
         return False

@@ -25,7 +25,7 @@ AnswerChat = Callable[[ChatCompletionRequest, ResponseWriter], Awaitable[None]]
 class SambaStudioChat:
     """An ASGI app that answers chat completions with the model that the path names.
 
-    Names of the path that are not served are ignored, and so is an expert's name in the field `model`.
+    The path may name no served model. The field `model` is used then, unless it has another name, such as that of SambaStudio's expert.
     """
 
     gateway: Gateway

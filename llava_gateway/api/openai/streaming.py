@@ -37,7 +37,7 @@ class RenderOptions:
     functions: bool = False
     """Whether the request has the older form of tools, `functions`, so that the answer has it, too."""
     end_with_content: bool = False
-    """Whether the chunk with the finish reason has an empty `content`, without which SambaNova's LangChain client fails on the usage."""
+    """Whether the chunk with the finish reason has an empty `content`. SambaNova's LangChain client fails on the usage without it."""
 
     @classmethod
     def of(

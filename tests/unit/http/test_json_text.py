@@ -123,6 +123,12 @@ def test_long_base64_with_white_space_or_escapes_is_accepted() -> None:
     assert bytes(value["b"].ascii).decode() == escaped
 
 
+def test_picture_in_json_inside_a_string_is_not_refused_as_a_long_text() -> None:
+    """SambaStudio's conversations are JSON in a string."""
+    conversation = json.dumps({"url": "data:image/png;base64," + "A" * MAX_TEXT})
+    assert plain(loads(loads(orjson.dumps([conversation]))[0].encode())) == json.loads(conversation)
+
+
 @pytest.mark.parametrize("size", [1000, 2 * LONG, 2 * MAX_TEXT])
 @pytest.mark.parametrize("start", ["", "data:image/png;base64,"])
 def test_base64_in_lines_is_treated_alike_in_every_size(start: str, size: int) -> None:
