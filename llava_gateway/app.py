@@ -42,15 +42,15 @@ from llava_gateway.settings import Settings
 
 log = logging.getLogger(__name__)
 
-APIS: dict[str, ApiFactory] = {
-    "openai": openai.create_api,
-    "deepinfra": openai.create_deepinfra_api,
-    "anthropic": anthropic.create_api,
-    "ollama": ollama.create_api,
-    "sambastudio": sambastudio.create_api,
-    "text_generation_webui": text_generation_webui.create_api,
-    "llava_worker": llava_worker.create_api,
-    "chat_ui": partial(chat_ui.create_api, render_error=openai.render_error),
+APIS: dict[str, tuple[ApiFactory, ...]] = {
+    "openai": (openai.create_api,),
+    "deepinfra": (openai.create_deepinfra_api,),
+    "anthropic": (anthropic.create_api,),
+    "ollama": (ollama.create_api,),
+    "sambastudio": (sambastudio.create_api, openai.create_sambastudio_api),
+    "text_generation_webui": (text_generation_webui.create_api,),
+    "llava_worker": (llava_worker.create_api,),
+    "chat_ui": (partial(chat_ui.create_api, render_error=openai.render_error),),
 }
 """The APIs by their names in the setting `apis`."""
 
@@ -120,7 +120,7 @@ def build_app(
     """
     settings = gateway.settings
     body_reader = RequestBodyReader(settings)
-    apis = [APIS[name](gateway, body_reader) for name in APIS if name in settings.apis]
+    apis = [create(gateway, body_reader) for name in APIS if name in settings.apis for create in APIS[name]]
     if settings.feedback_dir:
         apis.append(feedback.create_api(gateway, body_reader, openai.render_error))
     if settings.lora_dir:

@@ -90,6 +90,11 @@ class Settings(BaseSettings):
     lora_dir: str = Field(
         "", description="directory from which admin keys may load LoRA adapters while the server runs; empty: not allowed (docs/lora.md)"
     )
+    webui_images: Literal["last", "all"] = Field(
+        "last",
+        description="images of a request that text-generation-webui's API uses: the `last` one or `all`; a request's "
+        "`add_all_images_to_prompt` has priority",
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     apis: Annotated[tuple[ApiName, ...], NoDecode, BeforeValidator(_split)] = Field(

@@ -3,7 +3,7 @@
 They belong to no API and to no engine. An API parses its dialect into a request and renders deltas back into its dialect.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -123,6 +123,14 @@ class Message:
     """The calls in a message of the assistant."""
     tool_call_id: str = ""
     """In a message with the role tool: the id of the call that it answers."""
+    images_in_place: bool = False
+    """Whether the images stay between the texts. False: the chat template places them, which most templates do before all texts."""
+
+
+def has_text_before_image(content: Sequence[Text | ImageSource]) -> bool:
+    """Return whether a text stands before an image, so that the image's place has a meaning."""
+    last = max((index for index, part in enumerate(content) if not isinstance(part, Text)), default=0)
+    return any(isinstance(part, Text) and part.text.strip() for part in content[:last])
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,9 @@ _AFTER_STRING = re.compile(rb"\s*[,:\]}]")
 """How the JSON text after a string's closing quote begins."""
 LONG = 1 << 18
 """The length in bytes from which a base64 string or `data:` URI becomes a BodySlice. No text of a prompt may be as long."""
+_FIRST_LINE = 1024
+"""The number of bytes in which wrapped base64 has its first line break: `base64` and MIME write lines of up to 76 characters."""
+LINE_BREAK_ADVICE = " Write a line break in a string as \\n, and base64 on one line (`base64 -w0`)."
 MAX_TEXT = 4 << 20
 """The upper bound of a string that is not an image, in bytes. No model's context has room for a longer text."""
 
@@ -61,7 +64,8 @@ class JsonText:
             text = b"".join(part for piece, end in zip(self._pieces, ends, strict=True) for part in (piece, end.encode()))
             return _put_back(dict(zip(placeholders, self._images, strict=True)), orjson.loads(text))
         except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+            advice = LINE_BREAK_ADVICE if "control character" in str(error) else ""
+            raise InvalidRequest(f"The body is not valid JSON: {error}.{advice}") from None
 
 
 def loads(body: bytes | bytearray) -> Any:
@@ -97,8 +101,11 @@ def _is_image(body: bytes | bytearray, start: int, end: int) -> bool:
     """Return whether the bytes between two quotes are a whole JSON string that looks like base64 and is not a key, if the body is JSON.
 
     The bytes may also lie between two strings. Such bytes begin with a comma, a colon or a bracket, and never look like base64. A string
-    with an escape in it, and one whose opening quote is escaped, is not an image either.
+    with an escape in it, and one whose opening quote is escaped, is not an image either. Lines of base64 are not an image either, since a
+    JSON string may have no raw line break.
     """
+    if body.find(b"\n", start, min(start + _FIRST_LINE, end)) >= 0:
+        return False
     has_escape = body[start - 2 : start - 1] == b"\\" or body.find(b"\\", start, end) >= 0
     return bool(_IMAGE_START.match(body, start, end)) and not has_escape and not _COLON.match(body, end + 1)
 

@@ -29,4 +29,5 @@ def _merge(series: Sequence[Message]) -> Message:
             else:
                 content.append([part.text])
     parts = tuple(Text("\n".join(part)) if isinstance(part, list) else part for part in content)
-    return Message(series[0].role, parts, tuple(call for message in series for call in message.tool_calls))
+    calls = tuple(call for message in series for call in message.tool_calls)
+    return Message(series[0].role, parts, calls, images_in_place=any(message.images_in_place for message in series))

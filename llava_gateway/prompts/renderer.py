@@ -65,6 +65,7 @@ class PromptRenderer:
         self._max_chars = model.context_length * model.tokenizer.longest_token
         self.image_id = model.tokenizer.encode(model.image_token, add_special_tokens=False).ids[0]
         self._bos = model.special_tokens.get("bos_token", "")
+        self._image_token = model.image_token
         self._variables = {**model.special_tokens, "image_token": model.image_token}
         self._default = _compile(template or Template(model.chat_template))
         self._named: dict[str, _Compiled] = {}
@@ -225,6 +226,8 @@ class PromptRenderer:
                 text = SEPARATOR + text
             tail = (tail + text)[-self._longest_control :]
             parts.append({"type": "text", "text": text})
+        if message.images_in_place:
+            parts = [{"type": "text", "text": "".join(part.get("text", self._image_token) for part in parts)}]
         return {"role": message.role, "content": parts}
 
     def _split_controls(self, text: str) -> str:

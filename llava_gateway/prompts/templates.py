@@ -1,7 +1,8 @@
 """Built-in chat templates by name, for models without a template and for APIs whose requests name one.
 
 They are written like Hugging Face's: Jinja over `messages`, with the roles system, user and assistant, and content as parts of type text
-and image. Their formats are LLaVA's own (`llava/conversation.py`), except for Hugging Face's `llava-hf` and SambaStudio's `llava-sn`.
+and image. Their formats are LLaVA's own (`llava/conversation.py`), except for Hugging Face's `llava-hf`, `llava-hf-eos` and
+`llava-interleave`, and SambaStudio's `llava-sn`.
 """
 
 from collections.abc import Sequence
@@ -52,6 +53,14 @@ _VICUNA = """\
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
 """
 
+_LLAVA_V0 = """\
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{{ 'Human: ' }}{%- elif message.role != 'system' -%}{{ 'Assistant: ' }}{%- endif -%}
+{{ images(message) + text(message) + '###' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
+"""
+
 _SAMBANOVA = """\
 {%- for message in messages -%}
 {%- if message.role == 'system' -%}{{ images(message) + text(message) + '\\n\\n' }}
@@ -83,6 +92,16 @@ _CHATML = """\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
+_INTERLEAVE = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\\n' }}
+{%- for part in message.content if part.type == 'image' -%}{{ '<image>' }}{%- endfor -%}
+{%- for part in message.content if part.type == 'text' -%}{{ '\\n' + part.text }}{%- endfor -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
 _PLAIN = "{%- for message in messages -%}{{ images(message) + text(message) + '\\n' }}{%- endfor -%}"
 
 
@@ -99,6 +118,9 @@ class Template:
 
 BUILT_IN = {
     "llava-hf": Template(_HUGGING_FACE),
+    "llava-hf-eos": Template(_PARTS + _VICUNA),
+    "llava-interleave": Template(_INTERLEAVE, stop=("<|im_end|>",)),
+    "llava_v0": Template(_PARTS + _LLAVA_V0, CURIOUS_HUMAN, stop=("###",)),
     "vicuna_v1": Template(_PARTS + _VICUNA, CURIOUS_USER),
     "llava_v1": Template(_PARTS + _VICUNA, CURIOUS_HUMAN),
     "llava-sn": Template(_PARTS + _SAMBANOVA, CURIOUS_HUMAN, stop=("###",)),

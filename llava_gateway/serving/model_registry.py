@@ -135,6 +135,10 @@ class ModelRegistry:
             raise _not_found("")
         return names[0]
 
+    def first_served(self, *names: str) -> str:
+        """Return the first of these names that is served. If none is served, return the name of the first model."""
+        return next((name for name in names if name in self), next(iter(self._models)))
+
     def check(self, name: str) -> None:
         """Raise NotFound unless `name` is served, and this request's API key may use it."""
         if name not in (names := self.names()):

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from llava_gateway.api.openai.messages import MAX_MESSAGES, MAX_PARTS, check_counts, to_arguments
 from llava_gateway.api.schema import ImageString, StrictModel
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import BodySlice, ImageBase64, ImageSource, Message, Text, ToolCall
+from llava_gateway.types import BodySlice, ImageBase64, ImageSource, Message, Text, ToolCall, has_text_before_image
 
 PLACEHOLDER = "[img]"
 _NUMBERED_PLACEHOLDER = re.compile(r"\[img(?:-([0-9]{1,4}))?\]")
@@ -121,12 +121,13 @@ def _to_message(message: OllamaMessage, path: str, ids: _CallIds) -> Message:
     parts = to_parts(message.content or "", message.images or (), f"{path}.images")
     if message.role == "tool":
         return Message("tool", parts, tool_call_id=ids.of_result(message))
+    in_place = has_text_before_image(parts)
     if message.role != "assistant":
-        return Message(message.role, parts)
+        return Message(message.role, parts, images_in_place=in_place)
     calls = tuple(
         ToolCall(
             ids.add(call), call.function.name, to_arguments(call.function.arguments or {}, f"{path}.tool_calls[{index}].function.arguments")
         )
         for index, call in enumerate(message.tool_calls or ())
     )
-    return Message("assistant", parts, calls)
+    return Message("assistant", parts, calls, images_in_place=in_place)

@@ -14,7 +14,7 @@ from llava_gateway.api.schema import TAG_PREFIX, RefusedField, RequestBody, Stri
 from llava_gateway.api.tools import MAX_TOOLS, NAME_FORM, ToolDefinition, check_name, to_tools
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.templates import built_in
-from llava_gateway.types import ChatRequest, CompletionRequest, Message, SamplingParams, Text
+from llava_gateway.types import ChatRequest, CompletionRequest, Message, SamplingParams, Text, has_text_before_image
 
 MAX_NAME = 64
 MAX_OPTIONS = 100
@@ -145,10 +145,10 @@ class GenerateBody(GenerationFields):
         earlier = decode_context(self.context or ())
         if self.system:
             earlier = (Message("system", (Text(self.system),)), *(message for message in earlier if message.role != "system"))
-        question = Message("user", to_parts(self.prompt or "", self.images or (), "images"))
+        parts = to_parts(self.prompt or "", self.images or (), "images")
         return ChatRequest(
             model=model,
-            messages=(*earlier, question),
+            messages=(*earlier, Message("user", parts, images_in_place=has_text_before_image(parts))),
             param="prompt",
             template=self.template or None,
             sampling=self.sampling(),

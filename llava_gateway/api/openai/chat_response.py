@@ -105,7 +105,8 @@ class ChatChunkRenderer:
         for call in delta.tool_calls:
             events += self._render_choice(delta.index, orjson.dumps(_render_call_delta(call, functions=self._options.functions)))
         if delta.finish_reason is not None:
-            events += self._render_choice(delta.index, b"{}", end=_render_end(delta.finish_reason, delta.stopped_by, self._options))
+            last = b'{"content":""}' if self._options.end_with_content else b"{}"
+            events += self._render_choice(delta.index, last, end=_render_end(delta.finish_reason, delta.stopped_by, self._options))
         return events
 
     def render_end(self) -> bytes:

@@ -1,5 +1,6 @@
 """The operations of the OpenAI API, as the OpenAPI document describes them."""
 
+from llava_gateway.api.openai import sambastudio
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
 from llava_gateway.api.openai.decision_request import DecisionRequest
@@ -27,19 +28,17 @@ def _answer(object_type: str) -> Schema:
     return object_schema(**fields)
 
 
+def _chat(path: str) -> Operation:
+    """Return the operation of chat completions on a path."""
+    return Operation("POST", path, "Answer a chat with images", ChatCompletionRequest, _answer("chat.completion"), STREAM)
+
+
 def _shared(prefix: str) -> tuple[Operation, ...]:
     """Return the operations that OpenAI and DeepInfra have, each below its own prefix."""
     model = object_schema(id=STRING, object={"const": "model"}, created=INTEGER, owned_by=STRING)
     models = object_schema(object={"const": "list"}, data=ARRAY)
     return (
-        Operation(
-            "POST",
-            f"{prefix}/chat/completions",
-            "Answer a chat with images",
-            ChatCompletionRequest,
-            _answer("chat.completion"),
-            STREAM,
-        ),
+        _chat(f"{prefix}/chat/completions"),
         Operation(
             "POST",
             f"{prefix}/completions",
@@ -79,3 +78,6 @@ DESCRIPTION = ApiDescription(
     ),
 )
 DEEPINFRA_DESCRIPTION = ApiDescription("DeepInfra", "The OpenAI API below DeepInfra's prefix.", _shared("/v1/openai"))
+SAMBASTUDIO_DESCRIPTION = ApiDescription(
+    "SambaStudio's OpenAI API", "Chat completions on paths that name a project and an endpoint.", tuple(map(_chat, sambastudio.PATHS))
+)

@@ -1,5 +1,6 @@
 """The routes of the OpenAI API: `/v1/...` in OpenAI's shapes, `/tokenize`, `/detokenize` and `/version` in vLLM's."""
 
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -8,6 +9,7 @@ from starlette.routing import BaseRoute, Route
 
 from llava_gateway import __version__
 from llava_gateway.api.base import Api, error_headers, json_response
+from llava_gateway.api.openai import sambastudio
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.api.openai.chat_response import ChatChunkRenderer, collect_chat_completion
 from llava_gateway.api.openai.completion_request import TextCompletionRequest
@@ -15,7 +17,7 @@ from llava_gateway.api.openai.completions import TextCompletion
 from llava_gateway.api.openai.decision_request import DecisionRequest
 from llava_gateway.api.openai.decisions import decide
 from llava_gateway.api.openai.files import file_routes
-from llava_gateway.api.openai.operations import DEEPINFRA_DESCRIPTION, DESCRIPTION
+from llava_gateway.api.openai.operations import DEEPINFRA_DESCRIPTION, DESCRIPTION, SAMBASTUDIO_DESCRIPTION
 from llava_gateway.api.openai.responses.handlers import Responses
 from llava_gateway.api.openai.responses.request import CreateResponse
 from llava_gateway.api.openai.streaming import DONE, RenderOptions, error_body
@@ -50,6 +52,13 @@ def create_deepinfra_api(gateway: Gateway, body_reader: RequestBodyReader) -> Ap
     return Api(_routes("/v1/openai", OpenAI(gateway), body_reader), render_error, description=DEEPINFRA_DESCRIPTION)
 
 
+def create_sambastudio_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
+    """Create chat completions on SambaStudio's paths, which name a project and an endpoint."""
+    answer = partial(OpenAI(gateway).answer_chat, end_with_content=True)
+    chat = sambastudio.SambaStudioChat(gateway, body_reader, answer, render_error)
+    return Api([Route(path, chat, methods=["POST"]) for path in sambastudio.PATHS], render_error, description=SAMBASTUDIO_DESCRIPTION)
+
+
 def _routes(prefix: str, handlers: "OpenAI", body_reader: RequestBodyReader) -> list[BaseRoute]:
     return [
         _post(f"{prefix}/chat/completions", handlers.chat_completions, handlers.gateway, body_reader),
@@ -79,9 +88,18 @@ class OpenAI:
         self.responses = Responses(gateway, self._with_model)
 
     async def chat_completions(self, body: JsonBody, response: ResponseWriter) -> None:
-        request = self._with_model(ChatCompletionRequest.read(body))
+        await self.answer_chat(self._with_model(ChatCompletionRequest.read(body)), response)
+
+    async def answer_chat(self, request: ChatCompletionRequest, response: ResponseWriter, *, end_with_content: bool = False) -> None:
+        """Answer a request that names its model. `end_with_content`: as in `RenderOptions`."""
         async with self.gateway.open(to_chat(request)) as deltas:
-            options = RenderOptions.of(request, deltas.model, logprobs=bool(request.logprobs), functions=request.uses_functions)
+            options = RenderOptions.of(
+                request,
+                deltas.model,
+                logprobs=bool(request.logprobs),
+                functions=request.uses_functions,
+                end_with_content=end_with_content,
+            )
             if deltas.tools_ignored:
                 response.add_header(b"x-llava-tools", b"ignored")
             if request.stream:

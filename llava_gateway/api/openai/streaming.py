@@ -36,12 +36,16 @@ class RenderOptions:
     """Whether log probabilities show a token as `token_id:` and its number."""
     functions: bool = False
     """Whether the request has the older form of tools, `functions`, so that the answer has it, too."""
+    end_with_content: bool = False
+    """Whether the chunk with the finish reason has an empty `content`. SambaNova's LangChain client fails on the usage without it."""
 
     @classmethod
-    def of(cls, request: CompletionFields, model: ModelInfo, *, logprobs: bool, functions: bool = False) -> Self:
+    def of(
+        cls, request: CompletionFields, model: ModelInfo, *, logprobs: bool, functions: bool = False, end_with_content: bool = False
+    ) -> Self:
         """Return the options for the answer of `model` to a request.
 
-        `logprobs`: whether the request asks for log probabilities. `functions`: whether it has the older form of tools.
+        `logprobs`: whether the request asks for log probabilities. `functions`, `end_with_content`: as in the class.
         """
         return cls(
             fingerprint=model.fingerprint,
@@ -50,6 +54,7 @@ class RenderOptions:
             token_ids=bool(request.return_token_ids),
             tokens_as_ids=bool(request.return_tokens_as_token_ids),
             functions=functions,
+            end_with_content=end_with_content,
         )
 
 

@@ -13,12 +13,14 @@ import orjson
 from pydantic import BeforeValidator, Field
 
 from llava_gateway.api.schema import RefusedField, RequestBody, error_path_prefix
+from llava_gateway.settings import AspectRatio
 from llava_gateway.types import SamplingParams
 
 _QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
 _PYTHON_LIST = re.compile(rf"\[(?:{_QUOTED.pattern})(?:, (?:{_QUOTED.pattern}))*\]")
 MAX_STOP_SEQUENCES = 16
 NO_TOOLS = "the model cannot call tools"
+DEPLOYMENT = "SambaStudio sets it when an endpoint is deployed; here the operator's flags decide (docs/vllm-flags.md)"
 
 
 def _parse_text_with(parse: Callable[[str], Any]) -> BeforeValidator:
@@ -71,8 +73,8 @@ class Params(RequestBody):
     max_tokens_to_generate: Annotated[int, Field(ge=1, le=4096), _IntText] = Field(
         100, description="1 to 4096; default 100; the prompt, the images and these tokens must fit the model's context together"
     )
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False), _FloatText] = Field(
-        1.0, description="0 to 2; default 1.0; only with do_sample"
+    temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _FloatText] = Field(
+        1.0, description="0 to 1, as in the original; default 1.0; only with do_sample"
     )
     top_k: Annotated[int, Field(ge=1, le=1000), _IntText] = Field(50, description="1 to 1000; default 50; only with do_sample")
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _FloatText] = Field(
@@ -97,13 +99,24 @@ class Params(RequestBody):
     process_prompt: _Bool = Field(
         False, description="true: the prompt is a conversation in JSON; false (default): the prompt is the user's message"
     )
+    image_aspect_ratio: AspectRatio | None = Field(
+        None, description="an extension: how an image becomes square: `crop`, `pad` or `resize`; default: `--image-aspect-ratio`"
+    )
 
     refused: ClassVar = {
         "return_token_count_only": RefusedField("every answer has its token count", allowed_values=(False, "", "false", "False")),
         "tools": RefusedField(NO_TOOLS),
         "tool_choice": RefusedField(NO_TOOLS, allowed_values=("", "none")),
     }
-    ignored: ClassVar = {"select_expert": "the server has one model; the path may name it"}
+    ignored: ClassVar = {
+        "select_expert": "the server has one model; the path may name it",
+        "run_mode": DEPLOYMENT,
+        "model_parallel_rdus": DEPLOYMENT,
+        "model_parameter_count": DEPLOYMENT,
+        "batch_size": DEPLOYMENT,
+        "vocab_size": DEPLOYMENT,
+        "max_seq_length": "a prompt that does not fit the model's context is refused and never truncated",
+    }
 
     @classmethod
     def parse(cls, body: dict[str, Any]) -> Self:

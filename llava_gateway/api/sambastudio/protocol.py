@@ -1,11 +1,12 @@
 """The request bodies of SambaStudio's APIs, and how their prompts become the gateway's `ChatRequest`s."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from llava_gateway.api.openai.messages import MAX_MESSAGES, Content, check_counts, to_part, to_parts
 from llava_gateway.api.sambastudio.params import NO_TOOLS, Params
 from llava_gateway.api.schema import (
     LIST,
@@ -19,13 +20,11 @@ from llava_gateway.api.schema import (
     error_path_prefix,
 )
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.http.request_body import loads
 from llava_gateway.prompts.templates import CURIOUS_HUMAN
 from llava_gateway.types import BodySlice, ChatRequest, ImageBase64, Message, Text
 
 MAX_PROMPTS = 128
 MAX_IMAGES = 1024
-MAX_MESSAGES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,38 +148,44 @@ class Turn(StrictModel):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"] = Field(description="system, user or assistant")
-    content: str | None = Field(None, description="the message's text; it may be empty")
+    content: Content | None = Field(
+        None, description="the message's text, which may be empty, or a list of text and image parts as in OpenAI's chats"
+    )
 
 
 class Conversation(RequestBody):
     """The JSON in a prompt if `process_prompt` is true."""
 
-    messages: Annotated[list[Turn], Field(max_length=MAX_MESSAGES, fail_fast=True)] = Field(
-        description="the messages so far, with at least one of the user's; the first of these gets the images"
-    )
+    messages: Annotated[
+        list[Turn], Field(max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(lambda turns: check_counts(turns, "content"))
+    ] = Field(description="the messages so far, with at least one of the user's; the first of these gets the images")
 
     refused: ClassVar = {"tools": RefusedField(NO_TOOLS), "tool_choice": RefusedField(NO_TOOLS)}
     ignored: ClassVar = {"conversation_id": "nothing is stored between requests"}
 
 
-def to_chat(prompt: Prompt, params: Params, model: str, *, stream: bool) -> ChatRequest:
-    """Return the gateway's request. Raises InvalidRequest for an empty prompt, or one that must be a conversation and is not."""
-    turns = _conversation(prompt) if params.process_prompt else [Turn(role="user", content=prompt.text)]
+def to_chat(prompt: Prompt, params: Params, model: str, parse: Callable[[bytes], Any], *, stream: bool) -> ChatRequest:
+    """Return the gateway's request.
+
+    `parse`: parses the JSON of a conversation. Raises InvalidRequest for an empty prompt, or one that must be a conversation and is not.
+    """
+    turns = _conversation(prompt, parse) if params.process_prompt else [Turn(role="user", content=prompt.text)]
     if not any(turn.role == "user" for turn in turns) or not (prompt.images or any(turn.content for turn in turns)):
         raise InvalidRequest(f"{prompt.path}: the user must send a text or an image.", param=prompt.path)
     return ChatRequest(
         model=model,
-        messages=_messages(turns, prompt.images),
+        messages=_messages(turns, prompt),
         param=prompt.path,
         template=params.preprocessing,
+        image_aspect_ratio=params.image_aspect_ratio,
         sampling=params.sampling(),
         stream=stream,
     )
 
 
-def _conversation(prompt: Prompt) -> Sequence[Turn]:
+def _conversation(prompt: Prompt, parse: Callable[[bytes], Any]) -> Sequence[Turn]:
     try:
-        conversation = loads(prompt.text.encode())
+        conversation = parse(prompt.text.encode())
     except InvalidRequest:
         conversation = None
     if not isinstance(conversation, dict):
@@ -189,16 +194,15 @@ def _conversation(prompt: Prompt) -> Sequence[Turn]:
         return Conversation.parse(conversation).messages
 
 
-def _messages(turns: Sequence[Turn], images: tuple[ImageBase64, ...]) -> tuple[Message, ...]:
-    """Return the turns as messages. The images go into the user's first message. Without a system message, LLaVA's own is added."""
+def _messages(turns: Sequence[Turn], prompt: Prompt) -> tuple[Message, ...]:
+    """Return the turns as messages. The prompt's images go into the user's first message. LLaVA's system message is the default."""
     messages = [] if any(turn.role == "system" for turn in turns) else [Message("system", (Text(CURIOUS_HUMAN),))]
-    for turn in turns:
-        text = (Text(turn.content),) if turn.content else ()
+    images: tuple[ImageBase64, ...] = prompt.images
+    for index, turn in enumerate(turns):
+        content = to_parts(turn.content, f"{prompt.path}.messages[{index}].content", to_part)
         if turn.role == "user":
-            messages.append(Message("user", (*images, *text)))
-            images = ()
-        else:
-            messages.append(Message(turn.role, text))
+            content, images = (*images, *content), ()
+        messages.append(Message(turn.role, content))
     return tuple(messages)
 
 

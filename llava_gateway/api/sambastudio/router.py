@@ -112,12 +112,13 @@ class Endpoint:
 
     def _model(self, project: str, endpoint: str) -> str:
         """Return the model that the path names. The client chooses both names freely; other names mean the first served model."""
-        names = self.gateway.models
-        return next((name for name in (endpoint, f"{project}/{endpoint}", project) if name in names), self.gateway.model_name)
+        return self.gateway.models.first_served(endpoint, f"{project}/{endpoint}", project)
 
-    async def _prepare(self, body: PredictBody, prompts: Sequence[Prompt], model: str, *, stream: bool) -> list[PreparedRequest]:
-        params = Params.parse(body.params or {})
-        return await self.gateway.prepare(*(to_chat(prompt, params, model, stream=stream) for prompt in prompts))
+    async def _prepare(
+        self, request: PredictBody, prompts: Sequence[Prompt], model: str, body: JsonBody, *, stream: bool
+    ) -> list[PreparedRequest]:
+        params = Params.parse(request.params or {})
+        return await self.gateway.prepare(*(to_chat(prompt, params, model, body.parse_more, stream=stream) for prompt in prompts))
 
 
 class PredictEndpoint(Endpoint):
@@ -127,7 +128,7 @@ class PredictEndpoint(Endpoint):
         start = time.perf_counter()
         request = self.predict_api.body.read(body)
         prompts = request.prompts()
-        prepared = await self._prepare(request, prompts, model, stream=False)
+        prepared = await self._prepare(request, prompts, model, body, stream=False)
         predictions = await gather_limited(self._predict, prepared, self.gateway.settings.max_running)
         await response.json(200, self.predict_api.render_response(prompts, predictions, time.perf_counter() - start))
 
@@ -149,7 +150,7 @@ class StreamEndpoint(Endpoint):
         if others:
             field = request.prompts_field
             raise InvalidRequest(f"{field}: a stream can have only one prompt; send one request for each prompt.", param=field)
-        (prepared,) = await self._prepare(request, [prompt], model, stream=True)
+        (prepared,) = await self._prepare(request, [prompt], model, body, stream=True)
         render_frame = partial(self.predict_api.render_frame, prompt)
         async with self.gateway.open_prepared(prepared) as deltas:
             prediction = Prediction(prepared, deltas)

@@ -7,25 +7,26 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from llava_gateway.api.schema import RefusedField, StrictModel
-from llava_gateway.api.text_generation_webui.prompts import split_at_images
+from llava_gateway.api.text_generation_webui.prompts import split_at_images, uses_all_images
 from llava_gateway.api.text_generation_webui.sampling import ALL_IMAGES, EMPTY, SamplingFields
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.templates import BUILT_IN
 from llava_gateway.serving.gateway import Gateway
-from llava_gateway.types import ChatRequest, ImageUrl, Message, Text
+from llava_gateway.types import ChatRequest, ImageUrl, Message, Text, has_text_before_image
 
 GREETING = "<|BEGIN-VISIBLE-CHAT|>"
 """The user's half of a turn in which the model has greeted first."""
 MAX_TURNS = 1024
-TEMPLATES = {
-    "LLaVA": "llava_v1",
+TEMPLATES: dict[str, str | None] = {
+    "LLaVA": None,
+    "LLaVA-v0": "llava_v0",
     "LLaVA-v1": "llava_v1",
     "Vicuna-v1.1": "vicuna_v1",
     "Llama-v2": "llava_llama_2",
     "Mistral": "mistral_instruct",
     "ChatML": "chatml",
 } | {name: name for name in BUILT_IN}
-"""Built-in templates by the dialect's names and by their own."""
+"""Built-in templates by the dialect's names and by their own. None: the server's own template."""
 NO_CHARACTERS = "the model plays no character"
 TEMPLATE_BY_NAME = "choose an instruction_template by its name"
 
@@ -138,7 +139,7 @@ class ChatBody(SamplingFields):
         """Return the gateway's request to `model`. Raises GatewayError."""
         return ChatRequest(
             model=model,
-            messages=(*self._system_message(), *self._messages(turns.internal)),
+            messages=(*self._system_message(), *self._messages(turns.internal, uses_all_images(self.add_all_images_to_prompt, gateway))),
             param="history",
             template=self._template(),
             continue_last=bool(turns.internal[-1][1]),
@@ -156,15 +157,15 @@ class ChatBody(SamplingFields):
         if context:
             yield Message("system", (Text(context),))
 
-    def _messages(self, turns: list[list[str]]) -> Iterator[Message]:
+    def _messages(self, turns: list[list[str]], all_images: bool) -> Iterator[Message]:
         paths = [f"history.internal[{index}][0]" for index in range(len(turns))]
         if not self._last_turn_field:
             paths[-1] = "user_input"
         questions = {path: question for path, (question, _) in zip(paths, turns, strict=True)}
-        split = split_at_images(questions, all_images=bool(self.add_all_images_to_prompt))
+        split = split_at_images(questions, all_images=all_images)
         for path, (question, answer) in zip(paths, turns, strict=True):
             if question not in ("", GREETING):
-                yield Message("user", _content(question, split[path]))
+                yield _question(question, split[path])
             if answer:
                 yield Message("assistant", (Text(answer),))
 
@@ -178,13 +179,17 @@ class ChatBody(SamplingFields):
         return TEMPLATES[name]
 
 
-def _content(question: str, parts: list[str | ImageUrl]) -> tuple[Text | ImageUrl, ...]:
-    """Return the content of a user's message: images first, then the text.
+def _question(question: str, parts: list[str | ImageUrl]) -> Message:
+    """Return a user's message. `parts`: its texts and the images between them.
 
-    The chat templates write them in this order in any case. Spaces around the text are removed if the question had `<img>` tags.
+    An image after a text stays there. Images before the text are left to the chat template, which separates them from the text. Spaces
+    around this text are removed if the question had `<img>` tags.
     """
-    images = (part for part in parts if isinstance(part, ImageUrl))
+    content = tuple(Text(part) if isinstance(part, str) else part for part in parts if part)
+    if has_text_before_image(content):
+        return Message("user", content, images_in_place=True)
+    images = tuple(part for part in parts if isinstance(part, ImageUrl))
     text = "".join(part for part in parts if isinstance(part, str))
     if text != question:
         text = text.strip()
-    return (*images, Text(text)) if text else tuple(images)
+    return Message("user", (*images, Text(text)) if text else images)

@@ -26,6 +26,11 @@ PROMPT = (
 BOS = "begin the prompt with the model's `<s>`; default true"
 
 
+def uses_all_images(given: bool | None, gateway: Gateway) -> bool:
+    """Return whether a request uses all of its images: as its field `add_all_images_to_prompt` says, or else the server's setting."""
+    return gateway.settings.webui_images == "all" if given is None else given
+
+
 def split_at_images(texts: Mapping[str, str], *, all_images: bool) -> dict[str, list[str | ImageUrl]]:
     """Split each text into strings and the images between them, in order. Tags without a `data:` URI stay text.
 
@@ -81,7 +86,7 @@ def _completion(
     model: str, gateway: Gateway, prompt: str, all_images: bool | None, add_bos_token: bool | None, sampling: SamplingParams
 ) -> CompletionRequest:
     image_token = gateway.model(model).image_token
-    parts = split_at_images({"prompt": prompt}, all_images=bool(all_images))["prompt"]
+    parts = split_at_images({"prompt": prompt}, all_images=uses_all_images(all_images, gateway))["prompt"]
     images = tuple(part for part in parts if isinstance(part, ImageUrl))
     text = "".join(part if isinstance(part, str) else image_token for part in parts)
     if text.count(image_token) != len(images):

@@ -14,7 +14,9 @@ T = TypeVar("T")
 
 MAX_TOKENS, TEMPERATURE, REPETITION_PENALTY = 200, 0.5, 1.1
 """The dialect's defaults, where they differ from the gateway's."""
-ALL_IMAGES = "an extension; true: use all images; false (default): use only the last image, and drop the tags of the others"
+ALL_IMAGES = (
+    "an extension; true: use all images; false: use only the last image, and drop the tags of the others; default: as `--webui-images` says"
+)
 _TOKEN_IDS = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*){0,1023}")
 ZERO = (None, 0, 0.0)
 ONE = (None, 1, 1.0)

@@ -90,6 +90,7 @@ def test_all_apis_give_the_same_answer_for_the_same_tokens(server: Server) -> No
     answers = {
         "openai": openai(server, "/v1"),
         "deepinfra": openai(server, "/v1/openai"),
+        "sambastudio_openai": openai(server, "/openai/v1/project/endpoint"),
         "anthropic": anthropic(server),
         "completions": completions(server),
         "ollama": ollama_chat(server),

@@ -123,6 +123,23 @@ def test_long_base64_with_white_space_or_escapes_is_accepted() -> None:
     assert bytes(value["b"].ascii).decode() == escaped
 
 
+def test_picture_in_json_inside_a_string_is_not_refused_as_a_long_text() -> None:
+    """SambaStudio's conversations are JSON in a string."""
+    conversation = json.dumps({"url": "data:image/png;base64," + "A" * MAX_TEXT})
+    assert plain(loads(loads(orjson.dumps([conversation]))[0].encode())) == json.loads(conversation)
+
+
+@pytest.mark.parametrize("size", [1000, 2 * LONG, 2 * MAX_TEXT])
+@pytest.mark.parametrize("start", ["", "data:image/png;base64,"])
+def test_base64_in_lines_is_treated_alike_in_every_size(start: str, size: int) -> None:
+    """A shell's `base64` writes lines. Escaped line breaks are accepted, and raw ones get an advice."""
+    lines = start + ("A" * 76 + "\r\n") * (size // 78)
+    assert plain(loads(orjson.dumps({"image": lines}))) == {"image": lines}
+    for raw in (lines, lines.replace("\r", "")):
+        with pytest.raises(InvalidRequest, match=r"not valid JSON: .* \(`base64 -w0`\)\.$"):
+            loads(b'{"image": "' + raw.encode() + b'"}')
+
+
 def built(value: Any) -> int:
     """Bytes that CPython takes for a value, strings and numbers that it shares counted each time."""
     size = sys.getsizeof(value)

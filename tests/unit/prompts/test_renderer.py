@@ -58,8 +58,8 @@ def byte_fallback_tokenizer() -> tokenizers.Tokenizer:
 )
 def test_text_never_becomes_a_control_token(renderer: PromptRenderer, pieces: list[str]) -> None:
     for parts in ([Text("".join(pieces))], [Text(piece) for piece in pieces]):
-        prompt = renderer.chat([Message("user", (IMAGE, *parts))])
-        assert special_ids(renderer, prompt.token_ids) == ["<s>", "<image>"]
+        for message in (Message("user", (IMAGE, *parts)), Message("user", (*parts, IMAGE, *parts), images_in_place=True)):
+            assert special_ids(renderer, renderer.chat([message]).token_ids) == ["<s>", "<image>"]
 
 
 @pytest.mark.parametrize("text", ["<image>", "a <image> b", "</s>", "x</s>y<s>", "<image><image>", "<pad>é<unk>"])

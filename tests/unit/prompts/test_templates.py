@@ -17,6 +17,22 @@ ASKED = [Message("user", (Text("What?"), IMAGE))]
 ANSWERED = [*ASKED, Message("assistant", (Text("Red."),)), Message("user", (Text("And now?"),))]
 SYSTEM = [Message("system", (Text("Be brief."),)), Message("user", (Text("Hi"),))]
 GOLDEN = {
+    "llava-hf-eos": (
+        "USER: <image>\nWhat? ASSISTANT:",
+        "USER: <image>\nWhat? ASSISTANT: Red.</s>USER: And now? ASSISTANT:",
+        "Be brief. USER: Hi ASSISTANT:",
+    ),
+    "llava-interleave": (
+        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n\nRed.<|im_end|>\n"
+        "<|im_start|>user\n\nAnd now?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>system\n\nBe brief.<|im_end|>\n<|im_start|>user\n\nHi<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "llava_v0": (
+        f"{CURIOUS_HUMAN}###Human: <image>\nWhat?###Assistant:",
+        f"{CURIOUS_HUMAN}###Human: <image>\nWhat?###Assistant: Red.###Human: And now?###Assistant:",
+        "Be brief.###Human: Hi###Assistant:",
+    ),
     "vicuna_v1": (
         f"{CURIOUS_USER} USER: <image>\nWhat? ASSISTANT:",
         f"{CURIOUS_USER} USER: <image>\nWhat? ASSISTANT: Red.</s>USER: And now? ASSISTANT:",
@@ -90,7 +106,8 @@ def test_server_template_replaces_the_models_own() -> None:
 
 
 def test_template_stop_strings_end_the_answer(renderer: PromptRenderer) -> None:
-    assert renderer.chat(ASKED, "llava-sn").stop == ("###",)
+    assert renderer.chat(ASKED, "llava-sn").stop == renderer.chat(ASKED, "llava_v0").stop == ("###",)
+    assert renderer.chat(ASKED, "llava-interleave").stop == ("<|im_end|>",)
     assert renderer.chat(ASKED).stop == ()
 
 

@@ -1,6 +1,7 @@
 """SambaStudio's predict API: what a request with images, conversations or parameters returns."""
 
 import base64
+import json
 import time
 from typing import Any
 
@@ -131,12 +132,13 @@ def test_answer_without_params_is_greedy_and_limited_to_100_tokens(server: Serve
 
 
 def test_answer_is_sampled_only_with_do_sample(server: Server) -> None:
-    hot = {"temperature": 2.0, "top_k": 1000, "max_tokens_to_generate": 20}
-    drawn = {prediction["completion"] for prediction in predict(server, *["Hello"] * 8, do_sample=True, **hot)}
-    greedy = {prediction["completion"] for prediction in predict(server, *["Hello"] * 8, do_sample=False, **hot)}
+    hot = {"temperature": 1.0, "top_k": 1000, "max_tokens_to_generate": 20}
+    prompts = ["What color is the top left?"] * 8  # without an image, the model is not sure what to say
+    drawn = {prediction["completion"] for prediction in predict(server, *prompts, do_sample=True, **hot)}
+    greedy = {prediction["completion"] for prediction in predict(server, *prompts, do_sample=False, **hot)}
     assert len(drawn) > 1
     assert len(greedy) == 1
-    assert {prediction["completion"] for prediction in predict(server, *["Hello"] * 8, **hot | {"top_k": 1}, do_sample=True)} == greedy
+    assert {prediction["completion"] for prediction in predict(server, *prompts, **hot | {"top_k": 1}, do_sample=True)} == greedy
 
 
 @pytest.mark.parametrize("value", ["color", '"zebra","color"', '["color"]', "['zebra', 'color']"])
@@ -181,6 +183,12 @@ def test_conversation_in_a_prompt_is_read_only_with_process_prompt(server: Serve
     assert text["completion"] == NO_IMAGE
     (as_it_is,) = predict(server, conversation(("user", "Hello")), process_prompt=False)
     assert '"conversation_id"' in as_it_is["prompt"]
+
+
+def test_image_in_a_message_of_a_conversation_is_described(server: Server) -> None:
+    text = json.dumps({"messages": [user("Describe this image.", image(GRID))]})
+    (prediction,) = predict(server, text, process_prompt=True)
+    assert prediction["completion"] == describe([GRID])
 
 
 def test_v2_items_keep_their_ids(server: Server) -> None:

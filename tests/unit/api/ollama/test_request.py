@@ -159,6 +159,13 @@ def test_messages_of_every_role_are_translated() -> None:
     assert chat(tools=[]).tools == ()
 
 
+def test_image_behind_a_text_stays_there() -> None:
+    assert chat({"role": "user", "content": "A [img] and B [img]?", "images": [IMAGE, IMAGE]}).messages[0].images_in_place
+    assert not chat({"role": "user", "content": "[img]Which?", "images": [IMAGE]}).messages[0].images_in_place
+    assert generate(prompt="Is [img] red?", images=[IMAGE]).messages[0].images_in_place
+    assert not generate(images=[IMAGE]).messages[0].images_in_place
+
+
 def test_result_of_a_tool_finds_its_call_by_id_name_and_order() -> None:
     def call(name: str, call_id: str | None = None) -> dict[str, Any]:
         return {"id": call_id, "function": {"name": name, "arguments": {}}}

@@ -25,6 +25,7 @@ from llava_gateway.api.sambastudio.protocol import (
     to_chat,
 )
 from llava_gateway.errors import InvalidRequest
+from llava_gateway.http.request_body import loads
 from llava_gateway.types import Text
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -80,7 +81,7 @@ def test_any_text_is_a_stop_sequence_or_a_list_or_refused(text: str) -> None:
 def test_any_conversation_is_parsed_or_refused_by_name(given_conversation: Any) -> None:
     prompt = Prompt(json.dumps(given_conversation), "instances[0].prompt")
     try:
-        chat = to_chat(prompt, Params.parse({"process_prompt": True}), "m", stream=False)
+        chat = to_chat(prompt, Params.parse({"process_prompt": True}), "m", loads, stream=False)
     except InvalidRequest as error:
         assert str(error.param).startswith("instances[0].prompt")
     else:
@@ -91,13 +92,24 @@ def test_any_conversation_is_parsed_or_refused_by_name(given_conversation: Any) 
 def test_images_belong_to_the_first_user_message() -> None:
     text = conversation(("system", "Be brief."), ("user", "a"), ("assistant", None), ("user", "b"))
     (prompt,) = InstanceBody.parse({"instance": {"prompt": text, "image_content": ["x", "y"]}}).prompts()
-    chat = to_chat(prompt, Params.parse({"process_prompt": "true", "preprocessing": "llava-sn"}), "m", stream=True)
+    chat = to_chat(prompt, Params.parse({"process_prompt": "true", "preprocessing": "llava-sn"}), "m", loads, stream=True)
     system, first, assistant, second = chat.messages
     assert [message.role for message in chat.messages] == ["system", "user", "assistant", "user"]
     assert (system.content, assistant.content, second.content) == ((Text("Be brief."),), (), (Text("b"),))
     assert first.content == (*prompt.images, Text("a"))
     assert [each.param for each in prompt.images] == ["instance.image_content[0]", "instance.image_content[1]"]
     assert (chat.template, chat.stream) == ("llava-sn", True)
+
+
+def test_parameters_of_a_deployment_change_no_answer() -> None:
+    deployed = {"run_mode": "balanced", "model_parallel_rdus": 4, "max_seq_length": 4096, "batch_size": 1, "vocab_size": 32000}
+    assert Params.parse(deployed) == Params.parse({})
+
+
+def test_image_aspect_ratio_reaches_the_image_transform() -> None:
+    for value in ("pad", {"type": "str", "value": "pad"}):
+        chat = to_chat(Prompt("Hello", "instances[0]"), Params.parse({"image_aspect_ratio": value}), "m", loads, stream=False)
+        assert chat.image_aspect_ratio == "pad"
 
 
 DECLARED: tuple[type[BaseModel], ...] = (InstancesBody, InstanceBody, ItemsBody, InputsBody, Instance, Item, Params, Conversation, Turn)

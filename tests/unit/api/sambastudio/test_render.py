@@ -6,12 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.silent_engine import SilentEngine
 from starlette.types import Message
 
 from llava_gateway.api.sambastudio.render import Prediction, render_error, render_error_event
 from llava_gateway.api.sambastudio.router import NLP, V1, V2, Endpoint
+from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.errors import GatewayError, Unavailable
 from llava_gateway.http.response import ResponseWriter
+from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
 from llava_gateway.types import Delta, SamplingParams, TokenLogprob, Usage
 
 
@@ -72,6 +75,7 @@ def test_half_characters_and_equal_tokens_are_rendered() -> None:
 )
 @pytest.mark.parametrize("form", [V1, V2, NLP])
 def test_path_may_name_the_model(form: Any, project: str, endpoint: str, model: str) -> None:
-    gateway: Any = SimpleNamespace(model_name="served", models={"served": None, "alias": "llava-sn", "llava-hf/llava-1.5-7b-hf": None})
+    served_model = ServedModel("served", Supervisor(SilentEngine, 10), more_names=("alias=llava-sn", "llava-hf/llava-1.5-7b-hf"))
+    gateway: Any = SimpleNamespace(models=ModelRegistry([served_model]))
     bodies: Any = None
     assert Endpoint(form, gateway, bodies)._model(project=project, endpoint=endpoint) == model
