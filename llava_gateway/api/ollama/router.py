@@ -67,8 +67,10 @@ class RootRoute(Route):
         self._has_chat_page = has_chat_page
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if self._has_chat_page and scope["type"] == "http" and "text/html" in Headers(scope=scope).get("accept", ""):
-            return Match.NONE, {}
+        if self._has_chat_page and scope["type"] == "http":
+            is_browser = "text/html" in Headers(scope=scope).get("accept", "")
+            if is_browser or scope["method"] not in ("GET", "HEAD"):
+                return Match.NONE, {}
         return super().matches(scope)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import litellm
 import ollama as ollama_sdk
 import pytest
+from helpers.documentation import run_example
 from helpers.requests import MODEL, body, image, image_part, user
 from helpers.server import ROOT, Server
 from langchain_core.messages import HumanMessage
@@ -205,6 +206,12 @@ def test_ollama_for_python_finds_models_and_raises_its_own_errors(ollama: ollama
         list(ollama.generate(MODEL, "Hello", stream=True, options={"mirostat": 1}))
     with pytest.raises(ollama_sdk.ResponseError, match="embeddings"):
         ollama.embed(MODEL, "Hello")
+
+
+def test_examples_for_ollama_and_anthropic_describe_their_images(server: Server) -> None:
+    first, second = describe([("red", "blue", "green", "white")]), describe([("yellow", "black", "orange", "purple")])
+    assert run_example(server, "ollama_chat.py") == [f"{first} [stop, 587 + 25 tokens]", "Red."]
+    assert run_example(server, "anthropic_messages.py") == [f"{first} [end_turn]", f"{second} [end_turn]"]
 
 
 def test_ollama_for_node_works(server: Server) -> None:

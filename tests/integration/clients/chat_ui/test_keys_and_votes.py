@@ -94,11 +94,12 @@ def test_votes_and_comparison_are_hidden_where_unavailable(chat: Chat) -> None:
 def test_page_needs_no_key_and_is_cached(feedback_server: FeedbackServer) -> None:
     url = feedback_server.server.url
     paths = ["/", *(f"/page/{name}" for name in FILES if name != "index.html")]
+    browser = {"accept": "text/html,*/*"}
     for path in paths:
-        answer = httpx.get(url + path, timeout=60)
+        answer = httpx.get(url + path, headers=browser, timeout=60)
         assert answer.status_code == 200
         assert "default-src 'none'" in answer.headers["content-security-policy"]
-        again = httpx.get(url + path, headers={"if-none-match": answer.headers["etag"]}, timeout=60)
+        again = httpx.get(url + path, headers=browser | {"if-none-match": answer.headers["etag"]}, timeout=60)
         assert (again.status_code, again.content) == (304, b"")
     for path in ("/page", "/page/", "/page/index.html", "/page/../v1/models", "/page/nope.js", "//"):
         assert httpx.get(url + path, timeout=60).status_code == 401
