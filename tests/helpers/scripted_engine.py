@@ -8,6 +8,7 @@ import llguidance
 from helpers.silent_engine import SilentEngine
 
 from llava_gateway.demo import CHECKPOINT
+from llava_gateway.errors import GatewayError
 from llava_gateway.types import Delta, Prompt, SamplingParams, StructuredOutput, Usage
 
 SCHEMA = {"type": "object", "properties": {"at": {"enum": ["top", "bottom"]}}, "required": ["at"]}
@@ -84,3 +85,18 @@ class ScriptedEngine(SilentEngine):
             for piece in pieces if stream else ():
                 on_delta(Delta(index, piece, 1))
             on_delta(Delta(index, "" if stream else "".join(pieces), 0 if stream else len(pieces), "stop"))
+
+
+class FailingEngine(ScriptedEngine):
+    """Fails after the pieces of its script."""
+
+    def __init__(self, error: GatewayError, *script: str) -> None:
+        super().__init__(*script)
+        self.error = error
+
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+    ) -> None:
+        for piece in self.script:
+            on_delta(Delta(0, piece, 1))
+        raise self.error

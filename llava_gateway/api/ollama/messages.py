@@ -4,6 +4,7 @@ A message has its images beside its text. A placeholder `[img]` in the text says
 """
 
 import re
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -97,24 +98,33 @@ class _CallIds:
     """The ids of calls that have no result yet. Ollama's messages may leave ids out: names and the order of results take their place."""
 
     def __init__(self) -> None:
-        self._open: list[tuple[str, str]] = []
-        """The id and the name of each call."""
+        self._open: dict[str, str] = {}
+        """The name of each call by its id."""
+        self._by_name: defaultdict[str, deque[str]] = defaultdict(deque)
         self._count = 0
 
     def add(self, call: CalledTool) -> str:
         """Return the id of a call."""
         self._count += 1
         call_id = call.id or f"call_{self._count}"
-        self._open.append((call_id, call.function.name))
+        self._open[call_id] = call.function.name
+        self._by_name[call.function.name].append(call_id)
         return call_id
 
     def of_result(self, message: OllamaMessage) -> str:
         """Return the id of the call that a message of the role tool answers. Empty if there is no such call."""
-        for index, (call_id, name) in enumerate(self._open):
-            if message.tool_call_id == call_id if message.tool_call_id else message.tool_name in (None, "", name):
-                del self._open[index]
-                return call_id
-        return message.tool_call_id or ""
+        call_id = message.tool_call_id or self._next(message.tool_name)
+        self._open.pop(call_id, None)
+        return call_id
+
+    def _next(self, name: str | None) -> str:
+        """Return the id of the next call without a result, among those of a name if there is one. Empty if there is none."""
+        if not name:
+            return next(iter(self._open), "")
+        ids = self._by_name[name]
+        while ids and ids[0] not in self._open:
+            ids.popleft()
+        return ids[0] if ids else ""
 
 
 def _to_message(message: OllamaMessage, path: str, ids: _CallIds) -> Message:

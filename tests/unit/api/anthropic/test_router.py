@@ -2,18 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from anthropic.types import ErrorResponse, MessageTokensCount, RawMessageStreamEvent
 from anthropic.types import Message as AnthropicMessage
 from helpers.errors import LEAKS
+from helpers.in_process import served
 from helpers.requests import MODEL
-from helpers.scripted_engine import ScriptedEngine
+from helpers.scripted_engine import FailingEngine, ScriptedEngine
 from pydantic import TypeAdapter
-from starlette.testclient import TestClient
 
 from llava_gateway.api.anthropic.response import PING
 from llava_gateway.app import create_app
@@ -30,21 +29,6 @@ TOOLS = [{"name": "show", "description": "Show a place", "input_schema": {"type"
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 
 
-class FailingEngine(ScriptedEngine):
-    """Fails after the pieces of its script."""
-
-    def __init__(self, error: GatewayError, *script: str) -> None:
-        super().__init__(*script)
-        self.error = error
-
-    async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
-    ) -> None:
-        for piece in self.script:
-            on_delta(Delta(0, piece, 1))
-        raise self.error
-
-
 class WaitingEngine(ScriptedEngine):
     """Says its script once it is released."""
 
@@ -57,14 +41,6 @@ class WaitingEngine(ScriptedEngine):
     ) -> None:
         await self.released.wait()
         await super().generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta)
-
-
-@contextmanager
-def served(engine: ScriptedEngine, **settings: Any) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(model=MODEL, **settings), engine=lambda: engine), "http://127.0.0.1") as client:
-        while client.get("/ready").status_code != 200:
-            pass
-        yield client
 
 
 def events(stream: str) -> list[dict[str, Any]]:

@@ -1,20 +1,17 @@
 """Ollama's paths over HTTP, with an engine that says what the test gives it. Answers are validated by Ollama's Python package."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from helpers.errors import LEAKS
+from helpers.in_process import served
 from helpers.requests import MODEL
-from helpers.scripted_engine import CALL, RENDERS_TOOLS, SCHEMA, ScriptedEngine
+from helpers.scripted_engine import CALL, RENDERS_TOOLS, SCHEMA, FailingEngine, ScriptedEngine
 from ollama import ChatResponse, GenerateResponse, ListResponse, ProcessResponse, ShowResponse
-from starlette.testclient import TestClient
 
-from llava_gateway.app import create_app
 from llava_gateway.errors import EngineFailed
-from llava_gateway.settings import Settings
 from llava_gateway.types import Delta, Prompt, SamplingParams, TokenLogprob, Usage
 
 pytestmark = pytest.mark.slow
@@ -22,18 +19,8 @@ pytestmark = pytest.mark.slow
 CHAT, GENERATE = "/api/chat", "/api/generate"
 HELLO: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 TOOLS = [{"type": "function", "function": {"name": "show", "description": "Show a place", "parameters": SCHEMA}}]
+FAILURE = EngineFailed("The engine failed.")
 DURATIONS = ("total_duration", "prompt_eval_duration", "eval_duration")
-
-
-class FailingEngine(ScriptedEngine):
-    """Fails after its script."""
-
-    async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
-    ) -> None:
-        for piece in self.script:
-            on_delta(Delta(0, piece, 1))
-        raise EngineFailed("The engine failed.")
 
 
 class LogprobEngine(ScriptedEngine):
@@ -44,14 +31,6 @@ class LogprobEngine(ScriptedEngine):
     ) -> None:
         top = ((b"Hi", -0.5), (b"\xf0", -1.5)) if sampling.logprobs else ()
         on_delta(Delta(0, "Hi", 1, "length", logprobs=(TokenLogprob(b"Hi", -0.5, top),)))
-
-
-@contextmanager
-def served(engine: ScriptedEngine, **settings: Any) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(model=MODEL, **settings), engine=lambda: engine), "http://127.0.0.1") as client:
-        while client.get("/ready").status_code != 200:
-            pass
-        yield client
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -116,7 +95,7 @@ def test_generate_answers_whole_and_streamed_and_its_context_continues_the_conve
 
 @pytest.mark.parametrize("path", [CHAT, GENERATE])
 def test_request_without_a_prompt_is_answered_at_once(path: str) -> None:
-    with served(FailingEngine()) as client:
+    with served(FailingEngine(FAILURE)) as client:
         answer = client.post(path, json={"model": MODEL, "keep_alive": 0}).json()
     assert (answer["done"], answer["done_reason"]) == (True, "load")
     assert answer.get("response", answer.get("message", {}).get("content")) == ""
@@ -163,7 +142,7 @@ def test_tools_of_a_model_without_them_are_left_out_and_named_in_a_header() -> N
 
 
 def test_error_is_a_text_and_the_last_line_of_a_stream_that_has_started() -> None:
-    with served(FailingEngine("Hel")) as client:
+    with served(FailingEngine(FAILURE, "Hel")) as client:
         first, last = lines(client.post(CHAT, json=HELLO).text)
         assert first["message"]["content"] == "Hel"
         assert last == {"error": "The engine failed."}
