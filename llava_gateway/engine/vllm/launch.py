@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -39,6 +40,8 @@ ENVIRONMENT = {
 """Environment variables that suit an embedded engine. They are set unless the operator has set them."""
 SOCKET_FOLDER = "VLLM_RPC_BASE_PATH"
 """The environment variable with the directory of vLLM's Unix domain sockets. Its default is the directory for temporary files."""
+PRELOAD = "LD_PRELOAD"
+"""The environment variable with the libraries that the linker loads into each new process."""
 MAX_SOCKET_FOLDER = 107 - len("/") - 36
 """The greatest length of that directory, in bytes: a socket's path has at most 107 (unix(7)), and its name is a UUID."""
 
@@ -122,7 +125,8 @@ def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
         with _own_preload():
             config = launch.create_config(arguments)
             _allow_largest_image(config)
-            engine = launch.create_engine(config, arguments, BulkStatLogger)
+            with linked_preload():
+                engine = launch.create_engine(config, arguments, BulkStatLogger)
     except Exception as error:
         raise EngineStartError(f"vLLM could not load {arguments.model}: {_one_line(error)}") from error
     launch.cache_environment()
@@ -135,13 +139,33 @@ def _own_preload() -> Iterator[None]:
 
     On a CPU vLLM adds libraries for the engine's process. The gateway's other processes, such as decoders of images, need none of them.
     """
-    before = os.environ.get("LD_PRELOAD")
+    before = os.environ.get(PRELOAD)
     try:
         yield
     finally:
-        os.environ.pop("LD_PRELOAD", None)
+        os.environ.pop(PRELOAD, None)
         if before is not None:
-            os.environ["LD_PRELOAD"] = before
+            os.environ[PRELOAD] = before
+
+
+@contextmanager
+def linked_preload() -> Iterator[None]:
+    """Within the block, LD_PRELOAD names links instead of libraries whose paths have a space.
+
+    A space separates two paths, so the linker would not find these libraries, and the engine would use only one core.
+    """
+    paths = os.environ.get(PRELOAD, "").split(":")
+    if not any(" " in path for path in paths):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="llava-gateway-", dir="/tmp") as folder:  # its path has no space
+        for index, path in enumerate(paths):
+            if " " in path and Path(path).is_file():
+                link = Path(folder) / f"{index}-{Path(path).name.replace(' ', '_')}"
+                link.symlink_to(path)
+                paths[index] = str(link)
+        os.environ[PRELOAD] = ":".join(paths)
+        yield
 
 
 def _allow_largest_image(config: "VllmConfig") -> None:
