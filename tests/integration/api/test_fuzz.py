@@ -141,7 +141,7 @@ document = schemathesis.openapi.from_dict(openapi()).include(path=list(ENGINE_PA
 
 @pytest.mark.slow
 @document.parametrize()
-@settings(BATCH, max_examples=25)
+@settings(BATCH, max_examples=10)
 def test_openapi_document_matches_the_responses(case: Any, http: httpx.Client) -> None:
     """Responses have the documented statuses, types and shapes, and requests that the document forbids are refused."""
     if isinstance(case.body, dict) and case.path.startswith("/v1/"):
