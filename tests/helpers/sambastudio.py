@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 from helpers.errors import LEAKS
-from helpers.server import ROOT, Server
+from helpers.server import HTTP, ROOT, Server
 
 from llava_gateway.demo.images import Grid, draw, encode
 
@@ -41,7 +41,7 @@ def typed(**params: Any) -> dict[str, Any]:
 
 
 def post(server: Server, path: str, body: dict[str, Any], **options: Any) -> httpx.Response:
-    return httpx.post(server.url + path, json=body, timeout=120, **options)
+    return HTTP.post(server.url + path, json=body, timeout=120, **options)
 
 
 def predict(server: Server, *instances: Any, **params: Any) -> list[dict[str, Any]]:

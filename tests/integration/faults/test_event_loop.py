@@ -4,12 +4,11 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import pytest
 from helpers.attacks import CONNECTIONS, KINDS, Attacks
 from helpers.hostile_origin import hostile_origin
 from helpers.requests import MODEL, body, image
-from helpers.server import Server
+from helpers.server import HTTP, Server
 from helpers.waiting import wait_for
 
 from llava_gateway.demo.images import describe
@@ -43,7 +42,7 @@ def attacks(server: Server) -> Iterator[Attacks]:
 
 def stalls(server: Server) -> float:
     """Return how often the gateway's event loop was blocked by its own work for longer than the limit."""
-    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    lines = HTTP.get(f"{server.url}/metrics", timeout=60).text.splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("llava_event_loop_stall_seconds_"))
     return float(values["llava_event_loop_stall_seconds_count"]) - float(values[f'llava_event_loop_stall_seconds_bucket{{le="{LIMIT}"}}'])
 
@@ -65,7 +64,7 @@ def test_attack_does_not_block_the_event_loop(server: Server, attacks: Attacks, 
             attacks.run(kind, random.Random(seed))
 
     assert runs_without_a_stall(server, attack)
-    answer = httpx.post(f"{server.v1}/chat/completions", json=body(image(GRID), "Describe this image."), timeout=60)
+    answer = HTTP.post(f"{server.v1}/chat/completions", json=body(image(GRID), "Describe this image."), timeout=60)
     assert answer.json()["choices"][0]["message"]["content"] == describe([GRID])
 
 
@@ -74,7 +73,7 @@ def test_heavy_request_does_not_block_the_event_loop(server: Server, name: str) 
     path, request = HEAVY[name]
 
     def ask() -> None:
-        answer = httpx.post(f"{server.url}{path}", json=request, timeout=120)
+        answer = HTTP.post(f"{server.url}{path}", json=request, timeout=120)
         assert answer.status_code == 200, answer.text[:200]
 
     assert runs_without_a_stall(server, ask)
@@ -84,11 +83,11 @@ def test_answer_memory_is_counted_until_the_client_has_read_it(server: Server) -
     """The engine has finished by then."""
 
     def held() -> float:
-        lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+        lines = HTTP.get(f"{server.url}/metrics", timeout=60).text.splitlines()
         return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("llava_answer_bytes "))
 
     path, request = HEAVY["log probabilities"]
-    with httpx.stream("POST", f"{server.url}{path}", json=request, timeout=120) as answer:
+    with HTTP.stream("POST", f"{server.url}{path}", json=request, timeout=120) as answer:
         assert held() > int(answer.headers["content-length"]) // 2
         answer.read()
     wait_for(lambda: held() == 0)

@@ -19,7 +19,7 @@ from helpers import programs
 from helpers.deployment import ALERTS, CONFIG, QUERIES, RULES, dockerfile, rendered
 from helpers.origin import Origin
 from helpers.requests import body, image_part
-from helpers.server import Server, free_port
+from helpers.server import HTTP, Server, free_port
 from helpers.waiting import wait_for
 
 from llava_gateway.demo.images import data_uri, draw_noisy, encode
@@ -39,7 +39,7 @@ class Prometheus:
 
     def get(self, path: str, **parameters: str) -> Any:
         """Return the data of an answer. Raises httpx.HTTPError, such as for the 503 of a start."""
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=60).raise_for_status().json()
+        answer = HTTP.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=60).raise_for_status().json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -101,12 +101,12 @@ def traffic(server: Server, origin: Origin) -> None:
         (body(image_part(f"{origin.url}/not-there"), "Describe this image."), 400),
         (body("Hello", temperature=9), 400),
     ):
-        answer = httpx.post(server.url + CHAT, json=request, timeout=60)
+        answer = HTTP.post(server.url + CHAT, json=request, timeout=60)
         assert answer.status_code == status, answer.text
 
 
 def test_every_queried_metric_is_exposed(server: Server) -> None:
-    exposed = set(re.findall(r"^# TYPE (\S+)", httpx.get(f"{server.url}/metrics", timeout=60).text, re.MULTILINE))
+    exposed = set(re.findall(r"^# TYPE (\S+)", HTTP.get(f"{server.url}/metrics", timeout=60).text, re.MULTILINE))
     chart = [trigger["metadata"]["query"] for trigger in rendered("ScaledObject", {"autoscaling": {"enabled": True}})["spec"]["triggers"]]
     for query in [*QUERIES, *chart, *(rule["expr"] for rule in ALERTS)]:
         names = set(METRIC.findall(query))
