@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
+from pydantic_core import from_json
+
 from llava_gateway.api.schema import MAX_STRUCTURED_OUTPUT, to_json
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import Tool, ToolChoice
@@ -89,6 +92,20 @@ def named_tool(tools: tuple[Tool, ...], name: str, path: str, param: str) -> Too
         if tool.name == name:
             return ToolUse((tool,), "named", parallel=False, param=param)
     raise InvalidRequest(f"{path}: there is no tool {name[:64]!r} in {param}.", param=path)
+
+
+def render_arguments(arguments: str) -> bytes:
+    """Return the arguments of a call as a JSON object. Of arguments that were cut off, this is the part that has arrived."""
+    try:
+        if isinstance(orjson.loads(arguments), dict):
+            return arguments.encode()
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        found = from_json(arguments, allow_partial=True)
+        return orjson.dumps(found) if isinstance(found, dict) else b"{}"
+    except (ValueError, orjson.JSONEncodeError):
+        return b"{}"
 
 
 def _tool(definition: ToolDefinition) -> Tool:

@@ -7,8 +7,8 @@ stop event. The parts of events that repeat are rendered once, since a delta is 
 from typing import Any
 
 import orjson
-from pydantic_core import from_json
 
+from llava_gateway.api.tools import render_arguments
 from llava_gateway.http.response import Parts
 from llava_gateway.observability.context import new_id
 from llava_gateway.serving.delta_stream import DeltaStream
@@ -197,18 +197,4 @@ def _render_block(call: ToolCallDelta | None, text: str) -> bytes:
     if call is None:
         return orjson.dumps({"type": "text", "text": text, "citations": None})
     fields = {"type": "tool_use", "id": f"toolu_{(call.id or '').removeprefix('call_')}", "name": call.name}
-    return orjson.dumps(fields)[:-1] + b',"input":' + _render_input(text) + b"}"
-
-
-def _render_input(arguments: str) -> bytes:
-    """Return the input of a call as a JSON object. Of arguments that were cut off, this is the part that has arrived, as in the SDK."""
-    try:
-        if isinstance(orjson.loads(arguments), dict):
-            return arguments.encode()
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        found = from_json(arguments, allow_partial=True)
-        return orjson.dumps(found) if isinstance(found, dict) else b"{}"
-    except (ValueError, orjson.JSONEncodeError):
-        return b"{}"
+    return orjson.dumps(fields)[:-1] + b',"input":' + render_arguments(text) + b"}"

@@ -5,7 +5,7 @@ They are declared after `api/types.go` of Ollama.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from llava_gateway.api.ollama.context import MAX_CONTEXT, decode_context
 from llava_gateway.api.ollama.messages import Images, Messages, to_messages, to_parts, to_raw_prompt
@@ -64,7 +64,7 @@ class GenerationFields(RequestBody):
 
 
 class FunctionDefinition(StrictModel):
-    name: str
+    name: Annotated[str, AfterValidator(lambda name: check_name(name, MAX_NAME))]
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
@@ -74,12 +74,8 @@ class OllamaTool(StrictModel):
     function: FunctionDefinition
 
     def definition(self, path: str) -> ToolDefinition:
-        """Return the tool as all APIs declare tools. `path`: of the tool in the request. Raises InvalidRequest for a wrong name."""
+        """Return the tool as all APIs declare tools. `path`: of the tool in the request."""
         function, path = self.function, f"{path}.function"
-        try:
-            check_name(function.name, MAX_NAME)
-        except ValueError as error:
-            raise InvalidRequest(f"{path}.name: {error}.", param=f"{path}.name") from None
         return ToolDefinition(function.name, function.description, function.parameters, path, f"{path}.parameters")
 
 

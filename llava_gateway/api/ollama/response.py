@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from pydantic_core import from_json
 
 from llava_gateway.api.ollama.context import encode_context
+from llava_gateway.api.tools import render_arguments
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.types import ChatRequest, CompletionRequest, Delta, TokenLogprob, ToolCallDelta
 
@@ -70,7 +70,9 @@ class Calls:
         self._call, self._arguments = None, []
         if call is None:
             return []
-        return [{"id": call.id, "function": {"index": call.index, "name": call.name, "arguments": _to_object(arguments)}}]
+        return [
+            {"id": call.id, "function": {"index": call.index, "name": call.name, "arguments": orjson.Fragment(render_arguments(arguments))}}
+        ]
 
 
 class AnswerRenderer:
@@ -152,12 +154,3 @@ def _render_logprob(entry: TokenLogprob) -> dict[str, Any]:
 
 def _render_token(token: bytes, logprob: float) -> dict[str, Any]:
     return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
-
-
-def _to_object(arguments: str) -> dict[str, Any]:
-    """Return the arguments of a call as a JSON object. Of arguments that were cut off, this is the part that has arrived."""
-    try:
-        found = from_json(arguments, allow_partial=True)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -134,6 +134,16 @@ def test_calls_of_tools_arrive_whole_with_their_arguments_as_objects() -> None:
     ChatResponse.model_validate(whole)
 
 
+def test_number_of_any_length_in_a_call_is_no_error_of_the_server() -> None:
+    """Such a number does not fit 64 bits."""
+    number = "1" * 40
+    with served(ScriptedEngine(CALL.replace('"top"', number)), template=RENDERS_TOOLS) as client:
+        whole = client.post(CHAT, json=HELLO | {"tools": TOOLS, "stream": False})
+        assert whole.status_code == 200
+        assert number in whole.text
+        assert number in client.post(CHAT, json=HELLO | {"tools": TOOLS}).text
+
+
 def test_tools_of_a_model_without_them_are_left_out_and_named_in_a_header() -> None:
     with served(ScriptedEngine("Hi")) as client:
         assert client.post("/api/show", json={"model": MODEL}).json()["capabilities"] == ["completion", "vision"]
