@@ -145,6 +145,14 @@ def to_json(value: Any, param: str) -> str:
         raise InvalidRequest(f"{param} is nested too deeply.", param=param) from None
 
 
+def to_schema_text(schema: dict[str, Any], param: str) -> str:
+    """Return a JSON Schema of the client as JSON text. Raises InvalidRequest for `param` if it is too long or nested too deeply."""
+    text = to_json(schema, param)
+    if len(text) > MAX_STRUCTURED_OUTPUT:
+        raise InvalidRequest(f"{param} is longer than {MAX_STRUCTURED_OUTPUT} characters.", param=param)
+    return text
+
+
 def _to_float(value: Any) -> Any:
     """Return the number that a text spells, such as "0.5". Any other value is returned as it is."""
     if isinstance(value, str) and _JSON_NUMBER.fullmatch(value) and math.isfinite(number := float(value)):

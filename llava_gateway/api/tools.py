@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 from pydantic_core import from_json
 
-from llava_gateway.api.schema import MAX_STRUCTURED_OUTPUT, to_json
+from llava_gateway.api.schema import MAX_STRUCTURED_OUTPUT, to_schema_text
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import Tool, ToolChoice
 
@@ -114,7 +114,4 @@ def _tool(definition: ToolDefinition) -> Tool:
         return Tool(name, description, param=param)
     if schema.get("type", "object") != "object":
         raise InvalidRequest(f"{param}.type: must be object.", param=f"{param}.type")
-    parameters = to_json(schema, param)
-    if len(parameters) > MAX_STRUCTURED_OUTPUT:
-        raise InvalidRequest(f"{param} is longer than {MAX_STRUCTURED_OUTPUT} characters.", param=param)
-    return Tool(name, description, parameters, param)
+    return Tool(name, description, to_schema_text(schema, param), param)

@@ -238,25 +238,28 @@ class Gateway:
 
     def answer_tokens(self, model: str) -> AnswerTokens:
         """Return the tokens with which the answers of the model that clients call `model` begin. Raises as `model`."""
-        served_model = self._served_model(model)
-        served_model.info()
+        served_model = self._loaded_model(model)
         return served_model.prompts.answer_tokens(self.models.template(model))
 
     def chat_template(self, model: str) -> str:
         """Return the Jinja source of the chat template of the model that clients call `model`. Raises as `model`."""
-        served_model = self._served_model(model)
-        served_model.info()
+        served_model = self._loaded_model(model)
         return served_model.prompts.source(self.models.template(model))
 
     def can_choose_tools(self, model: str) -> bool:
         """Return whether the model that clients call `model` may choose to call tools. Raises as `model`."""
-        served_model = self._served_model(model)
-        served_model.info()
+        served_model = self._loaded_model(model)
         return can_choose_tools(served_model.prompts, self.models.template(model), self.settings)
 
     def model(self, name: str) -> ModelInfo:
         """Return the description of the model that clients call `name`. Raises NotFound, or Unavailable while the model loads."""
         return self._served_model(name).info()
+
+    def _loaded_model(self, name: str) -> ServedModel:
+        """Return the model that clients call `name`, whose prompts can be rendered. Raises as `model`."""
+        served_model = self._served_model(name)
+        served_model.info()
+        return served_model
 
     def _served_model(self, name: str) -> ServedModel:
         self.models.check(name)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from llava_gateway.api.anthropic.messages import Messages, Texts, to_messages
 from llava_gateway.api.anthropic.tools import ToolFields
-from llava_gateway.api.schema import MAX_STRUCTURED_OUTPUT, RefusedField, StrictModel, to_json
+from llava_gateway.api.schema import RefusedField, StrictModel, to_schema_text
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import MODEL_DEFAULTS, ChatRequest, Message, SamplingParams, StructuredOutput
 
@@ -32,10 +32,7 @@ class JsonFormat(StrictModel):
     def structured_output(self, path: str) -> StructuredOutput:
         """Return the structure that the answer must have. Raises InvalidRequest for a schema that is too long or nested too deeply."""
         param = f"{path}.schema"
-        schema = to_json(self.json_schema, param)
-        if len(schema) > MAX_STRUCTURED_OUTPUT:
-            raise InvalidRequest(f"{param} is longer than {MAX_STRUCTURED_OUTPUT} characters.", param=param)
-        return StructuredOutput("json", schema, param)
+        return StructuredOutput("json", to_schema_text(self.json_schema, param), param)
 
 
 class OutputConfig(StrictModel):

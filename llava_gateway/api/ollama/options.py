@@ -7,13 +7,12 @@ from pydantic import Field
 from llava_gateway.api.schema import (
     INT64,
     LIST,
-    MAX_STRUCTURED_OUTPUT,
     ONE,
     ONE_OR_LIST,
     RefusedField,
     RequestBody,
     error_path_prefix,
-    to_json,
+    to_schema_text,
 )
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import MODEL_DEFAULTS, SamplingParams, StructuredOutput
@@ -140,7 +139,4 @@ def to_structured_output(wanted: str | dict[str, Any] | None) -> StructuredOutpu
         return StructuredOutput("json_object", param="format")
     if isinstance(wanted, str):
         raise InvalidRequest("format: must be json, or a JSON Schema as an object.", param="format")
-    schema = to_json(wanted, "format")
-    if len(schema) > MAX_STRUCTURED_OUTPUT:
-        raise InvalidRequest(f"format is longer than {MAX_STRUCTURED_OUTPUT} characters.", param="format")
-    return StructuredOutput("json", schema, "format")
+    return StructuredOutput("json", to_schema_text(wanted, "format"), "format")
