@@ -1,4 +1,7 @@
-"""The operations of Ollama's API, as the OpenAPI document describes them."""
+"""The operations of Ollama's API, as the OpenAPI document describes them, and those that are refused."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 from llava_gateway.api.ollama.options import Options
 from llava_gateway.api.ollama.request import ChatBody, GenerateBody, PullBody, ShowBody
@@ -7,9 +10,6 @@ from llava_gateway.api.operation import ARRAY, BOOLEAN, INTEGER, OBJECT, STRING,
 NDJSON = "application/x-ndjson"
 _STREAM = "A JSON object in each line; the last one has `done: true`, the counts of tokens and the durations"
 _ERROR = {"title": "OllamaError"} | object_schema(error=STRING)
-_FIXED = "The operator chooses the models"
-
-
 _COUNTS = ("total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration")
 
 
@@ -19,8 +19,31 @@ def _answer(**content: Schema) -> Schema:
     return schema | {"properties": schema["properties"] | dict.fromkeys(_COUNTS, INTEGER)}
 
 
-def _refused(method: str, path: str, summary: str, reason: str = _FIXED) -> Operation:
-    return Operation("DELETE" if method == "DELETE" else "POST", path, summary, errors={400: reason})
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An operation that this server does not have. Every request is answered 400."""
+
+    method: Literal["POST", "DELETE"]
+    path: str
+    summary: str
+    message: str
+
+    def operation(self) -> Operation:
+        """Return the description of the operation."""
+        return Operation(self.method, self.path, self.summary, errors={400: self.message})
+
+
+_FIXED = "This server serves the models that its operator has chosen; clients cannot change them."
+_NO_EMBEDDINGS = "This model does not support embeddings."
+REFUSALS = (
+    Refusal("POST", "/api/push", "Refuse to upload a model", _FIXED),
+    Refusal("POST", "/api/create", "Refuse to create a model", _FIXED),
+    Refusal("POST", "/api/copy", "Refuse to copy a model", _FIXED),
+    Refusal("DELETE", "/api/delete", "Refuse to delete a model", _FIXED),
+    Refusal("POST", "/api/blobs/{digest}", "Refuse a file of a model", _FIXED),
+    Refusal("POST", "/api/embed", "Refuse embeddings", _NO_EMBEDDINGS),
+    Refusal("POST", "/api/embeddings", "Refuse embeddings", _NO_EMBEDDINGS),
+)
 
 
 DESCRIPTION = ApiDescription(
@@ -55,13 +78,7 @@ DESCRIPTION = ApiDescription(
             object_schema(status=STRING),
             {NDJSON: "A JSON object in each line; the last one has the status success"},
         ),
-        _refused("POST", "/api/push", "Refuse to upload a model"),
-        _refused("POST", "/api/create", "Refuse to create a model"),
-        _refused("POST", "/api/copy", "Refuse to copy a model"),
-        _refused("DELETE", "/api/delete", "Refuse to delete a model"),
-        _refused("POST", "/api/blobs/{digest}", "Refuse a file of a model"),
-        _refused("POST", "/api/embed", "Refuse embeddings", "The model has no embeddings"),
-        _refused("POST", "/api/embeddings", "Refuse embeddings", "The model has no embeddings"),
+        *(refusal.operation() for refusal in REFUSALS),
     ),
     _ERROR,
     objects=(Options,),

@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from llava_gateway.api.base import Api, json_response
 from llava_gateway.api.ollama.models import ModelDescriptions
-from llava_gateway.api.ollama.operations import DESCRIPTION, NDJSON
+from llava_gateway.api.ollama.operations import DESCRIPTION, NDJSON, REFUSALS, Refusal
 from llava_gateway.api.ollama.request import ChatBody, GenerateBody, PullBody, ShowBody
 from llava_gateway.api.ollama.response import AnswerRenderer, Stopwatch, render_empty
 from llava_gateway.errors import GatewayError, InvalidRequest
@@ -26,8 +26,6 @@ OLLAMA_VERSION = "0.32.15"
 """The version of Ollama whose API this is. Clients refuse servers of a version that lacks a feature."""
 SILENCE = b" "
 """Breaks a silence. An empty line would not be JSON, and a space before a JSON object has no meaning."""
-MODELS_ARE_FIXED = "This server serves the models that its operator has chosen; clients cannot change them."
-NO_EMBEDDINGS = "This model does not support embeddings."
 
 
 def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
@@ -37,11 +35,11 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
     def post(path: str, handle: Handle) -> Route:
         return Route(path, JsonEndpoint(handle, render_error, gateway.admission, body_reader), methods=["POST"])
 
-    def refuse(path: str, message: str, method: str = "POST") -> Route:
+    def refuse(refusal: Refusal) -> Route:
         async def handle(request: Request) -> Response:
-            raise InvalidRequest(message)
+            raise InvalidRequest(refusal.message)
 
-        return Route(path, handle, methods=[method])
+        return Route(refusal.path, handle, methods=[refusal.method])
 
     routes = [
         RootRoute(has_chat_page="chat_ui" in gateway.settings.apis),
@@ -52,9 +50,7 @@ def create_api(gateway: Gateway, body_reader: RequestBodyReader) -> Api:
         Route("/api/tags", _getter(handlers.models.tags)),
         Route("/api/ps", _getter(handlers.models.running)),
         Route("/api/version", _getter(lambda: {"version": OLLAMA_VERSION})),
-        *(refuse(f"/api/{name}", MODELS_ARE_FIXED) for name in ("push", "create", "copy", "blobs/{digest}")),
-        refuse("/api/delete", MODELS_ARE_FIXED, "DELETE"),
-        *(refuse(f"/api/{name}", NO_EMBEDDINGS) for name in ("embed", "embeddings")),
+        *map(refuse, REFUSALS),
     ]
     return Api([*routes], render_error, public=("/",), description=DESCRIPTION)
 
