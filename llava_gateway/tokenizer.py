@@ -79,6 +79,20 @@ class Tokenizer:
             found = self._bytes[token_id] = self._added.get(token_id) or self._bytes_of(self.token(token_id))
         return found
 
+    def token_texts(self) -> list[str | None]:
+        """Return the text that each token adds to an answer, by its id. A control token adds nothing.
+
+        None: the text depends on the tokens around it, as for a part of a character, so the tokens must be decoded together.
+        """
+        before, after = (self._last_token(text) for text in ("a", "."))
+        start, end = self._texts([[before]])[0], self._texts([[before, after]])[0]
+        alone = self._texts([[before, token] for token in range(self.size)])
+        between = self._texts([[before, token, after] for token in range(self.size)])
+        return [
+            text[len(start) :] if longer == text + end[len(start) :] and not self._is_byte(token) and "\ufffd" not in text else None
+            for token, (text, longer) in enumerate(zip(alone, between, strict=True))
+        ]
+
     def check(self, token_ids: Sequence[int], param: str) -> None:
         """Raise InvalidRequest for the first id that is not one of the model's. Its field is `param[index]`."""
         for index, token_id in enumerate(token_ids):
@@ -88,6 +102,15 @@ class Tokenizer:
     def refusal(self, token_id: int, param: str) -> InvalidRequest:
         """Return the error for a token id that is not one of the model's."""
         return InvalidRequest(f"{param}: {token_id} is not a token id of this model; its token ids are 0 to {self.size - 1}.", param=param)
+
+    def _is_byte(self, token_id: int) -> bool:
+        return BYTE_TOKEN.fullmatch(self.token(token_id)) is not None
+
+    def _last_token(self, text: str) -> int:
+        return self.encode(text, add_special_tokens=False).ids[-1]
+
+    def _texts(self, sequences: list[list[int]]) -> list[str]:
+        return self._tokenizer.decode_batch(sequences, skip_special_tokens=True)
 
     def _bytes_of(self, token: str) -> bytes:
         """Return the bytes of a token as the vocabulary writes it."""

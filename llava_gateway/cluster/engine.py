@@ -92,7 +92,14 @@ class RayEngine:
         """Do nothing: the replicas keep their adapters."""
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         """Generate an answer like `Engine.generate`. If a replica dies before its first delta, another one gets the request."""
         for attempt in range(1, MAX_ATTEMPTS + 1):

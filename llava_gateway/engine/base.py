@@ -36,13 +36,22 @@ class Engine(Protocol):
         """Unload a LoRA adapter that no running prompt uses. Raises EngineFailed or Unavailable."""
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         """Generate an answer, and return after its last delta. Cancelling the call aborts the request.
 
         `stream`: True for deltas as they are generated, False for each choice in as few deltas as suit the engine.
         `usage`: the engine adds the tokens of the prompt and of the answer to it.
         `on_delta`: called with each delta, from the event loop. It must not block.
+        `on_text`: an engine may call it instead of `on_delta` for a delta of the only choice that has nothing but text. It gets the text
+        and the number of its tokens.
         Raises InvalidRequest before the first delta, EngineFailed or Unavailable at any time.
         """
 

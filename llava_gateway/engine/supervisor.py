@@ -111,10 +111,17 @@ class Supervisor:
         await self._running_engine().check_structured_output(structured_output)
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         """Like `Engine.generate`. Raises Unavailable if no engine runs."""
-        await self._running_engine().generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta)
+        await self._running_engine().generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta, on_text=on_text)
 
     async def load_adapter(self, adapter: LoraAdapter) -> None:
         """Load an adapter like `Engine.load_adapter`, and again after every restart. Raises Unavailable if no engine runs."""

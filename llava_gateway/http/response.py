@@ -18,6 +18,8 @@ KEEP_ALIVE = b": keep-alive\n\n"
 Parts = Sequence[bytes | bytearray]
 """The parts of a body, in order."""
 JSON = b"application/json"
+TextFrame = Callable[[], tuple[bytes, bytes] | None]
+"""Returns the bytes before and after a text as JSON, in the frames of a delta that has nothing but text. None: there is no such frame."""
 PIECE = 1 << 20
 """The size of the pieces in which a long body is sent, in bytes. Other requests are served between two pieces."""
 
@@ -31,6 +33,9 @@ class Writer(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send the next bytes of the body at once."""
+
+    def between(self, start: bytes, end: bytes) -> Callable[[bytes], bool]:
+        """Return a function that sends its argument between `start` and `end` at once, or returns False if the client is not ready."""
 
 
 class ResponseWriter:
@@ -121,11 +126,12 @@ class ResponseWriter:
         self._silent = False
         await self._send({"type": "http.response.body", "body": frames, "more_body": True})
 
-    async def deltas(self, deltas: DeltaStream, render: Callable[[Delta], bytes]) -> None:
+    async def deltas(self, deltas: DeltaStream, render: Callable[[Delta], bytes], text_frame: TextFrame | None = None) -> None:
         """Send all deltas of an answer.
 
         `render`: returns a delta's frames, or nothing. With a `writer` each delta is sent in the engine's call stack. While the client is
-        slow, the deltas are held and joined. Raises the engine's error.
+        slow, the deltas are held and joined. `text_frame`: is asked once for the frame of deltas that have nothing but text, so that these
+        need not be rendered. Raises the engine's error.
         """
         writer = self._writer
 
@@ -138,9 +144,27 @@ class ResponseWriter:
                 writer.write(frames)
             return True
 
-        async for delta in deltas.deltas(write_at_once if writer else None):
+        write_text = self._text_writer(writer, text_frame) if writer and text_frame else None
+        async for delta in deltas.deltas(write_at_once if writer else None, write_text):
             if frames := render(delta):
                 await self.frames(frames)
+
+    def _text_writer(self, writer: Writer, text_frame: TextFrame) -> Callable[[str], bool]:
+        """Return a function that sends the frame of a text at once, or returns False if it cannot. It runs for every token."""
+        write: Callable[[bytes], bool] | None = None
+
+        def write_text(text: str) -> bool:
+            nonlocal write
+            if not text:
+                return True
+            if write is None:
+                if (frame := text_frame()) is None:
+                    return False
+                write = writer.between(*frame)
+            self._silent = False
+            return write(orjson.dumps(text))
+
+        return write_text
 
     async def end(self, last: bytes = b"") -> None:
         """Send the last bytes of a stream's body and end the response."""

@@ -22,6 +22,7 @@ them changes.
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -237,6 +238,20 @@ class _BodyWriter:
         """Send `data` as one chunk, unless the client has disconnected."""
         if not self._cycle.disconnected:
             self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def between(self, start: bytes, end: bytes) -> Callable[[bytes], bool]:
+        """Return a function that sends its argument between `start` and `end` as one chunk, or returns False if `is_ready` is False."""
+        cycle, flow, send = self._cycle, self._cycle.flow, self._cycle.transport.write
+        around, end_of_chunk = len(start) + len(end), end + b"\r\n"
+
+        def write(data: bytes) -> bool:
+            if flow.write_paused or cycle.chunked_encoding is not True:
+                return False
+            if not cycle.disconnected:
+                send(b"%x\r\n%b%b%b" % (around + len(data), start, data, end_of_chunk))
+            return True
+
+        return write
 
 
 def _without_chunks(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:

@@ -13,6 +13,8 @@ MAX_LOGPROBS = 64
 
 OnDelta = Callable[[Delta], bool]
 """Handles a delta at once and returns True, or returns False if it cannot just now."""
+OnText = Callable[[str], bool]
+"""The same for a delta of the only choice that has nothing but text."""
 
 
 class DeltaStream:
@@ -37,8 +39,11 @@ class DeltaStream:
         starts_message = isinstance(request, ChatRequest) and not request.continue_last
         self._space = _LeadingSpace() if starts_message and request.sampling.structured_output is None else None
         self._copies = request.sampling.n // prepared.sampling.n
+        self._is_text = request.sampling.n == 1 and prepared.sampling.logprobs is None and not self._tool_calls
+        """Whether the answer has one choice, of text alone."""
         self._held: dict[int, Delta] = {}
         self._on_delta: OnDelta | None = None
+        self._on_text: OnText | None = None
         self._generation: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._started = False
@@ -50,12 +55,20 @@ class DeltaStream:
             return
         if self._space:
             delta = self._space.strip(delta)
+            if self._is_text and delta.text:
+                self._space = None
         if self._tool_calls:
             delta = self._tool_calls.parse(delta)
         self._deliver(delta)
         for copy in range(1, self._copies):
             self.usage.completion_tokens += delta.tokens
             self._deliver(dataclasses.replace(delta, index=copy))
+
+    def push_text(self, text: str, tokens: int) -> None:
+        """Accept a delta of the only choice that has nothing but text. The same as `push`, and cheaper: it runs for every token."""
+        if self._on_text and self._is_text and not self._space and self._on_text(text):
+            return
+        self.push(Delta(0, text, tokens))
 
     def end(self, generation: asyncio.Task[None]) -> None:
         """Accept the end of the engine's work: the task has returned, failed or been cancelled."""
@@ -77,11 +90,12 @@ class DeltaStream:
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self.deltas()
 
-    async def deltas(self, on_delta: OnDelta | None = None) -> AsyncIterator[Delta]:
+    async def deltas(self, on_delta: OnDelta | None = None, on_text: OnText | None = None) -> AsyncIterator[Delta]:
         """Yield the deltas.
 
         `on_delta`: is called with a delta that arrives while the reader waits, in the engine's call stack, so that the reader's task need
-        not be woken for each token. Only the deltas that it returns False for are yielded. Raises the engine's error.
+        not be woken for each token. Only the deltas that it returns False for are yielded. `on_text`: may be called instead, after the
+        first delta. Raises the engine's error.
         """
         try:
             while True:
@@ -91,12 +105,12 @@ class DeltaStream:
                 if self._generation:
                     self._check()
                     return
-                self._on_delta = on_delta
+                self._on_delta, self._on_text = on_delta, on_text
                 self._changed.clear()
                 await self._changed.wait()
-                self._on_delta = None
+                self._on_delta = self._on_text = None
         finally:
-            self._on_delta = None
+            self._on_delta = self._on_text = None
 
     async def collect(self, add: Callable[[Delta], object]) -> None:
         """Call `add` with every delta as soon as it arrives, and return after the last one. Raises the engine's error."""
@@ -112,7 +126,7 @@ class DeltaStream:
         self._started = True
         if self._on_delta and self._on_delta(delta):
             return
-        self._on_delta = None  # the next deltas must not overtake this one
+        self._on_delta = self._on_text = None  # the next deltas must not overtake this one
         held = self._held.get(delta.index)
         self._held[delta.index] = _joined(held, delta) if held else delta
         self._changed.set()

@@ -207,7 +207,9 @@ class Gateway:
                 deltas = DeltaStream(prepared, usage, _prompt_token_ids(prepared, images))
                 prompt = Prompt(prepared.token_ids, images, adapter, request.cache_salt)
                 generation = asyncio.create_task(
-                    served_model.engine.generate(prompt, prepared.sampling, stream=request.stream, usage=usage, on_delta=deltas.push)
+                    served_model.engine.generate(
+                        prompt, prepared.sampling, stream=request.stream, usage=usage, on_delta=deltas.push, on_text=deltas.push_text
+                    )
                 )
                 generation.add_done_callback(deltas.end)
                 stack.push_async_callback(cancel_and_wait, generation)

@@ -109,6 +109,15 @@ class ChatChunkRenderer:
             events += self._render_choice(delta.index, last, end=_render_end(delta.finish_reason, delta.stopped_by, self._options))
         return events
 
+    def text_frame(self) -> tuple[bytes, bytes] | None:
+        """Return the event for a delta of the only choice that has nothing but text, in the parts before and after the text.
+
+        None: such a delta needs `render_delta`.
+        """
+        if not self._started or self._options.token_ids:
+            return None
+        return self._framer.text_frame(_CHOICE % (0, b'{"content":\0}', NO_LOGPROBS, NOT_FINISHED))
+
     def render_end(self) -> bytes:
         """Return the events that end the stream."""
         return self._framer.end()

@@ -135,6 +135,13 @@ class TextChunkRenderer:
         logprobs = self._render_tokens(delta) if delta.logprobs or delta.token_ids else NO_LOGPROBS
         return self._frame(delta.index, delta.text, logprobs, render_end_of_choice(delta.finish_reason, delta.stopped_by))
 
+    def text_frame(self) -> tuple[bytes, bytes] | None:
+        """Return the event for a delta of the first choice that has nothing but text, in the parts before and after the text.
+
+        None: such a delta needs `render_delta`.
+        """
+        return None if self._options.token_ids else self._framer.text_frame(self._choice(0, b"\0"))
+
     def _render_tokens(self, delta: Delta) -> bytes:
         logprobs = NO_LOGPROBS
         if delta.logprobs:
@@ -143,7 +150,10 @@ class TextChunkRenderer:
         return logprobs + render_token_ids("token_ids", delta.token_ids) if self._options.token_ids else logprobs
 
     def _frame(self, index: int, text: str, logprobs: bytes, end: bytes = NOT_FINISHED) -> bytes:
-        return self._framer.frame(b'{"index":%d,"text":%b,%b,%b}' % (self._first_index + index, orjson.dumps(text), logprobs, end))
+        return self._framer.frame(self._choice(index, orjson.dumps(text), logprobs, end))
+
+    def _choice(self, index: int, text: bytes, logprobs: bytes = NO_LOGPROBS, end: bytes = NOT_FINISHED) -> bytes:
+        return b'{"index":%d,"text":%b,%b,%b}' % (self._first_index + index, text, logprobs, end)
 
 
 LOGPROBS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")

@@ -66,7 +66,7 @@ class TextCompletion:
                     await deltas.wait_first_delta(None)  # the prompt's log probabilities come before the first delta
                     async for event in renderer.render_prompt(deltas, echo, choices=self._choices):
                         await response.frames(event)
-                await response.deltas(deltas, renderer.render_delta)
+                await response.deltas(deltas, renderer.render_delta, renderer.text_frame)
 
         limit = self._gateway.settings.max_running
         streams = asyncio.create_task(gather_limited(stream_choices, enumerate(prepared), limit))

@@ -115,7 +115,7 @@ class OpenAI:
     ) -> None:
         renderer = ChatChunkRenderer(request.model, deltas, request.stream_options, options, choices=request.n or 1)
         async with response.events(self.keep_alive, renderer.render_end):
-            await response.deltas(deltas, renderer.render_delta)
+            await response.deltas(deltas, renderer.render_delta, renderer.text_frame)
 
     async def completions(self, body: JsonBody, response: ResponseWriter) -> None:
         await TextCompletion(self.gateway, self._with_model(TextCompletionRequest.read(body))).answer(response)

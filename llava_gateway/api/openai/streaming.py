@@ -161,6 +161,16 @@ class ChunkFramer:
         """Return the event for a chunk with one choice, given as JSON."""
         return self._start + choice + (self._end_with_usage() if self._continuous else self._end)
 
+    def text_frame(self, choice: bytes) -> tuple[bytes, bytes] | None:
+        """Return the event for a chunk in two parts, between which a text stands. None: every chunk has another usage.
+
+        `choice`: the choice as JSON, with a NUL for the text.
+        """
+        if self._continuous:
+            return None
+        start, end = choice.split(b"\0")
+        return self._start + start, end + self._end
+
     def end(self) -> bytes:
         """Return the events that end the stream."""
         return (self._start + self._end_with_usage() if self._include_usage else b"") + DONE

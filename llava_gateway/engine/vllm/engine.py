@@ -26,12 +26,15 @@ from llava_gateway.engine.vllm.sampling import sampling_params
 from llava_gateway.engine.vllm.structured_outputs import GrammarChecker, close_format
 from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, InvalidRequest, TooManyRequests, Unavailable
 from llava_gateway.model_info import LoraAdapter, ModelInfo
+from llava_gateway.observability import metrics
 from llava_gateway.observability.context import current_context, new_id
 from llava_gateway.types import Delta, PreparedImage, Prompt, SamplingParams, StructuredOutput, Usage
 
 if TYPE_CHECKING:
     import vllm
     from vllm.v1.engine.async_llm import AsyncLLM
+
+    from llava_gateway.engine.vllm.compat.output_reader import OutputReader
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class VllmEngine:
         self._grammars: GrammarChecker | None = None
         self._closes_formats = False
         self._lora_manager: LoraManager | None = None
+        self._output_reader: OutputReader | None = None
         self._process_guard = ProcessGuard()
         self.stage = "importing vLLM"
 
@@ -80,6 +84,7 @@ class VllmEngine:
         self._engine = engine = loading.result()
         self._model = info = describe(engine)
         self._lora_manager = LoraManager(engine)
+        self._output_reader = self._read_outputs(engine, info)
         self._seeds_work = seeds_work(engine.vllm_config)
         self._named_tokens_work = named_tokens_work(engine.vllm_config)
         formats = engine.vllm_config.structured_outputs_config
@@ -105,6 +110,18 @@ class VllmEngine:
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error
 
+    def _read_outputs(self, engine: "AsyncLLM", info: ModelInfo) -> "OutputReader | None":
+        """Have the engine's outputs read in the fast way if it suits this engine, and say in the log which way is used."""
+        from llava_gateway.engine.vllm.compat import output_reader
+
+        why = output_reader.why_unsupported(engine)
+        metrics.FAST_PATHS.labels("tokens").set(why is None)
+        if why is None:
+            log.info("tokens take the fast path")
+            return output_reader.OutputReader(engine, info.tokenizer)
+        log.warning("tokens take vLLM's own path, which needs more CPU time: %s", why)
+        return None
+
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         if self._grammars:
             await self._grammars.check(self._closed(structured_output))
@@ -116,7 +133,14 @@ class VllmEngine:
         await self._running_lora_manager().unload(adapter)
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -131,7 +155,7 @@ class VllmEngine:
                 raise InvalidRequest("This server's engine cannot return the probabilities of given tokens.")
             logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
             stream = stream or logprobs  # else all log probabilities of an answer would come in one call
-            sink = OutputSink(sampling, self._model.tokenizer, usage, on_delta, stream=stream, images=bool(prompt.images))
+            sink = OutputSink(sampling, self._model.tokenizer, usage, on_delta, on_text, stream=stream, images=bool(prompt.images))
             params = sampling_params(sampling, stream, seeds_work=self._seeds_work)
             while not await self._try_request(self._engine, prompt, params, sink):
                 pass
@@ -209,6 +233,8 @@ class VllmEngine:
         usage.prompt_tokens = len(prompt.token_ids) - len(prompt.images) + usage.image_tokens
         end = sink.begin()
         requests.redirect_outputs(collector, sink.put)
+        if self._output_reader and sink.takes_text:
+            self._output_reader.stream_text(collector, sink.put_text)
         whole = False
         try:
             whole = await asyncio.shield(end)  # the sink must count vLLM's outputs until this task has seen its cancellation
@@ -218,6 +244,8 @@ class VllmEngine:
             raise
         finally:
             requests.discard_outputs(collector)
+            if self._output_reader:
+                self._output_reader.discard_text(collector)
             if not whole and not health.is_dead(engine):
                 await requests.abort(engine, collector)
         return whole

@@ -92,14 +92,26 @@ class OutputSink:
     """Receives the outputs of one request from vLLM's output loop, passes them on as deltas, and counts their tokens."""
 
     def __init__(
-        self, sampling: SamplingParams, tokenizer: Tokenizer, usage: Usage, on_delta: Callable[[Delta], None], *, stream: bool, images: bool
+        self,
+        sampling: SamplingParams,
+        tokenizer: Tokenizer,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
+        *,
+        stream: bool,
+        images: bool,
     ) -> None:
-        """`usage`: the tokens of the answer are added to it. `images`: whether the prompt has images."""
+        """`usage`: the tokens of the answer are added to it. `on_delta`, `on_text`: as in `Engine.generate`.
+
+        `images`: whether the prompt has images.
+        """
         self.usage = usage
         self.stream = stream
         self._sampling = sampling
         self._tokenizer = tokenizer
         self._on_delta = on_delta
+        self._on_text = on_text
         self._may_lack_images = images
         self._wants_prompt = sampling.prompt_logprobs is not None
         self._has_details = sampling.return_token_ids or sampling.max_tokens == 0
@@ -124,10 +136,30 @@ class OutputSink:
             if isinstance(output, Exception):
                 raise output
             self._deliver(output)
-        except StopIteration as error:  # a future refuses this class of error
-            self._end.set_exception(RuntimeError(repr(error)))
         except Exception as error:
-            self._end.set_exception(error)
+            self._fail(error)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether `put_text` may be called: the answer is a stream of one choice that has nothing but text."""
+        sampling = self._sampling
+        plain = sampling.n == 1 and sampling.logprobs is None and not (self._wants_prompt or self._has_details)
+        return self.stream and plain and self._on_text is not None
+
+    def put_text(self, text: str, tokens: int) -> None:
+        """Accept an output of vLLM that has nothing but text and neither begins nor ends the answer. Raises nothing, like `put`."""
+        self.usage.completion_tokens += tokens
+        if self._end.done():
+            return
+        assert self._on_text
+        try:
+            self._on_text(text, tokens)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        # A future refuses errors of the class StopIteration.
+        self._end.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
 
     def _deliver(self, output: "RequestOutput") -> None:
         if self._may_lack_images:
