@@ -198,6 +198,9 @@ class Settings(BaseSettings):
     engine_timeout: float = Field(
         60.0, gt=0, description="seconds without a sign of life from the engine after which it is ended and restarted"
     )
+    fast_paths: Literal["on", "off"] = Field(
+        "on", description="on: the gateway's own code reads vLLM's tokens where it can; off: vLLM's own, which needs more CPU time"
+    )
     on_engine_death: Literal["restart", "exit"] = Field(
         "restart",
         description="what to do when the engine has died: `restart` it, or `exit` with status 1, for an orchestrator that restarts "

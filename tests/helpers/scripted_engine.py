@@ -89,8 +89,11 @@ class ScriptedEngine(SilentEngine):
             if sampling.structured_output:
                 pieces = next(found for seed in range(1000) if (found := draw_answer(sampling.structured_output, seed + index)) is not None)
             usage.completion_tokens += len(pieces)
-            for piece in pieces if stream else ():
-                on_delta(Delta(index, piece, 1))
+            for position, piece in enumerate(pieces if stream else ()):
+                if on_text and position and sampling.n == 1:
+                    on_text(piece, 1)
+                else:
+                    on_delta(Delta(index, piece, 1))
             on_delta(Delta(index, "" if stream else "".join(pieces), 0 if stream else len(pieces), "stop"))
 
 

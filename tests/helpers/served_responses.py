@@ -36,7 +36,14 @@ class RecordingEngine(ScriptedEngine):
         self.reason: Any = reason
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         self.prompts.append((await self.start()).tokenizer.decode(prompt.token_ids))
         self.images = len(prompt.images)
@@ -51,7 +58,14 @@ class RecordingEngine(ScriptedEngine):
 
 class FailingEngine(RecordingEngine):
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         on_delta(Delta(0, "Hel", 1))
         raise EngineFailed("The engine failed on this request.", code="engine_error")
@@ -66,7 +80,14 @@ class WaitingEngine(RecordingEngine):
         self.answers = False
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         on_delta(Delta(0, "Hel", 1))
         self.started.set()

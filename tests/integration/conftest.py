@@ -24,14 +24,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def feedback_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeedbackServer]:
-    """A server that keeps votes, with keys and two names of its model."""
+    """A server that keeps votes, with keys and two names of its model. Its tokens take vLLM's own path."""
     folder = tmp_path_factory.mktemp("feedback_server")
     made = {}
     for name, *limits in (["alice"], ["bob", "--models", "another"], ["carol", "--requests-per-minute", "1"], ["dave"]):
         made[name] = run("keys", "new", name, "--file", folder / "keys.json", *limits).stdout.strip()
     flags = (
         *("--feedback-dir", "votes", "--feedback-max-mb", "1", "--keys-file", "keys.json", "--api-keys", KEY),
-        *("--model-alias", "other", "--allow-networks", "127.0.0.0/8", "--shutdown-timeout", "0"),
+        *("--model-alias", "other", "--allow-networks", "127.0.0.0/8", "--shutdown-timeout", "0", "--fast-paths", "off"),
     )
     with serve(folder, *flags) as server:
         yield FeedbackServer(server, folder / "votes", made)

@@ -5,10 +5,10 @@ the time that a streamed token costs the gateway's process. Importing this file 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prometheus_client import REGISTRY, Metric
+from prometheus_client import REGISTRY, Histogram, Metric
 from prometheus_client.registry import Collector
 
 from llava_gateway.engine.vllm.compat.metrics import (
@@ -32,8 +32,9 @@ class BulkStatLogger(PrometheusStatLogger):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._batches: defaultdict[int, StepStats] = defaultdict(StepStats)
         """The steps of each engine."""
-        self._iteration_tokens = self.histogram_iteration_tokens
-        self.histogram_iteration_tokens = defaultdict(_Ignored)  # vLLM would record the sum of a batch as one step
+        self._iteration_tokens: Mapping[int, Histogram] = vars(self)["histogram_iteration_tokens"]
+        ignored: Any = defaultdict(_Ignored)
+        self.histogram_iteration_tokens = ignored  # vLLM would record the sum of a batch as one step
         _FLUSHER.logger = self
 
     def record(

@@ -62,7 +62,14 @@ class Speaker:
     async def unload_adapter(self, adapter: LoraAdapter) -> None: ...
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         self.asked += 1
         if self.fails:

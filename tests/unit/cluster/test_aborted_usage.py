@@ -76,7 +76,14 @@ class SlowEngine:
         self.working = asyncio.Event()
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         self.working.set()
         try:
@@ -105,7 +112,14 @@ class BusyEngine(VllmEngine):
         self.output_processor = SimpleNamespace(external_req_ids={}, request_states={})
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         self._streams = stream
         sink = OutputSink(sampling, None, usage, on_delta, stream=stream, images=False)  # type: ignore[arg-type]

@@ -55,6 +55,58 @@ def give(texts: str, *, pauses: set[int] = frozenset(), fails: bool = False) -> 
 
 
 @given(
+    texts=st.lists(st.text("ab ", max_size=2), min_size=1, max_size=20),
+    as_text=st.sets(st.integers(0, 20)),
+    pauses=st.sets(st.integers(0, 20)),
+    refused=st.sets(st.integers(0, 20)),
+    chat=st.booleans(),
+)
+def test_text_arrives_once_and_in_order_as_delta_or_as_text_alone(
+    texts: list[str], as_text: set[int], pauses: set[int], refused: set[int], chat: bool
+) -> None:
+    """The reader refuses some texts, because its client is slow."""
+    request = ChatRequest(model="m", messages=(), stream=True) if chat else PROMPT
+
+    async def engine(answer: DeltaStream) -> AsyncIterator[None]:
+        for place, text in enumerate(texts):
+            answer.usage.completion_tokens += 1
+            if place in as_text:
+                answer.push_text(text, 1)
+            else:
+                answer.push(Delta(0, text, 1))
+            if place in pauses:
+                await asyncio.sleep(0)
+        answer.push(Delta(0, "", 0, "stop"))
+        yield
+
+    async def read() -> tuple[str, list[str]]:
+        got, alone = list[str](), list[str]()
+        turns = iter(range(1000))
+
+        def on_delta(delta: Delta) -> bool:
+            if next(turns) in refused:
+                return False
+            got.append(delta.text)
+            return True
+
+        def on_text(text: str) -> bool:
+            if next(turns) in refused:
+                return False
+            got.append(text)
+            alone.append(text)
+            return True
+
+        async for delta in answer_of(engine, request).deltas(on_delta, on_text):
+            got.append(delta.text)
+        return "".join(got), alone
+
+    text, alone = asyncio.run(read())
+    whole = "".join(texts)
+    assert text == (whole.removeprefix(" ") if chat else whole)
+    assert set(alone) <= set(texts)
+
+
+@given(
     st.text("abcdefgh", min_size=1, max_size=30),
     st.sets(st.integers(0, 30)),
     st.sets(st.integers(0, 30)),

@@ -37,8 +37,10 @@ class TableDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vLL
         self.texts = texts
         self.stream: DecodeStream | None = None
         self._prompt = request.prompt_token_ids or ()
-        if not self._context():
-            self.stream = DecodeStream(skip_special_tokens=True)  # the first token's text may begin with a space that is left out
+        context = self._context()
+        if not context or self._text(context[-1]) is None:
+            # The first token's text may begin with a space that is left out, or may end a character that the prompt has begun.
+            self.stream = DecodeStream(ids=context, skip_special_tokens=True)
 
     def add(self, token_id: int) -> str:
         """Append a token to the answer, and return its text."""
@@ -47,7 +49,7 @@ class TableDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vLL
 
     def decode_next(self, next_token_id: int) -> str:
         """Return the text of the token that has just been appended to `token_ids`. Empty: the text comes with a later token."""
-        known = self.texts[next_token_id] if next_token_id < len(self.texts) else None
+        known = self._text(next_token_id)
         if self.stream is None:
             if known is not None:
                 return known
@@ -57,11 +59,14 @@ class TableDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vLL
             self.stream = None
         return text
 
+    def _text(self, token_id: int) -> str | None:
+        return self.texts[token_id] if token_id < len(self.texts) else None  # a model may have more ids than its tokenizer has tokens
+
     def _context(self) -> list[int]:
         """Return the last tokens before the current one, without those that have no text."""
         context: list[int] = []
         for token_id in chain(reversed(self.token_ids[-CONTEXT - 1 : -1]), reversed(self._prompt)):
-            if token_id >= len(self.texts) or self.texts[token_id] != "":
+            if self._text(token_id) != "":
                 context.append(token_id)
                 if len(context) == CONTEXT:
                     break

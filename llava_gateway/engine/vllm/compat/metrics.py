@@ -11,7 +11,14 @@ from operator import attrgetter
 
 from prometheus_client import Histogram
 from vllm.v1.metrics.loggers import PrometheusStatLogger
-from vllm.v1.metrics.stats import FinishedRequestStats, IterationStats, MultiModalCacheStats, PrefixCacheStats, PromptTokenStats, SchedulerStats
+from vllm.v1.metrics.stats import (
+    FinishedRequestStats,
+    IterationStats,
+    MultiModalCacheStats,
+    PrefixCacheStats,
+    PromptTokenStats,
+    SchedulerStats,
+)
 
 __all__ = ["IterationStats", "MultiModalCacheStats", "PrometheusStatLogger", "SchedulerStats", "StepStats", "observe", "record_lists"]
 

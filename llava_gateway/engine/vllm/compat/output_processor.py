@@ -51,7 +51,7 @@ class TextOutputProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM has no
     def replace(cls, processor: OutputProcessor, texts: Sequence[str | None]) -> "TextOutputProcessor":
         """Return a processor in the place of vLLM's, which has no request yet. `texts`: see `TableDetokenizer`."""
         replacement = cls.__new__(cls)
-        vars(replacement).update(vars(processor))
+        replacement.__dict__.update(processor.__dict__)
         replacement._tokenizer, replacement.tokenizer = processor.tokenizer, None
         replacement._texts, replacement._waiting, replacement._streams, replacement._last_step = texts, {}, {}, 0.0
         return replacement

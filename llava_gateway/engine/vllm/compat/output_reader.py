@@ -83,8 +83,8 @@ class OutputReader:
         self._log_stats = engine.log_stats
         self._chunk_size = envs.VLLM_V1_OUTPUT_PROC_CHUNK_SIZE
         self._processor = engine.output_processor = TextOutputProcessor.replace(engine.output_processor, tokenizer.token_texts())
-        self._socket = zmq.Socket.shadow(self._resources.output_socket.underlying)
-        self._descriptor = os.dup(self._socket.getsockopt(zmq.FD))  # stays valid when vLLM closes the socket
+        self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._resources.output_socket.underlying)
+        self._descriptor = os.dup(int(self._socket.getsockopt(zmq.FD)))  # stays valid when vLLM closes the socket
         self._remaining: tuple[EngineCoreOutputs, list[EngineCoreOutput], IterationStats | None] | None = None
         self._aborts: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()

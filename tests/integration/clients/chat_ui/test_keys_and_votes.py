@@ -111,7 +111,14 @@ class HalfAnswerEngine(SilentEngine):
     """Generates one delta of each answer and no end."""
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         on_delta(Delta(0, "One half", 2))
         await asyncio.Future()

@@ -37,7 +37,14 @@ class WaitingEngine(ScriptedEngine):
         self.released = asyncio.Event()
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         await self.released.wait()
         await super().generate(prompt, sampling, stream=stream, usage=usage, on_delta=on_delta)

@@ -29,7 +29,14 @@ class AnsweringEngine(SilentEngine):
     """An engine that answers each request with one word."""
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         usage.prompt_tokens, usage.completion_tokens = len(prompt.token_ids), 1
         on_delta(Delta(0, "Hello", 1, "stop"))

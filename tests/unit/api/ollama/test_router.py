@@ -27,7 +27,14 @@ class LogprobEngine(ScriptedEngine):
     """Says one token with its log probability."""
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         top = ((b"Hi", -0.5), (b"\xf0", -1.5)) if sampling.logprobs else ()
         on_delta(Delta(0, "Hi", 1, "length", logprobs=(TokenLogprob(b"Hi", -0.5, top),)))

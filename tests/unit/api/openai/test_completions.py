@@ -36,7 +36,14 @@ class ScriptedEngine(SilentEngine):
         self.prompts: list[Prompt] = []
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         self.prompts.append(prompt)
         if len(self.prompts) >= self.expected:

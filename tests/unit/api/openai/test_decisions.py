@@ -59,7 +59,14 @@ class ProbableEngine(SilentEngine):
         self.running = self.most_running = 0
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         self.running += 1
         self.most_running = max(self.running, self.most_running)

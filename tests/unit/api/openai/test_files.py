@@ -25,7 +25,14 @@ class DigestEngine(SilentEngine):
     """An engine that answers with the digests of the images."""
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         usage.prompt_tokens = len(prompt.token_ids)
         on_delta(Delta(0, " ".join(image.digest for image in prompt.images), 1, "stop"))

@@ -40,7 +40,14 @@ class EchoEngine(SilentEngine):
         return dataclasses.replace(await super().start(), fingerprint="fp_test")
 
     async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, *, stream: bool, usage: Usage, on_delta: Callable[[Delta], None]
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        stream: bool,
+        usage: Usage,
+        on_delta: Callable[[Delta], None],
+        on_text: Callable[[str, int], None] | None = None,
     ) -> None:
         usage.prompt_tokens, usage.completion_tokens = len(prompt.token_ids), 1
         on_delta(Delta(0, TOKENIZER.decode(prompt.token_ids), 1, "stop"))

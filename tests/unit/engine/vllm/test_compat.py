@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from helpers.internals import check_parameters
-from prometheus_client import CollectorRegistry, Histogram
 from vllm import CompletionOutput
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -21,7 +20,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine import vllm as package
-from llava_gateway.engine.vllm.compat import launch, lora, metrics, model, requests, seeds
+from llava_gateway.engine.vllm.compat import launch, lora, model, requests, seeds
 from llava_gateway.engine.vllm.launch import ENVIRONMENT, engine_arguments
 
 pytestmark = pytest.mark.slow
@@ -64,11 +63,27 @@ SOURCES = {
         "req_state.queue.put(request_output)": "the output loop hands outputs over by another call than RequestOutputCollector.put",
         "state.queue.put(e)": "the output loop hands errors over by another call than RequestOutputCollector.put",
     },
+    "v1/engine/detokenizer.py": {
+        "self.output_text += self.decode_next(new_token_id)": "the detokenizer asks for a token's text by another call than decode_next",
+        "self.token_ids.append(new_token_id)": "the detokenizer no longer appends a token before it asks for its text",
+        "token = self.stream.step(self.tokenizer, next_token_id)": "_protected_step reads other attributes than stream and tokenizer",
+    },
+    "v1/engine/core_client.py": {
+        "if resources.output_queue_task is not None:": "vLLM starts to read the engine's messages although output_queue_task is set",
+        "tasks = (self.output_queue_task, self.stats_update_task)": "vLLM no longer cancels output_queue_task when the engine has died",
+        "frames = await output_socket.recv_multipart(copy=False)": "vLLM reads the engine's messages in another way",
+        "(frames[0].buffer == EngineCoreProc.ENGINE_CORE_DEAD)": "the engine announces its death by another message",
+        "if outputs.outputs or outputs.scheduler_stats:": "vLLM handles the engine's messages in another way",
+    },
     "v1/engine/parallel_sampling.py": {
         "self.output_aggregator[completion_output.index] = completion_output": "ended choices wait elsewhere than in output_aggregator",
     },
     "v1/engine/async_llm.py": {
         "queue = RequestOutputCollector(params.output_kind, request.request_id)": "a request's collector has another class or name",
+        "if self.output_handler is not None:": "vLLM starts its output loop although output_handler is set",
+        "output_processor.update_scheduler_stats(outputs.scheduler_stats)": "vLLM's output loop does something else after a step",
+        "mm_cache_stats=renderer.stat_mm_cache(),": "vLLM's output loop records other statistics",
+        "mm_processor_cache.invalidate(mm_hash)": "vLLM's output loop forgets the images that the engine lacks in another way",
         "self.output_processor = OutputProcessor(": "AsyncLLM keeps its requests elsewhere than in output_processor",
         "self.renderer = ": "AsyncLLM renders prompts elsewhere than in renderer",
         "self.observability_config = ": "AsyncLLM has no observability_config, by which the gateway knows whether vLLM writes spans",
@@ -91,7 +106,9 @@ SOURCES = {
     },
     "v1/metrics/loggers.py": {
         "for itl in iteration_stats.inter_token_latencies_iter:": "times between tokens are elsewhere than in inter_token_latencies_iter",
-        "self.histogram_inter_token_latency[engine_idx].observe(itl)": "times between tokens are recorded in another histogram",
+        "for ttft in iteration_stats.time_to_first_tokens_iter:": "times to the first token are in another list",
+        "for finished_request in iteration_stats.finished_requests:": "ended requests are elsewhere than in finished_requests",
+        "self.histogram_iteration_tokens[engine_idx].observe(": "the tokens of a step are recorded in another histogram",
     },
     "v1/metrics/stats.py": {
         "self.inter_token_latencies_iter: list[float] = []": "inter_token_latencies_iter is not a list of seconds",
@@ -121,6 +138,19 @@ SIGNATURES = {
     "vllm.v1.engine.output_processor:RequestOutputCollector": "output_kind request_id",
     "vllm.v1.engine.output_processor:RequestOutputCollector.put": "output",
     "vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens": "",
+    "vllm.v1.engine.detokenizer:IncrementalDetokenizer.from_new_request": "tokenizer request",
+    "vllm.v1.engine.detokenizer:BaseIncrementalDetokenizer": "request",
+    "vllm.v1.engine.detokenizer:uses_fast_detokenizer": "tokenizer",
+    "vllm.v1.engine.output_processor:OutputProcessor.add_request": "request prompt parent_req request_index queue",
+    "vllm.v1.engine.output_processor:OutputProcessor.process_outputs": (
+        "engine_core_outputs engine_core_timestamp iteration_stats weight_version"
+    ),
+    "vllm.v1.engine.output_processor:OutputProcessor.abort_requests": "request_ids internal",
+    "vllm.v1.engine.output_processor:OutputProcessor._finish_request": "req_state",
+    "vllm.v1.engine.output_processor:OutputProcessor.propagate_error": "e",
+    "vllm.v1.engine.output_processor:OutputProcessor.update_scheduler_stats": "scheduler_stats",
+    "vllm.v1.engine.core_client:_process_utility_output": "output utility_results",
+    "vllm.v1.engine.core_client:AsyncMPClient.abort_requests_async": "request_ids",
     "vllm.renderers.base:BaseRenderer.render_cmpl_async": "prompts",
     "vllm.renderers.base:BaseRenderer.get_mm_processor": "",
     "vllm.inputs:tokens_input": "prompt_token_ids",
@@ -278,35 +308,6 @@ def test_add_request_takes_a_prompt_that_is_not_rendered() -> None:
 
     names = {"prompt_token_ids", "multi_modal_data", "multi_modal_uuids", "cache_salt"}
     assert names <= TokensPrompt.__required_keys__ | TokensPrompt.__optional_keys__
-
-
-def test_histogram_observes_in_bulk_as_one_by_one() -> None:
-    registry = CollectorRegistry()
-    bulk, single = (Histogram(name, "text", registry=registry, buckets=(0.125, 1.0)) for name in ("bulk", "single"))
-    missing = [name for name in ("_sum", "_buckets", "_upper_bounds") if not hasattr(bulk, name)]
-    assert not missing, f"prometheus_client's Histogram has no {', '.join(missing)} any more. Adapt compat/metrics.py."
-    for value, times in ((0.125, 3), (0.5, 2), (7.0, 4)):
-        metrics.observe(bulk, value, times)
-        for _ in range(times):
-            single.observe(value)
-
-    def samples(histogram: Histogram) -> list[tuple[str, str | None, float]]:
-        (metric,) = histogram.collect()
-        found = [(sample.name.partition("_")[2], sample.labels.get("le"), sample.value) for sample in metric.samples]
-        return [sample for sample in found if sample[0] != "created"]
-
-    assert samples(bulk) == samples(single), "prometheus_client's Histogram keeps its numbers elsewhere. Adapt compat/metrics.py."
-
-
-def test_token_latencies_are_recorded_once() -> None:
-    histogram = Histogram("latency", "text", registry=None, buckets=(0.1, 1.0))
-    stats = metrics.IterationStats()
-    stats.inter_token_latencies_iter = [0.05, 0.05, 0.5]
-    logger: Any = SimpleNamespace(histogram_inter_token_latency={0: histogram})
-    metrics.record_token_latencies(logger, stats, 0)
-    assert stats.inter_token_latencies_iter == []
-    (metric,) = histogram.collect()
-    assert {sample.name: sample.value for sample in metric.samples}["latency_count"] == 3
 
 
 def test_image_limits_are_raised_and_never_lowered() -> None:
