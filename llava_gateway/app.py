@@ -31,6 +31,7 @@ from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.engine.vllm.engine import VllmEngine
 from llava_gateway.engine.vllm.lora import lora_flags
 from llava_gateway.errors import EngineStartError, GatewayError, MethodNotAllowed, NotFound
+from llava_gateway.http.exact_routes import ExactRoutes
 from llava_gateway.http.middleware.stack import MiddlewareStack
 from llava_gateway.http.request_body import RequestBodyReader
 from llava_gateway.model_info import LoraAdapter
@@ -151,8 +152,9 @@ def build_app(
         headers = error.headers if isinstance(error, HTTPException) else None
         return ErrorResponse(_gateway_error(request, error), find_error_renderer(request.scope), headers or {})
 
+    routes = [route for api in apis for route in api.routes]
     app = Starlette(
-        routes=[route for api in apis for route in api.routes],
+        routes=[ExactRoutes(routes), *routes],
         middleware=stack.middleware,
         exception_handlers={GatewayError: on_error, HTTPException: on_error},  # type: ignore[dict-item]  # any ASGI app is a response
         lifespan=lifespan,

@@ -22,7 +22,7 @@ from llava_gateway.engine.vllm.launch import describe, engine_arguments, make_en
 from llava_gateway.engine.vllm.lora import LoraManager
 from llava_gateway.engine.vllm.outputs import OutputSink, refusal
 from llava_gateway.engine.vllm.process_guard import ProcessGuard
-from llava_gateway.engine.vllm.sampling import sampling_params
+from llava_gateway.engine.vllm.sampling import CheckedParams, sampling_params
 from llava_gateway.engine.vllm.structured_outputs import GrammarChecker, close_format
 from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, InvalidRequest, TooManyRequests, Unavailable
 from llava_gateway.model_info import LoraAdapter, ModelInfo
@@ -31,10 +31,11 @@ from llava_gateway.observability.context import current_context, new_id
 from llava_gateway.types import Delta, PreparedImage, Prompt, SamplingParams, StructuredOutput, Usage
 
 if TYPE_CHECKING:
-    import vllm
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import RequestOutputCollector
 
     from llava_gateway.engine.vllm.compat.output_reader import OutputReader
+    from llava_gateway.engine.vllm.compat.request_sender import RequestSender
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class VllmEngine:
         self._closes_formats = False
         self._lora_manager: LoraManager | None = None
         self._output_reader: OutputReader | None = None
+        self._request_sender: RequestSender | None = None
+        self._checked_params = CheckedParams()
         self._process_guard = ProcessGuard()
         self.stage = "importing vLLM"
 
@@ -88,7 +91,7 @@ class VllmEngine:
         self._engine = engine = loading.result()
         self._model = info = describe(engine)
         self._lora_manager = LoraManager(engine)
-        self._output_reader = self._read_outputs(engine, info)
+        self._choose_paths(engine, info)
         self._seeds_work = seeds_work(engine.vllm_config)
         self._named_tokens_work = named_tokens_work(engine.vllm_config)
         formats = engine.vllm_config.structured_outputs_config
@@ -114,17 +117,18 @@ class VllmEngine:
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error
 
-    def _read_outputs(self, engine: "AsyncLLM", info: ModelInfo) -> "OutputReader | None":
-        """Have the engine's outputs read in the fast way if it suits this engine, and say in the log which way is used."""
-        from llava_gateway.engine.vllm.compat import output_reader
+    def _choose_paths(self, engine: "AsyncLLM", info: ModelInfo) -> None:
+        """Use our own code for tokens and text prompts if it suits this engine, and say in the log which way is used."""
+        from llava_gateway.engine.vllm.compat import output_reader, request_sender
 
         why = output_reader.why_unsupported(engine) if self._fast_paths else "the setting fast_paths is off"
         metrics.FAST_PATHS.labels("tokens").set(why is None)
         if why is None:
             log.info("tokens take the fast path")
-            return output_reader.OutputReader(engine, info.tokenizer)
-        log.warning("tokens take vLLM's own path, which needs more CPU time: %s", why)
-        return None
+            self._output_reader = output_reader.OutputReader(engine, info.tokenizer)
+            self._request_sender = request_sender.RequestSender(engine)
+        else:
+            log.warning("tokens take vLLM's own path, which needs more CPU time: %s", why)
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         if self._grammars:
@@ -160,8 +164,7 @@ class VllmEngine:
             logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
             stream = stream or logprobs  # else all log probabilities of an answer would come in one call
             sink = OutputSink(sampling, self._model.tokenizer, usage, on_delta, on_text, stream=stream, images=bool(prompt.images))
-            params = sampling_params(sampling, stream, seeds_work=self._seeds_work)
-            while not await self._try_request(self._engine, prompt, params, sink):
+            while not await self._try_request(self._engine, prompt, sampling, sink):
                 pass
         except GatewayError:
             raise
@@ -220,17 +223,16 @@ class VllmEngine:
         self.stage = "loading its weights in the engine's process"
         return make_engine(arguments)
 
-    async def _try_request(self, engine: "AsyncLLM", prompt: Prompt, params: "vllm.SamplingParams", sink: OutputSink) -> bool:
+    async def _try_request(self, engine: "AsyncLLM", prompt: Prompt, sampling: SamplingParams, sink: OutputSink) -> bool:
         """Send a request to the engine and return True when the answer is whole. Return False if the request has to be sent once more.
 
         A client that left during `_render` or `add_request` may have left vLLM's front end with the belief that the engine holds an image,
         although the engine never got it. vLLM notices at the next request with that image, ends the request with "error", and forgets the
         image.
         """
-        lora = self._running_lora_manager().request(prompt.adapter) if prompt.adapter else None
-        rendered, name = await _render(engine, prompt), new_id()
-        collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=_trace_headers(engine))
-        if params.num_logprobs is not None or params.prompt_logprobs is not None:
+        name = new_id()
+        collector = await self._add_request(engine, name, prompt, sampling, sink.stream)
+        if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
             requests.skip_token_texts(engine, name)
         usage = sink.usage
         usage.image_tokens = sum(image.tokens for image in prompt.images)
@@ -253,6 +255,21 @@ class VllmEngine:
             if not whole and not health.is_dead(engine):
                 await requests.abort(engine, collector)
         return whole
+
+    async def _add_request(
+        self, engine: "AsyncLLM", name: str, prompt: Prompt, sampling: SamplingParams, stream: bool
+    ) -> "RequestOutputCollector":
+        """Send a request to the engine. Return the collector of its outputs."""
+        trace_headers = _trace_headers(engine)
+        is_plain = not (prompt.images or prompt.adapter or trace_headers)
+        if self._request_sender and is_plain and (checked := self._checked_params.get(sampling, stream)):
+            return self._request_sender.add_request(name, prompt.token_ids, checked, _salt(prompt))
+        params = sampling_params(sampling, stream, seeds_work=self._seeds_work)
+        lora = self._running_lora_manager().request(prompt.adapter) if prompt.adapter else None
+        rendered = await _render(engine, prompt)
+        collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=trace_headers)
+        self._checked_params.add(sampling, stream, params)
+        return collector
 
     def _closed(self, structured_output: StructuredOutput) -> StructuredOutput:
         """Return the format as the engine gets it. Raises InvalidRequest."""
@@ -313,7 +330,11 @@ async def _render(engine: "AsyncLLM", prompt: Prompt) -> object:
     """Return a prompt as `AsyncLLM.add_request` takes it: token ids as they are, images processed in vLLM's own thread."""
     from vllm.inputs import tokens_input
 
-    salt = None if prompt.cache_salt is None else blake3(prompt.cache_salt.encode()).hexdigest(16)  # vLLM forbids some characters
     if not prompt.images:
-        return tokens_input(prompt.token_ids, cache_salt=salt)
-    return await requests.process_images(engine, prompt.token_ids, prompt.images, salt)
+        return tokens_input(prompt.token_ids, cache_salt=_salt(prompt))
+    return await requests.process_images(engine, prompt.token_ids, prompt.images, _salt(prompt))
+
+
+def _salt(prompt: Prompt) -> str | None:
+    """Return the prompt's salt as vLLM takes it. vLLM forbids some characters."""
+    return None if prompt.cache_salt is None else blake3(prompt.cache_salt.encode()).hexdigest(16)

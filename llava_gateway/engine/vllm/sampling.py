@@ -1,9 +1,20 @@
 """The gateway's sampling parameters, translated to vLLM's."""
 
+import dataclasses
+from collections import OrderedDict
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.types import SamplingParams, StructuredOutput
+
+MAX_CHECKED = 256
+"""The upper bound of parameters in `CheckedParams`."""
+MAX_STOP = 200
+"""The upper bound of the stop strings of such parameters together, in characters."""
+LARGE = ("logit_bias", "structured_output", "allowed_token_ids", "bad_words", "stop_token_ids", "logprob_token_ids")
+MAY_BE_LARGE = attrgetter(*LARGE)
+FIELDS = attrgetter(*(field.name for field in dataclasses.fields(SamplingParams) if field.name not in LARGE))
 
 if TYPE_CHECKING:
     import vllm
@@ -58,6 +69,29 @@ def sampling_params(sampling: SamplingParams, stream: bool, *, seeds_work: bool)
         return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=vllm.SamplingParams)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"A sampling parameter has the wrong type: {error}") from error
+
+
+class CheckedParams:
+    """vLLM's sampling parameters of the last requests, which vLLM has checked and completed, for equal requests after them."""
+
+    def __init__(self) -> None:
+        self._params: OrderedDict[tuple[object, ...], vllm.SamplingParams] = OrderedDict()
+
+    def get(self, sampling: SamplingParams, stream: bool) -> "vllm.SamplingParams | None":
+        """Return the parameters of an earlier request with equal `sampling`; None if there is none."""
+        key = stream, *FIELDS(sampling)
+        params = None if any(MAY_BE_LARGE(sampling)) else self._params.get(key)
+        if params is not None:
+            self._params.move_to_end(key)
+        return params
+
+    def add(self, sampling: SamplingParams, stream: bool, params: "vllm.SamplingParams") -> None:
+        """Remember parameters that vLLM has accepted, unless they may be large, or vLLM has adapted them to the prompt."""
+        if sampling.n > 1 or sampling.max_tokens is None or any(MAY_BE_LARGE(sampling)) or sum(map(len, sampling.stop)) > MAX_STOP:
+            return
+        self._params[stream, *FIELDS(sampling)] = params
+        if len(self._params) > MAX_CHECKED:
+            self._params.popitem(last=False)
 
 
 def _structured_outputs(structured_output: StructuredOutput) -> "StructuredOutputsParams":

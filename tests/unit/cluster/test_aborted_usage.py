@@ -123,9 +123,9 @@ class BusyEngine(VllmEngine):
     ) -> None:
         self._streams = stream
         sink = OutputSink(sampling, None, usage, on_delta, stream=stream, images=False)  # type: ignore[arg-type]
-        await self._try_request(self, prompt, SimpleNamespace(num_logprobs=None, prompt_logprobs=None), sink)
+        await self._try_request(self, prompt, sampling, sink)
 
-    async def add_request(self, name: str, *_: object, **__: object) -> Any:
+    async def _add_request(self, engine: object, name: str, *_: object) -> Any:
         self.collector = SimpleNamespace(request_id=name, output=None, put=None)
         self.output_processor.external_req_ids[name] = [name]
         self.output_processor.request_states[name] = SimpleNamespace(
