@@ -14,6 +14,7 @@ Worker processes import this file, so its imports are few.
 """
 
 import io
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ class Transform:
     @property
     def name(self) -> str:
         """A name for cache keys. The number in it must be increased when the results of the transform change."""
-        method = "grids3" if self.vision.grids else f"{self.aspect_ratio}4"
+        method = "grids4" if self.vision.grids else f"{self.aspect_ratio}5"
         return f"{method}-{self.vision.digest}"
 
     def output_size(self, size: Size) -> Size:
@@ -120,9 +121,15 @@ def is_cheap(data: bytes) -> bool:
     return is_ordinary(data, sniff(data))
 
 
-def prepare(image: Image.Image, transform: Transform) -> Image.Image:
-    """Return the image as `transform` wants it, in RGB. `image`: from `open_image`. Raises InvalidImage if the file is damaged."""
-    return render(image, transform.target(image.size))
+def prepare(image: Image.Image, data: bytes, transform: Transform) -> Image.Image:
+    """Return the image as `transform` wants it, in RGB, in the fastest way that this process has.
+
+    `image`: from `open_image`. `data`: the image's file. Raises InvalidImage if the file is damaged.
+    """
+    target = transform.target(image.size)
+    with _report_as_damaged():
+        rendered = _render_vectorised(image, data, target) if "torch" in sys.modules else None
+    return rendered or render(image, target)
 
 
 def render(image: Image.Image, target: Target) -> Image.Image:
@@ -136,6 +143,31 @@ def render(image: Image.Image, target: Target) -> Image.Image:
             rendered = _flatten(upright if upright.size == size else upright.resize(size, Image.Resampling.BICUBIC))
         rendered.info = {}  # vLLM would orient the image a second time by its EXIF
         return rendered
+
+
+def _render_vectorised(image: Image.Image, data: bytes, target: Target) -> Image.Image | None:
+    """Return the image as `target` wants it. None: Pillow has to do it, because of the image's mode, its size or the padding."""
+    if target.aspect_ratio == "pad" or image.mode != "RGB":  # Pillow pads exactly as the original LLaVA
+        return None
+    from llava_gateway.images import vectorised  # not in worker processes: they have no torch, and its imports take memory
+
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        pixels = vectorised.decode_jpeg(data, image.size, _scale(image, target.sizes[_upright_size(image)]))
+    else:
+        image.load()
+        pixels = None if image.has_transparency_data else vectorised.to_pixels(image)
+    output_size = target.sizes.get(_upright_size(image))
+    if pixels is None or output_size is None:
+        return None
+    size = output_size
+    if target.aspect_ratio == "crop":
+        width, height = _upright_size(image)
+        short = min(width, height)
+        size = size[0] * width // short, size[1] * height // short
+    is_rotated = _orientation(image) in ROTATED
+    resized = vectorised.resize(pixels, (size[1], size[0]) if is_rotated else size)
+    upright = vectorised.turn_upright(resized, _orientation(image))  # after resizing: turning the large image takes longer
+    return vectorised.to_image(vectorised.crop(upright, output_size))
 
 
 def to_plain(image: Image.Image) -> Image.Image:
@@ -224,22 +256,29 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def _load(image: Image.Image, target: Target) -> tuple[Image.Image, Size]:
     """Decode the image. Return the upright image and its output size."""
-    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        output_size = target.sizes[_upright_size(image)]
+        if (scale := _scale(image, output_size)) > 1:
+            image.draft(image.mode, (image.width // scale, image.height // scale))
         image.load()
-        upright = _orient(image)
-        if upright.size not in target.sizes:
-            raise InvalidImage("The image does not have the size that its file declares.")
-        return upright, target.sizes[upright.size]
-    is_rotated = _orientation(image) in ROTATED
-    width, height = image.size
-    output_size = target.sizes[(height, width) if is_rotated else (width, height)]
-    output_width, output_height = reversed(output_size) if is_rotated else output_size
-    ratio = min(width / output_width, height / output_height)
-    scale = max((scale for scale in (8, 4, 2) if ratio >= 2 * scale), default=1)
-    if scale > 1:
-        image.draft(image.mode, (width // scale, height // scale))
+        return _orient(image), output_size
     image.load()
-    return _orient(image), output_size
+    upright = _orient(image)
+    if upright.size not in target.sizes:
+        raise InvalidImage("The image does not have the size that its file declares.")
+    return upright, target.sizes[upright.size]
+
+
+def _scale(image: Image.Image, output_size: Size) -> int:
+    """Return 1, 2, 4 or 8: a JPEG is decoded at this fraction of its size. `output_size`: of the upright image."""
+    width, height = _upright_size(image)
+    ratio = min(width / output_size[0], height / output_size[1])
+    return max((scale for scale in (8, 4, 2) if ratio >= 2 * scale), default=1)
+
+
+def _upright_size(image: Image.Image) -> Size:
+    width, height = image.size
+    return (height, width) if _orientation(image) in ROTATED else (width, height)
 
 
 def _orient(image: Image.Image) -> Image.Image:

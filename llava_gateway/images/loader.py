@@ -208,7 +208,7 @@ class ImageLoader:
             opened = await self._small.run(client, self._open_if_cheap, data)
             size = opened.size if opened else await self._workers.measure(data, client)
             budget.spend(pixels=size[0] * size[1])
-            return await self._prepare(opened or data, size, _cache_key(digest, transform), transform)
+            return await self._prepare(opened, data, size, _cache_key(digest, transform), transform)
 
     def _open_if_cheap(self, data: bytes) -> Image.Image | None:
         """Return the opened image, or None if its cost is not known and a worker must open it."""
@@ -219,16 +219,19 @@ class ImageLoader:
         data = decode_inlined(inline, self.max_bytes)
         return _digest(data), data
 
-    async def _prepare(self, image: Image.Image | bytes, source: Size, cache_key: str, transform: Transform) -> PreparedImage:
-        """Prepare an opened image in a thread, or a file in a worker. `source`: the size that the file declares."""
+    async def _prepare(self, image: Image.Image | None, data: bytes, source: Size, cache_key: str, transform: Transform) -> PreparedImage:
+        """Prepare an opened image in a thread, or a file that could not be opened here in a worker.
+
+        `data`: the file. `source`: the size that the file declares.
+        """
 
         async def work() -> PreparedImage:
             client = current_context().client
-            if isinstance(image, bytes):
-                pixels = await self._workers.prepare(image, transform.target(source), client)
+            if image is None:
+                pixels = await self._workers.prepare(data, transform.target(source), client)
             else:
                 threads = self._large if source[0] * source[1] > LARGE else self._small
-                pixels = await threads.run(client, prepare, image, transform)
+                pixels = await threads.run(client, prepare, image, data, transform)
             prepared = PreparedImage(pixels, cache_key, source, transform.vision.tokens(*pixels.size))
             self.cache.put(prepared)
             return prepared

@@ -24,7 +24,8 @@ def test_pixels_equal_those_of_the_models_processor(name: str, tmp_path: Path) -
     transform = Transform(vision(name), "crop" if name == "bakllava" else "resize")
     for size in ((30, 20), (640, 480), (1021, 677), (2500, 900)):
         image = smooth(size)
-        prepared = prepare(open_image(encode(image), 10_000_000), transform)
+        data = encode(image)
+        prepared = prepare(open_image(data, 10_000_000), data, transform)
         prepared_pixels, original_pixels = (np.asarray(processor(each, return_tensors="np")["pixel_values"]) for each in (prepared, image))
         assert prepared_pixels.shape == original_pixels.shape
         assert np.abs(prepared_pixels - original_pixels).mean() < 0.01  # black and white differ by 2 or more

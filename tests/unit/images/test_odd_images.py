@@ -33,7 +33,7 @@ PHOTO = Image.fromarray((np.asarray(odd.IMAGE, np.int16) + NOISE).clip(0, 255).a
 
 
 def prepare(data: bytes) -> Image.Image:
-    return decode.prepare(open_image(data, MAX_PIXELS), TRANSFORM)
+    return decode.prepare(open_image(data, MAX_PIXELS), data, TRANSFORM)
 
 
 def grid(image: Image.Image) -> Grid:
@@ -60,7 +60,7 @@ def test_workers_and_threads_read_an_odd_file_alike() -> None:
             for name, (data, _) in odd.ALL.items():
                 image = open_image(data, MAX_PIXELS)
                 prepared = await pool.prepare(data, TRANSFORM.target(image.size), "192.0.2.1")
-                assert prepared.tobytes() == decode.prepare(image, TRANSFORM).tobytes(), name
+                assert prepared.tobytes() == decode.render(image, TRANSFORM.target(image.size)).tobytes(), name
         finally:
             await pool.close()
 
@@ -235,5 +235,5 @@ def test_an_image_in_the_format_of_a_phone_is_decoded_at_a_smaller_scale() -> No
     large.save(buffer, "JPEG", exif=exif)
     image = open_image(buffer.getvalue(), MAX_PIXELS)
     assert image.size == (2400, 1800)
-    assert decode.prepare(image, TRANSFORM).size == (336, 336)
+    assert decode.render(image, TRANSFORM.target(image.size)).size == (336, 336)
     assert image.size == (1200, 900)

@@ -169,7 +169,7 @@ def test_workers_and_threads_give_the_same_pixels() -> None:
                     opened = open_image(data, 50_000_000)
                     assert await pool.measure(data, "") == opened.size, name
                     pixels = await pool.prepare(data, transform.target(opened.size), "")
-                    expected = decode.prepare(opened, transform)
+                    expected = decode.render(opened, transform.target(opened.size))
                     assert (pixels.size, pixels.tobytes()) == (expected.size, expected.tobytes()), (name, transform.name)
         finally:
             await pool.close()
