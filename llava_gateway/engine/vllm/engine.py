@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import gc
 import logging
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
+    from llava_gateway.engine.vllm.compat.image_input import ImageInput
     from llava_gateway.engine.vllm.compat.output_reader import OutputReader
     from llava_gateway.engine.vllm.compat.request_sender import RequestSender
 
@@ -69,6 +71,7 @@ class VllmEngine:
         self._lora_manager: LoraManager | None = None
         self._output_reader: OutputReader | None = None
         self._request_sender: RequestSender | None = None
+        self._image_input: ImageInput | None = None
         self._checked_params = CheckedParams()
         self._process_guard = ProcessGuard()
         self.stage = "importing vLLM"
@@ -91,7 +94,7 @@ class VllmEngine:
         self._engine = engine = loading.result()
         self._model = info = describe(engine)
         self._lora_manager = LoraManager(engine)
-        self._choose_paths(engine, info)
+        await self._choose_paths(engine, info)
         self._seeds_work = seeds_work(engine.vllm_config)
         self._named_tokens_work = named_tokens_work(engine.vllm_config)
         formats = engine.vllm_config.structured_outputs_config
@@ -117,18 +120,31 @@ class VllmEngine:
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error
 
-    def _choose_paths(self, engine: "AsyncLLM", info: ModelInfo) -> None:
-        """Use our own code for tokens and text prompts if it suits this engine, and say in the log which way is used."""
+    async def _choose_paths(self, engine: "AsyncLLM", info: ModelInfo) -> None:
+        """Use our own code for tokens and for images where it suits this engine, and say in the log which way is used."""
         from llava_gateway.engine.vllm.compat import output_reader, request_sender
 
-        why = output_reader.why_unsupported(engine) if self._fast_paths else "the setting fast_paths is off"
-        metrics.FAST_PATHS.labels("tokens").set(why is None)
-        if why is None:
-            log.info("tokens take the fast path")
+        off = None if self._fast_paths else "the setting fast_paths is off"
+        if _note_path("tokens", off or output_reader.why_unsupported(engine)):
             self._output_reader = output_reader.OutputReader(engine, info.tokenizer)
             self._request_sender = request_sender.RequestSender(engine)
-        else:
-            log.warning("tokens take vLLM's own path, which needs more CPU time: %s", why)
+        _note_path("images", off or await self._use_image_input(engine, info))
+
+    async def _use_image_input(self, engine: "AsyncLLM", info: ModelInfo) -> str | None:
+        """Use our own code for images if its result for one image is that of vLLM. Return why not, or None."""
+        from llava_gateway.engine.vllm.compat import image_input
+
+        if why := image_input.why_unsupported(engine):
+            return why
+        side = info.vision.side
+        noise = Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3))  # the same at each start
+        images = [PreparedImage(noise, "noise", noise.size, info.vision.tokens(side, side))]
+        token_ids = info.tokenizer.encode(f"a{info.image_token}b", add_special_tokens=True).ids
+        own = image_input.ImageInput(engine)
+        if not own.is_equal(images, token_ids, await requests.process_images(engine, token_ids, images, is_sent=False)):
+            return "vLLM's renderer makes another input"
+        self._image_input = own
+        return None
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         if self._grammars:
@@ -261,15 +277,27 @@ class VllmEngine:
     ) -> "RequestOutputCollector":
         """Send a request to the engine. Return the collector of its outputs."""
         trace_headers = _trace_headers(engine)
-        is_plain = not (prompt.images or prompt.adapter or trace_headers)
-        if self._request_sender and is_plain and (checked := self._checked_params.get(sampling, stream)):
-            return self._request_sender.add_request(name, prompt.token_ids, checked, _salt(prompt))
+        rendered = await self._render(engine, prompt)
+        # From here to the engine's socket nothing may be awaited that waits: vLLM's caches of images follow the order of the requests.
+        checked = self._checked_params.get(sampling, stream)
+        if self._request_sender and checked and not (prompt.adapter or trace_headers):
+            return self._request_sender.add_request(name, rendered, checked)
         params = sampling_params(sampling, stream, seeds_work=self._seeds_work)
         lora = self._running_lora_manager().request(prompt.adapter) if prompt.adapter else None
-        rendered = await _render(engine, prompt)
         collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=trace_headers)
-        self._checked_params.add(sampling, stream, params)
+        if self._output_reader:
+            self._checked_params.add(sampling, stream, self._output_reader.completed_params(collector))
         return collector
+
+    async def _render(self, engine: "AsyncLLM", prompt: Prompt) -> object:
+        """Return a prompt as `AsyncLLM.add_request` takes it."""
+        from vllm.inputs import tokens_input
+
+        if not prompt.images:
+            return tokens_input(prompt.token_ids, cache_salt=_salt(prompt))
+        if self._image_input:
+            return self._image_input.render(prompt.token_ids, prompt.images, _salt(prompt))
+        return await requests.process_images(engine, prompt.token_ids, prompt.images, _salt(prompt))
 
     def _closed(self, structured_output: StructuredOutput) -> StructuredOutput:
         """Return the format as the engine gets it. Raises InvalidRequest."""
@@ -295,6 +323,16 @@ class VllmEngine:
             health.kill(health.engine_processes(), timeout=0)
             time.sleep(0.05)
         health.kill(health.engine_processes(), timeout=0)
+
+
+def _note_path(of: str, why: str | None) -> bool:
+    """Say in the log and in the metrics which path is used, and return whether it is the fast one. `why`: the reason if it is not."""
+    metrics.FAST_PATHS.labels(of).set(why is None)
+    if why is None:
+        log.info("%s take the fast path", of)
+    else:
+        log.warning("%s take vLLM's own path, which needs more CPU time: %s", of, why)
+    return why is None
 
 
 def _engine_died() -> Unavailable:
@@ -324,15 +362,6 @@ def _trace_headers(engine: "AsyncLLM") -> dict[str, str] | None:
     """Return the parent of the engine's own span, if the operator has vLLM write spans."""
     trace = current_context().trace
     return {"traceparent": trace} if trace and engine.observability_config.otlp_traces_endpoint else None
-
-
-async def _render(engine: "AsyncLLM", prompt: Prompt) -> object:
-    """Return a prompt as `AsyncLLM.add_request` takes it: token ids as they are, images processed in vLLM's own thread."""
-    from vllm.inputs import tokens_input
-
-    if not prompt.images:
-        return tokens_input(prompt.token_ids, cache_salt=_salt(prompt))
-    return await requests.process_images(engine, prompt.token_ids, prompt.images, _salt(prompt))
 
 
 def _salt(prompt: Prompt) -> str | None:

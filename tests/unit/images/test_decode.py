@@ -32,8 +32,9 @@ RED, BLUE, GREEN, ORANGE = (220, 25, 25), (25, 50, 220), (20, 150, 40), (250, 14
 
 
 def prepare(data: bytes, transform: Transform = CROP) -> Image.Image:
-    """Prepare an image as the loader does."""
-    return decode.prepare(open_image(data, 10_000_000), data, transform)
+    """Prepare an image by Pillow, as in a process without torch."""
+    image = open_image(data, 10_000_000)
+    return decode.render(image, transform.target(image.size))
 
 
 def corners(image: Image.Image) -> list[tuple[int, ...]]:

@@ -33,7 +33,8 @@ PHOTO = Image.fromarray((np.asarray(odd.IMAGE, np.int16) + NOISE).clip(0, 255).a
 
 
 def prepare(data: bytes) -> Image.Image:
-    return decode.prepare(open_image(data, MAX_PIXELS), data, TRANSFORM)
+    image = open_image(data, MAX_PIXELS)
+    return decode.render(image, TRANSFORM.target(image.size))
 
 
 def grid(image: Image.Image) -> Grid:

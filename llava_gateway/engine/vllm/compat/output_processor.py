@@ -82,8 +82,10 @@ class TextOutputProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM has no
         request_index: int = 0,
         queue: RequestOutputCollector | None = None,
     ) -> None:
-        """Accept a request like vLLM's class, and give it our detokenizer."""
+        """Accept a request like vLLM's class, and give it our detokenizer. Its collector gets the parameters that vLLM has completed."""
         super().add_request(request, prompt, parent_req, request_index, queue)
+        if queue is not None:
+            queue.completed_params = request.sampling_params
         state = self.request_states[request.request_id]
         if request.sampling_params.skip_special_tokens:
             state.detokenizer = TableDetokenizer(self._tokenizer._tokenizer, request, self._texts)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import vllm
 import zmq
-from vllm import envs
+from vllm import SamplingParams, envs
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, _process_utility_output
@@ -99,6 +99,10 @@ class OutputReader:
         Touches: `RequestOutputCollector.request_id`.
         """
         self._processor.stream_text(collector.request_id, on_text)
+
+    def completed_params(self, collector: RequestOutputCollector) -> SamplingParams:
+        """Return the sampling parameters of a request as the engine has got them, with the tokens that end an answer."""
+        return collector.completed_params
 
     def discard_text(self, collector: RequestOutputCollector) -> None:
         """Call `on_text` no longer."""

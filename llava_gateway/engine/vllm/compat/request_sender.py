@@ -1,4 +1,4 @@
-"""Sends text prompts to the engine. Importing this file imports vLLM.
+"""Sends prompts to the engine. Importing this file imports vLLM.
 
 vLLM checks and completes the sampling parameters of every request, and sends it by zmq.asyncio. `RequestSender` takes parameters that vLLM
 has checked and completed for an earlier request, and writes to the socket in the same call.
@@ -7,11 +7,11 @@ Read in vLLM 0.32.0.
 """
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from vllm import SamplingParams
+from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
@@ -33,10 +33,10 @@ class RequestSender:
         self._core = engine.engine_core
         self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._core.input_socket.underlying)
 
-    def add_request(self, name: str, token_ids: Sequence[int], params: SamplingParams, cache_salt: str | None) -> RequestOutputCollector:
+    def add_request(self, name: str, rendered: Any, params: SamplingParams) -> RequestOutputCollector:
         """Send a request for one choice, and return the collector of its outputs, as `AsyncLLM.add_request` does.
 
-        `token_ids`: have been checked against the vocabulary and the context. `params`: those of an earlier request that
+        `rendered`: the input, from `tokens_input` or `ImageInput.render`. It fits the context. `params`: those of an earlier request that
         `AsyncLLM.add_request` has accepted, with `max_tokens`. Raises EngineDeadError, or GracefulHTTPError if the engine has too many
         requests.
         """
@@ -45,13 +45,13 @@ class RequestSender:
             raise EngineDeadError
         request = EngineCoreRequest(
             request_id=name,
-            prompt_token_ids=token_ids,
-            mm_features=None,
+            prompt_token_ids=rendered["prompt_token_ids"],
+            mm_features=_features(rendered) if rendered["type"] == "multimodal" else None,
             sampling_params=params,
             pooling_params=None,
             arrival_time=time.time(),
             lora_request=None,
-            cache_salt=cache_salt,
+            cache_salt=rendered.get("cache_salt"),
             data_parallel_rank=None,
             client_index=core.client_index,
         )
@@ -63,3 +63,12 @@ class RequestSender:
         engine.output_processor.add_request(request, None, None, 0, collector)
         self._socket.send_multipart(message, zmq.NOBLOCK)
         return collector
+
+
+def _features(rendered: Any) -> list[MultiModalFeatureSpec]:
+    """Return the images of an input, in the order of the prompt."""
+    values = (rendered[name]["image"] for name in ("mm_kwargs", "mm_hashes", "mm_placeholders"))
+    return [
+        MultiModalFeatureSpec(data=item, modality="image", identifier=name, mm_position=place, mm_hash=name)
+        for item, name, place in zip(*values, strict=True)
+    ]

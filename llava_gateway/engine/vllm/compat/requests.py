@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 
 async def process_images(
-    engine: "AsyncLLM", token_ids: Sequence[int], images: Sequence[PreparedImage], cache_salt: str | None = None
+    engine: "AsyncLLM", token_ids: Sequence[int], images: Sequence[PreparedImage], cache_salt: str | None = None, *, is_sent: bool = True
 ) -> Any:
     """Return a prompt with images as `AsyncLLM.add_request` takes it, processed in vLLM's own thread.
 
     `token_ids`: one image token for each image. `cache_salt`: keeps the prompt and its images apart from others in vLLM's caches. vLLM
-    itself separates only the prompts, so the salt becomes a part of the images' names, too.
+    itself separates only the prompts, so the salt becomes a part of the images' names, too. `is_sent`: False for a prompt that the engine
+    will not get, so that vLLM's cache of the images that the engine has must not change.
 
-    Touches: `AsyncLLM.renderer` and `BaseRenderer.render_cmpl_async`.
+    Touches: `AsyncLLM.renderer` and `BaseRenderer.render_cmpl_async` with its argument `skip_mm_cache`.
     Without it: `AsyncLLM.add_request` takes the dictionary below as it is, and processes it itself.
     """
     prompt: dict[str, Any] = {
@@ -32,7 +33,7 @@ async def process_images(
     }
     if cache_salt:
         prompt["cache_salt"] = cache_salt
-    (rendered,) = await engine.renderer.render_cmpl_async([prompt])
+    (rendered,) = await engine.renderer.render_cmpl_async([prompt], skip_mm_cache=not is_sent)
     return rendered
 
 
