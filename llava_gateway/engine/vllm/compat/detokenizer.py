@@ -8,7 +8,7 @@ Read in vLLM 0.32.0.
 """
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, takewhile
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -39,8 +39,10 @@ class TableDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vLL
         self._prompt = request.prompt_token_ids or ()
         context = self._context()
         if not context or self._text(context[-1]) is None:
-            # The first token's text may begin with a space that is left out, or may end a character that the prompt has begun.
-            self.stream = DecodeStream(ids=context, skip_special_tokens=True)
+            # The first token's text may begin with a space that is left out, or may end a character that the prompt has begun. In this
+            # case vLLM's own class would repeat the whole prompt.
+            begun = list(takewhile(lambda token_id: self._text(token_id) is None, reversed(context)))
+            self.stream = DecodeStream(ids=begun[::-1], skip_special_tokens=True)
 
     def add(self, token_id: int) -> str:
         """Append a token to the answer, and return its text."""

@@ -151,7 +151,18 @@ SIGNATURES = {
     "vllm.v1.engine.output_processor:OutputProcessor.update_scheduler_stats": "scheduler_stats",
     "vllm.v1.engine.core_client:_process_utility_output": "output utility_results",
     "vllm.v1.engine.core_client:AsyncMPClient.abort_requests_async": "request_ids",
-    "vllm.renderers.base:BaseRenderer.render_cmpl_async": "prompts",
+    "vllm.renderers.base:BaseRenderer.render_cmpl_async": "prompts skip_mm_cache",
+    "vllm.renderers.base:BaseRenderer.update_mm_cache_stats": "",
+    "vllm.inputs:mm_input": "prompt_token_ids mm_kwargs mm_hashes mm_placeholders cache_salt",
+    "vllm.multimodal.inputs:MultiModalFieldElem": "data field",
+    "vllm.multimodal.inputs:MultiModalFeatureSpec": "data modality identifier mm_position mm_hash",
+    "vllm.multimodal.inputs:PlaceholderRange": "offset length",
+    "vllm.multimodal.cache:LruKeyReplicatedSenderCache.get_and_update_item": "mm_item mm_hash",
+    "vllm.multimodal.cache:LruKeyReplicatedSenderCache.is_cached_item": "mm_hash",
+    "vllm.multimodal.cache:LruKeyReplicatedSenderCache.touch_sender_cache_item": "mm_hash",
+    "vllm.multimodal.cache:LruKeyReplicatedSenderCache.release_sender_touches": "",
+    "vllm.v1.engine.input_processor:InputProcessor.assign_request_id": "request",
+    "vllm.v1.engine.async_llm:AsyncLLM.check_admission": "request_id",
     "vllm.renderers.base:BaseRenderer.get_mm_processor": "",
     "vllm.inputs:tokens_input": "prompt_token_ids",
     "vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args": "parser",
@@ -204,7 +215,7 @@ DOCUMENTED = (
     *("vllm", "vllm.config", "vllm.engine.arg_utils", "vllm.exceptions", "vllm.inputs", "vllm.logprobs", "vllm.lora.request"),
     *("vllm.platforms", "vllm.sampling_params", "vllm.v1.engine.exceptions"),
 )
-TYPES = ("vllm.v1.engine.async_llm", "vllm.lora.peft_helper")
+TYPES = ("vllm.v1.engine.async_llm", "vllm.v1.engine.output_processor", "vllm.lora.peft_helper")
 """Modules that other files import only for the types of their arguments."""
 PACKAGE = Path(package.__file__).parent
 
@@ -288,9 +299,11 @@ def test_generated_tokens_of_running_and_ended_choices_are_counted() -> None:
 
 def test_images_are_processed_by_vllms_renderer() -> None:
     asked: list[Any] = []
+    skipped: list[bool] = []
 
-    async def render_cmpl_async(prompts: list[Any]) -> list[str]:
+    async def render_cmpl_async(prompts: list[Any], *, skip_mm_cache: bool) -> list[str]:
         asked.extend(prompts)
+        skipped.append(skip_mm_cache)
         return ["rendered"]
 
     front_end: Any = SimpleNamespace(renderer=SimpleNamespace(render_cmpl_async=render_cmpl_async))
@@ -300,6 +313,8 @@ def test_images_are_processed_by_vllms_renderer() -> None:
     assert asked == [prompt]
     asyncio.run(requests.process_images(front_end, [1, 2], [image], "salt"))
     assert asked[1:] == [prompt | {"multi_modal_uuids": {"image": ["digest-salt"]}, "cache_salt": "salt"}]
+    asyncio.run(requests.process_images(front_end, [1, 2], [image], is_sent=False))
+    assert skipped == [False, False, True]
 
 
 def test_add_request_takes_a_prompt_that_is_not_rendered() -> None:

@@ -1,5 +1,6 @@
-"""Seeds on a CPU, and log probabilities in vLLM's own container."""
+"""Seeds on a CPU, log probabilities in vLLM's own container, and parameters that vLLM has checked."""
 
+import dataclasses
 import importlib
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,9 @@ from vllm.v1.sample.sampler import Sampler
 
 from llava_gateway.engine.vllm.compat import named_tokens, seeds
 from llava_gateway.engine.vllm.outputs import token_logprobs
-from llava_gateway.engine.vllm.sampling import sampling_params
+from llava_gateway.engine.vllm.sampling import MAX_CHECKED, CheckedParams, sampling_params
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import MAX_LOGPROB_TOKEN_IDS, SamplingParams, TokenLogprob
+from llava_gateway.types import MAX_LOGPROB_TOKEN_IDS, SamplingParams, StructuredOutput, TokenLogprob
 
 pytestmark = pytest.mark.slow
 
@@ -141,3 +142,49 @@ def test_named_tokens_work_with_our_worker_and_the_newer_runner() -> None:
     assert named_tokens.named_tokens_work(config(seeds.CPU_WORKER))
     assert named_tokens.named_tokens_work(config("auto", v2=True))
     assert not named_tokens.named_tokens_work(config("vllm.v1.worker.cpu_worker.CPUWorker"))
+
+
+def test_parameters_are_kept_for_equal_requests_alone() -> None:
+    checked, params = CheckedParams(), sampling_params(SamplingParams(max_tokens=7), True, seeds_work=True)
+    checked.add(SamplingParams(max_tokens=7), True, params)
+    assert checked.get(SamplingParams(max_tokens=7), True) is params
+    assert checked.get(SamplingParams(max_tokens=7), False) is None
+    for field in dataclasses.fields(SamplingParams):
+        if field.name != "max_tokens":
+            other = OTHERS[field.name]
+            assert checked.get(SamplingParams(**{"max_tokens": 7, field.name: other}), True) is None, field.name
+
+
+OTHERS: dict[str, Any] = {
+    "lower_max_tokens_to_fit": True, "min_tokens": 1, "n": 2, "temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.1, "seed": 1,
+    "presence_penalty": 1.0, "frequency_penalty": 1.0, "repetition_penalty": 1.1, "logit_bias": {1: 2.0}, "allowed_token_ids": (1,),
+    "bad_words": ("a",), "stop": ("a",), "stop_token_ids": (1,), "include_stop_str_in_output": True, "ignore_eos": True,
+    "skip_special_tokens": False, "spaces_between_special_tokens": False, "structured_output": StructuredOutput("regex", "a"),
+    "logprobs": 1, "logprob_token_ids": (1,), "unset": frozenset(("top_p",)), "prompt_logprobs": 1, "include_stop_token": True,
+    "return_token_ids": True,
+}  # fmt: skip
+"""Another value of each field."""
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(max_tokens=None),
+        SamplingParams(max_tokens=1, n=2),
+        SamplingParams(max_tokens=1, logit_bias={1: 1.0}),
+        SamplingParams(max_tokens=1, stop=("a" * 300,)),
+        SamplingParams(max_tokens=1, bad_words=("a",)),
+    ],
+)
+def test_parameters_that_fit_one_prompt_or_may_be_large_are_not_kept(sampling: SamplingParams) -> None:
+    checked, params = CheckedParams(), sampling_params(sampling, True, seeds_work=True)
+    checked.add(sampling, True, params)
+    assert checked.get(sampling, True) is None
+
+
+def test_the_oldest_parameters_are_forgotten() -> None:
+    checked, params = CheckedParams(), sampling_params(SamplingParams(max_tokens=1), True, seeds_work=True)
+    for tokens in range(1, MAX_CHECKED + 2):
+        checked.add(SamplingParams(max_tokens=tokens), True, params)
+        checked.get(SamplingParams(max_tokens=1), True)  # the first stays in use
+    assert [checked.get(SamplingParams(max_tokens=tokens), True) is params for tokens in (1, 2, 3)] == [True, False, True]
