@@ -94,8 +94,8 @@ def vllm_serve() -> Iterator[Peer]:
 def vllm_rs(program: Path) -> Iterator[Peer]:
     """Serve with vLLM's front end in Rust. `program`: the path of `vllm-rs`.
 
-    The front end refuses `--mm-processor-cache-gb`. By itself it takes the demo's chat template for one whose messages are strings, and
-    loses the line break after each image. So the format is given.
+    The front end refuses `--mm-processor-cache-gb`. Without `--chat-template-content-format` its prompts lack the line break after each
+    image.
     """
     removed = FLAGS.index("--mm-processor-cache-gb")
     flags = (*FLAGS[:removed], *FLAGS[removed + 2 :], "--chat-template-content-format", "openai")

@@ -89,16 +89,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _peers(names: list[str]) -> dict[str, Start]:
     """Return how to start each server. Without the program vllm-rs its column is left out, and the reason is printed."""
-    peers: dict[str, Start] = {VLLM: vllm_serve, RUST: vllm_serve, GATEWAY: gateway}
-    peers = {name: start for name, start in peers.items() if name in names}
-    if RUST in peers:
+    peers: dict[str, Start] = {VLLM: vllm_serve, GATEWAY: gateway}
+    if RUST in names:
         program = find()
         if isinstance(program, Path):
             peers[RUST] = partial(vllm_rs, program)
         else:
-            del peers[RUST]
             print(f"{RUST} is left out: {program}")
-    return peers
+    return {name: peers[name] for name in (VLLM, RUST, GATEWAY) if name in names and name in peers}
 
 
 def _rows(peer: Peer, parts: list[str], options: argparse.Namespace) -> Iterator[Row]:
