@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from bench.chat_requests import Row, Sample, about, chat, measure, misdescribed, row, user
 from bench.peers import Peer
@@ -35,7 +36,7 @@ def rows(peer: Peer, samples: int) -> Iterator[Row]:
         known = misdescribed(peer, GRIDS[:1], [grid_picture(kind, GRIDS[0])])
         yield row(f"known {kind.name}", [measure(peer, [chats[0]]) for _ in range(samples)], known)
         eights = [[about(peer, next(pictures)) for _ in range(8)] for _ in range(max(samples // 2, 1))]
-        yield row(f"eight new {kind.name}s at once", [measure(peer, eight) for eight in eights], fault)
+        yield row(f"eight new {kind.name}s at once", [measure(peer, eight) for eight in eights], _mixed_up(peer, kind))
         yield _by_url(peer, kind, samples)
 
 
@@ -64,6 +65,13 @@ def memory_after_new_images(peer: Peer, count: int) -> tuple[int, int]:
         if number == 20:
             before = peer.rss()
     return before, peer.rss()
+
+
+def _mixed_up(peer: Peer, kind: Kind) -> str:
+    """Ask about all grids at the same time, one in each request. Return a sentence about a wrong answer, or nothing."""
+    with ThreadPoolExecutor(len(GRIDS)) as pool:
+        faults = list(pool.map(lambda grid: misdescribed(peer, [grid], [grid_picture(kind, grid)]), GRIDS))
+    return next(filter(None, faults), "")
 
 
 def _turns(peer: Peer, urls: list[str]) -> Iterator[Sample]:
