@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,15 @@ class Peer:
     seconds_to_ready: float
 
     def cpu(self) -> float:
-        """Return the seconds of CPU that the front end has used: its process and all children, but no process of an engine."""
-        return sum(cpu_ns(process.pid) for process in [self.front_end, *helpers(self.front_end)]) / 1e9
+        """Return the seconds of CPU that the front end has used: its process and its helpers, but no process of an engine.
+
+        A helper that has ended no longer counts.
+        """
+        total = cpu_ns(self.front_end.pid)
+        for helper in helpers(self.front_end):
+            with suppress(OSError):
+                total += cpu_ns(helper.pid)
+        return total / 1e9
 
     def rss_of_all(self) -> int:
         """Return the resident bytes of all processes of the server. Shared pages are counted once for each process."""
@@ -69,8 +76,9 @@ def helpers(process: psutil.Process) -> list[psutil.Process]:
     """Return the descendants of a process without engines. vLLM names an engine's processes `VLLM::...`."""
     found = []
     for child in process.children():
-        if not child.name().startswith("VLLM::"):
-            found += [child, *helpers(child)]
+        with suppress(psutil.NoSuchProcess):
+            if not child.name().startswith("VLLM::"):
+                found += [child, *helpers(child)]
     return found
 
 
