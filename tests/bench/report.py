@@ -142,4 +142,6 @@ def _cell(line: Line, name: str) -> str:
     values = line.samples.get(name)
     if not values:
         return ""
-    return f"{statistics.median(values):.1f}{'!' if name in line.faults else ''} ±{(max(values) - min(values)) / 2:6.1f}"
+    median, spread = statistics.median(values), (max(values) - min(values)) / 2
+    digits = 1 if median >= 10 else 2
+    return f"{median:.{digits}f}{'!' if name in line.faults else ''} ±{spread:6.{digits}f}"

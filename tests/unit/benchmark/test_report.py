@@ -77,6 +77,10 @@ def test_table_marks_wrong_answers_and_explains_them() -> None:
     assert note == "! vllm-rs: the picture is turned. Rows: new 2 MP PNG, ms"
 
 
+def test_small_figures_keep_two_decimals() -> None:
+    assert "0.24 ±  0.00" in table({"text, max_tokens 1, front end CPU ms": line(rust=0.24)})
+
+
 def test_table_without_a_server_has_no_column_for_it() -> None:
     lines = {NEW: line(rust=None)}
     assert RUST not in table(lines).splitlines()[0]
