@@ -42,7 +42,7 @@ check: lint test  ## Ruff, mypy and the whole suite
 measure: .venv/test-$(ENGINE)  ## The share of the demo model's answers that are right, through the real engine
 	$(BIN)/python -m llava_gateway.demo.evaluate
 
-bench: .venv/test-$(ENGINE)  ## Compare this gateway with `vllm serve` (ten minutes on two cores); BENCH="--rounds 1" takes half as long
+bench: .venv/test-$(ENGINE)  ## Compare this gateway with `vllm serve` and `vllm-rs` (fifteen minutes on two cores); BENCH="--rounds 1" takes half as long
 	$(TESTS) bench.run $(BENCH)
 
 soak: .venv/test-$(ENGINE)  ## Ten minutes of mixed traffic; fails if memory, open files or tasks grow. SOAK="--minutes 60" runs longer

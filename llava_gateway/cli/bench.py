@@ -48,7 +48,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _measure(target: LoadTarget, model: str, options: argparse.Namespace, concurrency: int, console: Console) -> LoadResult:
     fields: dict[str, Any] = {"ignore_eos": True} if options.ignore_eos else {}
-    bodies = chat_bodies(model, max_tokens=options.max_tokens, images=options.images, image_size=options.image_size, **fields)
+    bodies = chat_bodies(
+        model,
+        max_tokens=options.max_tokens,
+        images=options.images,
+        image_size=options.image_size,
+        image_share=options.image_share,
+        **fields,
+    )
     requests = options.requests or concurrency * 8
     tokens = TextColumn("{task.fields[tokens]} tokens")
     with Progress(
@@ -129,7 +136,8 @@ def make_parser() -> Parser:
         "per second, and the times to the first token and between tokens.",
         epilog="examples:\n"
         "  llava-gateway bench --concurrency 1,32\n"
-        "  llava-gateway bench http://127.0.0.1:8000/v1 --images 1 --max-tokens 64 --json bench.json",
+        "  llava-gateway bench http://127.0.0.1:8000/v1 --images 1 --max-tokens 64 --json bench.json\n"
+        "  llava-gateway bench --images 1 --image-share 0.7    # a mixed load: 70 % of the requests have a new image",
     )
     parser.add_argument("url", metavar="URL", nargs="?", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
     parser.add_argument("--model", default="", metavar="NAME", help="default: the first model that /v1/models lists")
@@ -154,6 +162,13 @@ def make_parser() -> Parser:
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="maximum length of an answer (default: 128)")
     parser.add_argument("--ignore-eos", action="store_true", help="for vLLM: continue each answer up to --max-tokens")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="new images in each request (default: 0)")
+    parser.add_argument(
+        "--image-share",
+        type=_share,
+        default=1.0,
+        metavar="S",
+        help="share of requests with --images images, from 0 to 1; the other requests are text (default: 1)",
+    )
     parser.add_argument("--image-size", type=_size, default=(1600, 1200), metavar="WxH", help="pixels of each image (default: 1600x1200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     return parser
@@ -165,6 +180,17 @@ def _numbers(text: str) -> list[int]:
     if min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers above 0, such as 1,32")
     return numbers
+
+
+def _share(text: str) -> float:
+    """Return an option's value, "0.7", as a number from 0 to 1. Raises ArgumentTypeError."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1, such as 0.7")
+    return share
 
 
 def _size(text: str) -> tuple[int, int]:

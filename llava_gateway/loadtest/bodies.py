@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import math
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -36,17 +37,26 @@ def with_new_pixels(jpeg: bytes, number: int) -> bytes:
 
 
 def chat_bodies(
-    model: str, *, max_tokens: int, stream: bool = True, images: int = 0, image_size: tuple[int, int] = (0, 0), **fields: Any
+    model: str,
+    *,
+    max_tokens: int,
+    stream: bool = True,
+    images: int = 0,
+    image_size: tuple[int, int] = (0, 0),
+    image_share: float = 1,
+    **fields: Any,
 ) -> Iterator[bytes]:
-    """Yield an endless series of chat requests, each with new images.
+    """Yield an endless series of chat requests, with new images in each request or in some.
 
-    `image_size`: width and height in pixels. `fields`: added to every body.
+    `images`: the number of images in a request that has images. `image_size`: width and height in pixels. `image_share`: the share of
+    requests that have images, from 0 to 1; they are spread evenly. `fields`: added to every body.
     """
     photo = photograph(*image_size) if images else b""
     numbers = itertools.count(secrets.randbits(48))
     for number in itertools.count():
         content: list[dict[str, Any]] = [{"type": "text", "text": f"Question {number}: describe the image."}]
-        for _ in range(images):
+        has_images = math.floor((number + 1) * image_share) > math.floor(number * image_share)
+        for _ in range(images if has_images else 0):
             uri = "data:image/jpeg;base64," + base64.b64encode(with_new_pixels(photo, next(numbers))).decode()
             content.insert(0, {"type": "image_url", "image_url": {"url": uri}})
         body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens, "temperature": 0, **fields}

@@ -24,6 +24,8 @@ class Outcome:
     """Events with text, or 1 for an answer that did not stream."""
     completion_tokens: int = 0
     """The server's count. If the server reports none, the number of pieces."""
+    prompt_tokens: int | None = None
+    """The server's count. None: the server reports none."""
     error: str = ""
     """Empty if the request succeeded."""
 
@@ -114,9 +116,11 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._outcome.status == 200:
-            counted = _completion_tokens(bytes(self._body))
+            body = bytes(self._body)
+            counted = _last_number(body, b'"completion_tokens":')
             self._outcome.completion_tokens = counted if counted is not None else self._outcome.pieces
-            self._end("" if b'"error":' not in self._body or b'"choices":' in self._body[-4096:] else _error_message(bytes(self._body)))
+            self._outcome.prompt_tokens = _last_number(body, b'"prompt_tokens":')
+            self._end("" if b'"error":' not in body or b'"choices":' in body[-4096:] else _error_message(body))
         else:
             self._end(_error_message(bytes(self._body)) or f"status {self._outcome.status}")
 
@@ -127,10 +131,10 @@ class Connection(asyncio.Protocol):
             self._done.set_result(None)
 
 
-def _completion_tokens(body: bytes) -> int | None:
-    """Return `completion_tokens` from a JSON answer or from the last chunk that has usage. None: the answer has no usage."""
-    position = body.rfind(b'"completion_tokens":')
-    digits = body[position + 20 : position + 32].strip().split(b",")[0].split(b"}")[0].strip()
+def _last_number(body: bytes, key: bytes) -> int | None:
+    """Return the number after the last `key` of a JSON answer or of its last chunk with usage. None: there is no such number."""
+    position = body.rfind(key)
+    digits = body[position + len(key) : position + len(key) + 12].strip().split(b",")[0].split(b"}")[0].strip()
     return int(digits) if position >= 0 and digits.isdigit() else None
 
 

@@ -1,4 +1,4 @@
-"""AsyncLLM with no HTTP around it: what a front end cannot do without. Prints JSON, in the rows of text.py."""
+"""The cost of vLLM's engine client AsyncLLM without HTTP: a lower bound for servers that use it. Prints JSON with the rows of text.py."""
 
 import argparse
 import asyncio
@@ -8,13 +8,14 @@ import time
 import uuid
 
 from bench.peers import FLAGS
-from bench.text import STREAMS, TOKENS
+from bench.text import STREAMS, TOKENS, stream_row
 
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.launch import ENVIRONMENT
 
 
 async def measure(seconds: float) -> dict[str, dict[str, float]]:
+    """Return the figures of each number of streams. `seconds`: the duration of each load."""
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.inputs import tokens_input
@@ -47,7 +48,7 @@ async def measure(seconds: float) -> dict[str, dict[str, float]]:
         start, before = time.perf_counter(), time.process_time()
         tokens = sum(await asyncio.gather(*(client(time.monotonic() + seconds) for _ in range(streams))))
         cpu, wall = time.process_time() - before, time.perf_counter() - start
-        rows[f"{streams} stream{'s' * (streams > 1)}"] = {"front end CPU us per token": cpu / tokens * 1e6, "tokens/s": tokens / wall}
+        rows[stream_row(streams)] = {"front end CPU us per token": cpu / tokens * 1e6, "tokens/s": tokens / wall}
     engine.shutdown()
     return rows
 

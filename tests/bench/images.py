@@ -1,145 +1,90 @@
-"""What an image costs: time to the first token, and the front end's CPU, for new and for known images."""
+"""The cost of images: new and known ones of several sizes and formats, chats with images, and many images in one request."""
 
-import asyncio
-import base64
 import itertools
-import json
-import secrets
-import statistics
-import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+from bench.chat_requests import Row, Sample, about, chat, measure, misdescribed, row, user
 from bench.peers import Peer
+from bench.pictures import JPEGS, MEDIUM, OTHERS, Kind, grid_picture, new_pictures, picture_host
 
-from llava_gateway.demo import MODEL_NAME
-from llava_gateway.loadtest.bodies import photograph, with_new_pixels
-from llava_gateway.loadtest.client import LoadTarget, Outcome
+from llava_gateway.demo.images import Grid
 
-Row = dict[str, float]
-SIZES = {"12 MP": (4000, 3000), "2 MP": (1600, 1200), "0.1 MP": (384, 288)}
-TURNS = 4
-"""Images of the chat whose second turn is measured."""
-
-
-def images(size: tuple[int, int]) -> Iterator[str]:
-    """Photographs without end, each another one, as data URIs."""
-    photo = photograph(*size)
-    for number in itertools.count(secrets.randbits(40)):
-        yield "data:image/jpeg;base64," + base64.b64encode(with_new_pixels(photo, number)).decode()
-
-
-def request(*urls: str, answers: int = 0) -> bytes:
-    """Of one user message, and as many more turns as there are answers."""
-    content = [{"type": "image_url", "image_url": {"url": url}} for url in urls] + [{"type": "text", "text": "Describe this image."}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    for _ in range(answers):
-        messages += [{"role": "assistant", "content": "The top left is red."}, {"role": "user", "content": "And the top right?"}]
-    fields = {"model": MODEL_NAME, "messages": messages, "temperature": 0, "max_tokens": 8, "stream": True}
-    return json.dumps(fields).encode()
+GRIDS: tuple[Grid, ...] = (
+    ("red", "blue", "green", "orange"),
+    ("white", "yellow", "black", "purple"),
+    ("blue", "blue", "red", "white"),
+    ("green", "purple", "red", "white"),
+)
+"""Grids that the demo model describes correctly."""
+CHAT_IMAGES = 4
+TURNS = 8
+MANY = 10
+ANSWER = "The top left is red."
 
 
-class Host(ThreadingHTTPServer):
-    """Serves each image at a URL of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Pictures)
-        self.images: dict[str, bytes] = {}
-
-    def url(self, uri: str) -> str:
-        path = f"/{len(self.images)}.jpg"
-        self.images[path] = base64.b64decode(uri.partition(",")[2])
-        return f"http://127.0.0.1:{self.server_address[1]}{path}"
-
-
-class _Pictures(BaseHTTPRequestHandler):
-    server: Host
-
-    def do_GET(self) -> None:
-        content = self.server.images[self.path]
-        self.send_response(200)
-        self.send_header("content-type", "image/jpeg")
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
+def rows(peer: Peer, samples: int) -> Iterator[Row]:
+    """Yield the rows of single images, by size and format. `samples`: requests for each row."""
+    for kind in (*JPEGS, *OTHERS):
+        fault = misdescribed(peer, GRIDS[:1], [grid_picture(kind, GRIDS[0])])
+        pictures = new_pictures(kind)
+        measure(peer, [about(peer, next(pictures))])
+        chats = [about(peer, next(pictures)) for _ in range(samples)]
+        yield row(f"new {kind.name}", [measure(peer, [each]) for each in chats], fault)
+        if kind not in JPEGS:
+            continue
+        known = misdescribed(peer, GRIDS[:1], [grid_picture(kind, GRIDS[0])])
+        yield row(f"known {kind.name}", [measure(peer, [chats[0]]) for _ in range(samples)], known)
+        eights = [[about(peer, next(pictures)) for _ in range(8)] for _ in range(max(samples // 2, 1))]
+        yield row(f"eight new {kind.name}s at once", [measure(peer, eight) for eight in eights], _mixed_up(peer, kind))
+        yield _by_url(peer, kind, samples)
 
 
-def first_token(peer: Peer, body: bytes) -> float:
-    """Milliseconds from sending to the first delta with text; reads on to the end."""
-    (outcome,), _ = asyncio.run(answer_all(peer, [body]))
-    assert outcome.first is not None
-    return outcome.first * 1000
-
-
-def at_once(peer: Peer, bodies: list[bytes]) -> float:
-    """Milliseconds until all are answered."""
-    _, seconds = asyncio.run(answer_all(peer, bodies))
-    return seconds * 1000
-
-
-async def answer_all(peer: Peer, bodies: list[bytes], path: str = "/chat/completions") -> tuple[list[Outcome], float]:
-    """To each, asked over a connection of its own; and the seconds that all took together."""
-    target = LoadTarget(f"{peer.url}/v1")
-    connections = [await target.connect() for _ in bodies]
-    requests = [target.head(path, len(body)) + body for body in bodies]
-    start = time.perf_counter()
-    outcomes = await asyncio.gather(*(connection.ask(each) for connection, each in zip(connections, requests, strict=True)))
-    seconds = time.perf_counter() - start
-    for connection, outcome in zip(connections, outcomes, strict=True):
-        connection.close()
-        assert not outcome.error, outcome.error
-    return outcomes, seconds
-
-
-def measured(peer: Peer, work: Callable[..., float], *arguments: Any) -> tuple[float, float]:
-    """What the work says it took, and the front end's CPU for it; both in milliseconds."""
-    before = peer.cpu()
-    took = work(peer, *arguments)
-    return took, (peer.cpu() - before) * 1000
-
-
-def rows(peer: Peer, samples: int) -> Iterator[tuple[str, Row]]:
-    """By name of the row."""
-    for name, size in SIZES.items():
-        photos = images(size)
-        first_token(peer, request(next(photos)))
-        bodies = [request(next(photos)) for _ in range(samples)]
-        yield f"new {name} JPEG", _row([measured(peer, first_token, body) for body in bodies])
-        yield f"known {name} JPEG", _row([measured(peer, first_token, bodies[0]) for _ in range(samples)])
-        eights = [[request(next(photos)) for _ in range(8)] for _ in range(max(samples // 2, 1))]
-        yield f"eight new {name} JPEGs at once", _row([measured(peer, at_once, eight) for eight in eights])
-        with Host() as host:
-            threading.Thread(target=host.serve_forever, daemon=True).start()
-            by_url = [request(host.url(next(photos))) for _ in range(samples)]
-            yield f"new {name} JPEG by URL", _row([measured(peer, first_token, body) for body in by_url])
-            host.shutdown()
-    yield f"second turn of a chat with {TURNS} images of 2 MP", _row(list(_second_turns(peer, samples)))
-
-
-def _second_turns(peer: Peer, samples: int) -> Iterator[tuple[float, float]]:
-    photos = images(SIZES["2 MP"])
+def chats(peer: Peer, samples: int) -> Iterator[Row]:
+    """Yield the rows of requests with several images: turns of a chat, and ten images at once."""
+    fault = misdescribed(peer, GRIDS, [grid_picture(MEDIUM, grid) for grid in GRIDS])
+    second, eight = [], []
+    pictures = new_pictures(MEDIUM)
     for _ in range(samples):
-        chat = [next(photos) for _ in range(TURNS)]
-        first_token(peer, request(*chat))
-        yield measured(peer, first_token, request(*chat, answers=1))
+        turns = list(_turns(peer, [next(pictures) for _ in range(CHAT_IMAGES)]))
+        second.append(turns[1])
+        wrong = next((turn.fault for turn in turns if turn.fault), "")
+        eight.append(Sample(sum(turn.ms for turn in turns), sum(turn.cpu_ms for turn in turns), wrong))
+    yield row(f"second turn of a chat with {CHAT_IMAGES} images of 2 MP", second, fault)
+    yield row(f"{TURNS} turns of a chat with {CHAT_IMAGES} images of 2 MP", eight, fault)
+    tens = [about(peer, *itertools.islice(pictures, MANY)) for _ in range(max(samples // 2, 1))]
+    yield row("ten new 2 MP JPEGs in one request", [measure(peer, [ten]) for ten in tens])
 
 
-def _row(pairs: list[tuple[float, float]]) -> Row:
-    """CPU is a mean: the kernel tells it in steps of 10 ms, more than some samples take."""
-    return {"ms": statistics.median(pair[0] for pair in pairs), "front end CPU ms": statistics.mean(pair[1] for pair in pairs)}
-
-
-def memory_after_distinct_images(peer: Peer, count: int) -> tuple[int, int]:
-    """The front end's RSS in bytes before and after `count` images, each another one."""
-    photos = images((512, 512))
+def memory_after_new_images(peer: Peer, count: int) -> tuple[int, int]:
+    """Return the front end's resident bytes after 20 new images and after `count`."""
+    pictures = new_pictures(Kind("0.3 MP JPEG", (512, 512)))
     before = 0
     for number in range(count):
-        first_token(peer, request(next(photos)))
+        measure(peer, [about(peer, next(pictures))])
         if number == 20:
             before = peer.rss()
     return before, peer.rss()
+
+
+def _mixed_up(peer: Peer, kind: Kind) -> str:
+    """Ask about all grids at the same time, one in each request. Return a sentence about a wrong answer, or nothing."""
+    with ThreadPoolExecutor(len(GRIDS)) as pool:
+        faults = list(pool.map(lambda grid: misdescribed(peer, [grid], [grid_picture(kind, grid)]), GRIDS))
+    return next(filter(None, faults), "")
+
+
+def _turns(peer: Peer, urls: list[str]) -> Iterator[Sample]:
+    """Send the turns of a chat one after the other, each with the turns before it. The images are in the first message."""
+    messages = [user("Describe these images.", *urls)]
+    for _ in range(TURNS):
+        yield measure(peer, [chat(peer, messages)])
+        messages += [{"role": "assistant", "content": ANSWER}, {"role": "user", "content": "And the top right?"}]
+
+
+def _by_url(peer: Peer, kind: Kind, samples: int) -> Row:
+    pictures = new_pictures(kind)
+    with picture_host() as host:
+        fault = misdescribed(peer, GRIDS[1:2], [host.url(grid_picture(kind, GRIDS[1]))])
+        chats = [about(peer, host.url(next(pictures))) for _ in range(samples)]
+        return row(f"new {kind.name} by URL", [measure(peer, [each]) for each in chats], fault)

@@ -1,4 +1,4 @@
-"""The servers that are measured against each other, on the same checkpoint with the same engine flags."""
+"""The servers that are compared: `vllm serve`, `vllm-rs` and this gateway. They serve one checkpoint with the same engine flags."""
 
 import os
 import socket
@@ -6,70 +6,127 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
 from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 
+VLLM, RUST, GATEWAY = "vllm serve", "vllm-rs", "gateway"
 HERE = Path(__file__).parent
-FLAGS = (*ENGINE_FLAGS, "--max-num-seqs", "64", "--enforce-eager", "--max-model-len", "4096")
+FLAGS = (*ENGINE_FLAGS, "--max-num-seqs", "64", "--enforce-eager", "--max-model-len", "8192")
+"""Ten images have 5,760 tokens. The demo model was trained with 4,096, so a request with ten images is not checked by its answer."""
+ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+BEGIN_OF_TEXT = {"add_special_tokens": True}
+"""A field of requests to vLLM. Without it vLLM leaves out the `<s>` of LLaVA's prompt, and the demo model describes images that are not
+there. The gateway always writes the `<s>`."""
 START_TIMEOUT = 180
+"""Seconds until a server must be ready."""
 
 
 @dataclass(frozen=True)
 class Peer:
+    """A running server."""
+
     name: str
     url: str
-    process: psutil.Process
+    server: psutil.Process
+    """The process that was started."""
+    front_end: psutil.Process
+    """The process that answers HTTP requests: `server`, or a child of it."""
+    fields: Mapping[str, Any]
+    """Fields of each chat request."""
     seconds_to_ready: float
 
     def cpu(self) -> float:
-        """Seconds of CPU that the front end, and only that, has used: its own process, all threads."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        """Return the seconds of CPU that the front end has used: its process and its helpers, but no process of an engine.
+
+        A helper that has ended no longer counts.
+        """
+        total = cpu_ns(self.front_end.pid)
+        for helper in helpers(self.front_end):
+            with suppress(OSError):
+                total += cpu_ns(helper.pid)
+        return total / 1e9
 
     def rss_of_all(self) -> int:
-        """Bytes of the front end and all its processes; what they share counts for each."""
-        return self.rss() + sum(int(child.memory_info().rss) for child in self.process.children(recursive=True))
+        """Return the resident bytes of all processes of the server. Shared pages are counted once for each process."""
+        return sum(int(process.memory_info().rss) for process in [self.server, *self.server.children(recursive=True)])
 
     def rss(self) -> int:
-        """Bytes of the front end alone."""
-        return int(self.process.memory_info().rss)
+        """Return the resident bytes of the process that answers HTTP requests."""
+        return int(self.front_end.memory_info().rss)
+
+
+def cpu_ns(pid: int) -> int:
+    """Return the CPU time of all threads of a process, in nanoseconds.
+
+    psutil and /proc count in steps of 10 ms. The kernel's clock of the process (clock_getcpuclockid(3)) is exact. Raises OSError if the
+    process has ended.
+    """
+    return time.clock_gettime_ns(~pid << 3 | 2)
+
+
+def helpers(process: psutil.Process) -> list[psutil.Process]:
+    """Return the descendants of a process without engines. vLLM names an engine's processes `VLLM::...`."""
+    found = []
+    for child in process.children():
+        with suppress(psutil.NoSuchProcess):
+            if not child.name().startswith("VLLM::"):
+                found += [child, *helpers(child)]
+    return found
 
 
 @contextmanager
 def gateway(*flags: str) -> Iterator[Peer]:
+    """Serve with this gateway. `flags`: further flags of `llava-gateway serve`."""
     own = ("--allow-networks", "127.0.0.0/8", *flags)
     command = [sys.executable, "-m", "llava_gateway", "serve", MODEL_NAME, *FLAGS[len(ENGINE_FLAGS) :], *own]
-    with _serve("gateway", command, "/ready") as peer:
+    with _serve(GATEWAY, command, "/ready", {}, {}) as peer:
         yield peer
 
 
 @contextmanager
 def vllm_serve() -> Iterator[Peer]:
-    command = [sys.executable, str(HERE / "vllm_serve.py"), "serve", str(CHECKPOINT), "--served-model-name", MODEL_NAME, *FLAGS]
-    with _serve("vllm serve", [*command, "--allowed-local-media-path", ""], "/health") as peer:
+    """Serve with vLLM's front end in Python."""
+    with _serve(VLLM, [*_vllm_command(FLAGS), "--allowed-local-media-path", ""], "/health", {}, BEGIN_OF_TEXT) as peer:
         yield peer
 
 
-PEERS = {"vllm serve": vllm_serve, "gateway": gateway}
+@contextmanager
+def vllm_rs(program: Path) -> Iterator[Peer]:
+    """Serve with vLLM's front end in Rust. `program`: the path of `vllm-rs`.
+
+    The front end refuses `--mm-processor-cache-gb`. Without `--chat-template-content-format` its prompts lack the line break after each
+    image.
+    """
+    removed = FLAGS.index("--mm-processor-cache-gb")
+    flags = (*FLAGS[:removed], *FLAGS[removed + 2 :], "--chat-template-content-format", "openai")
+    environment = {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(program)}
+    with _serve(RUST, _vllm_command(flags), "/health", environment, BEGIN_OF_TEXT) as peer:
+        yield peer
+
+
+def _vllm_command(flags: Sequence[str]) -> list[str]:
+    return [sys.executable, str(HERE / "vllm_serve.py"), "serve", str(CHECKPOINT), "--served-model-name", MODEL_NAME, *flags]
 
 
 @contextmanager
-def _serve(name: str, command: Sequence[str], ready: str) -> Iterator[Peer]:
+def _serve(name: str, command: Sequence[str], ready: str, environment: dict[str, str], fields: Mapping[str, Any]) -> Iterator[Peer]:
+    """Run a server until the block ends. `ready`: the path that answers 200 when the server is ready. Raises RuntimeError."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
-    environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as log:
         start = time.monotonic()
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, env=environment, cwd=HERE)
+        whole = os.environ | ENVIRONMENT | environment
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, env=whole, cwd=HERE)
         try:
             deadline = start + START_TIMEOUT
             while not _answers(url + ready):
@@ -77,7 +134,11 @@ def _serve(name: str, command: Sequence[str], ready: str) -> Iterator[Peer]:
                     log.seek(0)
                     raise RuntimeError(f"{name} did not start:\n{log.read().decode()[-3000:]}")
                 time.sleep(0.2)
-            yield Peer(name, url, psutil.Process(process.pid), time.monotonic() - start)
+            seconds = time.monotonic() - start
+            server = psutil.Process(process.pid)
+            front_end = next((child for child in server.children() if child.name() == "vllm-rs"), server)
+            assert (front_end is not server) == (name == RUST)
+            yield Peer(name, url, server, front_end, fields, seconds)
         finally:
             process.terminate()
             try:

@@ -33,6 +33,12 @@ def test_bench_sends_images(server: Server, tmp_path: Path) -> None:
     assert row["failed"] == 0
 
 
+def test_bench_sends_a_mixed_load(server: Server, tmp_path: Path) -> None:
+    options = ("--images", "1", "--image-share", "0.5", "--image-size", "64x48", "--max-tokens", "5")
+    (row,) = rows(server, tmp_path, "--concurrency", "2", "--requests", "4", *options)
+    assert (row["requests"], row["failed"]) == (4, 0)
+
+
 def test_bench_reports_failures(server: Server) -> None:
     ended = run("bench", server.url, "--concurrency", "2", "--requests", "2", "--images", "8")
     assert ended.returncode == 1
