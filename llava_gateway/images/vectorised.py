@@ -2,11 +2,8 @@
 
 The gateway's process has torch because of vLLM. Pillow's own resizing uses no vector instructions, and takes six times as long. Torch
 resizes as the Hugging Face processors do, so a JPEG that is decoded in its full size has exactly their pixels. simplejpeg decodes to the
-same pixels as Pillow, into an array that torch reads without a copy. A function that resizes needs torch to be imported already.
+same pixels as Pillow, into an array that torch reads without a copy.
 """
-
-import sys
-from typing import Any
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]  # it has no types
@@ -49,7 +46,8 @@ def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """Return the pixels in another size (width and height), by the bicubic filter with antialiasing, as Hugging Face's processors do."""
     if pixels.shape[:2] == (size[1], size[0]):
         return pixels
-    torch: Any = sys.modules["torch"]
+    import torch  # waits if another thread is just importing it
+
     torch.set_num_threads(1)  # holds for this thread; more would wait for each other and spin
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(planes, (size[1], size[0]), mode="bicubic", antialias=True)

@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import gc
 import logging
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from blake3 import blake3
 from PIL import Image
 
 from llava_gateway.engine.vllm.compat import health, requests
+from llava_gateway.engine.vllm.compat.image_inputs import ImageInputs, UnknownModel
 from llava_gateway.engine.vllm.compat.named_tokens import named_tokens_work
 from llava_gateway.engine.vllm.compat.seeds import seeds_work
 from llava_gateway.engine.vllm.launch import describe, engine_arguments, make_engine
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
-    from llava_gateway.engine.vllm.compat.image_input import ImageInput
     from llava_gateway.engine.vllm.compat.output_reader import OutputReader
     from llava_gateway.engine.vllm.compat.request_sender import RequestSender
 
@@ -71,7 +70,7 @@ class VllmEngine:
         self._lora_manager: LoraManager | None = None
         self._output_reader: OutputReader | None = None
         self._request_sender: RequestSender | None = None
-        self._image_input: ImageInput | None = None
+        self._image_inputs: ImageInputs | None = None
         self._checked_params = CheckedParams()
         self._process_guard = ProcessGuard()
         self.stage = "importing vLLM"
@@ -128,23 +127,23 @@ class VllmEngine:
         if _note_path("tokens", off or output_reader.why_unsupported(engine)):
             self._output_reader = output_reader.OutputReader(engine, info.tokenizer)
             self._request_sender = request_sender.RequestSender(engine)
-        _note_path("images", off or await self._use_image_input(engine, info))
+        _note_path("images", off or await self._make_image_inputs(engine, info))
 
-    async def _use_image_input(self, engine: "AsyncLLM", info: ModelInfo) -> str | None:
-        """Use our own code for images if its result for one image is that of vLLM. Return why not, or None."""
-        from llava_gateway.engine.vllm.compat import image_input
-
-        if why := image_input.why_unsupported(engine):
-            return why
-        side = info.vision.side
-        noise = Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3))  # the same at each start
-        images = [PreparedImage(noise, "noise", noise.size, info.vision.tokens(side, side))]
-        token_ids = info.tokenizer.encode(f"a{info.image_token}b", add_special_tokens=True).ids
-        own = image_input.ImageInput(engine)
-        if not own.is_equal(images, token_ids, await requests.process_images(engine, token_ids, images, is_sent=False)):
-            return "vLLM's renderer makes another input"
-        self._image_input = own
+    async def _make_image_inputs(self, engine: "AsyncLLM", info: ModelInfo) -> str | None:
+        """Use our own code for images if it makes the same input as vLLM's renderer. Return why not, or None."""
+        token_ids, side = info.tokenizer.encode(2 * info.image_token, add_special_tokens=True).ids, info.vision.side
+        try:
+            self._image_inputs = ImageInputs(engine)
+            await self._image_inputs.check(token_ids, side, info.vision.tokens(side, side))
+        except Exception as error:  # any error: this vLLM differs from the known one
+            self._close_image_inputs()
+            return str(error) if isinstance(error, UnknownModel) else repr(error)
         return None
+
+    def _close_image_inputs(self) -> None:
+        if self._image_inputs:
+            self._image_inputs.close()
+            self._image_inputs = None
 
     async def check_structured_output(self, structured_output: StructuredOutput) -> None:
         if self._grammars:
@@ -220,6 +219,7 @@ class VllmEngine:
         self._stopping = True
         if self._grammars:
             self._grammars.close()
+        self._close_image_inputs()
         if (loading := self._loading) is not None:
             await asyncio.to_thread(self._shut_down, loading)
             self._loading = loading = None
@@ -290,14 +290,14 @@ class VllmEngine:
         return collector
 
     async def _render(self, engine: "AsyncLLM", prompt: Prompt) -> object:
-        """Return a prompt as `AsyncLLM.add_request` takes it."""
+        """Return a prompt as `AsyncLLM.add_request` takes it. The caller sends it without another await."""
         from vllm.inputs import tokens_input
 
         if not prompt.images:
             return tokens_input(prompt.token_ids, cache_salt=_salt(prompt))
-        if self._image_input:
-            return self._image_input.render(prompt.token_ids, prompt.images, _salt(prompt))
-        return await requests.process_images(engine, prompt.token_ids, prompt.images, _salt(prompt))
+        if self._image_inputs:
+            return await self._image_inputs.make(prompt.token_ids, prompt.images, _salt(prompt))
+        return await requests.process_images(engine.renderer, prompt.token_ids, prompt.images, _salt(prompt))
 
     def _closed(self, structured_output: StructuredOutput) -> StructuredOutput:
         """Return the format as the engine gets it. Raises InvalidRequest."""

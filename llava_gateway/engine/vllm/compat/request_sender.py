@@ -36,7 +36,7 @@ class RequestSender:
     def add_request(self, name: str, rendered: Any, params: SamplingParams) -> RequestOutputCollector:
         """Send a request for one choice, and return the collector of its outputs, as `AsyncLLM.add_request` does.
 
-        `rendered`: the input, from `tokens_input` or `ImageInput.render`. It fits the context. `params`: those of an earlier request that
+        `rendered`: the input, from `tokens_input` or `ImageInputs.make`. It fits the context. `params`: those of an earlier request that
         `AsyncLLM.add_request` has accepted, with `max_tokens`. Raises EngineDeadError, or GracefulHTTPError if the engine has too many
         requests.
         """

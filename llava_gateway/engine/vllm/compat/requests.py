@@ -14,26 +14,34 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 
+def image_names(images: Sequence[PreparedImage], cache_salt: str | None) -> list[str]:
+    """Return the names under which vLLM caches the images.
+
+    `cache_salt`: keeps a prompt and its images apart from others in vLLM's caches. vLLM itself separates only the prompts, so the salt
+    becomes a part of the images' names, too.
+    """
+    return [f"{image.digest}-{cache_salt}" if cache_salt else image.digest for image in images]
+
+
 async def process_images(
-    engine: "AsyncLLM", token_ids: Sequence[int], images: Sequence[PreparedImage], cache_salt: str | None = None, *, is_sent: bool = True
+    renderer: Any, token_ids: Sequence[int], images: Sequence[PreparedImage], cache_salt: str | None = None, *, skip_cache: bool = False
 ) -> Any:
     """Return a prompt with images as `AsyncLLM.add_request` takes it, processed in vLLM's own thread.
 
-    `token_ids`: one image token for each image. `cache_salt`: keeps the prompt and its images apart from others in vLLM's caches. vLLM
-    itself separates only the prompts, so the salt becomes a part of the images' names, too. `is_sent`: False for a prompt that the engine
-    will not get, so that vLLM's cache of the images that the engine has must not change.
+    `renderer`: of vLLM, `AsyncLLM.renderer`. `token_ids`: one image token for each image. `cache_salt`: as for `image_names`.
+    `skip_cache`: process the images even if vLLM knows them, and do not remember them. The prompt is then not for the engine.
 
-    Touches: `AsyncLLM.renderer` and `BaseRenderer.render_cmpl_async` with its argument `skip_mm_cache`.
+    Touches: `BaseRenderer.render_cmpl_async`.
     Without it: `AsyncLLM.add_request` takes the dictionary below as it is, and processes it itself.
     """
     prompt: dict[str, Any] = {
         "prompt_token_ids": token_ids,
         "multi_modal_data": {"image": [image.pixels for image in images]},
-        "multi_modal_uuids": {"image": [f"{image.digest}-{cache_salt}" if cache_salt else image.digest for image in images]},
+        "multi_modal_uuids": {"image": image_names(images, cache_salt)},
     }
     if cache_salt:
         prompt["cache_salt"] = cache_salt
-    (rendered,) = await engine.renderer.render_cmpl_async([prompt], skip_mm_cache=not is_sent)
+    (rendered,) = await renderer.render_cmpl_async([prompt], skip_mm_cache=skip_cache)
     return rendered
 
 

@@ -87,6 +87,7 @@ SOURCES = {
         "self.output_processor = OutputProcessor(": "AsyncLLM keeps its requests elsewhere than in output_processor",
         "self.renderer = ": "AsyncLLM renders prompts elsewhere than in renderer",
         "self.observability_config = ": "AsyncLLM has no observability_config, by which the gateway knows whether vLLM writes spans",
+        "supported_tasks=await self.get_supported_tasks()": "AsyncLLM.add_request may wait before it sends; see ImageInputs.make",
         "return self.engine_core.resources.engine_dead or not self.is_running": "AsyncLLM.errored means something else",
         "return await self.engine_core.is_scheduler_paused_async()": "AsyncLLM.is_paused no longer asks the engine's process",
     },
@@ -153,6 +154,11 @@ SIGNATURES = {
     "vllm.v1.engine.core_client:AsyncMPClient.abort_requests_async": "request_ids",
     "vllm.renderers.base:BaseRenderer.render_cmpl_async": "prompts skip_mm_cache",
     "vllm.renderers.base:BaseRenderer.update_mm_cache_stats": "",
+    "vllm.renderers.base:BaseRenderer.mm_processor_cache.fget": "self",
+    "vllm.multimodal.inputs:MultiModalFieldConfig.batched": "modality",
+    "vllm.multimodal.inputs:MultiModalKwargsItem": "",
+    "vllm.multimodal.inputs:MultiModalKwargsItems": "",
+    "vllm.multimodal.processing:BaseProcessingInfo.validate_num_items": "modality num_items",
     "vllm.inputs:mm_input": "prompt_token_ids mm_kwargs mm_hashes mm_placeholders cache_salt",
     "vllm.multimodal.inputs:MultiModalFieldElem": "data field",
     "vllm.multimodal.inputs:MultiModalFeatureSpec": "data modality identifier mm_position mm_hash",
@@ -306,14 +312,14 @@ def test_images_are_processed_by_vllms_renderer() -> None:
         skipped.append(skip_mm_cache)
         return ["rendered"]
 
-    front_end: Any = SimpleNamespace(renderer=SimpleNamespace(render_cmpl_async=render_cmpl_async))
+    renderer = SimpleNamespace(render_cmpl_async=render_cmpl_async)
     image: Any = SimpleNamespace(pixels="pixels", digest="digest")
-    assert asyncio.run(requests.process_images(front_end, [1, 2], [image])) == "rendered"
+    assert asyncio.run(requests.process_images(renderer, [1, 2], [image])) == "rendered"
     prompt = {"prompt_token_ids": [1, 2], "multi_modal_data": {"image": ["pixels"]}, "multi_modal_uuids": {"image": ["digest"]}}
     assert asked == [prompt]
-    asyncio.run(requests.process_images(front_end, [1, 2], [image], "salt"))
+    asyncio.run(requests.process_images(renderer, [1, 2], [image], "salt"))
     assert asked[1:] == [prompt | {"multi_modal_uuids": {"image": ["digest-salt"]}, "cache_salt": "salt"}]
-    asyncio.run(requests.process_images(front_end, [1, 2], [image], is_sent=False))
+    asyncio.run(requests.process_images(renderer, [1, 2], [image], skip_cache=True))
     assert skipped == [False, False, True]
 
 
