@@ -98,7 +98,7 @@ def measure(peer: Peer, chats: Sequence[Chat], path: str = CHAT) -> Sample:
     outcomes, seconds = asyncio.run(answer_all(peer, [each.body for each in chats], path))
     cpu = peer.cpu() - before
     ms = (outcomes[0].first or outcomes[0].last if len(chats) == 1 else seconds) * 1000
-    return Sample(ms, cpu * 1000, wrong_count(chats, outcomes) if path == CHAT else "")
+    return Sample(ms, cpu * 1000, (wrong_count(chats, outcomes) or empty_answer(outcomes)) if path == CHAT else "")
 
 
 def wrong_count(chats: Sequence[Chat], outcomes: Sequence[Outcome]) -> str:
@@ -107,6 +107,11 @@ def wrong_count(chats: Sequence[Chat], outcomes: Sequence[Outcome]) -> str:
         if outcome.prompt_tokens != each.prompt_tokens:
             return f"the prompt has {outcome.prompt_tokens} tokens instead of {each.prompt_tokens}"
     return ""
+
+
+def empty_answer(outcomes: Sequence[Outcome]) -> str:
+    """Return a sentence if an answer has no text, or nothing. The text is empty if the engine computes NaN."""
+    return "an answer has no text" if any(outcome.first is None for outcome in outcomes) else ""
 
 
 async def answer_all(peer: Peer, bodies: Sequence[bytes], path: str = CHAT) -> tuple[list[Outcome], float]:

@@ -6,16 +6,16 @@ import json
 import os
 import time
 import uuid
+from pathlib import Path
 
-from bench.peers import FLAGS
+from bench.peers import FLAGS, long_checkpoint
 from bench.text import STREAMS, TOKENS, stream_row
 
-from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.launch import ENVIRONMENT
 
 
-async def measure(seconds: float) -> dict[str, dict[str, float]]:
-    """Return the figures of each number of streams. `seconds`: the duration of each load."""
+async def measure(checkpoint: Path, seconds: float) -> dict[str, dict[str, float]]:
+    """Return the figures of each number of streams. `checkpoint`: its directory. `seconds`: the duration of each load."""
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.inputs import tokens_input
@@ -25,7 +25,7 @@ async def measure(seconds: float) -> dict[str, dict[str, float]]:
 
     parser = FlexibleArgumentParser()
     AsyncEngineArgs.add_cli_args(parser)
-    arguments = parser.parse_args(["--model", str(CHECKPOINT), *FLAGS, "--distributed-executor-backend", "uni"])
+    arguments = parser.parse_args(["--model", str(checkpoint), *FLAGS, "--distributed-executor-backend", "uni"])
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(arguments))
     params = SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
 
@@ -57,4 +57,5 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seconds", type=float, default=10)
     os.environ |= ENVIRONMENT | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1))}
-    print(json.dumps(asyncio.run(measure(options.parse_args().seconds))))
+    with long_checkpoint() as folder:
+        print(json.dumps(asyncio.run(measure(folder, options.parse_args().seconds))))

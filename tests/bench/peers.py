@@ -1,6 +1,8 @@
 """The servers that are compared: `vllm serve`, `vllm-rs` and this gateway. They serve one checkpoint with the same engine flags."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,9 +21,10 @@ from llava_gateway.demo import CHECKPOINT, ENGINE_FLAGS, MODEL_NAME
 
 VLLM, RUST, GATEWAY = "vllm serve", "vllm-rs", "gateway"
 HERE = Path(__file__).parent
-FLAGS = (*ENGINE_FLAGS, "--max-num-seqs", "64", "--enforce-eager", "--max-model-len", "8192")
-"""Ten images have 5,760 tokens. The demo model was trained with 4,096, so a request with ten images is not checked by its answer."""
-ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+CONTEXT = 8192
+"""Tokens of context. Ten images have 5,760 tokens. The demo model was trained with 4,096, so its answer about ten images is not checked."""
+FLAGS = (*ENGINE_FLAGS, "--max-num-seqs", "64", "--enforce-eager", "--max-model-len", str(CONTEXT))
+ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 BEGIN_OF_TEXT = {"add_special_tokens": True}
 """A field of requests to vLLM. Without it vLLM leaves out the `<s>` of LLaVA's prompt, and the demo model describes images that are not
 there. The gateway always writes the `<s>`."""
@@ -83,18 +86,35 @@ def helpers(process: psutil.Process) -> list[psutil.Process]:
 
 
 @contextmanager
+def long_checkpoint() -> Iterator[Path]:
+    """Write the demo checkpoint with a context of CONTEXT tokens to a temporary folder.
+
+    Only config.json is changed. vLLM can also be told to exceed the checkpoint's context, but it then computes NaN for later positions.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / MODEL_NAME
+        shutil.copytree(CHECKPOINT, checkpoint)
+        config = json.loads((checkpoint / "config.json").read_text())
+        config["text_config"]["max_position_embeddings"] = CONTEXT
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        yield checkpoint
+
+
+@contextmanager
 def gateway(*flags: str) -> Iterator[Peer]:
     """Serve with this gateway. `flags`: further flags of `llava-gateway serve`."""
-    own = ("--allow-networks", "127.0.0.0/8", *flags)
-    command = [sys.executable, "-m", "llava_gateway", "serve", MODEL_NAME, *FLAGS[len(ENGINE_FLAGS) :], *own]
-    with _serve(GATEWAY, command, "/ready", {}, {}) as peer:
-        yield peer
+    own = ("--served-model-name", MODEL_NAME, "--allow-networks", "127.0.0.0/8", *flags)
+    with long_checkpoint() as checkpoint:
+        command = [sys.executable, "-m", "llava_gateway", "serve", str(checkpoint), *FLAGS, *own]
+        with _serve(GATEWAY, command, "/ready", {}, {}) as peer:
+            yield peer
 
 
 @contextmanager
 def vllm_serve() -> Iterator[Peer]:
     """Serve with vLLM's front end in Python."""
-    with _serve(VLLM, [*_vllm_command(FLAGS), "--allowed-local-media-path", ""], "/health", {}, BEGIN_OF_TEXT) as peer:
+    flags = (*FLAGS, "--allowed-local-media-path", "")
+    with long_checkpoint() as checkpoint, _serve(VLLM, _vllm_command(checkpoint, flags), "/health", {}, BEGIN_OF_TEXT) as peer:
         yield peer
 
 
@@ -108,12 +128,12 @@ def vllm_rs(program: Path) -> Iterator[Peer]:
     removed = FLAGS.index("--mm-processor-cache-gb")
     flags = (*FLAGS[:removed], *FLAGS[removed + 2 :], "--chat-template-content-format", "openai")
     environment = {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(program)}
-    with _serve(RUST, _vllm_command(flags), "/health", environment, BEGIN_OF_TEXT) as peer:
+    with long_checkpoint() as checkpoint, _serve(RUST, _vllm_command(checkpoint, flags), "/health", environment, BEGIN_OF_TEXT) as peer:
         yield peer
 
 
-def _vllm_command(flags: Sequence[str]) -> list[str]:
-    return [sys.executable, str(HERE / "vllm_serve.py"), "serve", str(CHECKPOINT), "--served-model-name", MODEL_NAME, *flags]
+def _vllm_command(checkpoint: Path, flags: Sequence[str]) -> list[str]:
+    return [sys.executable, str(HERE / "vllm_serve.py"), "serve", str(checkpoint), "--served-model-name", MODEL_NAME, *flags]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import subprocess
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 from bench import peers, vllm_rs
-from bench.chat_requests import Chat, prompt_tokens, user, wrong_count
+from bench.chat_requests import Chat, empty_answer, prompt_tokens, user, wrong_count
 from bench.peers import RUST, Peer, cpu_ns, helpers
 from bench.pictures import JPEGS, OTHERS, SCREENSHOT, Kind, grid_picture, new_pictures
 from PIL import Image, ImageOps
 
+from llava_gateway.demo import CHECKPOINT
 from llava_gateway.demo.images import COLORS, Grid
 from llava_gateway.loadtest.client import Outcome
 
@@ -85,6 +87,20 @@ def test_answer_about_too_few_images_is_found() -> None:
     assert wrong_count(chats, [Outcome(prompt_tokens=587), Outcome(prompt_tokens=1164)]) == ""
     assert wrong_count(chats, [Outcome(prompt_tokens=587), Outcome(prompt_tokens=588)]) == "the prompt has 588 tokens instead of 1164"
     assert wrong_count(chats, [Outcome(), Outcome()]) == "the prompt has None tokens instead of 587"
+
+
+def test_answer_without_text_is_found() -> None:
+    assert empty_answer([Outcome(first=0.1)]) == ""
+    assert empty_answer([Outcome(first=0.1), Outcome(completion_tokens=8)]) == "an answer has no text"
+
+
+def test_checkpoint_has_rotary_embeddings_for_ten_images() -> None:
+    """With fewer positions the engine computes NaN, and the answer is empty."""
+    with peers.long_checkpoint() as checkpoint:
+        config = json.loads((checkpoint / "config.json").read_text())
+        assert config["text_config"]["max_position_embeddings"] == peers.CONTEXT > 10 * 576
+        assert {file.name for file in checkpoint.iterdir()} == {file.name for file in CHECKPOINT.iterdir()}
+    assert not checkpoint.exists()
 
 
 def opened(uri: str) -> Image.Image:
