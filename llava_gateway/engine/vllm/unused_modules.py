@@ -1,0 +1,48 @@
+"""The modules that vLLM imports if they are installed and then does not use on a CPU: Ray and Triton.
+
+They take a second of CPU time and 100 MB in each process. vLLM starts without them if they cannot be imported.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+
+from llava_gateway.engine.vllm.compat.engine_process import is_cpu_build
+
+SPECIAL_FLAGS = re.compile(
+    r"ray|triton|parallel|executor|worker|node|numa|config|rank|headless|plugin|^-[tpd]p|^-?-?[a-z]*cp\b", re.IGNORECASE
+)
+"""Flags, or values, with which vLLM may need further processes, Ray or Triton."""
+
+
+def is_plain(flags: Sequence[str]) -> bool:
+    """Return whether vLLM runs one engine on a CPU, in one process, by its flags as far as they can be read without vLLM.
+
+    A program that has imported Ray may run in Ray's process, so it is not plain.
+    """
+    return is_cpu_build() and sys.modules.get("ray") is None and not any(SPECIAL_FLAGS.search(flag) for flag in flags)
+
+
+def unused_modules(flags: Sequence[str]) -> list[str]:
+    """Return the modules that an engine with these flags does not need."""
+    if not is_plain(flags):
+        return []
+    backends = {backend.name for backend in entry_points(group="triton.backends")}
+    return ["ray"] if "cpu" in backends else ["ray", "triton"]  # without a backend for CPUs, vLLM imports Triton and disables it
+
+
+@contextmanager
+def without_modules(names: Sequence[str]) -> Iterator[None]:
+    """Within the block, an import of these modules raises ImportError, unless they were imported before."""
+    blocked = [name for name in names if name not in sys.modules]
+    if "triton" in blocked:
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it would warn that Triton is missing
+    sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type] # importlib's own way to halt an import
+    try:
+        yield
+    finally:
+        for name in blocked:
+            sys.modules.pop(name, None)
