@@ -1,9 +1,10 @@
-"""The modules that vLLM imports if they are installed and then does not use on a CPU: Ray and Triton.
+"""The modules that vLLM imports if they are installed and then does not use on a CPU: gRPC, Ray and Triton.
 
-They take a second of CPU time and 100 MB in each process. vLLM starts without them if they cannot be imported.
+They take a second of CPU time and 110 MB in each process. vLLM starts without each of them if it cannot be imported.
 """
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,8 @@ from importlib.metadata import entry_points
 
 from llava_gateway.engine.vllm.compat.engine_process import is_cpu_build
 
-SPECIAL_FLAGS = re.compile(
-    r"ray|triton|parallel|executor|worker|node|numa|config|rank|headless|plugin|^-[tpd]p|^-?-?[a-z]*cp\b", re.IGNORECASE
-)
-"""Flags, or values, with which vLLM may need further processes, Ray or Triton."""
+SPECIAL_FLAGS = re.compile(r"ray|triton|parallel|executor|worker|node|numa|config|otlp|^-[a-z]", re.IGNORECASE)
+"""Flags, or values, with which vLLM may need further processes or one of these modules. All short flags are among them."""
 
 
 def is_plain(flags: Sequence[str]) -> bool:
@@ -30,8 +29,12 @@ def unused_modules(flags: Sequence[str]) -> list[str]:
     """Return the modules that an engine with these flags does not need."""
     if not is_plain(flags):
         return []
-    backends = {backend.name for backend in entry_points(group="triton.backends")}
-    return ["ray"] if "cpu" in backends else ["ray", "triton"]  # without a backend for CPUs, vLLM imports Triton and disables it
+    names = ["ray"]
+    if "cpu" not in {backend.name for backend in entry_points(group="triton.backends")}:
+        names.append("triton")  # without a backend for CPUs, vLLM imports Triton and then disables it
+    if not any(name.startswith("OTEL_") for name in os.environ):
+        names.append("grpc")  # for vLLM's own spans, which also need the flag --otlp-traces-endpoint
+    return names
 
 
 @contextmanager
