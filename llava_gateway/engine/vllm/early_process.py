@@ -24,7 +24,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 from llava_gateway.engine.vllm.compat import engine_process
-from llava_gateway.engine.vllm.preload import linked_preload, own_preload
+from llava_gateway.engine.vllm.preload import linked_preload
 from llava_gateway.engine.vllm.unused_modules import is_plain, unused_modules, without_modules
 
 if TYPE_CHECKING:
@@ -64,9 +64,14 @@ class EarlyProcess:
         receiver, self._work = get_context("spawn").Pipe(duplex=False)
         arguments = (receiver, unused_modules(self._flags), [*engine_process.MODULES, *models])
         self._process = _Process(target=_wait_for_engine, name=engine_process.NAME, args=arguments)
-        with receiver, _set_variables(self._variables), own_preload():
-            self._cleanup.enter_context(linked_preload())
-            self._process.start()
+        try:
+            with receiver, _set_variables(self._variables):
+                self._cleanup.enter_context(linked_preload())
+                self._process.start()
+        except OSError as error:  # the system has no memory or no process left; vLLM's own attempt reports the error
+            log.info("the engine's process could not be started ahead: %s", error)
+            self._process = None
+            self.close()
 
     @contextmanager
     def offered(self, config: "VllmConfig") -> Iterator[None]:
@@ -144,7 +149,7 @@ def _wait_for_engine(work: Connection, unused: Sequence[str], modules: Sequence[
         try:
             with work:
                 function, arguments, environment = pickle.loads(work.recv_bytes())  # noqa: S301 # the gateway's own message
-        except EOFError:
+        except (EOFError, OSError):
             sys.exit()
         os.environ.update(environment)
         function(**arguments)

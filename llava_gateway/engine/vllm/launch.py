@@ -57,9 +57,9 @@ def engine_arguments(model_name: str, flags: Sequence[str], early_process: Early
     _choose_socket_folder()
     if is_cpu_build():
         _set_cpu_environment()
-    if early_process:
-        early_process.start(config.get("model_type"))
     try:
+        if early_process:
+            early_process.start(config.get("model_type"))
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
 

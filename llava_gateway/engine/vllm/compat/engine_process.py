@@ -62,7 +62,9 @@ def variables() -> dict[str, str]:
     torch's OpenMP, unless the operator has named one of each.
     Without it: the engine's process cannot start before vLLM has been imported.
     """
-    return VARIABLES | {"NUMEXPR_MAX_THREADS": str(len(os.sched_getaffinity(0))), "LD_PRELOAD": _preload(os.environ.get("LD_PRELOAD", ""))}
+    libraries = _preload(os.environ.get("LD_PRELOAD", ""))
+    preload = {"LD_PRELOAD": libraries} if libraries else {}
+    return VARIABLES | {"NUMEXPR_MAX_THREADS": str(len(os.sched_getaffinity(0)))} | preload
 
 
 def _preload(libraries: str) -> str:

@@ -201,6 +201,7 @@ def test_engine_process_gets_the_variables_that_vllm_sets_on_a_cpu(monkeypatch: 
     arguments = engine_arguments(str(CHECKPOINT), [])
     before = dict(os.environ)
     config = launch.create_config(arguments)
+    assert engine_process.is_cpu_build()
     assert engine_process.is_single_process(config)
     changed = {name: value for name, value in os.environ.items() if before.get(name) != value and name.startswith(PLATFORM_VARIABLES)}
     changed.pop("VLLM_SSM_CONV_STATE_LAYOUT", None)

@@ -132,6 +132,18 @@ def test_failed_start_leaves_no_process(early: EarlyProcess) -> None:
     assert not health.engine_processes()
 
 
+def test_process_that_cannot_be_created_is_left_to_vllm(created: list[engine_process.Create], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise BlockingIOError("no process left")
+
+    monkeypatch.setattr("multiprocessing.util.spawnv_passfds", refuse)
+    process = EarlyProcess([])
+    process.start(None)
+    assert run(process, created, write, {}) is None
+    assert os.environ[PRELOAD] == VARIABLES[PRELOAD]
+    process.close()
+
+
 def test_flags_for_several_processes_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_process, "is_plain", lambda flags: False)
     process = EarlyProcess(["--tensor-parallel-size", "2"])
