@@ -13,16 +13,20 @@ from importlib.metadata import entry_points
 
 from llava_gateway.engine.vllm.compat.engine_process import is_cpu_build
 
-SPECIAL_FLAGS = re.compile(r"ray|triton|parallel|executor|worker|node|numa|config|otlp|^-[a-z]", re.IGNORECASE)
+SPECIAL_FLAGS = re.compile(r"ray|triton|parallel|executor|worker|node|numa|config|otlp|remote|^-[a-z]", re.IGNORECASE)
 """Flags, or values, with which vLLM may need further processes or one of these modules. All short flags are among them."""
+PLUGINS = "vllm.general_plugins", "vllm.platform_plugins"
+"""The entry points of packages whose code vLLM runs in both processes at the start."""
 
 
 def is_plain(flags: Sequence[str]) -> bool:
     """Return whether vLLM runs one engine on a CPU, in one process, by its flags as far as they can be read without vLLM.
 
-    A program that has imported Ray may run in Ray's process, so it is not plain.
+    A program that has imported Ray may run in Ray's process, so it is not plain. A plugin of vLLM may import what it likes.
     """
-    return is_cpu_build() and sys.modules.get("ray") is None and not any(SPECIAL_FLAGS.search(flag) for flag in flags)
+    if not is_cpu_build() or sys.modules.get("ray") or any(SPECIAL_FLAGS.search(flag) for flag in flags):
+        return False
+    return all(plugin.value.startswith("vllm.") for group in PLUGINS for plugin in entry_points(group=group))
 
 
 def unused_modules(flags: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
@@ -12,6 +13,7 @@ PLAIN = ("--max-model-len", "2048", "--dtype=float32", "--enable-lora", "--max-l
 SPECIAL = (
     *("--distributed-executor-backend=ray", "--data_parallel_backend", "--tensor-parallel-size", "-tp", "-dp=2", "--nnodes", "--config"),
     *("--numa-bind", "--worker-cls", "--attention-backend=TRITON_ATTN", "--otlp-traces-endpoint", "-cc", "--kv-transfer-config"),
+    "--trust-remote-code",
 )
 
 
@@ -43,12 +45,22 @@ def test_program_that_uses_ray_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert unused_modules([]) == []
 
 
-def test_triton_with_a_backend_for_cpus_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Backend:
-        name = "cpu"
+def install(monkeypatch: pytest.MonkeyPatch, **entry: str) -> None:
+    """Stand for a package with one entry point."""
+    installed = EntryPoints([EntryPoint(**entry)])
+    monkeypatch.setattr(module, "entry_points", lambda group: installed.select(group=group))
 
-    monkeypatch.setattr(module, "entry_points", lambda group: [Backend])
+
+def test_triton_with_a_backend_for_cpus_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, group="triton.backends", name="cpu", value="triton.backends.cpu")
     assert unused_modules([]) == ["ray", "grpc"]
+
+
+@pytest.mark.parametrize(("value", "plain"), [("vllm.plugins.lora_resolvers:register", True), ("other_package:register", False)])
+def test_plugin_of_another_package_gets_all_of_them(monkeypatch: pytest.MonkeyPatch, value: str, plain: bool) -> None:
+    """Its code runs in both processes at the start, and may need any of them."""
+    install(monkeypatch, group="vllm.general_plugins", name="plugin", value=value)
+    assert bool(unused_modules([])) == plain
 
 
 def test_spans_of_the_environment_keep_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
