@@ -6,10 +6,11 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
+from llava_gateway.demo import ENGINE_FLAGS
 from llava_gateway.engine.vllm import unused_modules as module
 from llava_gateway.engine.vllm.unused_modules import unused_modules, without_modules
 
-PLAIN = ("--max-model-len", "2048", "--dtype=float32", "--enable-lora", "--max-lora-rank", "32", "--max-num-seqs", "-1")
+PLAIN = (*ENGINE_FLAGS, "--max-model-len", "2048", "--dtype=float32", "--enable-lora", "--max-lora-rank", "32", "--max-num-seqs", "-1")
 SPECIAL = (
     *("--distributed-executor-backend=ray", "--data_parallel_backend", "--tensor-parallel-size", "-tp", "-dp=2", "--nnodes", "--config"),
     *("--numa-bind", "--worker-cls", "--attention-backend=TRITON_ATTN", "--otlp-traces-endpoint", "-cc", "--kv-transfer-config"),
