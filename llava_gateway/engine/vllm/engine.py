@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,14 @@ from llava_gateway.engine.vllm.compat import health, requests
 from llava_gateway.engine.vllm.compat.image_inputs import ImageInputs, UnknownModel
 from llava_gateway.engine.vllm.compat.named_tokens import named_tokens_work
 from llava_gateway.engine.vllm.compat.seeds import seeds_work
+from llava_gateway.engine.vllm.early_process import EarlyProcess
 from llava_gateway.engine.vllm.launch import describe, engine_arguments, make_engine
 from llava_gateway.engine.vllm.lora import LoraManager
 from llava_gateway.engine.vllm.outputs import OutputSink, refusal
 from llava_gateway.engine.vllm.process_guard import ProcessGuard
 from llava_gateway.engine.vllm.sampling import CheckedParams, sampling_params
 from llava_gateway.engine.vllm.structured_outputs import GrammarChecker, close_format
+from llava_gateway.engine.vllm.unused_modules import unused_modules, without_modules
 from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, InvalidRequest, TooManyRequests, Unavailable
 from llava_gateway.model_info import LoraAdapter, ModelInfo
 from llava_gateway.observability import metrics
@@ -229,15 +231,16 @@ class VllmEngine:
 
     def _load(self) -> "AsyncLLM":
         """Import vLLM and start the engine. Runs in a thread. Raises EngineStartError."""
-        arguments = engine_arguments(self.model, self.flags)
         # A Ctrl-C goes to every process of the terminal. The engine's processes inherit this thread's signal mask and so ignore it: they
         # must go on until the running requests have ended.
         ensure_running()  # starts the resource tracker now; a later start would take SIGINT out of the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        if self._stopping:
-            raise EngineStartError("stopped while starting")
-        self.stage = "loading its weights in the engine's process"
-        return make_engine(arguments)
+        with without_modules(unused_modules(self.flags)), closing(EarlyProcess(self.flags)) as early_process:
+            arguments = engine_arguments(self.model, self.flags, early_process)
+            if self._stopping:
+                raise EngineStartError("stopped while starting")
+            self.stage = "loading its weights in the engine's process"
+            return make_engine(arguments, early_process)
 
     async def _try_request(self, engine: "AsyncLLM", prompt: Prompt, sampling: SamplingParams, sink: OutputSink) -> bool:
         """Send a request to the engine and return True when the answer is whole. Return False if the request has to be sent once more.

@@ -3,9 +3,7 @@
 import argparse
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -14,8 +12,11 @@ from pydantic import ValidationError
 from llava_gateway import __version__
 from llava_gateway.engine.vllm.checkpoint import check_checkpoint, check_kind, check_quantization
 from llava_gateway.engine.vllm.compat import launch, model
+from llava_gateway.engine.vllm.compat.engine_process import is_cpu_build
 from llava_gateway.engine.vllm.compat.seeds import choose_cpu_worker
+from llava_gateway.engine.vllm.early_process import EarlyProcess
 from llava_gateway.engine.vllm.lora import check_lora_support, reserve_slots
+from llava_gateway.engine.vllm.preload import linked_preload, own_preload
 from llava_gateway.engine.vllm.refused_flags import check_flags
 from llava_gateway.errors import EngineStartError
 from llava_gateway.images.geometry import ImageTokens, Size
@@ -40,22 +41,25 @@ ENVIRONMENT = {
 """Environment variables that suit an embedded engine. They are set unless the operator has set them."""
 SOCKET_FOLDER = "VLLM_RPC_BASE_PATH"
 """The environment variable with the directory of vLLM's Unix domain sockets. Its default is the directory for temporary files."""
-PRELOAD = "LD_PRELOAD"
-"""The environment variable with the libraries that the linker loads into each new process."""
 MAX_SOCKET_FOLDER = 107 - len("/") - 36
 """The greatest length of that directory, in bytes: a socket's path has at most 107 (unix(7)), and its name is a UUID."""
 
 
-def engine_arguments(model_name: str, flags: Sequence[str]) -> "AsyncEngineArgs":
+def engine_arguments(model_name: str, flags: Sequence[str], early_process: EarlyProcess | None = None) -> "AsyncEngineArgs":
     """Return vLLM's arguments for a model. Imports vLLM, which takes seconds. Raises EngineStartError.
 
     `model_name`: a directory, or a name on the Hugging Face Hub. `flags`: vLLM's own, as on its command line.
+    `early_process`: is started before the import.
     """
     config = check_checkpoint(model_name, flags)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _choose_socket_folder()
+    if is_cpu_build():
+        _set_cpu_environment()
     try:
+        if early_process:
+            early_process.start(config.get("model_type"))
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
 
@@ -104,17 +108,24 @@ def _adapt_to_cpu(arguments: argparse.Namespace) -> None:
     # Compiling costs minutes on a CPU, needs a C++ compiler, and gains nothing. (vLLM compiles some functions at their first use, such as
     # the ranks of log probabilities. All requests waited for that for 18 s.)
     arguments.enforce_eager = True
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # One core stays free for the front end. The engine's threads wait for each other at each layer, and stand still while the front end
-    # has one of their cores.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+    _set_cpu_environment()
     if arguments.tensor_parallel_size == 1 and arguments.distributed_executor_backend is None:
         arguments.distributed_executor_backend = "uni"
     choose_cpu_worker(arguments)
 
 
-def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
-    """Start vLLM's processes, and return the engine when it has loaded the model. Raises EngineStartError."""
+def _set_cpu_environment() -> None:
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # for the reason in `_adapt_to_cpu`
+    # One core stays free for the front end. The engine's threads wait for each other at each layer, and stand still while the front end
+    # has one of their cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+
+
+def make_engine(arguments: "AsyncEngineArgs", early_process: EarlyProcess) -> "AsyncLLM":
+    """Start vLLM's processes, and return the engine when it has loaded the model. Raises EngineStartError.
+
+    `early_process`: becomes the engine's process if the engine fits into it.
+    """
     import torch
 
     from llava_gateway.engine.vllm.metrics import BulkStatLogger
@@ -122,50 +133,15 @@ def make_engine(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     torch.set_num_threads(1)  # of this process, which works on small images: more threads would wait for each other and spin
     launch.forget_environment()
     try:
-        with _own_preload():
+        with own_preload():
             config = launch.create_config(arguments)
             _allow_largest_image(config)
-            with linked_preload():
+            with early_process.offered(config), linked_preload():
                 engine = launch.create_engine(config, arguments, BulkStatLogger)
     except Exception as error:
         raise EngineStartError(f"vLLM could not load {arguments.model}: {_one_line(error)}") from error
     launch.cache_environment()
     return engine
-
-
-@contextmanager
-def _own_preload() -> Iterator[None]:
-    """Restore the variable LD_PRELOAD after the block.
-
-    On a CPU vLLM adds libraries for the engine's process. The gateway's other processes, such as decoders of images, need none of them.
-    """
-    before = os.environ.get(PRELOAD)
-    try:
-        yield
-    finally:
-        os.environ.pop(PRELOAD, None)
-        if before is not None:
-            os.environ[PRELOAD] = before
-
-
-@contextmanager
-def linked_preload() -> Iterator[None]:
-    """Within the block, LD_PRELOAD names links instead of libraries whose paths have a space.
-
-    A space separates two paths, so the linker would not find these libraries, and the engine would use only one core.
-    """
-    paths = os.environ.get(PRELOAD, "").split(":")
-    if not any(" " in path for path in paths):
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="llava-gateway-", dir="/tmp") as folder:  # its path has no space
-        for index, path in enumerate(paths):
-            if " " in path and Path(path).is_file():
-                link = Path(folder) / f"{index}-{Path(path).name.replace(' ', '_')}"
-                link.symlink_to(path)
-                paths[index] = str(link)
-        os.environ[PRELOAD] = ":".join(paths)
-        yield
 
 
 def _allow_largest_image(config: "VllmConfig") -> None:

@@ -7,6 +7,7 @@ and names what has changed.
 - `requests`: a request in vLLM's front end: its prompt, its outputs, its tokens and its end
 - `health`: whether the engine lives, and its processes
 - `launch`: the start of the engine
+- `engine_process`: the engine's process, before vLLM creates it
 - `model`: what vLLM knows of its model: the tokens of an image, and the quantizations
 - `lora`: how vLLM reads the files of a LoRA adapter
 - `metrics`: vLLM's metrics, and the histograms of prometheus_client behind them

@@ -5,6 +5,7 @@ A failure says in a sentence what vLLM has changed. No engine is started: the te
 
 import asyncio
 import importlib
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine import vllm as package
-from llava_gateway.engine.vllm.compat import launch, lora, model, requests, seeds
+from llava_gateway.engine.vllm.compat import engine_process, launch, lora, model, requests, seeds
 from llava_gateway.engine.vllm.launch import ENVIRONMENT, engine_arguments
 
 pytestmark = pytest.mark.slow
@@ -92,6 +93,8 @@ SOURCES = {
         "return await self.engine_core.is_scheduler_paused_async()": "AsyncLLM.is_paused no longer asks the engine's process",
     },
     "v1/engine/utils.py": {
+        "context = get_mp_context()": "vLLM gets the context for the engine's process by another call than get_mp_context",
+        "context.Process(\n                    target=EngineCoreProc.run_engine_core,": "vLLM creates the engine's process differently",
         'else "EngineCore"': "vLLM gives its engine's process another name than EngineCore",
         launch.PROCESS_FAILED: "vLLM words the failure of its engine's process differently, so launch.PROCESS_FAILED does not find it",
     },
@@ -234,6 +237,46 @@ def test_only_compat_imports_internals_of_vllm(file: Path) -> None:
 
 
 # The functions of `compat`, on vLLM's own objects.
+
+
+def test_engine_process_gets_the_variables_that_vllm_sets_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise every start takes twice as long, because the process that was started ahead is not used."""
+    for name in (*engine_process.VARIABLES, "NUMEXPR_MAX_THREADS", "VLLM_SSM_CONV_STATE_LAYOUT", "LD_PRELOAD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    expected = engine_process.variables()
+    arguments = engine_arguments(str(CHECKPOINT), [])
+    before = dict(os.environ)
+    config = launch.create_config(arguments)
+    assert engine_process.is_cpu_build()
+    assert engine_process.is_single_process(config)
+    changed = {name: value for name, value in os.environ.items() if before.get(name) != value and name.startswith(PLATFORM_VARIABLES)}
+    changed.pop("VLLM_SSM_CONV_STATE_LAYOUT", None)
+    assert changed == expected, "vLLM sets other variables for its engine. Adapt engine_process.variables."
+
+
+PLATFORM_VARIABLES = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "NUMEXPR_", "TORCHINDUCTOR_CO", "TORCHINDUCTOR_CPP", "VLLM_")
+"""How the variables begin that vLLM's platform for CPUs sets. An import sets others, which are then equal in both processes."""
+
+
+def test_engine_process_is_offered_to_vllm_once() -> None:
+    from vllm.v1.engine import utils
+
+    original = utils.get_mp_context
+    asked: list[Any] = []
+
+    def create(function: Any, arguments: dict[str, Any]) -> Any:
+        asked.append((function, arguments))
+        return "early" if len(asked) == 1 else None
+
+    with engine_process.offer(create):
+        context = utils.get_mp_context()
+        assert context.Process(target=print, name=engine_process.NAME, kwargs={"a": 1}) == "early"
+        assert context.Process(target=print, name=engine_process.NAME, kwargs={}).name == engine_process.NAME
+        assert context.Process(target=print, name="VLLM_DP_Coordinator", kwargs={}).name == "VLLM_DP_Coordinator"
+        assert context.Queue
+    assert asked == [(print, {"a": 1}), (print, {})]
+    assert utils.get_mp_context is original
 
 
 def collector() -> RequestOutputCollector:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from llava_gateway.engine.vllm import launch
-from llava_gateway.engine.vllm.launch import MAX_SOCKET_FOLDER, PRELOAD, SOCKET_FOLDER, linked_preload
+from llava_gateway.engine.vllm.launch import MAX_SOCKET_FOLDER, SOCKET_FOLDER
+from llava_gateway.engine.vllm.preload import PRELOAD, linked_preload
 from llava_gateway.errors import EngineStartError
 
 
