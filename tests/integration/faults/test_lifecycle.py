@@ -57,12 +57,11 @@ def test_killed_curl_ends_its_generation(server: Server, http: httpx.Client) -> 
         curl.kill()
 
 
-def test_engine_that_started_ahead_has_vllms_libraries_and_no_others(server: Server) -> None:
-    """Without its libraries vLLM uses only one core. Without a process that starts ahead, each start takes twice as long."""
+def test_engine_runs_in_the_early_process_without_unused_modules(server: Server) -> None:
+    """Otherwise each start takes twice as long, and each process 110 MB more."""
     gateway = psutil.Process(server.process.pid)
     (engine,) = [child for child in gateway.children() if "EngineCore" in child.name()]
     libraries = {mapped.path for process in (gateway, engine) for mapped in process.memory_maps()}
-    assert any("libtcmalloc" in mapped.path for mapped in engine.memory_maps())
     assert not [path for path in libraries if "/ray/" in path or "/triton/" in path or "/grpc/" in path]
     assert "started anew" not in server.log.read_text()
 
