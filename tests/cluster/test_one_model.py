@@ -263,5 +263,6 @@ def test_killed_gateway_under_load_frees_the_engine(cluster: Cluster) -> None:
 
     lost, late = asyncio.run(load())
     assert [told.text for told in late] == [describe([grid]) for grid in GRIDS]
-    assert set(ends(lost)) == {(200, "RemoteProtocolError")}  # the connection ends without the end of the answer
+    # The connection ends without the end of the answer. On a slow machine an answer of the other gateway may have ended by itself.
+    assert set(ends(lost)) - {(200, "length")} == {(200, "RemoteProtocolError")}
     wait_for(lambda: len(cluster.replicas("ingress")) == 2 and cluster.is_deployed(), 60, cluster.log)

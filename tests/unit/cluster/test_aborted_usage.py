@@ -149,14 +149,8 @@ class BusyEngine(VllmEngine):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_token_of_the_turn_of_the_cancellation_is_counted(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+def test_token_of_the_turn_of_the_cancellation_is_counted(stream: bool) -> None:
     """vLLM may deliver a token between the cancellation of the request's task and the moment when the task notices."""
-
-    async def rendered(*_: object) -> None:
-        pass
-
-    monkeypatch.setattr("llava_gateway.engine.vllm.engine._render", rendered)
-    monkeypatch.setattr("llava_gateway.engine.vllm.engine._trace_headers", lambda engine: None)
 
     async def work(replica: SenderReplica, receiver: DeltaReceiver) -> None:
         engine = BusyEngine()

@@ -5,6 +5,9 @@ would remain if a new vLLM no longer had them. All names were read in vLLM 0.32.
 and names what has changed.
 
 - `requests`: a request in vLLM's front end: its prompt, its outputs, its tokens and its end
+- `request_sender`: a prompt on its way to the engine
+- `image_inputs`: the images of a prompt as the engine takes them
+- `output_reader`, `output_processor`, `detokenizer`: the tokens of plain streams, from the engine's socket to their text
 - `health`: whether the engine lives, and its processes
 - `launch`: the start of the engine
 - `engine_process`: the engine's process, before vLLM creates it
