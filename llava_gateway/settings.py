@@ -199,7 +199,9 @@ class Settings(BaseSettings):
         60.0, gt=0, description="seconds without a sign of life from the engine after which it is ended and restarted"
     )
     fast_paths: Literal["on", "off"] = Field(
-        "on", description="on: the gateway's own code reads vLLM's tokens where it can; off: vLLM's own, which needs more CPU time"
+        "on",
+        description="on: where it can, the gateway's own code reads vLLM's tokens and normalises images; off: vLLM's own code, which needs "
+        "more CPU time",
     )
     on_engine_death: Literal["restart", "exit"] = Field(
         "restart",
