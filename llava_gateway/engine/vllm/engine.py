@@ -280,13 +280,14 @@ class VllmEngine:
     ) -> "RequestOutputCollector":
         """Send a request to the engine. Return the collector of its outputs."""
         trace_headers = _trace_headers(engine)
+        is_plain = self._request_sender and not (prompt.adapter or trace_headers)
+        checked = self._checked_params.get(sampling, stream) if is_plain else None
+        params = checked or sampling_params(sampling, stream, seeds_work=self._seeds_work)
+        lora = self._running_lora_manager().request(prompt.adapter) if prompt.adapter else None
         rendered = await self._render(engine, prompt)
         # From here to the engine's socket nothing may be awaited that waits: vLLM's caches of images follow the order of the requests.
-        checked = self._checked_params.get(sampling, stream)
-        if self._request_sender and checked and not (prompt.adapter or trace_headers):
+        if self._request_sender and checked:
             return self._request_sender.add_request(name, rendered, checked)
-        params = sampling_params(sampling, stream, seeds_work=self._seeds_work)
-        lora = self._running_lora_manager().request(prompt.adapter) if prompt.adapter else None
         collector = await engine.add_request(name, rendered, params, lora_request=lora, trace_headers=trace_headers)
         if self._output_reader:
             self._checked_params.add(sampling, stream, self._output_reader.completed_params(collector))

@@ -15,13 +15,11 @@ import numpy as np
 from PIL import Image
 
 from llava_gateway.engine.vllm.compat.requests import image_names, process_images
+from llava_gateway.engine.vllm.compat.seeds import READ_IN
 from llava_gateway.types import PreparedImage
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
-
-VERSIONS = ("0.32.",)
-"""How the known versions of vLLM begin. The contract test runs with them."""
 
 
 class UnknownModel(Exception):
@@ -43,7 +41,7 @@ class ImageInputs:
         from vllm.multimodal.cache import LruKeyReplicatedSenderCache
         from vllm.multimodal.inputs import MultiModalFieldConfig
 
-        if not vllm.__version__.startswith(VERSIONS):
+        if not vllm.__version__.startswith(READ_IN):
             raise UnknownModel(f"vLLM {vllm.__version__} is not a known version")
         config = engine.model_config
         if config.hf_config.model_type != "llava":

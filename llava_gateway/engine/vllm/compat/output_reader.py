@@ -24,15 +24,13 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.metrics.stats import IterationStats
 
 from llava_gateway.engine.vllm.compat.output_processor import TextOutputProcessor
+from llava_gateway.engine.vllm.compat.seeds import READ_IN
 from llava_gateway.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 log = logging.getLogger(__name__)
-
-READ_IN = "0.32."
-"""How the versions of vLLM begin in which this was read."""
 
 
 def why_unsupported(engine: "AsyncLLM") -> str | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
 READ_IN = "0.32."
-"""How the versions of vLLM begin in which the worker was read. A worker for another version could end the engine."""
+"""How the versions of vLLM begin in which this package was read. A worker for another version could end the engine."""
 CPU_WORKER = "llava_gateway.engine.vllm.compat.cpu_worker.CpuWorker"
 
 

@@ -150,6 +150,6 @@ def test_unknown_versions_and_models_take_vllms_own_way(engine: Any, monkeypatch
         patch.setattr(engine.renderer, "_mm_processor_cache", None)
         with pytest.raises(UnknownModel, match="NoneType"):
             ImageInputs(engine)
-    monkeypatch.setattr(image_inputs, "VERSIONS", ("0.31.",))
+    monkeypatch.setattr(image_inputs, "READ_IN", "0.31.")
     with pytest.raises(UnknownModel, match="version"):
         ImageInputs(engine)
