@@ -41,7 +41,7 @@ lint: .venv/check-$(ENGINE)  ## Ruff and mypy
 check: lint test  ## Ruff, mypy and the whole suite
 
 docs: .venv-docs/installed  ## The documentation site, in build/site; a warning is an error
-	.venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 measure: .venv/test-$(ENGINE)  ## The share of the demo model's answers that are right, through the real engine
 	$(BIN)/python -m llava_gateway.demo.evaluate
