@@ -1,7 +1,7 @@
 """All settings, each declared once.
 
-A setting's flag (`--max-body-mb`), its environment variable (`LLAVA_MAX_BODY_MB`), its TOML key (`max_body_mb`) and its row in the README's
-table come from its declaration here.
+A setting's flag (`--max-body-mb`), its environment variable (`LLAVA_MAX_BODY_MB`), its TOML key (`max_body_mb`) and its row in
+docs/settings.md come from its declaration here.
 """
 
 from ipaddress import IPv4Network, IPv6Network
