@@ -53,6 +53,9 @@ class ModelInfo:
     vision: VisionConfig
     context_length: int
     """The upper bound of prompt and answer together, in tokens."""
+    image_start_end: bool | None = None
+    """Whether training put `<im_start>` and `<im_end>` around each image: `mm_use_im_start_end` of config.json. None: the checkpoint does
+    not say."""
     default_sampling: Mapping[str, float] = field(default_factory=dict)
     """The model's own values of `SamplingParams` by name, such as `temperature`, for parameters that a request does not set. `max_tokens`
     is the answer's length for a request that sets none."""

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 Network = IPv4Network | IPv6Network
 AspectRatio = Literal["crop", "pad", "resize"]
+ImageStartEnd = Literal["auto", "on", "off"]
 ApiName = Literal["openai", "deepinfra", "anthropic", "ollama", "sambastudio", "text_generation_webui", "llava_worker", "chat_ui"]
 
 
@@ -74,6 +75,11 @@ class Settings(BaseSettings):
         "",
         description="a chat template instead of the model's own: the name of a built-in one (docs/dialects.md), a Jinja file, or Jinja "
         "itself",
+    )
+    image_start_end: ImageStartEnd = Field(
+        "auto",
+        description="`<im_start>` and `<im_end>` around each image of a prompt: `on`, `off`, or `auto`, as the model was trained "
+        "(docs/dialects.md)",
     )
     tools_auto: Literal["answer", "prompt"] = Field(
         "answer",

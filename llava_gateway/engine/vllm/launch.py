@@ -182,6 +182,7 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
         image_token=processor.image_token,
         vision=_vision(info, config.hf_config, processor.image_processor),
         context_length=config.max_model_len,
+        image_start_end=getattr(config.hf_config, "mm_use_im_start_end", None),
         default_sampling=model.default_sampling(config),
         max_answer_tokens=model.max_answer_tokens(config),
         fingerprint="fp_" + blake3(f"{__version__} {config.model} {model.config_hash(engine.vllm_config)}".encode()).hexdigest(5),
