@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteFallback, Fuse
+from tokenizers.decoders import Replace as ReplaceInText
+from tokenizers.decoders import Sequence as DecoderSequence
 from tokenizers.normalizers import Prepend, Replace, Sequence
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaTokenizer
 
 from llava_gateway.convert.source import ConvertError
-from llava_gateway.prompts.templates import BUILT_IN
 
 IMAGE, PAD = "<image>", "<pad>"
 IM_PATCH, IM_START, IM_END = "<im_patch>", "<im_start>", "<im_end>"
+CHATML = ("<|im_start|>", "<|im_end|>")
+"""The tokens around a message of ChatML. LLaVA-1.6 34B, on Yi, was trained with them."""
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -31,61 +36,84 @@ class Tokens:
         """The greatest token id plus 1."""
         return max(self.tokenizer.get_vocab().values()) + 1
 
+    @property
+    def is_chatml(self) -> bool:
+        """Whether the tokenizer has the tokens of ChatML."""
+        return _has_chatml(self.tokenizer)
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The ids of the tokens that end an answer."""
+        return sorted({self.id_of("eos_token"), *([self.id_of(CHATML[1])] if self.is_chatml else [])})
+
+    @property
+    def eos_token_id(self) -> int | list[int]:
+        """The value of `eos_token_id` in configurations: an id, or several."""
+        return self.eos_ids if len(self.eos_ids) > 1 else self.eos_ids[0]
+
     def id_of(self, name: str) -> int:
         """Return the id of a token. `name`: of a special token, such as `bos_token`, or the token's text."""
         return self.tokenizer.get_vocab()[self.special.get(name, name)]
+
+    def control_id(self, text: str) -> int | None:
+        """Return the id of a control token, or None if the text is none."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return next((token_id for token_id, token in added.items() if token.special and token.content == text), None)
 
 
 def load_tokens(directory: Path, llava: dict[str, Any]) -> Tokens:
     """Load the tokenizer in `directory` and add the tokens. `llava`: the checkpoint's config.json. Raises ConvertError."""
     config = _read_json(directory / "tokenizer_config.json")
-    tokenizer = _tokenizer(directory)
+    special = {name: _text(config.get(name)) or default for name, default in LLAMA.items()}
+    begins = special["bos_token"] if config.get("add_bos_token", True) else ""
+    tokenizer = _tokenizer(directory, begins)
     _add_numbered(tokenizer, directory / "added_tokens.json")
     if llava.get("mm_use_im_patch_token", True):
         _add(tokenizer, IM_PATCH)
     if llava.get("mm_use_im_start_end"):
         _add(tokenizer, IM_START, IM_END)
+    if _has_chatml(tokenizer):
+        _add(tokenizer, *CHATML)  # they become special, so that a client's text cannot contain them
     _add(tokenizer, IMAGE, PAD)
-    special = {name: _text(config.get(name)) or default for name, default in LLAMA.items()}
     if missing := [text for text in special.values() if tokenizer.token_to_id(text) is None]:
         raise ConvertError(f"{directory}: the tokenizer has no {missing[0]}")
-    if tokenizer.encode(IMAGE).tokens[0] != special["bos_token"]:
-        raise ConvertError(f"{directory}: the tokenizer does not begin a text with {special['bos_token']}, as LLaVA's prompts do")
+    if begins and tokenizer.encode(IMAGE).tokens[0] != begins:
+        raise ConvertError(f"{directory}: the tokenizer does not begin a text with {begins}, as LLaVA's prompts do")
     return Tokens(tokenizer, {**special, "pad_token": PAD})
 
 
-def chat_template(llava: dict[str, Any]) -> str:
-    """Return the chat template that LLaVA v1 and v1.5 were trained with, in Jinja.
-
-    The template adds LLaVA's system prompt if the messages have none.
-    """
-    template = BUILT_IN["vicuna_v1"]
-    system = json.dumps([{"role": "system", "content": [{"type": "text", "text": template.system}]}])
-    begin = f"{{%- if not messages or messages[0].role != 'system' -%}}{{%- set messages = {system} + messages -%}}{{%- endif -%}}\n"
-    jinja = template.jinja
-    if llava.get("mm_use_im_start_end"):
-        jinja = jinja.replace(IMAGE, f"{IM_START}{IMAGE}{IM_END}")
-    return begin + jinja
-
-
-def _tokenizer(directory: Path) -> Tokenizer:
-    """Read tokenizer.json or tokenizer.model. Raises ConvertError."""
+def _tokenizer(directory: Path, begins: str) -> Tokenizer:
+    """Read tokenizer.json or tokenizer.model. `begins`: the token before each text, if there is one. Raises ConvertError."""
     try:
         if (directory / "tokenizer.json").is_file():
             return Tokenizer.from_file(str(directory / "tokenizer.json"))
         if not (directory / "tokenizer.model").is_file():
             raise ConvertError(f"{directory} has no tokenizer: neither tokenizer.model nor tokenizer.json is there")
+        pieces = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
         tokenizer: Tokenizer = LlamaTokenizer.from_pretrained(directory).backend_tokenizer
     except ConvertError:
         raise
-    except Exception as error:  # both libraries raise plain Exception
-        raise ConvertError(f"the tokenizer of {directory} cannot be read: {error}") from error
-    # SentencePiece puts a space before each text. LLaVA tokenizes the text before an image and the text after it separately.
-    tokenizer.normalizer = Sequence([Prepend("▁"), Replace(" ", "▁")])
+    except Exception as error:  # the libraries raise plain Exception
+        raise ConvertError(f"the tokenizer of {directory} cannot be read: {' '.join(str(error).split())}") from error
+    if missing := [token for token in (begins,) if token and tokenizer.token_to_id(token) is None]:
+        raise ConvertError(f"{directory}: the tokenizer has no {missing[0]}")
     tokenizer.pre_tokenizer = None
-    bos = LLAMA["bos_token"]
-    tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+    if pieces.encode("a", out_type=str)[0].startswith("▁"):
+        # SentencePiece puts a space before each text. LLaVA tokenizes the text before an image and the text after it separately.
+        tokenizer.normalizer = Sequence([Prepend("▁"), Replace(" ", "▁")])
+    else:  # Yi's has no such space, so decoding removes none
+        tokenizer.normalizer = Replace(" ", "▁")
+        tokenizer.decoder = DecoderSequence([ReplaceInText("▁", " "), ByteFallback(), Fuse()])
+    if begins:
+        tokens = [(begins, tokenizer.token_to_id(begins))]
+        tokenizer.post_processor = TemplateProcessing(single=f"{begins} $A", special_tokens=tokens)
+    else:
+        tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     return tokenizer
+
+
+def _has_chatml(tokenizer: Tokenizer) -> bool:
+    return all(tokenizer.token_to_id(text) is not None for text in CHATML)
 
 
 def _add_numbered(tokenizer: Tokenizer, path: Path) -> None:
