@@ -116,9 +116,9 @@ def _grids(llava: Mapping[str, Any], side: int) -> list[list[int]]:
     The order of the list is kept, since it decides between two grids that suit an image equally. `side`: of the vision tower's square, in
     pixels. Raises ConvertError.
     """
-    found = llava.get("image_grid_pinpoints")
+    found: Any = llava.get("image_grid_pinpoints")
     try:
-        pairs = ast.literal_eval(found) if isinstance(found, str) and len(found) < MAX_GRIDS_TEXT else found
+        pairs: Any = ast.literal_eval(found) if isinstance(found, str) and len(found) < MAX_GRIDS_TEXT else found
         grids = [[height, width] for width, height in pairs]
     except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
         grids = []

@@ -23,9 +23,7 @@ def choose_template(llava: Mapping[str, Any], tokens: Tokens, name: str, *, is_d
     if language_of(llava) == "mistral":
         if is_next(llava):
             return "mistral_instruct"
-        raise ConvertError(
-            f"a LLaVA-1.5 on Mistral may have any chat template; give {FLAG} vicuna_v1 (BakLLaVA) or mistral_instruct"
-        )
+        raise ConvertError(f"a LLaVA-1.5 on Mistral may have any chat template; give {FLAG} vicuna_v1 (BakLLaVA) or mistral_instruct")
     if "llama-2" in name:
         return "llava_llama_2"
     if is_delta and "v1" not in name:

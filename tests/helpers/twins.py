@@ -57,10 +57,10 @@ OWN: dict[Language, dict[str, Any]] = {
 """The fields of the language models, as config.json of the originals writes them."""
 
 
-def twin(language: Language, *, is_next: bool) -> PreTrainedModel:
-    """Return a model with random weights in single precision."""
+def twin(language: Language, *, is_next: bool, **config: Any) -> PreTrainedModel:
+    """Return a model with random weights in single precision. `config`: more fields of the language model."""
     torch.manual_seed(1)
-    own = dict(OWN[language])
+    own = OWN[language] | config
     theta = own.pop("rope_theta", 1e4)
     fields = TEXT | own | {"vocab_size": ROWS, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
     text = MistralConfig(**fields) if language == "mistral" else LlamaConfig(**fields)
@@ -91,7 +91,7 @@ def write_original(directory: Path, model: PreTrainedModel, language: Language, 
     write_tower(directory / "clip")
     weights = original_weights(model)
     names = list(weights)
-    index = {}
+    index: dict[str, str] = {}
     for number in (0, 1):
         file = f"model-{number + 1:05}-of-00002.safetensors"
         mine = names[number::2]

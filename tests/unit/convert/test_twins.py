@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ BEGINS = {
     "mistral": ("[INST] ", " [/INST]"),
     "yi": ("<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n", "<|im_end|><|im_start|>assistant\n"),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with one thread. Several would wait for each other at each layer of the tiny models."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def user_message(*, image: bool = True) -> list[dict[str, Any]]:
@@ -108,8 +118,7 @@ def test_prompt_has_the_tokens_of_llavas_own_code(language: Language, tmp_path: 
 
 def test_llava_1_5_on_mistral_gives_the_twins_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The window of Mistral v0.1 is kept: a prompt that is longer than the window gives other logits without it."""
-    model = twin("mistral", is_next=False)
-    model.config.text_config.sliding_window = model.model.language_model.config.sliding_window = 16
+    model = twin("mistral", is_next=False, sliding_window=16)
     write_original(tmp_path / "src", model, "mistral", is_next=False, sliding_window=16)
     assert main([str(tmp_path / "src"), str(tmp_path / "dst")]) == 1
     assert "give --template vicuna_v1 (BakLLaVA) or mistral_instruct" in capsys.readouterr().err
