@@ -102,7 +102,7 @@ def result_config(
 
 def _text_config(llava: Mapping[str, Any], tokens: Tokens, rows: int) -> LlamaConfig | MistralConfig:
     fields = {key: llava[key] for key in TEXT_KEYS if llava.get(key) is not None} | {"vocab_size": rows}
-    fields |= {"bos_token_id": tokens.id_of("bos_token"), "pad_token_id": tokens.id_of("pad_token"), "eos_token_id": tokens.eos_token_id}
+    fields |= {f"{name}_token_id": tokens.id_of(f"{name}_token") for name in ("bos", "eos", "pad")}
     if language_of(llava) == "llama":
         return LlamaConfig(**fields)
     if "sliding_window" in llava:  # null is a value of its own here: no window

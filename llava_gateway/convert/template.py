@@ -44,5 +44,5 @@ def chat_template(name: str) -> str:
 
 
 def serve_flags(name: str, tokens: Tokens) -> list[str]:
-    """Return the flags that `serve` needs for a template whose stop strings are no end-of-sequence tokens of the model."""
-    return [FLAG, name] if any(tokens.control_id(stop) not in tokens.eos_ids for stop in BUILT_IN[name].stop) else []
+    """Return the flags that `serve` needs for a template with stop strings: a checkpoint can only name a token that ends answers."""
+    return [FLAG, name] if set(BUILT_IN[name].stop) - {tokens.special["eos_token"]} else []

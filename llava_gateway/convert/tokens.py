@@ -1,6 +1,7 @@
 """The tokenizer of an original checkpoint, with the tokens that LLaVA's own code adds and those that the hub's layout needs."""
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,42 +39,27 @@ class Tokens:
 
     @property
     def is_chatml(self) -> bool:
-        """Whether the tokenizer has the tokens of ChatML."""
-        return _has_chatml(self.tokenizer)
-
-    @property
-    def eos_ids(self) -> list[int]:
-        """The ids of the tokens that end an answer."""
-        return sorted({self.id_of("eos_token"), *([self.id_of(CHATML[1])] if self.is_chatml else [])})
-
-    @property
-    def eos_token_id(self) -> int | list[int]:
-        """The value of `eos_token_id` in configurations: an id, or several."""
-        return self.eos_ids if len(self.eos_ids) > 1 else self.eos_ids[0]
+        """Whether answers end as in ChatML."""
+        return self.special["eos_token"] == CHATML[1]
 
     def id_of(self, name: str) -> int:
         """Return the id of a token. `name`: of a special token, such as `bos_token`, or the token's text."""
         return self.tokenizer.get_vocab()[self.special.get(name, name)]
 
-    def control_id(self, text: str) -> int | None:
-        """Return the id of a control token, or None if the text is none."""
-        added = self.tokenizer.get_added_tokens_decoder()
-        return next((token_id for token_id, token in added.items() if token.special and token.content == text), None)
-
 
 def load_tokens(directory: Path, llava: dict[str, Any]) -> Tokens:
     """Load the tokenizer in `directory` and add the tokens. `llava`: the checkpoint's config.json. Raises ConvertError."""
-    config = _read_json(directory / "tokenizer_config.json")
+    config = _read_json(directory / "special_tokens_map.json") | _read_json(directory / "tokenizer_config.json")
     special = {name: _text(config.get(name)) or default for name, default in LLAMA.items()}
     begins = special["bos_token"] if config.get("add_bos_token", True) else ""
-    tokenizer = _tokenizer(directory, begins)
+    tokenizer = _tokenizer(directory, begins, _declared(directory, config) | set(special.values()))
     _add_numbered(tokenizer, directory / "added_tokens.json")
     if llava.get("mm_use_im_patch_token", True):
         _add(tokenizer, IM_PATCH)
     if llava.get("mm_use_im_start_end"):
         _add(tokenizer, IM_START, IM_END)
-    if _has_chatml(tokenizer):
-        _add(tokenizer, *CHATML)  # they become special, so that a client's text cannot contain them
+    # Single tokens of ChatML become special, so that a client's text cannot contain them.
+    _add(tokenizer, *(text for text in CHATML if len(tokenizer.encode(text, add_special_tokens=False)) == 1))
     _add(tokenizer, IMAGE, PAD)
     if missing := [text for text in special.values() if tokenizer.token_to_id(text) is None]:
         raise ConvertError(f"{directory}: the tokenizer has no {missing[0]}")
@@ -82,21 +68,29 @@ def load_tokens(directory: Path, llava: dict[str, Any]) -> Tokens:
     return Tokens(tokenizer, {**special, "pad_token": PAD})
 
 
-def _tokenizer(directory: Path, begins: str) -> Tokenizer:
-    """Read tokenizer.json or tokenizer.model. `begins`: the token before each text, if there is one. Raises ConvertError."""
+def _declared(directory: Path, config: dict[str, Any]) -> set[str]:
+    """Return the tokens that the small files name. `config`: tokenizer_config.json with special_tokens_map.json."""
+    decoder, more = config.get("added_tokens_decoder"), config.get("additional_special_tokens")
+    listed = [*config.values(), *(decoder.values() if isinstance(decoder, dict) else ()), *(more if isinstance(more, list) else ())]
+    return {_text(token) for token in listed} | _read_json(directory / "added_tokens.json").keys()
+
+
+def _tokenizer(directory: Path, begins: str, declared: Set[str]) -> Tokenizer:
+    """Read tokenizer.json or tokenizer.model. Raises ConvertError.
+
+    `begins`: the token before each text, or an empty string. `declared`: the tokens that may stand in a text.
+    """
     try:
         if (directory / "tokenizer.json").is_file():
             return Tokenizer.from_file(str(directory / "tokenizer.json"))
         if not (directory / "tokenizer.model").is_file():
             raise ConvertError(f"{directory} has no tokenizer: neither tokenizer.model nor tokenizer.json is there")
         pieces = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
-        tokenizer: Tokenizer = LlamaTokenizer.from_pretrained(directory).backend_tokenizer
+        tokenizer = _without_controls(LlamaTokenizer.from_pretrained(directory).backend_tokenizer, pieces, declared)
     except ConvertError:
         raise
     except Exception as error:  # the libraries raise plain Exception
         raise ConvertError(f"the tokenizer of {directory} cannot be read: {' '.join(str(error).split())}") from error
-    if missing := [token for token in (begins,) if token and tokenizer.token_to_id(token) is None]:
-        raise ConvertError(f"{directory}: the tokenizer has no {missing[0]}")
     tokenizer.pre_tokenizer = None
     if pieces.encode("a", out_type=str)[0].startswith("▁"):
         # SentencePiece puts a space before each text. LLaVA tokenizes the text before an image and the text after it separately.
@@ -104,16 +98,24 @@ def _tokenizer(directory: Path, begins: str) -> Tokenizer:
     else:  # Yi's has no such space, so decoding removes none
         tokenizer.normalizer = Replace(" ", "▁")
         tokenizer.decoder = DecoderSequence([ReplaceInText("▁", " "), ByteFallback(), Fuse()])
-    if begins:
-        tokens = [(begins, tokenizer.token_to_id(begins))]
-        tokenizer.post_processor = TemplateProcessing(single=f"{begins} $A", special_tokens=tokens)
-    else:
-        tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    begin_id = tokenizer.token_to_id(begins)
+    tokens = [(begins, begin_id)] if begins and begin_id is not None else []
+    tokenizer.post_processor = TemplateProcessing(single=f"{begins} $A" if tokens else "$A", special_tokens=tokens)
     return tokenizer
 
 
-def _has_chatml(tokenizer: Tokenizer) -> bool:
-    return all(tokenizer.token_to_id(text) is not None for text in CHATML)
+def _without_controls(tokenizer: Tokenizer, pieces: SentencePieceProcessor, declared: Set[str]) -> Tokenizer:
+    """Return the tokenizer without control tokens that are not declared.
+
+    SentencePiece and LLaVA read such a token in a text as ordinary characters, and transformers 5 as the token.
+    """
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [
+        token
+        for token in state["added_tokens"]
+        if token["content"] in declared or token["id"] >= pieces.get_piece_size() or not pieces.is_control(token["id"])
+    ]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _add_numbered(tokenizer: Tokenizer, path: Path) -> None:

@@ -118,19 +118,27 @@ def write_tokenizer(directory: Path, language: Language) -> sentencepiece.Senten
     return yi_tokenizer(directory) if language == "yi" else sentencepiece_tokenizer(directory)
 
 
-def yi_tokenizer(directory: Path) -> sentencepiece.SentencePieceProcessor:
-    """Train a tokenizer of 640 tokens with the options of Yi's: other special tokens, and no space before a text."""
+def yi_tokenizer(directory: Path, *, user_defined: bool = False) -> sentencepiece.SentencePieceProcessor:
+    """Train a tokenizer of 640 tokens with the options of Yi's: other special tokens, and no space before a text.
+
+    `user_defined`: SentencePiece finds the tokens of ChatML in a text. Otherwise it reads them as characters.
+    """
     model = io.BytesIO()
+    more = ["<|Human|>", "<|Assistant|>", "<|System|>", "<|im_start|>", "<|im_end|>"]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter((ROOT / "README.md").read_text().splitlines()), model_writer=model, vocab_size=TOKENS, model_type="bpe",
         byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, minloglevel=2,
         add_dummy_prefix=False, bos_piece="<|startoftext|>", eos_piece="<|endoftext|>", allow_whitespace_only_pieces=True,
-        user_defined_symbols=["<|Human|>", "<|Assistant|>", "<|System|>", "<|im_start|>", "<|im_end|>"],
+        **{"user_defined_symbols" if user_defined else "control_symbols": more},
     )  # fmt: skip
     (directory / "tokenizer.model").write_bytes(model.getvalue())
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    decoder = {str(token_id): {"content": text, **flags} for token_id, text in enumerate(("<unk>", "<|startoftext|>", "<|endoftext|>"))}
     config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": True, **special}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    decoder["7"] = {"content": "<|im_end|>", **flags}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": decoder}))
+    (directory / "special_tokens_map.json").write_text(json.dumps({name: {"content": text} for name, text in special.items()}))
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 

@@ -19,6 +19,7 @@ from helpers.twins import (
     write_config,
     write_original,
     write_tokenizer,
+    yi_tokenizer,
 )
 from PIL import Image
 from torch import Tensor
@@ -95,25 +96,25 @@ def test_llava_1_6_gives_the_twins_logits(language: Language, tmp_path: Path) ->
     assert generation["eos_token_id"] == (7 if language == "yi" else 2)
 
 
-@pytest.mark.parametrize("language", ["vicuna", "mistral", "yi"])
-def test_prompt_has_the_tokens_of_llavas_own_code(language: Language, tmp_path: Path) -> None:
-    """LLaVA tokenizes the texts between the images separately, and gives each the space that SentencePiece adds, if it adds one."""
+@pytest.mark.parametrize(("language", "user_defined"), [("vicuna", False), ("mistral", False), ("yi", False), ("yi", True)])
+def test_prompt_has_the_tokens_of_llavas_own_code(language: Language, user_defined: bool, tmp_path: Path) -> None:
+    """LLaVA tokenizes the texts between images and end tokens separately, each with SentencePiece's space before it, if that adds one."""
     write_original(tmp_path / "src", twin(language, is_next=True), language, is_next=True)
-    pieces = write_tokenizer(tmp_path / "src", language)
+    pieces = yi_tokenizer(tmp_path / "src", user_defined=True) if user_defined else write_tokenizer(tmp_path / "src", language)
     assert main([str(tmp_path / "src"), str(tmp_path / "dst")]) == 0
     processor = AutoProcessor.from_pretrained(tmp_path / "dst")
     prompt = processor.apply_chat_template(user_message(), add_generation_prompt=True)
     before, after = BEGINS[language]
     assert prompt == f"{before}<image>\n What  is\nthis? Ünï 漢字 1234{after}"
-    ids = [pieces.encode(text) for text in prompt.split("<image>")]
-    begin = [] if language == "yi" else [1]
-    assert processor.tokenizer(prompt)["input_ids"] == [*begin, *ids[0], TOKENS, *ids[1]]
-    assert processor.tokenizer.decode(ids[1]) == prompt.partition("<image>")[2]
-    if language == "yi":
-        assert {6, 7} <= set(ids[0])
-        assert {"<|im_start|>", "<|im_end|>"} <= {
-            token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special
-        }, "a client's text must not contain them"
+    ids = [] if language == "yi" else [1]
+    for part in re.split(r"(<image>|<\|im_end\|>)", prompt):
+        ids += {"<image>": [TOKENS], "<|im_end|>": [7]}.get(part) or pieces.encode(part)
+    assert processor.tokenizer(prompt)["input_ids"] == ids
+    after_image = ids[ids.index(TOKENS) + 1 :]
+    assert processor.tokenizer.decode(after_image) == prompt.partition("<image>")[2]
+    special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
+    assert ("<|im_end|>" in special) == (language == "yi")
+    assert ("<|im_start|>" in special) == (6 in ids) == user_defined, "a client's text must not contain a token that ends a message"
 
 
 def test_llava_1_5_on_mistral_gives_the_twins_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
