@@ -129,7 +129,7 @@ def yi_tokenizer(directory: Path, *, user_defined: bool = False) -> sentencepiec
         sentence_iterator=iter((ROOT / "README.md").read_text().splitlines()), model_writer=model, vocab_size=TOKENS, model_type="bpe",
         byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, minloglevel=2,
         add_dummy_prefix=False, bos_piece="<|startoftext|>", eos_piece="<|endoftext|>", allow_whitespace_only_pieces=True,
-        **{"user_defined_symbols" if user_defined else "control_symbols": more},
+        user_defined_symbols=more if user_defined else [], control_symbols=[] if user_defined else more,
     )  # fmt: skip
     (directory / "tokenizer.model").write_bytes(model.getvalue())
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "unk_token": "<unk>", "pad_token": "<unk>"}
