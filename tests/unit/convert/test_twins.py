@@ -182,3 +182,24 @@ def test_delta_on_its_base_gives_the_twins_logits(name: str, template: str, tmp_
     assert re.search("Human|USER", jinja)
     assert (CURIOUS_HUMAN in jinja) == (template == "llava_v0")
     assert "<im_start>" not in jinja
+
+
+def test_base_of_a_llava_1_6_lora_has_the_tuned_projector(tmp_path: Path) -> None:
+    """The base of the training was an original LLaVA-1.6, with its vision tower, a newline and another projector."""
+    model = twin("mistral", is_next=True)
+    tuned = {name: tensor for name, tensor in original_weights(model).items() if "mm_projector" in name or name == "model.image_newline"}
+    other = twin("mistral", is_next=True)
+    with torch.no_grad():
+        for parameter in (*other.model.multi_modal_projector.parameters(), other.model.image_newline):
+            parameter.zero_()
+    write_original(tmp_path / "base", other, "mistral", is_next=True)
+    source = tmp_path / "src"
+    source.mkdir()
+    write_config(source, "mistral", is_next=True, mm_vision_tower=str(tmp_path / "base" / "clip"))
+    torch.save({f"base_model.model.{name}": tensor for name, tensor in tuned.items()}, source / "non_lora_trainables.bin")
+    layer = "base_model.model.model.layers.1.self_attn.o_proj"
+    torch.save({f"{layer}.lora_A.weight": torch.ones(8, 128), f"{layer}.lora_B.weight": torch.ones(128, 8)}, source / "adapter_model.bin")
+    (source / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 16}')
+    asked = [str(source), str(tmp_path / "dst"), "--base", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter")]
+    assert main(asked) == 0
+    check_is_twin(tmp_path / "dst", model, [(100, 9)])
