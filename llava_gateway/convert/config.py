@@ -38,7 +38,7 @@ def check_kind(llava: Mapping[str, Any]) -> None:
     """Raise ConvertError if the original checkpoint is of a kind that cannot be converted. `llava`: its config.json."""
     if (name := architecture(llava)) not in ARCHITECTURES:
         raise ConvertError(f"config.json has the architecture {name}; LlavaLlamaForCausalLM and LlavaMistralForCausalLM are converted")
-    feature, merge = _feature(llava), llava.get("mm_patch_merge_type", "flat")
+    feature, merge = _feature(llava), llava.get("mm_patch_merge_type") or "flat"
     if feature not in STRATEGIES:
         raise ConvertError(f"config.json has mm_vision_select_feature {feature}; {' and '.join(STRATEGIES)} are converted")
     if not is_next(llava):

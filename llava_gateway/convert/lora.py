@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_gateway.convert.detect import LORA
 from llava_gateway.convert.files import write_json
+from llava_gateway.convert.shards import write_file
 from llava_gateway.convert.source import ConvertError, LazyTensor, TensorFiles, tensors
 
 FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -125,10 +124,7 @@ def write_adapter(directory: Path, adapter: Adapter, base: str, files: TensorFil
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    try:
-        save_file(weights, directory / WEIGHTS[0], metadata={"format": "pt"})
-    except (SafetensorError, RuntimeError) as error:
-        raise ConvertError(f"{directory / WEIGHTS[0]} cannot be written: {error}") from error
+    write_file(directory / WEIGHTS[0], weights)
     write_json(directory / LORA, config)
 
 

@@ -59,7 +59,7 @@ def load_tokens(directory: Path, llava: dict[str, Any]) -> Tokens:
     if llava.get("mm_use_im_start_end"):
         _add(tokenizer, IM_START, IM_END)
     # Single tokens of ChatML become special, so that a client's text cannot contain them.
-    _add(tokenizer, *(text for text in CHATML if len(tokenizer.encode(text, add_special_tokens=False)) == 1))
+    _add(tokenizer, *(text for text in CHATML if tokenizer.encode(text, add_special_tokens=False).tokens == [text]))
     _add(tokenizer, IMAGE, PAD)
     if missing := [text for text in special.values() if tokenizer.token_to_id(text) is None]:
         raise ConvertError(f"{directory}: the tokenizer has no {missing[0]}")
