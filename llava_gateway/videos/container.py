@@ -101,7 +101,7 @@ def read_packets(video: OpenVideo, limits: Limits) -> list[VideoPacket]:
         packets.append(packet)
         if len(packets) > MAX_PACKETS:
             raise InvalidVideo(f"The video has more than {MAX_PACKETS} frames; send a part of it.", code="video_too_large")
-    if video.is_mp4 and read < len(video.stream.index_entries):
+    if video.is_mp4 and read < sum(1 for entry in video.stream.index_entries if entry.size):
         raise InvalidVideo("The video is damaged or cut short.")  # the index lists more frames than there are
     start = next((index for index, packet in enumerate(packets) if packet.is_keyframe), 0)
     return packets[start:]

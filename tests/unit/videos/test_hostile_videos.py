@@ -5,6 +5,7 @@ import resource
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers import hostile_videos as hostile
 from helpers.videos import number_of, video
@@ -79,6 +80,29 @@ def test_frames_in_another_file_are_not_read(tmp_path: Path) -> None:
     async def work(pool: VideoWorkers) -> None:
         with pytest.raises(InvalidVideo):
             await sample(pool, hostile.external_reference(str(outside)))
+
+    run(work)
+
+
+def test_the_pixels_of_a_frame_and_the_length_of_a_video_are_limited() -> None:
+    async def work(pool: VideoWorkers) -> None:
+        assert (await sample(pool, video(2, times=[0, 47]))).seconds == 2
+        for refused in (video(2, times=[0, 48]), video(2, size=(1280, 800)), video(60, "avi")):
+            with pytest.raises(InvalidVideo) as refusal:
+                await sample(pool, refused)
+            assert refusal.value.code == "video_too_large"
+
+    run(work, max_video_seconds=2, max_image_megapixels=1)
+
+
+def test_decoding_starts_no_threads() -> None:
+    """Each would take address space, and CPU time of other requests."""
+
+    async def work(pool: VideoWorkers) -> None:
+        for data in (video(20), video(20, codec="libx265", options={"x265-params": "log-level=none"}), video(20, "webm", "libvpx-vp9")):
+            await sample(pool, data)
+        for worker in await asyncio.gather(*pool._workers):
+            assert psutil.Process(worker.process.pid).num_threads() == 1
 
     run(work)
 
