@@ -40,6 +40,27 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class VideoConfig:
+    """The form in which a model takes videos: a number of frames, each of which becomes one square."""
+
+    side: int
+    """The width and height of a frame as the model sees it, in pixels: 384 for LLaVA-OneVision."""
+    aspect_ratio: AspectRatio
+    """How a frame becomes square: `resize` for LLaVA-OneVision, `crop` for LLaVA-NeXT-Video."""
+    tokens: Callable[[int], int]
+    """Returns the number of context tokens for a video of this number of frames."""
+    max_frames: int
+    """The upper bound of the frames of one video that the server samples."""
+    max_videos: int | None = None
+    """The upper bound of the videos of one request. None: only the context is a bound."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits. Models with equal digests get equal frames from equal videos."""
+        return blake3(repr(self).encode()).hexdigest(8)
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """The description of a model, which its engine returns once it has loaded the model."""
 
@@ -60,6 +81,12 @@ class ModelInfo:
     """The upper bound of every answer, in tokens. A larger `max_tokens` is lowered to it. None: only the context is a bound."""
     fingerprint: str = ""
     """Identifies the versions, the model and the engine's configuration. It changes if the answers may change. Empty: unknown."""
+    takes_images: bool = True
+    """False for LLaVA-NeXT-Video, which vLLM serves with videos only."""
+    video: VideoConfig | None = None
+    """None: the model takes no videos."""
+    video_token: str = ""
+    """The placeholder that the chat template writes for a video, such as `<video>`. Empty if the model takes no videos."""
 
 
 @dataclass(frozen=True, slots=True)

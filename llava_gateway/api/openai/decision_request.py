@@ -125,7 +125,7 @@ class DecisionRequest(RequestBody):
         "instructions": RefusedField("each question has its own; send common ones as a system message of input"),
         "images": RefusedField("send them as input_image parts of input"),
         "audio": RefusedField("the model cannot hear"),
-        "videos": RefusedField("the model sees images"),
+        "videos": RefusedField("send them as video_url parts of input"),
         "stream": RefusedField("the answers come together"),
         "chat_template_kwargs": RefusedField("the prompts of questions have one form"),
     } | {name: VLLM_REFUSED[name] for name in ("mm_processor_kwargs", "media_io_kwargs", "request_id", "priority")}

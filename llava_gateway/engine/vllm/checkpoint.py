@@ -14,7 +14,12 @@ from llava_gateway.convert.detect import advice, is_lfs_pointer, original_kind
 from llava_gateway.engine.vllm.compat.model import known_quantizations
 from llava_gateway.errors import EngineStartError
 
-SERVED = {"llava": "LLaVA-1.5 and models like it", "llava_next": "LLaVA-NeXT", "llava_onevision": "LLaVA-OneVision"}
+SERVED = {
+    "llava": "LLaVA-1.5 and models like it",
+    "llava_next": "LLaVA-NeXT",
+    "llava_onevision": "LLaVA-OneVision",
+    "llava_next_video": "LLaVA-NeXT-Video",
+}
 """The values of `model_type` in config.json that can be served, and the models that have them."""
 VISION_KEYS = ("vision", "image", "img", "mm_")
 """Parts of the keys of config.json that only models with vision have."""
