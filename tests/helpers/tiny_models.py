@@ -123,6 +123,7 @@ def next_video(directory: Path) -> None:
     )
     processor = _clip_processor("LlavaNextImageProcessor") | {"image_grid_pinpoints": NEXT_GRIDS}
     _save(LlavaNextVideoForConditionalGeneration, config, directory, "LlavaNextVideoProcessor", processor, template=VIDEO_TEMPLATE)
+    _write(directory / "video_preprocessor_config.json", processor | {"video_processor_type": "LlavaNextVideoVideoProcessor"})
 
 
 TINY: dict[str, Callable[[Path], None]] = {

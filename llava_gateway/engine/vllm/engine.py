@@ -112,7 +112,8 @@ class VllmEngine:
     async def _warm_up(self, info: ModelInfo) -> None:
         """Answer a request with one image. vLLM creates some objects at their first use, and no client should wait for them."""
         prompt = _warm_up_prompt(info)
-        if sum(medium.tokens for medium in (*prompt.images, *prompt.videos)) + 2 > info.context_length:
+        tokens = sum(image.tokens for image in prompt.images) + sum(video.tokens for video in prompt.videos)
+        if tokens + 2 > info.context_length:
             return
         try:
             answer_format = StructuredOutput("json_object") if self._grammars else None  # vLLM imports its backends at the first one
@@ -248,9 +249,9 @@ class VllmEngine:
     async def _try_request(self, engine: "AsyncLLM", prompt: Prompt, sampling: SamplingParams, sink: OutputSink) -> bool:
         """Send a request to the engine and return True when the answer is whole. Return False if the request has to be sent once more.
 
-        A client that left during `_render` or `add_request` may have left vLLM's front end with the belief that the engine holds an image or a
-        video, although the engine never got it. vLLM notices at the next request with that image or video, ends the request with "error", and
-        forgets it.
+        A client that left during `_render` or `add_request` may have left vLLM's front end with the belief that the engine holds an image
+        or a video, although the engine never got it. vLLM notices at the next request with that image or video, ends the request with
+        "error", and forgets it.
         """
         name = new_id()
         collector = await self._add_request(engine, name, prompt, sampling, sink.stream)

@@ -33,7 +33,7 @@ def test_videos_in_place_stay_between_the_texts() -> None:
 
 @pytest.mark.parametrize("parts", [("<video>",), ("Is it <video>\n?",), ("<vid", "eo>"), ("<v\ufdd0ideo>",)])
 def test_text_of_a_client_never_becomes_a_video(parts: tuple[str, ...]) -> None:
-    for template in (None, "plain"):
+    for template in ("llava-hf", "plain"):
         prompt = RENDERER.chat([Message("user", (VIDEO, *map(Text, parts)))], template)
         assert prompt.token_ids.count(RENDERER.video_id or 0) == 1
 
