@@ -1,4 +1,4 @@
-"""Fetches image URLs. Every redirect is checked, and each fetch is limited in bytes, in time and in CPU time."""
+"""Fetches the URLs of images and videos. Every redirect is checked, and each fetch is limited in bytes, in time and in CPU time."""
 
 import asyncio
 import zlib
@@ -36,12 +36,28 @@ class Download:
     """None if the response must not be stored."""
 
 
-class Fetcher:
-    """Downloads images, without cookies, without proxies or credentials from the environment, and without persistent connections."""
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """The limits of fetches of one kind of file."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.max_bytes = settings.max_image_mb << 20
-        self.timeout = settings.image_timeout
+    accept: str
+    """The media types that an origin is asked for."""
+    max_bytes: int
+    timeout: float
+    """The longest time of a fetch, in seconds."""
+    downloads: int
+    """The upper bound of fetches at the same time."""
+
+
+class Fetcher:
+    """Downloads images or videos, without cookies or persistent connections, and without proxies or credentials of the environment."""
+
+    def __init__(self, settings: Settings, limits: FetchLimits | None = None) -> None:
+        """`limits`: of a file; None for those of images."""
+        limits = limits or FetchLimits("image/*", settings.max_image_mb << 20, settings.image_timeout, settings.image_downloads)
+        self.accept = limits.accept
+        self.max_bytes = limits.max_bytes
+        self.timeout = limits.timeout
         self.max_redirects = settings.image_redirects
         self.hosts = settings.image_hosts
         self.networks = settings.allow_networks
@@ -49,7 +65,7 @@ class Fetcher:
         self._proxy = _proxy(settings.image_proxy) if settings.image_proxy else None
         self._tls = tls_context()
         self._timeouts = {"connect": settings.image_connect_timeout} | dict.fromkeys(("read", "write"), settings.image_read_timeout)
-        self._slots = asyncio.Semaphore(settings.image_downloads)
+        self._slots = asyncio.Semaphore(limits.downloads)
         self._turns = asyncio.Lock()
 
     async def fetch(self, url: str, conditional_headers: Mapping[str, str] | None = None) -> Download:
@@ -94,7 +110,7 @@ class Fetcher:
         """Send one GET request. Yield the response, whose body is not read yet, and its headers."""
         addresses = await self._addresses(url.raw_host.decode("ascii"))  # before a slot is taken: a silent name server must hold no slot
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        headers = {"host": url.netloc.decode("ascii"), "user-agent": USER_AGENT, "accept": "image/*", "accept-encoding": "identity"}
+        headers = {"host": url.netloc.decode("ascii"), "user-agent": USER_AGENT, "accept": self.accept, "accept-encoding": "identity"}
         async with (
             self._slots,
             httpcore.AsyncConnectionPool(self._tls, self._proxy, network_backend=NetworkBackend(addresses, self._turns)) as pool,

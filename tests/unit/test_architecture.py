@@ -18,7 +18,7 @@ FLOORS = (
     ("model_info",),
     ("types",),
     ("prompts", "observability", "storage"),
-    ("images", "convert"),
+    ("images", "videos", "convert"),
     ("engine",),
     ("serving",),
     ("http", "feedback"),
