@@ -184,7 +184,9 @@ def test_responses_and_decisions_take_videos(with_images: ServedModel) -> None:
     more = {"model": with_images.name, "input": "And?", "previous_response_id": first["id"], "max_output_tokens": 16}
     assert with_images.http.post("/v1/responses", json=more).json()["usage"]["input_tokens_details"]["video_tokens"] == tokens
     questions = [{"type": "predicate", "instructions": "Is it red?"}, {"type": "predicate", "instructions": "Is it blue?"}]
-    decided = with_images.http.post("/v1/decisions", json={"model": with_images.name, "input": request["input"], "questions": questions}).json()
+    decided = with_images.http.post(
+        "/v1/decisions", json={"model": with_images.name, "input": request["input"], "questions": questions}
+    ).json()
     assert decided["usage"]["input_tokens_details"]["video_tokens"] == 2 * tokens
 
 

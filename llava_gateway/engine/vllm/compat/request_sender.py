@@ -36,7 +36,7 @@ class RequestSender:
     def add_request(self, name: str, rendered: Any, params: SamplingParams) -> RequestOutputCollector:
         """Send a request for one choice, and return the collector of its outputs, as `AsyncLLM.add_request` does.
 
-        `rendered`: the input, from `tokens_input` or `ImageInputs.make`. It fits the context. `params`: those of an earlier request that
+        `rendered`: the input, from `tokens_input`, `ImageInputs.make` or `process_media`. It fits the context. `params`: those of an earlier request that
         `AsyncLLM.add_request` has accepted, with `max_tokens`. Raises EngineDeadError, or GracefulHTTPError if the engine has too many
         requests.
         """
@@ -66,9 +66,10 @@ class RequestSender:
 
 
 def _features(rendered: Any) -> list[MultiModalFeatureSpec]:
-    """Return the images of an input, in the order of the prompt."""
-    values = (rendered[name]["image"] for name in ("mm_kwargs", "mm_hashes", "mm_placeholders"))
-    return [
-        MultiModalFeatureSpec(data=item, modality="image", identifier=name, mm_position=place, mm_hash=name)
-        for item, name, place in zip(*values, strict=True)
+    """Return the images and videos of an input, in the order of the prompt."""
+    features = [
+        MultiModalFeatureSpec(data=item, modality=modality, identifier=name, mm_position=place, mm_hash=name)
+        for modality, items in rendered["mm_kwargs"].items()
+        for item, name, place in zip(items, rendered["mm_hashes"][modality], rendered["mm_placeholders"][modality], strict=True)
     ]
+    return sorted(features, key=lambda feature: feature.mm_position.offset)

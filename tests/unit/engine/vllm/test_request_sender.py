@@ -99,6 +99,20 @@ def test_images_reach_the_engine_and_known_ones_without_their_pixels(engine: Eng
     assert features[1].data is None
 
 
+def test_images_and_videos_reach_the_engine_in_the_order_of_the_prompt(engine: Engine) -> None:
+    """The engine's scheduler expects them sorted by their places."""
+    names = {"image": ["first", "last"], "video": ["middle"]}
+    places = {
+        "image": [PlaceholderRange(offset=1, length=2), PlaceholderRange(offset=6, length=2)],
+        "video": [PlaceholderRange(offset=3, length=3)],
+    }
+    rendered = mm_input([1] * 8, MultiModalKwargsItems({"image": [None, None], "video": [None]}), names, places)
+    RequestSender(engine.front_end).add_request("name", rendered, params())
+    features = engine.received().mm_features
+    assert features
+    assert [(feature.modality, feature.identifier) for feature in features] == [("image", "first"), ("video", "middle"), ("image", "last")]
+
+
 def test_requests_keep_their_order(engine: Engine) -> None:
     sender = RequestSender(engine.front_end)
     for number in range(20):
