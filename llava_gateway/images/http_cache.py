@@ -10,7 +10,7 @@ from blake3 import blake3
 from prometheus_client import Counter
 
 from llava_gateway.images.cache_control import CacheLifetime
-from llava_gateway.images.fetch import Download, Fetcher, FetchLimits
+from llava_gateway.images.fetch import Download, Fetcher
 from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import timed
@@ -51,12 +51,12 @@ class UrlCache:
     Concurrent fetches of one URL are shared. No fetch carries a client's credentials, so a response is valid for every client.
     """
 
-    def __init__(self, settings: Settings, limits: FetchLimits | None = None, urls: Counter = metrics.IMAGE_URLS) -> None:
-        """`limits`: of a file; None for those of images. `urls`: counts the URLs by source."""
+    def __init__(self, settings: Settings, fetcher: Fetcher | None = None, counter: Counter = metrics.IMAGE_URLS) -> None:
+        """`fetcher`: None for one of images. `counter`: counts the URLs by source."""
         self.ttl = settings.image_url_ttl
         self.bytes = 0
-        self._counter = urls
-        self._fetcher = Fetcher(settings, limits)
+        self.fetcher = fetcher or Fetcher(settings)
+        self._counter = counter
         self._entries: OrderedDict[str, _CacheEntry] = OrderedDict()
         self._fetching: SingleFlight[FetchedFile] = SingleFlight()
         self._files: WeakValueDictionary[str, FetchedFile] = WeakValueDictionary()
@@ -94,11 +94,11 @@ class UrlCache:
 
     async def close(self) -> None:
         """Cancel the lookups of host names."""
-        await self._fetcher.close()
+        await self.fetcher.close()
 
     async def _fetch(self, url: str, reload: bool) -> FetchedFile:
         entry = None if reload else self._entries.get(url)
-        download = await self._fetcher.fetch(url, entry.lifetime.conditional_headers if entry else None)
+        download = await self.fetcher.fetch(url, entry.lifetime.conditional_headers if entry else None)
         self._counter.labels("fetched" if download.data is not None else "unchanged").inc()
         if download.data is not None:
             file = FetchedFile(blake3(download.data).hexdigest(), download.data)

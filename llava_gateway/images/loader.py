@@ -57,7 +57,7 @@ class ImageLoader:
         self.max_bytes = settings.max_image_mb << 20
         self.max_pixels = settings.max_image_megapixels * 1_000_000
         self.cache: PreparedCache[PreparedImage] = PreparedCache(settings.image_cache_mb << 20)
-        self._urls = UrlCache(settings)
+        self.urls = UrlCache(settings)
         self._preparing: SingleFlight[PreparedImage] = SingleFlight()
         self._small = FairThreads(settings.image_threads, "image")
         self._large = FairThreads(settings.image_threads, "large-image")
@@ -65,7 +65,7 @@ class ImageLoader:
         self.pending_files = PendingFiles(settings.max_bodies_mb << 20)
         metrics.IMAGE_CACHE_BYTES.set_function(lambda: self.cache.bytes)
         metrics.IMAGE_FILE_BYTES.set_function(lambda: self.pending_files.bytes)
-        metrics.URL_CACHE_BYTES.set_function(lambda: self._urls.bytes)
+        metrics.URL_CACHE_BYTES.set_function(lambda: self.urls.bytes)
         metrics.IMAGE_WORKERS.set_function(lambda: self._workers.alive)
         metrics.IMAGES_WAITING.set_function(lambda: self._workers.waiting)
 
@@ -102,7 +102,7 @@ class ImageLoader:
 
     async def close(self) -> None:
         """Stop the threads and the worker processes."""
-        await self._urls.close()
+        await self.urls.close()
         for pool in (self._small, self._large):
             pool.close()
         await self._workers.close()
@@ -115,7 +115,7 @@ class ImageLoader:
         source = await self._read(image)
         if not isinstance(source, str):
             return await self._get_prepared(*source, transform, budget)
-        file = await self._urls.load(source, lambda file: self._is_sufficient(file, transform))
+        file = await self.urls.load(source, lambda file: self._is_sufficient(file, transform))
         # `file` stays referenced until the image is in the cache. Meanwhile other requests for the URL get the same file without a fetch.
         return await self._get_prepared(file.digest, file.data, transform, budget)
 
@@ -129,7 +129,7 @@ class ImageLoader:
             digest, data = source
         else:
             with timed("fetch"):
-                file = await self._urls.fetch(source, reload=True)
+                file = await self.urls.fetch(source, reload=True)
             assert file.data is not None
             digest, data = file.digest, file.data
         await self._get_prepared(digest, data, transform, budget)

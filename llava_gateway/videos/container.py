@@ -5,6 +5,7 @@ or a list of files is no video, and no demuxer opens a second file or a URL.
 """
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,20 +89,20 @@ def read_packets(video: OpenVideo, limits: Limits) -> list[VideoPacket]:
     The number of packets and their times count, not the numbers in the file's header. Raises InvalidVideo if the video is too long.
     """
     packets: list[VideoPacket] = []
+    longest = limits.max_seconds / video.stream.time_base if video.stream.time_base else math.inf
     first: int | None = None
     read = 0
     for read, packet in enumerate(video.container.demux(video.stream)):  # noqa: B007 # the last packet is empty: it means the end
         if not packet.size:
             continue
         time = packet.dts if packet.dts is not None else packet.pts
-        if time is not None and packet.time_base:
-            first = time if first is None else first
-            if (time - first) * packet.time_base > limits.max_seconds:
-                raise too_long(limits)
+        first = time if first is None else first
+        if time is not None and first is not None and time - first > longest:
+            raise too_long(limits)
         packets.append(packet)
         if len(packets) > MAX_PACKETS:
             raise InvalidVideo(f"The video has more than {MAX_PACKETS} frames; send a part of it.", code="video_too_large")
-    if video.is_mp4 and read < len(video.stream.index_entries):
+    if video.is_mp4 and read < sum(1 for entry in video.stream.index_entries if entry.size):
         raise InvalidVideo("The video is damaged or cut short.")  # the index lists more frames than there are
     start = next((index for index, packet in enumerate(packets) if packet.is_keyframe), 0)
     return packets[start:]

@@ -10,7 +10,8 @@ from llava_gateway.images.fair_queue import FairThreads
 from llava_gateway.images.fetch import FetchLimits
 from llava_gateway.images.http_cache import FetchedFile, UrlCache
 from llava_gateway.images.inline import decode_inlined, inlined
-from llava_gateway.images.memory import PendingFiles, PreparedCache
+from llava_gateway.images.loader import ImageLoader
+from llava_gateway.images.memory import PreparedCache
 from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.model_info import VideoConfig
 from llava_gateway.observability import metrics
@@ -23,17 +24,17 @@ from llava_gateway.videos.video_workers import VideoTransform, VideoWorkers
 class VideoLoader:
     """Loads videos, and decodes each video once for each model. Used from one event loop."""
 
-    def __init__(self, settings: Settings, pending_files: PendingFiles) -> None:
-        """`pending_files`: those of the images, because both share one limit."""
+    def __init__(self, settings: Settings, images: ImageLoader) -> None:
+        """`images`: the loader whose connections and whose count of waiting files are shared. It must be closed after this one."""
         self.settings = settings
         self.max_bytes = settings.max_video_mb << 20
         self.cache: PreparedCache[PreparedVideo] = PreparedCache(settings.video_cache_mb << 20)
         limits = FetchLimits("video/*", self.max_bytes, settings.video_timeout, settings.video_downloads)
-        self._urls = UrlCache(settings, limits, metrics.VIDEO_URLS)
+        self._urls = UrlCache(settings, images.urls.fetcher.with_limits(limits), metrics.VIDEO_URLS)
         self._preparing: SingleFlight[PreparedVideo] = SingleFlight()
         self._threads = FairThreads(settings.image_threads, "video")
         self._workers = VideoWorkers(settings)
-        self._pending_files = pending_files
+        self._pending_files = images.pending_files
         metrics.VIDEO_CACHE_BYTES.set_function(lambda: self.cache.bytes)
         metrics.VIDEO_WORKERS.set_function(lambda: self._workers.alive)
         metrics.VIDEOS_WAITING.set_function(lambda: self._workers.waiting)
@@ -61,7 +62,6 @@ class VideoLoader:
 
     async def close(self) -> None:
         """Stop the threads and the worker processes."""
-        await self._urls.close()
         self._threads.close()
         await self._workers.close()
 

@@ -55,7 +55,7 @@ class VideoDecoder:
     def _render(self, frame: VideoFrame, side: int, aspect_ratio: Any) -> Image.Image:
         """Return a frame upright, as the model sees it."""
         check_size((frame.width, frame.height), self._limits)
-        image = frame.to_image()  # type: ignore[no-untyped-call]  # by libswscale, as `to_ndarray` does it
+        image = frame.to_image(threads=1)  # type: ignore[no-untyped-call]  # by libswscale, as `to_ndarray` does it
         image.info["orientation"] = orientation(frame)
         sizes = dict.fromkeys(((image.width, image.height), (image.height, image.width)), (side, side))
         return render(image, Target(sizes, aspect_ratio, (0, 0, 0)))

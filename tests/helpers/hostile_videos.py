@@ -7,7 +7,8 @@ from typing import Any
 
 import av
 import numpy as np
-from helpers.videos import audio, video
+from av.stream import Disposition
+from helpers.videos import audio, encode_silence, video
 from PIL import Image
 
 from llava_gateway.demo.images import encode
@@ -89,6 +90,19 @@ def slow(count: int = 400) -> bytes:
     return file.getvalue()
 
 
+def audio_with_cover() -> bytes:
+    """Return an MP4 of silence with a cover picture, which FFmpeg lists among the video streams."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        sound: Any = output.add_stream("aac", rate=48_000)
+        cover: Any = output.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        output.mux(cover.encode(av.VideoFrame(32, 32, "yuvj420p")))
+        encode_silence(output, sound)
+    return file.getvalue()
+
+
 def no_frames() -> bytes:
     """Return a file that declares a video stream and has no frame."""
     file = io.BytesIO()
@@ -137,6 +151,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "SDP": (lambda: SDP, "invalid_video_format"),
     "audio only": (audio, "invalid_video"),
     "audio only, WebM": (lambda: audio("webm", "libopus"), "invalid_video"),
+    "audio with a cover": (audio_with_cover, "invalid_video"),
     "no frames": (no_frames, "invalid_video"),
     "its index cut off": (lambda: video(24)[:-500], "unsupported_video_media_type"),
     "its frames cut off": (lambda: cut(video(48, muxer={"movflags": "faststart"})), "invalid_video"),

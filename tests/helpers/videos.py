@@ -8,6 +8,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 import av
+import av.container
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,15 +44,18 @@ def video(
     options: dict[str, str] | None = None,
     muxer: dict[str, str] | None = None,
     times: Iterable[int] | None = None,
+    sound: str = "",
 ) -> bytes:
     """Return a video file.
 
     `frames`: or the number of frames that show their numbers. `size`: width and height of these. `options`: of the encoder. `muxer`:
-    options of the container. `times`: of the frames, in units of one frame; by default they are evenly spaced.
+    options of the container. `times`: of the frames, in units of one frame; by default they are evenly spaced. `sound`: the codec of
+    a second of silence.
     """
     pictures = [numbered(number, size) for number in range(frames)] if isinstance(frames, int) else list(frames)
     with NamedTemporaryFile() as file, av.open(file.name, "w", format=container, options=muxer or {}) as output:
         stream: Any = output.add_stream(codec, rate=rate, options=options or {})
+        silence = output.add_stream(sound, rate=48_000) if sound else None
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pixel_format
         for time, picture in zip(times or range(len(pictures)), pictures, strict=True):
@@ -59,6 +63,8 @@ def video(
             frame.pts, frame.time_base = time, Fraction(1, rate)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
+        if silence:
+            encode_silence(output, silence)
         output.close()
         return Path(file.name).read_bytes()
 
@@ -67,16 +73,19 @@ def audio(container: str = "mp4", codec: str = "aac") -> bytes:
     """Return a file with a second of silence and no video."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        stream: Any = output.add_stream(codec, rate=48_000)
+        encode_silence(output, output.add_stream(codec, rate=48_000))
+    return file.getvalue()
+
+
+def encode_silence(output: av.container.OutputContainer, stream: Any) -> None:
+    """Write a second of silence to an audio stream."""
+    for number in range(48):
         frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
         for plane in frame.planes:
             plane.update(bytes(plane.buffer_size))
-        frame.sample_rate = 48_000
-        for number in range(48):
-            frame.pts = number * 1024
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    return file.getvalue()
+        frame.sample_rate, frame.pts = 48_000, number * 1024
+        output.mux(stream.encode(frame))
+    output.mux(stream.encode(None))
 
 
 def all_frames(data: bytes) -> list[Frame]:

@@ -37,6 +37,8 @@ VIDEOS: dict[str, Callable[[], bytes]] = {
     "AVI, H.264 with B-frames": partial(video, 50, "avi", options=B_FRAMES),
     "MPEG-TS, MPEG-2 with B-frames": partial(video, 50, "mpegts", "mpeg2video", options={"bf": "2", "g": "12"}),
     "MPEG-TS, H.264 with B-frames": partial(video, 50, "mpegts", options=B_FRAMES),
+    "MP4 with sound": partial(video, 20, sound="aac"),
+    "MPEG-TS with sound": partial(video, 20, "mpegts", sound="aac"),
     "GIF": partial(video, 12, "gif", "gif", pixel_format="rgb8", rate=10),
     "one frame": partial(video, 1),
 }
@@ -138,7 +140,7 @@ def with_matrix(data: bytes, signs: tuple[int, int, int, int]) -> bytes:
 SIZES = ((384, 384), (640, 360), (360, 640), (1280, 720), (177, 99), (64, 48), (500, 400))
 
 
-@pytest.mark.parametrize("count", [1, 5, 8, 40])
+@pytest.mark.parametrize("count", [1, 5, 40])
 @pytest.mark.parametrize("aspect_ratio", ["resize", "crop"])
 def test_frames_equal_those_of_the_models_processor(aspect_ratio: AspectRatio, count: int) -> None:
     """The processor gets all frames in their own size on one side, and the frames that a worker prepares on the other."""
@@ -149,17 +151,17 @@ def test_frames_equal_those_of_the_models_processor(aspect_ratio: AspectRatio, c
         else LlavaNextVideoVideoProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     )
     for size in SIZES:
-        data = video([smooth(size, number) for number in range(24)], "matroska", "ffv1", pixel_format="bgr0")
+        data = video([smooth(size, number) for number in range(10)], "matroska", "ffv1", pixel_format="bgr0")
         original = np.stack(all_frames(data))
-        metadata = VideoMetadata(total_num_frames=24, fps=24.0)
+        metadata = VideoMetadata(total_num_frames=10, fps=24.0)
         expected = processor(
-            [original], do_sample_frames=True, num_frames=min(count, 24), video_metadata=[metadata], do_normalize=False, return_tensors="np"
+            [original], do_sample_frames=True, num_frames=min(count, 10), video_metadata=[metadata], do_normalize=False, return_tensors="np"
         )["pixel_values_videos"][0]
         with open_video(data, LIMITS) as opened:
             decoder = VideoDecoder(-1, LIMITS.max_pixels, LIMITS.max_seconds)
             frames = sample_frames(opened, read_packets(opened, LIMITS), count)
             prepared = np.stack([np.asarray(decoder._render(frame, side, aspect_ratio)) for frame in frames])
-        assert prepared.shape == (min(count, 24), side, side, 3)
+        assert prepared.shape == (min(count, 10), side, side, 3)
         difference = np.abs(prepared.transpose(0, 3, 1, 2) - expected * 255)
         assert difference.mean() < 0.5, size
         assert difference.max() <= 3, size

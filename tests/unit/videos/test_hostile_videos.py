@@ -5,6 +5,7 @@ import resource
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers import hostile_videos as hostile
 from helpers.videos import number_of, video
@@ -83,6 +84,29 @@ def test_frames_in_another_file_are_not_read(tmp_path: Path) -> None:
     run(work)
 
 
+def test_the_pixels_of_a_frame_and_the_length_of_a_video_are_limited() -> None:
+    async def work(pool: VideoWorkers) -> None:
+        assert (await sample(pool, video(2, times=[0, 47]))).seconds == 2
+        for refused in (video(2, times=[0, 48]), video(2, size=(1280, 800)), video(60, "avi")):
+            with pytest.raises(InvalidVideo) as refusal:
+                await sample(pool, refused)
+            assert refusal.value.code == "video_too_large"
+
+    run(work, max_video_seconds=2, max_image_megapixels=1)
+
+
+def test_decoding_starts_no_threads() -> None:
+    """Each would take address space, and CPU time of other requests."""
+
+    async def work(pool: VideoWorkers) -> None:
+        for data in (video(20), video(20, codec="libx265", options={"x265-params": "log-level=none"}), video(20, "webm", "libvpx-vp9")):
+            await sample(pool, data)
+        for worker in await asyncio.gather(*pool._workers):
+            assert psutil.Process(worker.process.pid).num_threads() == 1
+
+    run(work)
+
+
 def test_a_video_that_takes_too_much_cpu_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "WALL_TIME", BOUND)  # only CPU time ends a video, however busy the machine is
     slow = hostile.slow()
@@ -107,16 +131,18 @@ def test_a_video_that_takes_too_much_memory_is_refused(monkeypatch: pytest.Monke
     run(work, max_video_mb=1)
 
 
-def test_a_video_of_live_streaming_that_ends_early_is_decoded() -> None:
-    """Such a file has no end; players show what is there."""
+def test_a_part_of_a_live_recording_is_decoded() -> None:
+    """Such a file has no end, and may begin between keyframes; players show what is there."""
 
     async def work(pool: VideoWorkers) -> None:
         for container, codec in (("mpegts", "libx264"), ("matroska", "libx264")):
-            whole = video(48, container, codec, options={"g": "8"})
-            decoded = await sample(pool, hostile.cut(whole))
-            assert decoded.frames == 8
-            frames = [bytes(decoded.pixels[at : at + 64 * 64 * 3]) for at in range(0, len(decoded.pixels), 64 * 64 * 3)]
-            assert len(set(frames)) == 8
+            whole = video(48, container, codec, options={"g": "8", "x264-params": "repeat-headers=1"})
+            parts = [hostile.cut(whole)] if container == "matroska" else [hostile.cut(whole), whole[len(whole) // 3 // 188 * 188 :]]
+            for part in parts:
+                decoded = await sample(pool, part)
+                assert decoded.frames == 8
+                frames = [bytes(decoded.pixels[at : at + 64 * 64 * 3]) for at in range(0, len(decoded.pixels), 64 * 64 * 3)]
+                assert len(set(frames)) == 8
 
     run(work)
 

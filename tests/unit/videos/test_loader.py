@@ -14,7 +14,7 @@ from helpers.videos import number_of, video
 from prometheus_client import REGISTRY
 
 from llava_gateway.errors import InvalidVideo, TooManyRequests
-from llava_gateway.images.memory import PendingFiles
+from llava_gateway.images.loader import ImageLoader
 from llava_gateway.images.worker_pool import Worker
 from llava_gateway.model_info import VideoConfig
 from llava_gateway.observability.context import RequestContext, request_context
@@ -35,11 +35,13 @@ CLIP = video(24)
 def run(work: Callable[[VideoLoader], Awaitable[None]], *, networks: tuple[str, ...] = ("127.0.0.0/8",), **settings: Any) -> None:
     async def main() -> None:
         values = Settings(allow_networks=tuple(map(ip_network, networks)), **PATIENT | settings)
-        loader = VideoLoader(values, PendingFiles(values.max_bodies_mb << 20))
+        images = ImageLoader(values)
+        loader = VideoLoader(values, images)
         try:
             await asyncio.wait_for(work(loader), 2 * BOUND)
         finally:
             await loader.close()
+            await images.close()
 
     asyncio.run(main())
 
