@@ -382,11 +382,11 @@ class Usage:
     prompt_tokens: int = 0
     """Text, image and video tokens together."""
     image_tokens: int = 0
-    video_tokens: int = 0
     cached_tokens: int = 0
     """Prompt tokens that the engine found in its prefix cache."""
     completion_tokens: int = 0
     """Generated tokens of all choices."""
+    video_tokens: int = 0
 
     @property
     def text_tokens(self) -> int:

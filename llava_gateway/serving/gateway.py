@@ -82,7 +82,7 @@ class Gateway:
         except ValueError as error:
             raise SettingsError(str(error)) from error
         self._images = ImageLoader(settings, self._read_file)
-        self._videos = VideoLoader(settings, self._images.pending_files)
+        self._videos = VideoLoader(settings, self._images)
         self.answer_memory = AnswerMemory(settings)
         self._served_models = served_models
         engines = [served_model.engine for served_model in served_models]

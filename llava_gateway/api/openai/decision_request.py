@@ -107,7 +107,9 @@ class DecisionRequest(RequestBody):
         Annotated[str, ONE] | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), LIST],
         ONE_OR_LIST,
         BeforeValidator(lambda items: check_counts(items, "content", "output", "tool_calls")),
-    ] = Field(description="a text, or a list of messages, calls of tools and their outputs; messages and outputs may have images")
+    ] = Field(
+        description="a text, or a list of messages, calls of tools and their outputs; messages and outputs may have images and videos"
+    )
     questions: Annotated[
         list[AnyQuestion], Field(min_length=1, max_length=MAX_QUESTIONS, fail_fast=True), BeforeValidator(_count_options)
     ] = Field(description=f"1 to {MAX_QUESTIONS} questions, each of type predicate, choice or score; the answers have the same order")

@@ -2,7 +2,10 @@
 
 import asyncio
 import base64
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from helpers.requests import body, image_part, user
-from helpers.server import Server, serve, wait_until_ready
+from helpers.server import ROOT, Server, serve, wait_until_ready
 from helpers.tiny_models import CONTEXT, next_video, onevision
 from helpers.videos import all_frames, video
 from openai import OpenAI
@@ -190,6 +193,14 @@ def test_responses_and_decisions_take_videos(with_images: ServedModel) -> None:
     assert decided["usage"]["input_tokens_details"]["video_tokens"] == 2 * tokens
 
 
+def test_example_runs(with_images: ServedModel, tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").write_bytes(SHORT)
+    environment = os.environ | {"OPENAI_BASE_URL": with_images.server.v1}
+    command = [sys.executable, "examples/video.py", str(tmp_path / "video.mp4")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
+    assert f"{with_images.expected(SHORT)} for the video" in ended.stdout
+
+
 def test_frames_of_a_video_are_told_one_by_one(client: OpenAI) -> None:
     """The demo model sees images. A frame at a wrong time, or with wrong colours, gets a wrong description."""
     rng = random.Random(24)
@@ -200,7 +211,7 @@ def test_frames_of_a_video_are_told_one_by_one(client: OpenAI) -> None:
     async def load() -> PreparedVideo:
         settings = Settings(model="m")
         images = ImageLoader(settings)
-        videos = VideoLoader(settings, images.pending_files)
+        videos = VideoLoader(settings, images)
         config = VideoConfig(336, "crop", VideoTokens(576, 0), max_frames=4)
         try:
             (loaded,) = await videos.load((VideoUrl(video_uri(video(pictures, options=options)), "video"),), config)
