@@ -36,8 +36,8 @@ class RequestSender:
     def add_request(self, name: str, rendered: Any, params: SamplingParams) -> RequestOutputCollector:
         """Send a request for one choice, and return the collector of its outputs, as `AsyncLLM.add_request` does.
 
-        `rendered`: the input, from `tokens_input`, `ImageInputs.make` or `process_media`. It fits the context, and each image and video fits
-        the encoder's cache. `params`: those of an earlier request that `AsyncLLM.add_request` has accepted, with `max_tokens`. Raises
+        `rendered`: the input, from `tokens_input`, `ImageInputs.make` or `process_media`. It fits the context, and each image and video
+        fits the encoder's cache. `params`: those of an earlier request that `AsyncLLM.add_request` has accepted, with `max_tokens`. Raises
         EngineDeadError, or GracefulHTTPError if the engine has too many requests.
         """
         engine, core = self._engine, self._core
