@@ -1,5 +1,6 @@
 """A worker process, which decodes videos: from a file to the frames that the model sees, each resized and in RGB."""
 
+import gc
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -37,6 +38,8 @@ class VideoDecoder:
         except (MemoryError, RecursionError):
             message = "The video takes too much memory to decode; send it with smaller frames, or as MP4 with H.264."
             return {"error": message, "code": InvalidVideo.code}
+        finally:
+            gc.collect()  # a container, its streams and its decoders refer to each other, and hold many frames
 
     def _decode(self, video: OpenVideo, frames: int, side: int, aspect_ratio: Any) -> dict[str, Any]:
         """Write the frames to the shared memory."""

@@ -97,6 +97,16 @@ def test_only_the_vllm_package_imports_vllm(path: Path) -> None:
         assert not any(imported.split(".")[0] == "vllm" for imported in imports(path))
 
 
+VIDEO_WORKER = tuple(f"llava_gateway.videos.{name}" for name in ("container", "frames", "worker"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_workers_of_videos_import_pyav(path: Path) -> None:
+    """FFmpeg must not run in the gateway's own process."""
+    if name_of(path) not in VIDEO_WORKER:
+        assert not any(imported.split(".")[0] == "av" or imported.startswith(VIDEO_WORKER) for imported in imports(path))
+
+
 @pytest.mark.parametrize("path", [*MODULES, *STATIC], ids=name_of)
 def test_file_is_neither_long_nor_tiny(path: Path) -> None:
     lines = len(path.read_text().splitlines())

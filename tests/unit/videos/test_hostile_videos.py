@@ -92,17 +92,23 @@ def test_the_pixels_of_a_frame_and_the_length_of_a_video_are_limited() -> None:
                 await sample(pool, refused)
             assert refusal.value.code == "video_too_large"
 
+        with pytest.raises(InvalidVideo, match=r"2560 x 16 pixels; the longest side"):  # the first frames have the usual size
+            await sample(pool, video(8, "mpegts") + video(8, "mpegts", size=(2560, 16)))
+
     run(work, max_video_seconds=2, max_image_megapixels=1)
 
 
-def test_decoding_starts_no_threads() -> None:
-    """Each would take address space, and CPU time of other requests."""
+def test_an_idle_worker_holds_no_frames() -> None:
+    """A container and its decoder are a cycle of references."""
 
     async def work(pool: VideoWorkers) -> None:
-        for data in (video(20), video(20, codec="libx265", options={"x265-params": "log-level=none"}), video(20, "webm", "libvpx-vp9")):
-            await sample(pool, data)
-        for worker in await asyncio.gather(*pool._workers):
-            assert psutil.Process(worker.process.pid).num_threads() == 1
+        small, large = video(10), video(4, size=(3840, 2160), options={"preset": "ultrafast"})
+        await sample(pool, small)
+        (process,) = [psutil.Process((await task).process.pid) for task in pool._idle[-1:]]
+        before = process.memory_info().rss
+        for _ in range(2):
+            await sample(pool, large)
+        assert process.memory_info().rss - before < 80 << 20
 
     run(work)
 
