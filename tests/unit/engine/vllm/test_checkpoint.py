@@ -65,7 +65,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "another kind": (lambda at: change(at / "config.json", model_type="qwen2_vl"), ("type qwen2_vl;", "llava_onevision")),
     "no tower": (lambda at: change(at / "config.json", vision_config=None), ("has the vision tower None",)),
-    "video": (lambda at: change(at / "config.json", model_type="llava_next_video"), ("type llava_next_video;",)),
+    "no video processor": (
+        lambda at: (
+            change(at / "config.json", model_type="llava_next_video"),
+            change(at / "preprocessor_config.json", image_processor_type="LlavaNextImageProcessor"),
+        ),
+        ("video_preprocessor_config.json is missing", "LlavaNextVideoVideoProcessor"),
+    ),
     "another tower": (
         lambda at: change(at / "config.json", vision_config={"model_type": "pixtral"}),
         ("pixtral", "clip_vision_model and siglip_vision_model"),
