@@ -1,6 +1,7 @@
 """Requests with videos that a model cannot take are refused before a video is fetched, and loaded videos are counted exactly."""
 
 import dataclasses
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from llava_gateway.model_info import ModelInfo
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.serving.prepare import PreparedMedia, PreparedRequest, apply_media_tokens, prepare
 from llava_gateway.settings import Settings
-from llava_gateway.types import ChatRequest, ImageUrl, Message, PreparedVideo, SamplingParams, Text, VideoUrl
+from llava_gateway.types import ChatRequest, ImageUrl, Message, PreparedVideo, Prompt, SamplingParams, Text, VideoUrl
 
 MODEL = video_model_info()
 
@@ -80,3 +81,11 @@ def test_loaded_videos_are_counted_exactly() -> None:
             PreparedMedia((image,), (video(32), video(2))),
             1024,
         )
+
+
+def test_videos_travel_to_the_replicas_of_a_cluster() -> None:
+    """Ray pickles the description of the model and the prompts."""
+    assert pickle.loads(pickle.dumps(MODEL.video)) == MODEL.video
+    prompt: Prompt = pickle.loads(pickle.dumps(Prompt([1], (), videos=(video(2),))))
+    assert prompt.videos[0].frames.shape == (2, 1, 1, 3)
+    assert prompt.videos[0].tokens == 201
