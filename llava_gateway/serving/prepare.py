@@ -99,6 +99,8 @@ def prepare(request: Request, served_model: ServedModel, model: ModelInfo, templ
     asked, images, videos, vision = request.sampling, len(request.images), len(request.videos), model.vision
     if vision.grids and request.image_aspect_ratio:
         raise InvalidRequest("This model sees images in their own shape and makes none square.", param="image_aspect_ratio")
+    if not model.takes_images and request.image_aspect_ratio:
+        raise InvalidRequest("image_aspect_ratio is for images, and this model takes only videos.", param="image_aspect_ratio")
     check_media(request, model)
     prompt = served_model.prompts.render(request, template)
     _check_tokens(asked, model.tokenizer)

@@ -13,13 +13,13 @@ from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.model_info import ModelInfo
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.serving.prepare import PreparedMedia, PreparedRequest, apply_media_tokens, prepare
-from llava_gateway.settings import Settings
+from llava_gateway.settings import AspectRatio, Settings
 from llava_gateway.types import ChatRequest, ImageUrl, Message, PreparedVideo, Prompt, SamplingParams, Text, VideoUrl
 
 MODEL = video_model_info()
 
 
-def prepared(model: ModelInfo, *parts: str, max_tokens: int | None = None) -> PreparedRequest:
+def prepared(model: ModelInfo, *parts: str, max_tokens: int | None = None, aspect_ratio: AspectRatio | None = None) -> PreparedRequest:
     """Prepare a chat. `parts`: "image", "video", or a text."""
     content = tuple(
         ImageUrl("data:,", f"content[{index}]")
@@ -29,7 +29,12 @@ def prepared(model: ModelInfo, *parts: str, max_tokens: int | None = None) -> Pr
         else Text(part)
         for index, part in enumerate(parts)
     )
-    request = ChatRequest(model="m", messages=(Message("user", content),), sampling=SamplingParams(max_tokens=max_tokens))
+    request = ChatRequest(
+        model="m",
+        messages=(Message("user", content),),
+        image_aspect_ratio=aspect_ratio,
+        sampling=SamplingParams(max_tokens=max_tokens),
+    )
     served: Any = SimpleNamespace(prompts=PromptRenderer(model))
     return prepare(request, served, model, "vicuna_v1", Settings(model="m"))
 
@@ -54,6 +59,12 @@ def test_media_that_the_model_does_not_take_are_refused_by_their_path(
         prepared(model, *parts)
     assert refused.value.param == param
     assert param in refused.value.message
+
+
+def test_aspect_ratio_of_images_is_refused_where_it_has_no_effect() -> None:
+    with pytest.raises(InvalidRequest, match="takes only videos") as refused:
+        prepared(video_model_info(takes_images=False), "video", aspect_ratio="pad")
+    assert refused.value.param == "image_aspect_ratio"
 
 
 def test_too_many_videos_are_refused_by_their_least_number_of_tokens() -> None:
