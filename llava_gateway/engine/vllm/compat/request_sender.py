@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
+MAX_COPIED = 4 << 20
+"""A larger tensor, in bytes, is not copied for the socket. The copy of a video would hold the event loop for 15 ms."""
+
+
 class RequestSender:
     """Adds requests to an engine that `OutputReader` reads. Its methods run on the event loop.
 
@@ -32,6 +36,7 @@ class RequestSender:
         self._engine = engine
         self._core = engine.engine_core
         self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._core.input_socket.underlying)
+        self._socket.copy_threshold = MAX_COPIED
 
     def add_request(self, name: str, rendered: Any, params: SamplingParams) -> RequestOutputCollector:
         """Send a request for one choice, and return the collector of its outputs, as `AsyncLLM.add_request` does.
@@ -61,7 +66,7 @@ class RequestSender:
         core.ensure_alive()
         message = (core.core_engine, EngineCoreRequestType.ADD.value, *core.encoder.encode(request))
         engine.output_processor.add_request(request, None, None, 0, collector)
-        self._socket.send_multipart(message, zmq.NOBLOCK)
+        self._socket.send_multipart(message, zmq.NOBLOCK, copy=False)
         return collector
 
 
