@@ -78,7 +78,9 @@ def create_app(
     """
     settings = settings or Settings()
     launch = launch_of(settings, engine_flags)
-    make = engine or (lambda: VllmEngine(launch.model, launch.flags, fast_paths=settings.fast_paths == "on"))
+    make = engine or (
+        lambda: VllmEngine(launch.model, launch.flags, fast_paths=settings.fast_paths == "on", video_frames=settings.video_frames)
+    )
     supervisor = Supervisor(make, settings.engine_timeout, on_engine_death, launch.adapters)
     served_model = ServedModel(
         launch.name, supervisor, settings.template, settings.model_alias, launch.model, image_start_end=settings.image_start_end

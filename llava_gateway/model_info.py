@@ -51,6 +51,8 @@ class VideoConfig:
     """Returns the number of context tokens for a video of this number of frames."""
     max_frames: int
     """The upper bound of the frames of one video that the server samples."""
+    max_videos: int | None = None
+    """The upper bound of the videos of one request. None: only the context is a bound."""
 
     @cached_property
     def digest(self) -> str:
@@ -82,6 +84,12 @@ class ModelInfo:
     """The upper bound of every answer, in tokens. A larger `max_tokens` is lowered to it. None: only the context is a bound."""
     fingerprint: str = ""
     """Identifies the versions, the model and the engine's configuration. It changes if the answers may change. Empty: unknown."""
+    takes_images: bool = True
+    """False for LLaVA-NeXT-Video, which vLLM serves with videos only."""
+    video: VideoConfig | None = None
+    """None: the model takes no videos."""
+    video_token: str = ""
+    """The placeholder that the chat template writes for a video, such as `<video>`. Empty if the model takes no videos."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from llava_gateway.settings import AspectRatio
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -78,6 +77,10 @@ class ImageFileId:
     """The path of the field in the client's request, for error messages."""
 
 
+ImageSource = ImageUrl | ImageBase64 | ImageFileId
+"""An image that has not been fetched or decoded yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class VideoUrl:
     """A video as a `data:` URI or an http(s) URL, as the client sent it. The URL has not been checked."""
@@ -87,8 +90,8 @@ class VideoUrl:
     """The path of the field in the client's request, such as `messages[0].content[1].video_url.url`, for error messages."""
 
 
-ImageSource = ImageUrl | ImageBase64 | ImageFileId
-"""An image that has not been fetched or decoded yet."""
+Part = Text | ImageSource | VideoUrl
+"""A part of a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +131,19 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a chat: its role, and its texts and images in order."""
+    """One message of a chat: its role, and its texts, images and videos in order."""
 
     role: Role
-    content: tuple[Text | ImageSource, ...]
+    content: tuple[Part, ...]
     tool_calls: tuple[ToolCall, ...] = ()
     """The calls in a message of the assistant."""
     tool_call_id: str = ""
     """In a message with the role tool: the id of the call that it answers."""
     images_in_place: bool = False
-    """Whether the images stay between the texts. False: the chat template places them, which most templates do before all texts."""
+    """Whether images and videos stay between the texts. False: the chat template places them, which most templates do before all texts."""
 
 
-def has_text_before_image(content: Sequence[Text | ImageSource]) -> bool:
+def has_text_before_image(content: Sequence[Part]) -> bool:
     """Return whether a text stands before an image, so that the image's place has a meaning."""
     last = max((index for index, part in enumerate(content) if not isinstance(part, Text)), default=0)
     return any(isinstance(part, Text) and part.text.strip() for part in content[:last])
@@ -249,7 +252,12 @@ class ChatRequest:
     @property
     def images(self) -> tuple[ImageSource, ...]:
         """The images of all messages, in order."""
-        return tuple(part for message in self.messages for part in message.content if not isinstance(part, Text))
+        return tuple(part for message in self.messages for part in message.content if isinstance(part, ImageSource))
+
+    @property
+    def videos(self) -> tuple[VideoUrl, ...]:
+        """The videos of all messages, in order."""
+        return tuple(part for message in self.messages for part in message.content if isinstance(part, VideoUrl))
 
     @property
     def text_length(self) -> int:
@@ -276,10 +284,11 @@ class CompletionRequest:
     model: str
     """The name of a served model, one of its aliases, or a LoRA adapter's name."""
     prompt: str | tuple[int, ...]
-    """A text or token ids. Either has one image token per image."""
+    """A text or token ids. Either has one image token per image, and one video token per video."""
     param: str = "prompt"
     """The path of the prompt in the client's request, for error messages."""
     images: tuple[ImageSource, ...] = ()
+    videos: tuple[VideoUrl, ...] = ()
     image_aspect_ratio: AspectRatio | None = None
     """How images become square. None: as the server's setting says."""
     add_special_tokens: bool = True
@@ -371,17 +380,24 @@ class Usage:
     """The tokens of one request, as the engine has counted them so far."""
 
     prompt_tokens: int = 0
-    """Text and image tokens together."""
+    """Text, image and video tokens together."""
     image_tokens: int = 0
     cached_tokens: int = 0
     """Prompt tokens that the engine found in its prefix cache."""
     completion_tokens: int = 0
     """Generated tokens of all choices."""
+    video_tokens: int = 0
+
+    @property
+    def text_tokens(self) -> int:
+        """The prompt's tokens that are text."""
+        return self.prompt_tokens - self.image_tokens - self.video_tokens
 
     def add(self, other: "Usage") -> None:
         """Add the tokens of another request to this sum."""
         self.prompt_tokens += other.prompt_tokens
         self.image_tokens += other.image_tokens
+        self.video_tokens += other.video_tokens
         self.cached_tokens += other.cached_tokens
         self.completion_tokens += other.completion_tokens
 
@@ -402,15 +418,15 @@ class PreparedImage:
 
 @dataclass(frozen=True, slots=True)
 class PreparedVideo:
-    """The frames of a video that were sampled and resized for the model."""
+    """The frames of a video that were sampled, decoded and resized for the model."""
 
-    frames: "NDArray[np.uint8]"
-    """RGB, in order of time: frames x height x width x 3, in the model's size of a frame."""
+    frames: "np.ndarray[Any, np.dtype[np.uint8]]"
+    """RGB, in the shape (frames, height, width, 3). Height and width are the `side` of the model's `VideoConfig`."""
     digest: str
-    """Identifies the file's bytes, the sampling and the transform: equal digests mean equal frames. The engine caches the video under
-    this key."""
+    """Identifies the file's bytes, the sampling and the transform: equal digests mean equal frames. The engine caches the video under this
+    key."""
     source: tuple[int, int]
-    """The width and height of the original frames, in pixels."""
+    """The width and height of the original video, in pixels."""
     seconds: float
     """The duration of the original video."""
     tokens: int
@@ -422,9 +438,10 @@ class Prompt:
     """The input of the engine for one request."""
 
     token_ids: list[int]
-    """With one image token per image. The engine expands each to the image's number of tokens."""
+    """With one image token per image and one video token per video. The engine expands each to its number of tokens."""
     images: tuple[PreparedImage, ...]
     adapter: LoraAdapter | None = None
     """A loaded adapter. None: the model without an adapter."""
     cache_salt: str | None = None
     """As in the request."""
+    videos: tuple[PreparedVideo, ...] = ()

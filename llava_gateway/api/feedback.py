@@ -21,7 +21,7 @@ from llava_gateway.http.response import ErrorRenderer, ResponseWriter
 from llava_gateway.observability.context import current_context
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.settings import SettingsError
-from llava_gateway.types import Text
+from llava_gateway.types import ImageSource
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class FeedbackHandlers:
         self._gateway.model(request.model)
         messages = to_messages(request.messages)
         check_turns(messages)
-        images = [part for message in messages for part in message.content if not isinstance(part, Text)]
+        images = [part for message in messages for part in message.content if isinstance(part, ImageSource)]
         files = await self._gateway.image_files(request.model, images)
         key_name = current_context().key_name or None
         vote = new_vote(request.model, request.vote, key_name, messages, [file.name for file in files])

@@ -41,14 +41,20 @@ MAX_LOGGED_FIELDS = 1000
 _logged_fields: set[str] = set()
 
 
-def _check_image(value: Any) -> str | BodySlice:
-    if isinstance(value, BodySlice) or (isinstance(value, str) and value):
-        return value
-    raise ValueError("must be an image, in a string")
+def _check_string_of(medium: str) -> Callable[[Any], str | BodySlice]:
+    def check(value: Any) -> str | BodySlice:
+        if isinstance(value, BodySlice) or (isinstance(value, str) and value):
+            return value
+        raise ValueError(f"must be {medium}, in a string")
+
+    return check
 
 
-ImageString = Annotated[str | BodySlice, PlainValidator(_check_image), WithJsonSchema({"type": "string", "minLength": 1})]
+_STRING = WithJsonSchema({"type": "string", "minLength": 1})
+ImageString = Annotated[str | BodySlice, PlainValidator(_check_string_of("an image")), _STRING]
 """An image's URL, or its file in base64."""
+VideoString = Annotated[str | BodySlice, PlainValidator(_check_string_of("a video")), _STRING]
+"""A video's URL, or its file in base64."""
 
 
 class StrictModel(BaseModel):

@@ -9,7 +9,16 @@ import secrets
 import ssl
 from collections.abc import Callable, Mapping
 
-from llava_gateway.cluster.delta_sender import HELLO_TIMEOUT, NAME_BYTES, PROOF_BYTES, Address, DeltaMessage, enable_keepalive, proof
+from llava_gateway.cluster.delta_sender import (
+    HELLO_TIMEOUT,
+    NAME_BYTES,
+    PROOF_BYTES,
+    Address,
+    DeltaMessage,
+    UsedTokens,
+    enable_keepalive,
+    proof,
+)
 from llava_gateway.errors import EngineFailed, GatewayError, Unavailable
 from llava_gateway.types import Delta, Usage
 
@@ -45,10 +54,10 @@ class PendingAnswer:
         """Whether the answer has ended without an error."""
         return self.end.done() and not self.end.cancelled() and self.end.exception() is None
 
-    def receive(self, replica: str, delta: Delta | None, used: tuple[int, int, int, int], end: GatewayError | bool) -> None:
+    def receive(self, replica: str, delta: Delta | None, used: UsedTokens, end: GatewayError | bool) -> None:
         """Accept a message of a replica. The parameters after the first are as in `DeltaMessage`."""
         usage = self._usage
-        usage.prompt_tokens, usage.image_tokens, usage.cached_tokens, completion_tokens = used
+        usage.prompt_tokens, usage.image_tokens, usage.video_tokens, usage.cached_tokens, completion_tokens = used
         usage.completion_tokens += completion_tokens - self._completion_tokens  # `on_delta` may add tokens of its own
         self._completion_tokens = completion_tokens
         self.replica = replica

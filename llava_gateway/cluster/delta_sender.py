@@ -33,8 +33,10 @@ PROOF_BYTES = 64
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 15, 5, 3
 """Of a silent connection: seconds until the kernel sends the first probe, seconds between probes, and probes until the connection ends."""
 
-DeltaMessage = tuple[int, Delta | None, tuple[int, int, int, int], GatewayError | bool]
-"""The number of a request, its next delta, its usage so far (prompt, image, cached and completion tokens), and its end.
+UsedTokens = tuple[int, int, int, int, int]
+"""Prompt, image, video, cached and completion tokens."""
+DeltaMessage = tuple[int, Delta | None, UsedTokens, GatewayError | bool]
+"""The number of a request, its next delta, its usage so far, and its end.
 
 The end is False while the request goes on, True after its last delta, or the error that it has ended with."""
 
@@ -115,7 +117,7 @@ class DeltaSender:
         The parameters are as in `DeltaMessage`.
         """
         if connection := self._connections.get(gateway):
-            used = (usage.prompt_tokens, usage.image_tokens, usage.cached_tokens, usage.completion_tokens)
+            used = (usage.prompt_tokens, usage.image_tokens, usage.video_tokens, usage.cached_tokens, usage.completion_tokens)
             connection.messages.append((number, delta, used, end))
             if not self._flush_scheduled:
                 self._flush_scheduled = True

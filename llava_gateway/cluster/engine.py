@@ -118,7 +118,8 @@ class RayEngine:
     async def _send(self, number: int, answer: PendingAnswer, prompt: Prompt, sampling: SamplingParams, stream: bool) -> None:
         """Send a request to a replica of Ray Serve's choice, and return when its answer is whole. Raises GatewayError."""
         self._connect()
-        affinity = prompt.images[0].digest if prompt.images else ""
+        media = prompt.videos or prompt.images
+        affinity = media[0].digest if media else ""
         trace, gateway = current_context().trace, self._delta_receiver.name
         response = self._handle.generate.remote(
             prompt, sampling, stream=stream, trace=trace, affinity=affinity, gateway=gateway, number=number

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import Message, Text
+from llava_gateway.types import Message, Text, VideoUrl
 
 VoteName = Literal["up", "down", "flag"]
 
@@ -76,7 +76,7 @@ def check_turns(messages: Sequence[Message], param: str = "messages") -> None:
     """Raise InvalidRequest if the messages are not a conversation that can be voted on.
 
     Allowed are system messages at the beginning, then user and assistant in alternation, and an assistant's answer at the end. Only the
-    user's messages may have images, because LLaVA is trained with images of the user.
+    user's messages may have images, because LLaVA is trained with images of the user. No message may have videos.
     """
     first = len(list(takewhile(lambda message: message.role == "system", messages)))
     for index, message in enumerate(messages[first:], first):
@@ -84,8 +84,10 @@ def check_turns(messages: Sequence[Message], param: str = "messages") -> None:
         if message.role != expected:
             where = f"{param}[{index}].role"
             raise InvalidRequest(f"{where}: must be {expected}, because user and assistant alternate.", param=where)
-    for part in (part for message in messages if message.role != "user" for part in message.content):
-        if not isinstance(part, Text):
+    for role, part in ((message.role, part) for message in messages for part in message.content):
+        if isinstance(part, VideoUrl):
+            raise InvalidRequest(f"{part.param}: votes on answers about videos are not stored.", param=part.param)
+        if role != "user" and not isinstance(part, Text):
             raise InvalidRequest(f"{part.param}: in a vote only the user's messages may have images.", param=part.param)
     if messages[-1].role != "assistant":
         raise InvalidRequest(f"{param}: the last message must be the assistant's answer that the vote is about.", param=param)

@@ -1,4 +1,4 @@
-"""Image sizes and token counts of models that see images in their own shape (LLaVA-NeXT, LLaVA-OneVision).
+"""Image sizes and token counts of models that see images in their own shape (LLaVA-NeXT, LLaVA-OneVision), and token counts of videos.
 
 The model has several grids of squares. It fits an image into the grid that keeps most of the image's pixels. The number of tokens depends
 on the area of the grid that the image covers. An image that is larger than this area is shrunk here rather than in the engine. Shrinking
@@ -104,6 +104,24 @@ class ImageTokens:
         """Return the columns and rows of the grid's features."""
         width, height = grid
         return width // self.side * self.patches, height // self.side * self.patches
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """Counts the tokens of a video, as LLaVA-OneVision and LLaVA-NeXT-Video define it."""
+
+    per_frame: int
+    """The number of tokens of a frame: 196 for LLaVA-OneVision, 144 for LLaVA-NeXT-Video."""
+    newlines: int
+    """The number of tokens after the last frame: 1 for LLaVA-OneVision, 0 for LLaVA-NeXT-Video."""
+
+    def __call__(self, frames: int) -> int:
+        """Return the number of tokens of a video with this number of frames."""
+        return self.per_frame * frames + self.newlines
+
+    def fitting_frames(self, frames: int, max_tokens: int) -> int:
+        """Return the number of frames, lowered to those that `max_tokens` have room for. It is at least 1."""
+        return max(1, min(frames, (max_tokens - self.newlines) // self.per_frame))
 
 
 def _without_padding(features: int, covered: float) -> int:

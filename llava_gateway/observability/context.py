@@ -42,6 +42,8 @@ class RequestContext:
     usage: Usage = field(default_factory=Usage)
     images: list[str] = field(default_factory=list)
     """The digest and size of each image, as one text."""
+    videos: list[str] = field(default_factory=list)
+    """The digest, size, duration and number of frames of each video, as one text."""
     stages: list[tuple[str, float, float]] = field(default_factory=list)
     """The name, begin and end of each stage, in seconds of `time.perf_counter`."""
 

@@ -32,7 +32,7 @@ ANSWER_BYTES = Gauge("llava_answer_bytes", "Memory that is reserved for answers 
 ENGINE_UP = Gauge("llava_engine_up", "1 if every engine has answered within the last seconds")
 ENGINE_RESTARTS = Gauge("llava_engine_restarts", "Restarts of the engine after it has died")
 FAST_PATHS = Gauge("llava_fast_path", "1 if the fast path is in use, 0 if vLLM's own path is: of tokens and of images", ["of"])
-TOKENS = Counter("llava_tokens_total", "Tokens by kind: text and image (of prompts), completion", ["kind"])
+TOKENS = Counter("llava_tokens_total", "Tokens by kind: text, image and video (of prompts), completion", ["kind"])
 KEY_REQUESTS = Counter("llava_key_requests_total", "Requests by the name of the API key", ["key"])
 KEY_TOKENS = Counter("llava_key_tokens_total", "Tokens by the name of the API key, and by kind", ["key", "kind"])
 MODEL_REQUESTS = Counter("llava_model_requests_total", "Requests that reached the engine, by the name of the model or adapter", ["model"])
@@ -40,7 +40,7 @@ MODEL_TOKENS = Counter("llava_model_tokens_total", "Tokens by the name of the mo
 USAGE_LOG_FAILURES = Counter("llava_usage_log_failures_total", "Requests that could not be written to the usage log")
 STAGE = Histogram(
     "llava_stage_seconds",
-    "Duration of a request's stages: body, prompt (rendering), images (all), fetch and decode (of one image or video), queue, "
+    "Duration of a request's stages: body, prompt (rendering), images and videos (all), fetch and decode (of one image or video), queue, "
     "first_token (of streams), answer (from the engine's start to the last token), total",
     ["stage"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
@@ -148,8 +148,9 @@ def _tokens(context: RequestContext) -> Sequence[tuple[str, int]]:
     """Return the request's tokens by kind."""
     usage = context.usage
     return (
-        ("text", usage.prompt_tokens - usage.image_tokens),
+        ("text", usage.text_tokens),
         ("image", usage.image_tokens),
+        ("video", usage.video_tokens),
         ("completion", usage.completion_tokens),
     )
 

@@ -57,6 +57,7 @@ class Tracing:
                 "gen_ai.usage.input_tokens": context.usage.prompt_tokens,
                 "gen_ai.usage.output_tokens": context.usage.completion_tokens,
                 "llava.image_tokens": context.usage.image_tokens,
+                "llava.video_tokens": context.usage.video_tokens,
             }
         )
         if context.code:

@@ -54,11 +54,13 @@ class UsageLog:
                 "status": status,
                 "code": context.code,
                 "seconds": round(seconds, 3),
-                "text_tokens": usage.prompt_tokens - usage.image_tokens,
+                "text_tokens": usage.text_tokens,
                 "image_tokens": usage.image_tokens,
+                "video_tokens": usage.video_tokens,
                 "cached_tokens": usage.cached_tokens,
                 "completion_tokens": usage.completion_tokens,
                 "images": len(context.images),
+                "videos": len(context.videos),
             }
         )
         try:

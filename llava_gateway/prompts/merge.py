@@ -6,7 +6,7 @@ Some clients send an image and the question about it as two messages of the user
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 
-from llava_gateway.types import ImageSource, Message, Text
+from llava_gateway.types import ImageSource, Message, Text, VideoUrl
 
 
 def merge_turns(messages: Sequence[Message]) -> Sequence[Message]:
@@ -19,7 +19,7 @@ def merge_turns(messages: Sequence[Message]) -> Sequence[Message]:
 
 def _merge(series: Sequence[Message]) -> Message:
     """Return one message with all parts and tool calls of a series. A line break joins two texts that meet."""
-    content: list[list[str] | ImageSource] = []
+    content: list[list[str] | ImageSource | VideoUrl] = []
     for message in series:
         for index, part in enumerate(message.content):
             if not isinstance(part, Text):

@@ -1,8 +1,8 @@
 """From messages to token ids, through the model's own chat template or a built-in one.
 
-The model's template is rendered as Hugging Face's processor renders it. A client's text can never become an image or a control token. Where
-a text contains a control token (`<image>`, `</s>`), a Unicode noncharacter splits it before the template sees the text. The tokens of the
-noncharacter are removed before the engine gets the prompt.
+The model's template is rendered as Hugging Face's processor renders it. A client's text can never become an image, a video or a control
+token. Where a text contains a control token (`<image>`, `</s>`), a Unicode noncharacter splits it before the template sees the text. The
+tokens of the noncharacter are removed before the engine gets the prompt.
 
 If the model was trained with `<im_start>` and `<im_end>` around each image, every prompt that is a text gets them.
 """
@@ -27,7 +27,7 @@ from llava_gateway.prompts.merge import merge_turns
 from llava_gateway.prompts.templates import BUILT_IN, Template
 from llava_gateway.prompts.tools import add_tool_fields, as_text, template_tools, tojson
 from llava_gateway.settings import ImageStartEnd
-from llava_gateway.types import ChatRequest, CompletionRequest, Message, Request, Text, Tool, ToolChoice
+from llava_gateway.types import ChatRequest, CompletionRequest, Message, Request, Text, Tool, ToolChoice, VideoUrl
 
 SEPARATOR = "\ufdd0"
 """Splits control tokens in texts. Noncharacters are for internal use and never for interchange (Unicode, section 23.7)."""
@@ -43,7 +43,7 @@ class RenderedPrompt:
     text: str
     """Empty if the client sent token ids."""
     token_ids: list[int]
-    """With one image token per image; `PromptRenderer.expand` expands them."""
+    """With one image token per image and one video token per video; `PromptRenderer.expand` expands them."""
     stop: tuple[str, ...] = ()
     """The template's stop strings."""
 
@@ -65,16 +65,26 @@ class PromptRenderer:
         """
         self._tokenizer = model.tokenizer
         self._image_markers = image_markers(model, image_start_end)
-        controls = model.tokenizer.control_tokens | {model.image_token} | ({START, END} if self._image_markers else set())
+        controls = model.tokenizer.control_tokens | {model.image_token}
+        if model.video_token:
+            controls |= {model.video_token}
+        if self._image_markers:
+            controls |= {START, END}
         self._controls = controls
         self._control = re.compile("|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True)))
         self._longest_control = max(map(len, controls))
         self._context_length = model.context_length
         self._max_chars = model.context_length * model.tokenizer.longest_token
         self.image_id = model.tokenizer.encode(model.image_token, add_special_tokens=False).ids[0]
+        self.video_id: int | None = None
+        """None: the model takes no videos."""
+        if model.video_token:
+            self.video_id = model.tokenizer.encode(model.video_token, add_special_tokens=False).ids[0]
         self._bos = model.special_tokens.get("bos_token", "")
-        self._image_token = model.image_token
+        self._placeholders = {"image": model.image_token, "video": model.video_token}
         self._variables = {**model.special_tokens, "image_token": model.image_token}
+        if model.video_token:
+            self._variables["video_token"] = model.video_token
         self._default = _compile(template or Template(model.chat_template))
         self._named: dict[str, _Compiled] = {}
         self._answer_tokens: dict[str | None, AnswerTokens] = {}
@@ -134,7 +144,7 @@ class PromptRenderer:
             messages, tools = as_text(messages, tools, tool_choice, compiled.template.system), ()
         messages = merge_turns(messages)
         if continue_last and not all(isinstance(part, Text) for part in messages[-1].content):
-            raise InvalidRequest("A message that the answer continues may have no images.", param=param)
+            raise InvalidRequest("A message that the answer continues may have no images and no videos.", param=param)
         texts = [part.text for message in messages for part in message.content if isinstance(part, Text)]
         if compiled.renders_tools:
             texts += [text for tool in tools for text in (tool.description, tool.parameters)]
@@ -150,16 +160,21 @@ class PromptRenderer:
         if SEPARATOR in text:
             token_ids = [token for token, (start, end) in zip(token_ids, encoding.offsets, strict=True) if text[start:end] != SEPARATOR]
             text = text.replace(SEPARATOR, "")
-        images = sum(not isinstance(part, Text) for message in messages for part in message.content)
-        if token_ids.count(self.image_id) != images:
+        media = [part for message in messages for part in message.content if not isinstance(part, Text)]
+        videos = sum(isinstance(part, VideoUrl) for part in media)
+        if token_ids.count(self.image_id) != len(media) - videos:
             raise InvalidRequest("The chat template does not show all images of these messages.", param=param)
+        if self._count_videos(token_ids) != videos:
+            raise InvalidRequest("The chat template does not show all videos of these messages.", param=param)
         return RenderedPrompt(text, token_ids, compiled.template.stop)
 
     def completion(self, request: CompletionRequest) -> RenderedPrompt:
-        """Return the prompt that the client has written out, with one placeholder (`<image>`) per image. Token ids stay as they are.
+        """Return the prompt that the client has written out, with one placeholder (`<image>`, `<video>`) per image and video.
 
-        Raises InvalidRequest if the prompt is empty, if a token id is not one of the model's, or if the numbers of images and placeholders
-        differ. Raises ContextLengthExceeded for a prompt that cannot fit.
+        Token ids stay as they are.
+
+        Raises InvalidRequest if the prompt is empty, if a token id is not one of the model's, or if the numbers of images or videos and of
+        their placeholders differ. Raises ContextLengthExceeded for a prompt that cannot fit.
         """
         prompt, images, param = request.prompt, len(request.images), request.param
         if isinstance(prompt, str):
@@ -180,14 +195,28 @@ class PromptRenderer:
                 f"The prompt has {placeholders} image placeholders, and there are {images} images. Each image takes one placeholder.",
                 param="images",
             )
+        if (placeholders := self._count_videos(token_ids)) != len(request.videos):
+            raise InvalidRequest(
+                f"The prompt has {placeholders} video placeholders, and there are {len(request.videos)} videos. "
+                "Each video takes one placeholder.",
+                param="videos",
+            )
         return RenderedPrompt(prompt if isinstance(prompt, str) else "", token_ids)
 
-    def expand(self, token_ids: Sequence[int], image_tokens: Iterable[int]) -> list[int]:
-        """Return the token ids as the engine reads them. `image_tokens`: the number of tokens for each image, in order."""
-        remaining, expanded = iter(image_tokens), list[int]()
+    def expand(self, token_ids: Sequence[int], image_tokens: Iterable[int], video_tokens: Iterable[int] = ()) -> list[int]:
+        """Return the token ids as the engine reads them.
+
+        `image_tokens`, `video_tokens`: the number of tokens for each image and for each video, in order.
+        """
+        images, videos, expanded = iter(image_tokens), iter(video_tokens), list[int]()
         for token_id in token_ids:
-            expanded += [token_id] * (next(remaining) if token_id == self.image_id else 1)
+            count = next(images) if token_id == self.image_id else next(videos) if token_id == self.video_id else 1
+            expanded += [token_id] * count
         return expanded
+
+    def _count_videos(self, token_ids: list[int]) -> int:
+        """Return the number of video tokens; 0 if the model takes no videos."""
+        return 0 if self.video_id is None else token_ids.count(self.video_id)
 
     def _compiled(self, template: str | None) -> "_Compiled":
         if template is None:
@@ -228,7 +257,7 @@ class PromptRenderer:
         tail = ""
         for part in message.content:
             if not isinstance(part, Text):
-                parts.append({"type": "image"})
+                parts.append({"type": "video" if isinstance(part, VideoUrl) else "image"})
                 continue
             text = self._split_controls(part.text)
             if self._control.search(tail + text[: self._longest_control]):  # across parts, which a template may join
@@ -236,7 +265,7 @@ class PromptRenderer:
             tail = (tail + text)[-self._longest_control :]
             parts.append({"type": "text", "text": text})
         if message.images_in_place:
-            parts = [{"type": "text", "text": "".join(part.get("text", self._image_token) for part in parts)}]
+            parts = [{"type": "text", "text": "".join(part.get("text") or self._placeholders.get(part["type"], "") for part in parts)}]
         return {"role": message.role, "content": parts}
 
     def _split_controls(self, text: str) -> str:

@@ -1,7 +1,7 @@
 """Built-in chat templates by name, for models without a template and for APIs whose requests name one.
 
-They are written like Hugging Face's: Jinja over `messages`, with the roles system, user and assistant, and content as parts of type text
-and image. Their formats are LLaVA's own (`llava/conversation.py`), except for Hugging Face's `llava-hf`, `llava-hf-eos` and
+They are written like Hugging Face's: Jinja over `messages`, with the roles system, user and assistant, and content as parts of type text,
+image and video. Their formats are LLaVA's own (`llava/conversation.py`), except for Hugging Face's `llava-hf`, `llava-hf-eos` and
 `llava-interleave`, and SambaStudio's `llava-sn`.
 """
 
@@ -29,7 +29,9 @@ LANGUAGE_AND_VISION = (
 )
 
 _PARTS = """\
-{%- macro images(message) -%}{%- for part in message.content if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}{%- endmacro -%}
+{%- macro images(message) -%}
+{%- for part in message.content if part.type != 'text' -%}{{ '<' + part.type + '>\\n' }}{%- endfor -%}
+{%- endmacro -%}
 {%- macro text(message) -%}
 {{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}
 {%- endmacro -%}
@@ -38,7 +40,7 @@ _PARTS = """\
 _HUGGING_FACE = """\
 {%- for message in messages -%}
 {%- if message.role != 'system' -%}{{ message.role.upper() + ': ' }}{%- endif -%}
-{%- for part in message.content if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
+{%- for part in message.content if part.type != 'text' -%}{{ '<' + part.type + '>\\n' }}{%- endfor -%}
 {%- for part in message.content if part.type == 'text' -%}{{ part.text + ' ' }}{%- endfor -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
@@ -95,7 +97,7 @@ _CHATML = """\
 _INTERLEAVE = """\
 {%- for message in messages -%}
 {{ '<|im_start|>' + message.role + '\\n' }}
-{%- for part in message.content if part.type == 'image' -%}{{ '<image>' }}{%- endfor -%}
+{%- for part in message.content if part.type != 'text' -%}{{ '<' + part.type + '>' }}{%- endfor -%}
 {%- for part in message.content if part.type == 'text' -%}{{ '\\n' + part.text }}{%- endfor -%}
 {{ '<|im_end|>\\n' }}
 {%- endfor -%}

@@ -22,7 +22,7 @@ _HOW_TO_CALL: dict[ToolChoice, str] = {
 def as_text(messages: Sequence[Message], tools: Sequence[Tool], tool_choice: ToolChoice, system: str) -> Sequence[Message]:
     """Return messages that a template without tools can render: calls, results and the definitions of the tools become texts.
 
-    `system`: the template's system message, for chats that have none. Images in results stay images.
+    `system`: the template's system message, for chats that have none. Images and videos in results stay.
     """
     if tools:
         messages = _with_definitions(messages, definitions(tools, tool_choice), system)
@@ -103,10 +103,10 @@ def _with_calls(message: Message) -> Message:
 
 
 def _result(message: Message) -> Message:
-    """Return the result of a call as a user's message: its images, and its texts in one."""
+    """Return the result of a call as a user's message: its images and videos, and its texts in one."""
     text = "\n".join(part.text for part in message.content if isinstance(part, Text))
-    images = (part for part in message.content if not isinstance(part, Text))
-    return Message("user", (*images, Text(f"<tool_response>\n{text}\n</tool_response>")))
+    media = (part for part in message.content if not isinstance(part, Text))
+    return Message("user", (*media, Text(f"<tool_response>\n{text}\n</tool_response>")))
 
 
 def _json(text: str) -> str:

@@ -4,9 +4,9 @@
         async for delta in deltas: ...
         deltas.usage
 
-Entering renders the prompt, checks that it fits the context, loads the images, waits for a slot and starts the engine. Everything that can
-be refused is refused there: every 4xx, 429 and 503. Iterating yields deltas. Leaving aborts a request that still runs, records its usage
-and frees its slot, exactly once, however the block ends.
+Entering renders the prompt, checks that it fits the context, loads the images and videos, waits for a slot and starts the engine.
+Everything that can be refused is refused there: every 4xx, 429 and 503. Iterating yields deltas. Leaving aborts a request that still runs,
+records its usage and frees its slot, exactly once, however the block ends.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from llava_gateway.auth.rate_limits import KeyLease, current_lease
 from llava_gateway.concurrency import cancel_and_wait
 from llava_gateway.errors import GatewayError, InvalidImage, Unavailable
 from llava_gateway.images.loader import ImageFile, ImageLoader
-from llava_gateway.model_info import ModelInfo, VisionConfig
+from llava_gateway.model_info import ModelInfo
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import RequestContext, current_context, timed
 from llava_gateway.prompts.answer_tokens import AnswerTokens
@@ -30,17 +30,19 @@ from llava_gateway.serving.answer_memory import AnswerMemory
 from llava_gateway.serving.delta_stream import DeltaStream
 from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
 from llava_gateway.serving.prepare import (
+    PreparedMedia,
     PreparedRequest,
-    apply_image_tokens,
+    apply_media_tokens,
     can_choose_tools,
-    check_images,
+    check_media,
     prepare,
     without_ignored_tools,
 )
 from llava_gateway.settings import AspectRatio, Settings, SettingsError
 from llava_gateway.storage.file_store import FileStore
 from llava_gateway.storage.object_store import create_object_store
-from llava_gateway.types import ChatRequest, ImageSource, PreparedImage, Prompt, Request, Usage
+from llava_gateway.types import ChatRequest, ImageSource, PreparedImage, PreparedVideo, Prompt, Request, Usage, VideoUrl
+from llava_gateway.videos.loader import VideoLoader
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Gateway:
         except ValueError as error:
             raise SettingsError(str(error)) from error
         self._images = ImageLoader(settings, self._read_file)
+        self._videos = VideoLoader(settings, self._images)
         self.answer_memory = AnswerMemory(settings)
         self._served_models = served_models
         engines = [served_model.engine for served_model in served_models]
@@ -96,7 +99,8 @@ class Gateway:
         await asyncio.gather(*(served_model.start() for served_model in self._served_models))
 
     async def stop(self) -> None:
-        """End the image workers and the engines."""
+        """End the workers that decode images and videos, and the engines."""
+        await self._videos.close()
         await self._images.close()
         await self.responses.close()
         await self.files.close()
@@ -125,21 +129,23 @@ class Gateway:
             raise failures[0]
         self.admission.check_open()
 
-    async def tokenize(self, request: Request) -> tuple[list[int], int]:
-        """Return the token ids that the engine would read, with each image at its full length, and the number of image tokens.
+    async def tokenize(self, request: Request) -> tuple[list[int], int, int]:
+        """Return the token ids that the engine would read, with each image and video at its full length, and the numbers of image tokens
+        and of video tokens.
 
-        Images are loaded only if the model's token count depends on their sizes. Raises GatewayError.
+        Videos are loaded, and images only if the model's token count depends on their sizes. Raises GatewayError.
         """
         served_model = self.models.get(request.model)
         model = served_model.info()
-        vision = model.vision
-        check_images(request, model)
+        check_media(request, model)
         template = self._template_of(request)
         request = without_ignored_tools(request, served_model.prompts, template, self.settings)
         prompt = await _off_loop_if_long(request, served_model.prompts.render, request, template)
-        images = await self._load(request.images, vision, request.image_aspect_ratio) if vision.grids else ()
-        counts = [image.tokens for image in images] or [vision.min_image_tokens] * len(request.images)
-        return await _off_loop_if_long(request, served_model.prompts.expand, prompt.token_ids, counts), sum(counts)
+        images = await self._load_images(request.images, model, request.image_aspect_ratio) if model.vision.grids else ()
+        media = PreparedMedia(images, await self._load_videos(request.videos, model))
+        image_tokens, video_tokens = media.image_tokens or [model.vision.min_image_tokens] * len(request.images), media.video_tokens
+        token_ids = await _off_loop_if_long(request, served_model.prompts.expand, prompt.token_ids, image_tokens, video_tokens)
+        return token_ids, sum(image_tokens), sum(video_tokens)
 
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[DeltaStream]:
@@ -159,7 +165,7 @@ class Gateway:
     async def prepare(self, *requests: Request) -> list[PreparedRequest]:
         """Render the prompts of requests that belong together, and reserve their tokens at the API key's limit.
 
-        Everything that can be refused without images and without a slot is refused here. Raises GatewayError.
+        Everything that can be refused without images, videos and a slot is refused here. Raises GatewayError.
         """
         with timed("prompt"):
             prepared: list[PreparedRequest] = []
@@ -176,27 +182,35 @@ class Gateway:
                 await engine.check_structured_output(structured_output)
         return prepared
 
-    async def load_images(self, *prepared: PreparedRequest) -> list[tuple[PreparedImage, ...]]:
-        """Load the images of requests to one model that belong together, and return those of each request.
+    async def load_media(self, *prepared: PreparedRequest) -> list[PreparedMedia]:
+        """Load the images and videos of requests to one model that belong together, and return those of each request.
 
-        An image source that several requests share is loaded once. Raises GatewayError.
+        An image or a video that several requests share is loaded once. Raises GatewayError.
         """
-        sources = {id(image): image for each in prepared for image in each.request.images}
-        loaded = await self._load(tuple(sources.values()), prepared[0].model.vision, prepared[0].request.image_aspect_ratio)
-        by_source = dict(zip(sources, loaded, strict=True))
-        return [tuple(by_source[id(image)] for image in each.request.images) for each in prepared]
+        model, aspect_ratio = prepared[0].model, prepared[0].request.image_aspect_ratio
+        images = {id(image): image for each in prepared for image in each.request.images}
+        videos = {id(video): video for each in prepared for video in each.request.videos}
+        by_image = dict(zip(images, await self._load_images(tuple(images.values()), model, aspect_ratio), strict=True))
+        by_video = dict(zip(videos, await self._load_videos(tuple(videos.values()), model), strict=True))
+        return [
+            PreparedMedia(
+                tuple(by_image[id(image)] for image in each.request.images), tuple(by_video[id(video)] for video in each.request.videos)
+            )
+            for each in prepared
+        ]
 
     @asynccontextmanager
-    async def open_prepared(self, prepared: PreparedRequest, images: tuple[PreparedImage, ...] | None = None) -> AsyncIterator[DeltaStream]:
-        """Like `open`, for a request that `prepare` has returned. `images`: from `load_images`; None: they are loaded here."""
+    async def open_prepared(self, prepared: PreparedRequest, media: PreparedMedia | None = None) -> AsyncIterator[DeltaStream]:
+        """Like `open`, for a request that `prepare` has returned. `media`: from `load_media`; None: images and videos are loaded here."""
         context, lease, usage, request = current_context(), current_lease(), Usage(), prepared.request
         served_model = prepared.served_model
         async with AsyncExitStack() as stack:
             adapter = await stack.enter_async_context(self.models.lora_adapter(request.model))
-            if images is None:
-                images = await self._load(request.images, prepared.model.vision, request.image_aspect_ratio)
+            if media is None:
+                images = await self._load_images(request.images, prepared.model, request.image_aspect_ratio)
+                media = PreparedMedia(images, await self._load_videos(request.videos, prepared.model))
             reserved = prepared
-            prepared = apply_image_tokens(prepared, images, self.settings.default_max_tokens)
+            prepared = apply_media_tokens(prepared, media, self.settings.default_max_tokens)
             if lease and (more := prepared.max_total_tokens - reserved.reserved) > 0:
                 await lease.reserve(min(prepared.tokens - reserved.tokens, more), more)
             with timed("queue"):
@@ -204,8 +218,8 @@ class Gateway:
             stack.enter_context(self.answer_memory.reserved(_max_answer_bytes(prepared)))
             with timed("answer"):
                 stack.push_async_callback(_record_usage, context, lease, usage)
-                deltas = DeltaStream(prepared, usage, _prompt_token_ids(prepared, images))
-                prompt = Prompt(prepared.token_ids, images, adapter, request.cache_salt)
+                deltas = DeltaStream(prepared, usage, _prompt_token_ids(prepared, media))
+                prompt = Prompt(prepared.token_ids, media.images, adapter, request.cache_salt, media.videos)
                 generation = asyncio.create_task(
                     served_model.engine.generate(
                         prompt, prepared.sampling, stream=request.stream, usage=usage, on_delta=deltas.push, on_text=deltas.push_text
@@ -274,13 +288,23 @@ class Gateway:
         template = self._template_of(request)
         return await _off_loop_if_long(request, prepare, request, served_model, served_model.info(), template, self.settings)
 
-    async def _load(
-        self, images: Sequence[ImageSource], vision: VisionConfig, aspect_ratio: AspectRatio | None
+    async def _load_images(
+        self, images: Sequence[ImageSource], model: ModelInfo, aspect_ratio: AspectRatio | None
     ) -> tuple[PreparedImage, ...]:
         if not images:
             return ()
         with timed("images"):
-            return await self._images.load(images, vision, aspect_ratio)
+            return await self._images.load(images, model.vision, aspect_ratio)
+
+    async def _load_videos(self, videos: Sequence[VideoUrl], model: ModelInfo) -> tuple[PreparedVideo, ...]:
+        if not videos or not model.video:  # `check_media` has refused videos for a model that takes none
+            return ()
+        with timed("videos"):
+            loaded = await self._videos.load(videos, model.video)
+        current_context().videos += [
+            f"{video.digest[:16]} {video.source[0]}x{video.source[1]} {video.seconds:.1f}s {len(video.frames)} frames" for video in loaded
+        ]
+        return loaded
 
     def _template_of(self, request: Request) -> str | None:
         """Return the name of the built-in template for this request. None: the server's own template."""
@@ -314,12 +338,12 @@ def _token_bytes(logprobs: int | None) -> int:
     return TOKEN_BYTES + LOGPROB_BYTES * (0 if logprobs is None else logprobs + 1)
 
 
-def _prompt_token_ids(prepared: PreparedRequest, images: Sequence[PreparedImage]) -> Sequence[int]:
+def _prompt_token_ids(prepared: PreparedRequest, media: PreparedMedia) -> Sequence[int]:
     """Return the prompt's tokens as the engine reads them, if the answer needs them."""
     sampling = prepared.sampling
     if not sampling.return_token_ids and sampling.prompt_logprobs is None:
         return ()
-    return prepared.served_model.prompts.expand(prepared.token_ids, [image.tokens for image in images])
+    return prepared.served_model.prompts.expand(prepared.token_ids, media.image_tokens, media.video_tokens)
 
 
 async def _record_usage(context: RequestContext, lease: KeyLease | None, usage: Usage) -> None:

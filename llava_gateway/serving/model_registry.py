@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,10 +67,8 @@ class ServedModel:
             raise EngineStartError(f"{self.name} has no chat template; name one of {', '.join(BUILT_IN)} with --template")
         self.prompts = PromptRenderer(info, self._template, self._image_start_end)
         self._info = info
-        least, most = info.vision.min_image_tokens, info.vision.max_image_tokens
-        per_image = f"{least} to {most}" if info.vision.grids else str(most)
-        log.info("%s is ready after %.1f s: %d tokens of context, %s per image",
-                 self.name, time.monotonic() - start, info.context_length, per_image)  # fmt: skip
+        log.info("%s is ready after %.1f s: %d tokens of context, %s",
+                 self.name, time.monotonic() - start, info.context_length, ", ".join(_media(info)))  # fmt: skip
 
     def info(self) -> ModelInfo:
         """Return the model's description. Raises Unavailable while the model loads or its engine is dead."""
@@ -88,6 +86,15 @@ class ServedModel:
         """Raise Unavailable unless the engine has answered within the last seconds."""
         self.info()
         self.engine.check_responsive()
+
+
+def _media(info: ModelInfo) -> Iterator[str]:
+    """Yield how many tokens the model's images and videos take, for the log."""
+    if info.takes_images:
+        least, most = info.vision.min_image_tokens, info.vision.max_image_tokens
+        yield f"{least} to {most} per image" if info.vision.grids else f"{most} per image"
+    if info.video:
+        yield f"{info.video.tokens(info.video.max_frames)} per video of {info.video.max_frames} frames"
 
 
 @dataclass(slots=True)

@@ -13,17 +13,37 @@ from llava_gateway.serving.tool_calls import FORMATS, CallFormat, CallFormatName
 from llava_gateway.serving.tool_grammar import hold_to_calls, hold_to_text_or_calls
 from llava_gateway.settings import Settings
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import ChatRequest, PreparedImage, Request, SamplingParams
+from llava_gateway.types import ChatRequest, PreparedImage, PreparedVideo, Request, SamplingParams, VideoUrl
 
 MAX_CONTEXTS = 16
 """All choices of a request together have at most this many times the tokens of the model's context."""
 OR_MORE = " or more"
 """Follows a number of tokens that is a lower bound: clients read the number after "requested" and "resulted in"."""
+TAKE_VIDEOS = "LLaVA-OneVision and LLaVA-NeXT-Video"
+"""The models that take videos."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedMedia:
+    """The loaded images and videos of a request."""
+
+    images: tuple[PreparedImage, ...] = ()
+    videos: tuple[PreparedVideo, ...] = ()
+
+    @property
+    def image_tokens(self) -> list[int]:
+        """The number of tokens of each image."""
+        return [image.tokens for image in self.images]
+
+    @property
+    def video_tokens(self) -> list[int]:
+        """The number of tokens of each video."""
+        return [video.tokens for video in self.videos]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request whose prompt is rendered and fits the context. Its images are not loaded yet."""
+    """A request whose prompt is rendered and fits the context. Its images and videos are not loaded yet."""
 
     request: Request
     served_model: ServedModel
@@ -31,10 +51,10 @@ class PreparedRequest:
     prompt: str
     """The prompt's text; empty if the client sent token ids."""
     token_ids: list[int]
-    """The prompt's tokens, with one token for each image."""
+    """The prompt's tokens, with one token for each image and each video."""
     tokens: int
-    """The prompt's length with the images expanded. If the length depends on the images' sizes, this is the least possible length until
-    `apply_image_tokens` is called."""
+    """The prompt's length with images and videos expanded. If the length depends on the images' sizes or on the videos' lengths, this is
+    the least possible length until `apply_media_tokens` is called."""
     sampling: SamplingParams
     """The request's parameters, with a `max_tokens` that fits the context."""
     call_format: CallFormat | None = None
@@ -76,15 +96,18 @@ def prepare(request: Request, served_model: ServedModel, model: ModelInfo, templ
     """
     usable = without_ignored_tools(request, served_model.prompts, template, settings)
     tools_ignored, request = usable is not request, usable
-    asked, images, vision = request.sampling, len(request.images), model.vision
+    asked, images, videos, vision = request.sampling, len(request.images), len(request.videos), model.vision
     if vision.grids and request.image_aspect_ratio:
         raise InvalidRequest("This model sees images in their own shape and makes none square.", param="image_aspect_ratio")
-    check_images(request, model)
+    if not model.takes_images and request.image_aspect_ratio:
+        raise InvalidRequest("image_aspect_ratio is for images, and this model takes only videos.", param="image_aspect_ratio")
+    check_media(request, model)
     prompt = served_model.prompts.render(request, template)
     _check_tokens(asked, model.tokenizer)
-    text_tokens, or_more = len(prompt.token_ids) - images, OR_MORE if images and vision.grids else ""
+    text_tokens, or_more = len(prompt.token_ids) - images - videos, OR_MORE if videos or (images and vision.grids) else ""
+    image_tokens, video_tokens = [vision.min_image_tokens] * images, [_min_video_tokens(model)] * videos
     try:
-        tokens, max_tokens = _fit(request, model, text_tokens, [vision.min_image_tokens] * images, settings.default_max_tokens, or_more)
+        tokens, max_tokens = _fit(request, model, text_tokens, image_tokens, video_tokens, settings.default_max_tokens, or_more)
     except ContextLengthExceeded as error:
         raise _with_tool_tokens(error, request, prompt, served_model.prompts, template) from error
     stop = asked.stop + tuple(each for each in prompt.stop if each not in asked.stop)
@@ -97,28 +120,54 @@ def prepare(request: Request, served_model: ServedModel, model: ModelInfo, templ
     return prepared
 
 
-def check_images(request: Request, model: ModelInfo) -> None:
-    """Raise ContextLengthExceeded if the images alone cannot fit the context, before any image is fetched."""
-    images, min_image_tokens = len(request.images), model.vision.min_image_tokens
-    if images * min_image_tokens >= model.context_length:
-        name, or_more = _prompt_name(request), OR_MORE if model.vision.grids else ""
-        greatest = (model.context_length - 1) // min_image_tokens
+def check_media(request: Request, model: ModelInfo) -> None:
+    """Check the images and videos before any of them is fetched.
+
+    Raises InvalidRequest for media that the model does not take, and ContextLengthExceeded if the media alone cannot fit the context.
+    """
+    images, videos, min_image_tokens = request.images, request.videos, model.vision.min_image_tokens
+    if videos:
+        _check_videos(videos, model)
+    if images and not model.takes_images:
+        param = images[0].param
+        raise InvalidRequest(f"{param}: this model takes videos and no images.", param=param)
+    min_tokens = len(images) * min_image_tokens + len(videos) * _min_video_tokens(model)
+    if min_tokens >= model.context_length:
+        name, or_more = _prompt_name(request), OR_MORE if videos or model.vision.grids else ""
+        shares = []
+        if images:
+            greatest = (model.context_length - 1) // min_image_tokens
+            each = f"{min_image_tokens} tokens{OR_MORE if model.vision.grids else ''} each"
+            shares.append(f"{len(images)} images take {each}, so at most {greatest} images fit.")
+        if videos:
+            shares.append(f"{len(videos)} videos take {_min_video_tokens(model)} tokens{OR_MORE} each.")
         raise context_length_exceeded(
-            model.context_length,
-            f"your {name} resulted in {images * min_image_tokens} tokens{or_more}",
-            name,
-            f"{images} images take {min_image_tokens} tokens{or_more} each, so at most {greatest} images fit.",
-            param=request.param,
+            model.context_length, f"your {name} resulted in {min_tokens} tokens{or_more}", name, " ".join(shares), param=request.param
         )
 
 
-def apply_image_tokens(prepared: PreparedRequest, images: Sequence[PreparedImage], default_max_tokens: int) -> PreparedRequest:
-    """Count the loaded images' tokens, if their number depends on the images' sizes. Raises InvalidRequest."""
-    if not prepared.model.vision.grids:
+def _check_videos(videos: Sequence[VideoUrl], model: ModelInfo) -> None:
+    """Raise InvalidRequest if the model takes no videos, or not so many."""
+    if model.video is None:
+        param = videos[0].param
+        raise InvalidRequest(f"{param}: this model takes no videos; {TAKE_VIDEOS} take them.", param=param)
+    most = model.video.max_videos
+    if most is not None and len(videos) > most:
+        param = videos[most].param
+        raise InvalidRequest(f"{param}: this model takes at most {most} video{'s' * (most > 1)} in one request.", param=param)
+
+
+def _min_video_tokens(model: ModelInfo) -> int:
+    """Return the number of tokens of a video with one frame; 0 if the model takes no videos."""
+    return model.video.tokens(1) if model.video else 0
+
+
+def apply_media_tokens(prepared: PreparedRequest, media: PreparedMedia, default_max_tokens: int) -> PreparedRequest:
+    """Count the tokens of loaded images and videos, if their number depends on sizes or lengths. Raises InvalidRequest."""
+    if not prepared.model.vision.grids and not media.videos:
         return prepared
-    text_tokens = len(prepared.token_ids) - len(images)
-    image_tokens = [image.tokens for image in images]
-    tokens, max_tokens = _fit(prepared.request, prepared.model, text_tokens, image_tokens, default_max_tokens)
+    text_tokens = len(prepared.token_ids) - len(media.images) - len(media.videos)
+    tokens, max_tokens = _fit(prepared.request, prepared.model, text_tokens, media.image_tokens, media.video_tokens, default_max_tokens)
     return dataclasses.replace(prepared, tokens=tokens, sampling=dataclasses.replace(prepared.sampling, max_tokens=max_tokens))
 
 
@@ -158,27 +207,33 @@ def _with_tool_tokens(
 
 
 def _fit(
-    request: Request, model: ModelInfo, text_tokens: int, image_tokens: Sequence[int], default_max_tokens: int, or_more: str = ""
+    request: Request,
+    model: ModelInfo,
+    text_tokens: int,
+    image_tokens: Sequence[int],
+    video_tokens: Sequence[int],
+    default_max_tokens: int,
+    or_more: str = "",
 ) -> tuple[int, int]:
     """Return the prompt's length and the answer's greatest length, both in tokens. Raises InvalidRequest.
 
-    `or_more`: OR_MORE if `image_tokens` are lower bounds.
+    `or_more`: OR_MORE if `image_tokens` or `video_tokens` are lower bounds.
     """
-    asked, images, expanded = request.sampling, len(image_tokens), sum(image_tokens)
-    tokens = text_tokens + expanded
+    asked = request.sampling
+    tokens = text_tokens + sum(image_tokens) + sum(video_tokens)
     room = model.context_length - tokens
     wanted = asked.max_tokens or max(asked.min_tokens, 1)
     if asked.lower_max_tokens_to_fit:
         wanted = min(wanted, max(asked.min_tokens, 1))
     if wanted > room:
-        different = set(image_tokens) or {model.vision.min_image_tokens}
-        each = f"{images} x {different.pop()}" if len(different) == 1 else " + ".join(map(str, image_tokens))
         name = _prompt_name(request)
+        images = f"{sum(image_tokens)} of images ({_terms(image_tokens, model.vision.min_image_tokens)})"
+        videos = f", {sum(video_tokens)} of videos ({_terms(video_tokens, 0)})" if video_tokens else ""
         raise context_length_exceeded(
             model.context_length,
             f"you requested {tokens + wanted} tokens{or_more} ({tokens} in the {name}, {wanted} in the completion)",
             f"{name} or completion",
-            f"The sum: {text_tokens} tokens of text, {expanded} of images ({each}) and {wanted} of answer.",
+            f"The sum: {text_tokens} tokens of text, {images}{videos} and {wanted} of answer.",
             param=request.param,
         )
     default = int(model.default_sampling.get("max_tokens", default_max_tokens))
@@ -196,6 +251,12 @@ def _fit(
     if asked.min_tokens > max_tokens:
         raise InvalidRequest(f"min_tokens is {asked.min_tokens}, more than max_tokens, {max_tokens}.", param="min_tokens")
     return tokens, max_tokens
+
+
+def _terms(tokens: Sequence[int], otherwise: int) -> str:
+    """Return the terms of a sum, such as "2 x 576" or "1176 + 2340". `otherwise`: the tokens of one, if there are none."""
+    different = set(tokens) or {otherwise}
+    return f"{len(tokens)} x {different.pop()}" if len(different) == 1 else " + ".join(map(str, tokens))
 
 
 def _prompt_name(request: Request) -> str:

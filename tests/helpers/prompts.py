@@ -1,14 +1,19 @@
 """Chats, and the demo model's description, for tests of prompts."""
 
+import dataclasses
 from typing import Any
 
+import tokenizers
+
 from llava_gateway.demo import CHECKPOINT
-from llava_gateway.model_info import ModelInfo, VisionConfig
+from llava_gateway.images.geometry import VideoTokens
+from llava_gateway.model_info import ModelInfo, VideoConfig, VisionConfig
 from llava_gateway.prompts.templates import CURIOUS_HUMAN, CURIOUS_USER, LANGUAGE_AND_VISION
 from llava_gateway.tokenizer import Tokenizer
-from llava_gateway.types import ImageSource, ImageUrl, Message, Text
+from llava_gateway.types import ImageUrl, Message, Part, Text, VideoUrl
 
 IMAGE = ImageUrl("data:,", "image")
+VIDEO = VideoUrl("data:,", "video")
 LLAVA_HF_TEMPLATE = (  # in the manner of llava-hf/llava-1.5-7b-hf: images first, each text followed by a space
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
@@ -97,9 +102,24 @@ def model_info(template: str | None = None) -> ModelInfo:
     )
 
 
+def video_model_info(*, takes_images: bool = True, max_videos: int | None = None) -> ModelInfo:
+    """Return the description of a model that takes videos of up to 32 frames, each of 100 tokens, and one token after the last frame."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    tokenizer.add_special_tokens([tokenizers.AddedToken("<video>", special=True, normalized=False)])
+    return dataclasses.replace(
+        model_info(),
+        tokenizer=Tokenizer(tokenizer.to_str()),
+        takes_images=takes_images,
+        video=VideoConfig(336, "crop", VideoTokens(100, 1), 32, max_videos),
+        video_token="<video>",
+    )
+
+
 def huggingface(chat: list[Message]) -> list[dict[str, Any]]:
     return [{"role": message.role, "content": [huggingface_part(part) for part in message.content]} for message in chat]
 
 
-def huggingface_part(part: Text | ImageSource) -> dict[str, str]:
-    return {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"}
+def huggingface_part(part: Part) -> dict[str, str]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    return {"type": "video" if isinstance(part, VideoUrl) else "image"}

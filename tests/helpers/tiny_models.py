@@ -16,6 +16,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     MistralConfig,
@@ -59,6 +61,16 @@ INST = """\
 {%- endfor -%}
 """
 """The chat template of LLaVA-NeXT on Mistral."""
+VIDEO_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] != 'system' -%}{{ message['role'].upper() + ': ' }}{%- endif -%}
+{%- for part in message['content'] | selectattr('type', 'equalto', 'image') -%}{{ '<image>\n' }}{%- endfor -%}
+{%- for part in message['content'] | selectattr('type', 'equalto', 'video') -%}{{ '<video>\n' }}{%- endfor -%}
+{%- for part in message['content'] | selectattr('type', 'equalto', 'text') -%}{{ part['text'] + ' ' }}{%- endfor -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+"""A chat template in the manner of LLaVA-NeXT-Video and LLaVA-OneVision: images first, then videos, then texts."""
 
 
 def bakllava(directory: Path) -> None:
@@ -97,12 +109,27 @@ def onevision(directory: Path) -> None:
         image_grid_pinpoints=ONEVISION_GRIDS,
     )
     processor = _siglip_processor("LlavaOnevisionImageProcessor") | {"image_grid_pinpoints": ONEVISION_GRIDS}
-    _save(LlavaOnevisionForConditionalGeneration, config, directory, "LlavaOnevisionProcessor", processor)
+    _save(LlavaOnevisionForConditionalGeneration, config, directory, "LlavaOnevisionProcessor", processor, template=VIDEO_TEMPLATE)
+
+
+def next_video(directory: Path) -> None:
+    """Write a LLaVA-NeXT-Video on Llama."""
+    config = LlavaNextVideoConfig(
+        vision_config=_clip(),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=3,
+        video_token_index=640,
+        image_grid_pinpoints=NEXT_GRIDS,
+    )
+    processor = _clip_processor("LlavaNextImageProcessor") | {"image_grid_pinpoints": NEXT_GRIDS}
+    _save(LlavaNextVideoForConditionalGeneration, config, directory, "LlavaNextVideoProcessor", processor, template=VIDEO_TEMPLATE)
+    _write(directory / "video_preprocessor_config.json", processor | {"video_processor_type": "LlavaNextVideoVideoProcessor"})
 
 
 TINY: dict[str, Callable[[Path], None]] = {
     "bakllava": bakllava, "siglip": siglip, "next": next_mistral, "onevision": onevision,
 }  # fmt: skip
+"""Models that take images."""
 
 
 def _clip() -> CLIPVisionConfig:

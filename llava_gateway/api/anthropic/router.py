@@ -68,7 +68,7 @@ class Anthropic:
         request = self._with_model(CountTokensRequest.read(body))
         chat = request.to_prompt()
         self.gateway.model(chat.model)
-        tokens, _ = await self.gateway.tokenize(chat)
+        tokens, *_ = await self.gateway.tokenize(chat)
         await response.json(200, {"input_tokens": len(tokens)}, (_request_id(),))
 
     def _with_model(self, request: Body) -> Body:

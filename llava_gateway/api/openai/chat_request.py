@@ -72,7 +72,7 @@ class ChatCompletionRequest(ChatPromptFields, CompletionFields):
 
     messages: Messages = Field(
         description="the roles are system, developer (the same as system), user, assistant, and tool or function for the result of a call; "
-        "all may have images"
+        "all may have images and videos"
     )
     max_completion_tokens: int | None = Field(
         None, ge=1, description="the maximum number of tokens in an answer; default: `--default-max-tokens`"

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Discriminator, Field, Tag
 
 from llava_gateway.api.openai.sampling import ASPECT_RATIO, NO_EFFECT, VLLM_IGNORED, VLLM_REFUSED, CompletionFields, TokenId
-from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField
+from llava_gateway.api.schema import TAG_PREFIX, ImageString, RefusedField, VideoString
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.settings import AspectRatio
-from llava_gateway.types import BodySlice, CompletionRequest, ImageUrl, SamplingParams
+from llava_gateway.types import BodySlice, CompletionRequest, ImageUrl, SamplingParams, VideoUrl
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for text completions."""
@@ -36,6 +36,7 @@ _Prompt = Annotated[
     Discriminator(_prompt_tag),
 ]
 Images = Annotated[list[ImageString], Field(max_length=1024, fail_fast=True)]
+Videos = Annotated[list[VideoString], Field(max_length=1024, fail_fast=True)]
 
 
 class TextCompletionRequest(CompletionFields):
@@ -46,6 +47,9 @@ class TextCompletionRequest(CompletionFields):
     )
     images: Images | None = Field(
         None, description="an extension: http(s) URLs or data: URIs in base64, one for each `<image>` in the prompt; only with one prompt"
+    )
+    videos: Videos | None = Field(
+        None, description="an extension: http(s) URLs or data: URIs in base64, one for each `<video>` in the prompt; only with one prompt"
     )
     image_aspect_ratio: AspectRatio | None = Field(None, description=ASPECT_RATIO)
     max_tokens: int | None = Field(
@@ -76,8 +80,9 @@ class TextCompletionRequest(CompletionFields):
 def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
     """Return the gateway's requests, one for each prompt. Raises InvalidRequest for contradictory fields."""
     prompts = _prompts(request.prompt)
-    if len(prompts) > 1 and request.images:
-        raise InvalidRequest("Images are only possible with one prompt; send one request for each prompt.", param="prompt")
+    if len(prompts) > 1 and (request.images or request.videos):
+        medium = "Images" if request.images else "Videos"
+        raise InvalidRequest(f"{medium} are only possible with one prompt; send one request for each prompt.", param="prompt")
     if request.best_of not in (None, 1, request.n or 1):
         raise InvalidRequest("best_of must equal n: every choice is returned.", param="best_of")
     sampling = _sampling(request)
@@ -87,6 +92,7 @@ def to_completions(request: TextCompletionRequest) -> list[CompletionRequest]:
             prompt=prompt if isinstance(prompt, str) else tuple(prompt),
             param=f"prompt[{index}]" if len(prompts) > 1 else "prompt",
             images=to_images(request.images),
+            videos=to_videos(request.videos),
             image_aspect_ratio=request.image_aspect_ratio,
             cache_salt=request.cache_salt,
             add_special_tokens=request.add_special_tokens is not False,
@@ -122,3 +128,8 @@ def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str 
 def to_images(images: list[str | BodySlice] | None) -> tuple[ImageUrl, ...]:
     """Return the field `images` as the gateway's images."""
     return tuple(ImageUrl(url, f"images[{index}]") for index, url in enumerate(images or ()))
+
+
+def to_videos(videos: list[str | BodySlice] | None) -> tuple[VideoUrl, ...]:
+    """Return the field `videos` as the gateway's videos."""
+    return tuple(VideoUrl(url, f"videos[{index}]") for index, url in enumerate(videos or ()))

@@ -60,6 +60,7 @@ def render_usage(usage: Usage) -> dict[str, Any]:
             "cached_tokens": usage.cached_tokens,
             "cache_write_tokens": usage.prompt_tokens - usage.cached_tokens,
             "image_tokens": usage.image_tokens,
+            "video_tokens": usage.video_tokens,
         },
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},

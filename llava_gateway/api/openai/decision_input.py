@@ -1,15 +1,16 @@
-"""The input of `/v1/decisions`: messages, calls of tools and their outputs, with text, image and JSON parts."""
+"""The input of `/v1/decisions`: messages, calls of tools and their outputs, with text, image, video and JSON parts."""
 
 from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
+from llava_gateway import types
 from llava_gateway.api.openai import messages
 from llava_gateway.api.openai.messages import MAX_PARTS, AssistantMessage, Part, SystemMessage, UserMessage, to_arguments
 from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, StrictModel
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import ImageSource, Message, Text, ToolCall
+from llava_gateway.types import Message, Text, ToolCall
 
 MAX_DEPTH, MAX_VALUES, MAX_JSON = 32, 10_000, 256 << 10
 """OpenAI's bounds of a JSON part: nested containers, values, and bytes."""
@@ -138,8 +139,8 @@ def to_input_messages(given: str | list[AnyItem]) -> tuple[Message, ...]:
     return tuple(found)
 
 
-def to_part(part: Any, path: str) -> Text | ImageSource:
-    """Return a text, an image or a JSON value as the gateway's part. `path`: of the part in the client's request."""
+def to_part(part: Any, path: str) -> types.Part:
+    """Return a text, an image, a video or a JSON value as the gateway's part. `path`: of the part in the client's request."""
     return Text(_as_json(part.data).decode()) if isinstance(part, JsonPart) else messages.to_part(part, path)
 
 

@@ -107,7 +107,9 @@ class DecisionRequest(RequestBody):
         Annotated[str, ONE] | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), LIST],
         ONE_OR_LIST,
         BeforeValidator(lambda items: check_counts(items, "content", "output", "tool_calls")),
-    ] = Field(description="a text, or a list of messages, calls of tools and their outputs; messages and outputs may have images")
+    ] = Field(
+        description="a text, or a list of messages, calls of tools and their outputs; messages and outputs may have images and videos"
+    )
     questions: Annotated[
         list[AnyQuestion], Field(min_length=1, max_length=MAX_QUESTIONS, fail_fast=True), BeforeValidator(_count_options)
     ] = Field(description=f"1 to {MAX_QUESTIONS} questions, each of type predicate, choice or score; the answers have the same order")
@@ -125,7 +127,7 @@ class DecisionRequest(RequestBody):
         "instructions": RefusedField("each question has its own; send common ones as a system message of input"),
         "images": RefusedField("send them as input_image parts of input"),
         "audio": RefusedField("the model cannot hear"),
-        "videos": RefusedField("the model sees images"),
+        "videos": RefusedField("send them as video_url parts of input"),
         "stream": RefusedField("the answers come together"),
         "chat_template_kwargs": RefusedField("the prompts of questions have one form"),
     } | {name: VLLM_REFUSED[name] for name in ("mm_processor_kwargs", "media_io_kwargs", "request_id", "priority")}

@@ -9,8 +9,8 @@ from llava_gateway.concurrency import gather_limited
 from llava_gateway.errors import EngineFailed
 from llava_gateway.http.response import ResponseWriter
 from llava_gateway.serving.gateway import Gateway
-from llava_gateway.serving.prepare import PreparedRequest
-from llava_gateway.types import PreparedImage, TokenLogprob, Usage
+from llava_gateway.serving.prepare import PreparedMedia, PreparedRequest
+from llava_gateway.types import TokenLogprob, Usage
 
 PART_OF_SLOTS = 4
 """One request has at most the fourth part of `max_running` slots at the same time, so that it does not keep other requests waiting."""
@@ -22,15 +22,15 @@ async def decide(gateway: Gateway, request: DecisionRequest, response: ResponseW
     posed = await asyncio.to_thread(pose_all, request.questions, tokens)  # some tokenizers take a second for thousands of options
     numbers, chats = zip(*to_chats(request, posed), strict=True)
     prepared = await gateway.prepare(*chats)
-    images = await gateway.load_images(*prepared)
+    media = await gateway.load_media(*prepared)
     usage = Usage()
 
-    async def read(request: tuple[PreparedRequest, tuple[PreparedImage, ...]]) -> dict[int, float]:
+    async def read(request: tuple[PreparedRequest, PreparedMedia]) -> dict[int, float]:
         return await _read_logprobs(gateway, *request, usage)
 
     limit = max(gateway.settings.max_running // PART_OF_SLOTS, 1)
     logprobs: list[dict[int, float]] = [{} for _ in posed]
-    for number, read_logprobs in zip(numbers, await gather_limited(read, zip(prepared, images, strict=True), limit), strict=True):
+    for number, read_logprobs in zip(numbers, await gather_limited(read, zip(prepared, media, strict=True), limit), strict=True):
         logprobs[number] |= read_logprobs
     answers = [
         render_answer(question, shares([[found[token] for token in answer] for answer in each.answers]))
@@ -39,10 +39,10 @@ async def decide(gateway: Gateway, request: DecisionRequest, response: ResponseW
     await response.json(200, {"answers": answers, "model": request.model, "usage": render_usage(usage)})
 
 
-async def _read_logprobs(gateway: Gateway, prepared: PreparedRequest, images: tuple[PreparedImage, ...], usage: Usage) -> dict[int, float]:
+async def _read_logprobs(gateway: Gateway, prepared: PreparedRequest, media: PreparedMedia, usage: Usage) -> dict[int, float]:
     """Return the log probabilities of the tokens that the request names, by token id, and add its tokens to `usage`."""
     tokens: list[TokenLogprob] = []
-    async with gateway.open_prepared(prepared, images) as deltas:
+    async with gateway.open_prepared(prepared, media) as deltas:
         await deltas.collect(lambda delta: tokens.extend(delta.logprobs))
         usage.add(deltas.usage)
     if not tokens:

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import orjson
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, ImageString, StrictModel
+from llava_gateway import types
+from llava_gateway.api.schema import LIST, ONE, ONE_OR_LIST, TAG_PREFIX, ImageString, StrictModel, VideoString
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import BodySlice, ImageBase64, ImageFileId, ImageSource, ImageUrl, Message, Role, Text, ToolCall
+from llava_gateway.types import BodySlice, ImageBase64, ImageFileId, ImageSource, ImageUrl, Message, Role, Text, ToolCall, VideoUrl
 
 PartT = TypeVar("PartT", bound=StrictModel)
 T = TypeVar("T")
-ToPart = Callable[[T, str], Text | ImageSource]
+ToPart = Callable[[T, str], types.Part]
 """Returns the gateway's part for one of the client's. The text is the part's path in the client's request."""
 
 MAX_MESSAGES = 2048
@@ -23,7 +24,8 @@ MAX_PARTS = 4096
 """The upper bound of content parts and calls of tools in all messages together."""
 TextType = Literal["text", "input_text", "output_text"]
 ImageType = Literal["image_url", "input_image"]
-"""The types of text and image parts. Types that begin with `input_` or `output_` are those of OpenAI's Responses API."""
+VideoType = Literal["video_url", "input_video"]
+"""The types of text, image and video parts. Types that begin with `input_` or `output_` follow OpenAI's Responses API."""
 
 
 FileId = Annotated[str, Field(max_length=100)]
@@ -116,11 +118,39 @@ class HuggingFaceImagePart(StrictModel):
         return _with_one_of(self, "url", "base64")
 
 
+class VideoReference(StrictModel):
+    url: VideoString = Field(description="an http(s) URL, or a data: URI in base64")
+
+
+class VideoPart(StrictModel):
+    """A video part in the form of vLLM and OpenRouter. As in the Responses API's parts, `video_url` may also be a string."""
+
+    type: VideoType | None = None
+    video_url: Annotated[
+        Annotated[VideoReference, Tag(TAG_PREFIX + "object")] | Annotated[VideoString, Tag(TAG_PREFIX + "string")],
+        Discriminator(_reference_tag),
+    ]
+
+
+class HuggingFaceVideoPart(StrictModel):
+    """A video part in the form that `apply_chat_template` of transformers and Qwen's clients accept."""
+
+    type: Literal["video"]
+    url: VideoString | None = None
+    video: VideoString | None = Field(None, description="the same as `url`")
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> "HuggingFaceVideoPart":
+        return _with_one_of(self, "url", "video")
+
+
 _PART_TAGS = {
     **dict.fromkeys(get_args(TextType), "text"),
     **dict.fromkeys(get_args(ImageType), "image_url"),
+    **dict.fromkeys(get_args(VideoType), "video_url"),
     "refusal": "refusal",
     "image": "image",
+    "video": "video",
     "file": "file",
 }
 """The tags of parts by their `type`."""
@@ -131,7 +161,7 @@ def _part_tag(part: Any) -> str | None:
         return TAG_PREFIX + "string" if isinstance(part, str | BodySlice) else None
     kind = part.get("type")
     if kind is None:
-        kind = next((name for name in ("text", "image_url") if name in part), None)
+        kind = next((name for name in ("text", "image_url", "video_url") if name in part), None)
     return TAG_PREFIX + _PART_TAGS[kind] if isinstance(kind, str) and kind in _PART_TAGS else None
 
 
@@ -140,10 +170,14 @@ Part = Annotated[
     | Annotated[RefusalPart, Tag(TAG_PREFIX + "refusal")]
     | Annotated[ImagePart, Tag(TAG_PREFIX + "image_url")]
     | Annotated[HuggingFaceImagePart, Tag(TAG_PREFIX + "image")]
+    | Annotated[VideoPart, Tag(TAG_PREFIX + "video_url")]
+    | Annotated[HuggingFaceVideoPart, Tag(TAG_PREFIX + "video")]
     | Annotated[FilePart, Tag(TAG_PREFIX + "file")]
     | Annotated[str, Tag(TAG_PREFIX + "string")],
     Discriminator(
-        _part_tag, custom_error_type="part", custom_error_message="must be a text, or an object of type text, image_url, image or file"
+        _part_tag,
+        custom_error_type="part",
+        custom_error_message="must be a text, or an object of type text, image_url, image, video_url, video or file",
     ),
 ]
 Content = Annotated[
@@ -268,8 +302,8 @@ def to_message(
     return Message(role, parts)
 
 
-def to_parts(content: str | Sequence[T] | None, path: str, to_part: ToPart[T]) -> tuple[Text | ImageSource, ...]:
-    """Return the texts and images of a content. `path`: of the content in the client's request. `to_part`: returns one of them."""
+def to_parts(content: str | Sequence[T] | None, path: str, to_part: ToPart[T]) -> tuple[types.Part, ...]:
+    """Return the texts, images and videos of a content. `path`: of the content in the client's request. `to_part`: returns one of them."""
     if isinstance(content, str):
         return (Text(content),) if content else ()
     return tuple(to_part(part, f"{path}[{index}]") for index, part in enumerate(content or ()))
@@ -289,7 +323,9 @@ def to_arguments(arguments: str | dict[str, Any], path: str) -> str:
         raise InvalidRequest(f"{path} is nested too deeply.", param=path) from None
 
 
-def to_part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | FilePart | str, path: str) -> Text | ImageSource:
+def to_part(
+    part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | VideoPart | HuggingFaceVideoPart | FilePart | str, path: str
+) -> types.Part:
     """Return the gateway's part. `path`: of the part in the client's request."""
     if isinstance(part, str):
         return Text(part)
@@ -299,6 +335,11 @@ def to_part(part: TextPart | RefusalPart | ImagePart | HuggingFaceImagePart | Fi
         return Text(part.refusal)
     if isinstance(part, HuggingFaceImagePart):
         return ImageUrl(part.url, f"{path}.url") if part.url is not None else ImageBase64(part.base64 or "", f"{path}.base64")
+    if isinstance(part, HuggingFaceVideoPart):
+        return VideoUrl(part.url, f"{path}.url") if part.url is not None else VideoUrl(part.video or "", f"{path}.video")
+    if isinstance(part, VideoPart):
+        video = part.video_url
+        return VideoUrl(video.url, f"{path}.video_url.url") if isinstance(video, VideoReference) else VideoUrl(video, f"{path}.video_url")
     if isinstance(part, FilePart):
         return _image(part.file.file_data, "file_data", part.file.file_id, f"{path}.file")
     if isinstance(part.image_url, ImageReference):

@@ -30,7 +30,7 @@ def _answer(object_type: str) -> Schema:
 
 def _chat(path: str) -> Operation:
     """Return the operation of chat completions on a path."""
-    return Operation("POST", path, "Answer a chat with images", ChatCompletionRequest, _answer("chat.completion"), STREAM)
+    return Operation("POST", path, "Answer a chat with images and videos", ChatCompletionRequest, _answer("chat.completion"), STREAM)
 
 
 def _shared(prefix: str) -> tuple[Operation, ...]:
@@ -42,7 +42,7 @@ def _shared(prefix: str) -> tuple[Operation, ...]:
         Operation(
             "POST",
             f"{prefix}/completions",
-            "Continue a prompt with images",
+            "Continue a prompt with images and videos",
             TextCompletionRequest,
             _answer("text_completion"),
             STREAM,
@@ -71,7 +71,14 @@ DESCRIPTION = ApiDescription(
             "/tokenize",
             "Return the tokens of a prompt or a chat",
             TokenizeRequest,
-            object_schema(count=INTEGER, max_model_len=INTEGER, image_tokens=INTEGER, tokens=ARRAY, token_strs={"type": ["array", "null"]}),
+            object_schema(
+                count=INTEGER,
+                max_model_len=INTEGER,
+                image_tokens=INTEGER,
+                video_tokens=INTEGER,
+                tokens=ARRAY,
+                token_strs={"type": ["array", "null"]},
+            ),
         ),
         Operation("POST", "/detokenize", "Return the text of tokens", DetokenizeRequest, object_schema(prompt=STRING)),
         Operation("GET", "/version", "Return the gateway's version", answer=object_schema(version=STRING)),

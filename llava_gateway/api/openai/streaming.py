@@ -64,7 +64,8 @@ def error_body(error: GatewayError) -> bytes:
 
 
 def render_usage(usage: Usage) -> dict[str, Any]:
-    """Return OpenAI's `CompletionUsage`. Image tokens are among the prompt's tokens, and named in their details."""
+    """Return OpenAI's `CompletionUsage`. Image and video tokens are among the prompt's tokens, and named in
+    their details."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -72,7 +73,8 @@ def render_usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {
             "cached_tokens": usage.cached_tokens,
             "image_tokens": usage.image_tokens,
-            "text_tokens": usage.prompt_tokens - usage.image_tokens,
+            "video_tokens": usage.video_tokens,
+            "text_tokens": usage.text_tokens,
         },
         "completion_tokens_details": {"text_tokens": usage.completion_tokens},
     }

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from llava_gateway.api.openai.chat_request import ChatPromptFields
-from llava_gateway.api.openai.completion_request import Images, to_images
+from llava_gateway.api.openai.completion_request import Images, Videos, to_images, to_videos
 from llava_gateway.api.openai.messages import Messages
 from llava_gateway.api.openai.sampling import VLLM_REFUSED, TokenIds
 from llava_gateway.api.schema import RequestBody
@@ -24,6 +24,7 @@ class TokenizeRequest(ChatPromptFields):
     messages: Messages | None = Field(None, description="a chat, as in /v1/chat/completions")
     prompt: str | None = Field(None, description="a text, as in /v1/completions")
     images: Images | None = Field(None, description="with `prompt`: one for each `<image>` in it")
+    videos: Videos | None = Field(None, description="with `prompt`: one for each `<video>` in it")
     add_special_tokens: bool | None = Field(
         None, description="with `prompt`: begin it with the model's `<s>`; default true; with `messages` only false"
     )
@@ -40,12 +41,12 @@ class DetokenizeRequest(RequestBody):
 
 
 async def tokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
-    """Return vLLM's `TokenizeResponse`, with the number of image tokens. Raises GatewayError."""
+    """Return vLLM's `TokenizeResponse`, with the numbers of image and video tokens. Raises GatewayError."""
     request = TokenizeRequest.read(body)
     model = request.model or gateway.model_name
     prompt = _to_prompt(request, model)
     info = gateway.model(model)
-    tokens, image_tokens = await gateway.tokenize(prompt)
+    tokens, image_tokens, video_tokens = await gateway.tokenize(prompt)
     if request.return_token_strs and len(tokens) > info.context_length:
         raise InvalidRequest(
             f"The prompt has {len(tokens)} tokens, and the model's context is {info.context_length} tokens; "
@@ -56,6 +57,7 @@ async def tokenize(gateway: Gateway, body: JsonBody) -> dict[str, Any]:
         "count": len(tokens),
         "max_model_len": info.context_length,
         "image_tokens": image_tokens,
+        "video_tokens": video_tokens,
         "tokens": tokens,
         "token_strs": [info.tokenizer.token(token) for token in tokens] if request.return_token_strs else None,
     }
@@ -67,12 +69,14 @@ def _to_prompt(request: TokenizeRequest, model: str) -> ChatRequest | Completion
         raise InvalidRequest("Send either messages or prompt.", param="prompt" if request.messages else "messages")
     if request.messages is None:
         add_special_tokens = request.add_special_tokens is not False
-        images = to_images(request.images)
+        images, videos = to_images(request.images), to_videos(request.videos)
         for name in ("tools", "functions"):
             if getattr(request, name):
                 raise InvalidRequest(f"{name} is only possible with messages, not with prompt.", param=name)
-        return CompletionRequest(model=model, prompt=request.prompt or "", images=images, add_special_tokens=add_special_tokens)
-    for name in ("images", "add_special_tokens"):
+        return CompletionRequest(
+            model=model, prompt=request.prompt or "", images=images, videos=videos, add_special_tokens=add_special_tokens
+        )
+    for name in ("images", "videos", "add_special_tokens"):
         if getattr(request, name):
             raise InvalidRequest(f"{name} is only possible with prompt, not with messages.", param=name)
     return request.to_chat_prompt(model, request.messages)

@@ -137,7 +137,7 @@ class TextGenerationWebui:
 
     async def token_count(self, body: JsonBody, response: ResponseWriter) -> None:
         completion = TokenCountBody.read(body).to_completion(self._model(), self.gateway)
-        tokens, _ = await self.gateway.tokenize(completion)
+        tokens, *_ = await self.gateway.tokenize(completion)
         await response.json(200, {"results": [{"tokens": len(tokens)}]})
 
     async def model_name(self, request: Request) -> Response:

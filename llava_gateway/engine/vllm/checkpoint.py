@@ -14,15 +14,28 @@ from llava_gateway.convert.detect import advice, is_lfs_pointer, original_kind
 from llava_gateway.engine.vllm.compat.model import known_quantizations
 from llava_gateway.errors import EngineStartError
 
-SERVED = {"llava": "LLaVA-1.5 and models like it", "llava_next": "LLaVA-NeXT", "llava_onevision": "LLaVA-OneVision"}
+SERVED = {
+    "llava": "LLaVA-1.5 and models like it",
+    "llava_next": "LLaVA-NeXT",
+    "llava_onevision": "LLaVA-OneVision",
+    "llava_next_video": "LLaVA-NeXT-Video",
+}
 """The values of `model_type` in config.json that can be served, and the models that have them."""
 VISION_KEYS = ("vision", "image", "img", "mm_")
 """Parts of the keys of config.json that only models with vision have."""
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 """The vision towers that can be served, as `model_type` of the vision config names them."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-JSON_FILES = (IMAGE_PROCESSOR, PROCESSOR, "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.json")
+IMAGE_PROCESSOR, VIDEO_PROCESSOR, PROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
+JSON_FILES = (
+    IMAGE_PROCESSOR,
+    VIDEO_PROCESSOR,
+    PROCESSOR,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.json",
+)
 INDEX = "model.safetensors.index.json"
 
 
@@ -41,7 +54,7 @@ def check_checkpoint(model: str, flags: Sequence[str]) -> dict[str, Any]:
             raise EngineStartError(problem)
         config = _read(path / "config.json")
         check_kind(model, config)
-        _check_files(path, given)
+        _check_files(path, given, config)
     elif path.exists() or path.is_absolute() or model.startswith((".", "~")):
         raise EngineStartError(f"there is no directory {model}")
     else:
@@ -77,12 +90,19 @@ def check_kind(model: str, config: dict[str, Any]) -> None:
         raise EngineStartError(f"{model} has the vision tower {tower}; the supported ones are {' and '.join(TOWERS)}")
 
 
-def _check_files(directory: Path, given: argparse.Namespace) -> None:
+def _check_files(directory: Path, given: argparse.Namespace, config: dict[str, Any]) -> None:
     files = {name: _read(directory / name) for name in JSON_FILES if (directory / name).exists()}
     if not given.tokenizer and not any((directory / name).exists() for name in TOKENIZERS):
         raise EngineStartError(f"{directory} has no tokenizer: {TOKENIZERS[0]} is missing; copy it from the source of the checkpoint")
     if IMAGE_PROCESSOR not in files and "image_processor" not in files.get(PROCESSOR, {}):
         raise EngineStartError(f"{directory} has no processor: {IMAGE_PROCESSOR} is missing; copy it from the source of the checkpoint")
+    image_processor = files.get(IMAGE_PROCESSOR, {}).get("image_processor_type")
+    has_video_processor = VIDEO_PROCESSOR in files or "video_processor" in files.get(PROCESSOR, {})
+    if config["model_type"] == "llava_next_video" and image_processor == "LlavaNextImageProcessor" and not has_video_processor:
+        raise EngineStartError(
+            f"{directory} has no video processor: {VIDEO_PROCESSOR} is missing; copy {IMAGE_PROCESSOR} to it, and add "
+            '"video_processor_type": "LlavaNextVideoVideoProcessor"'
+        )
     if given.load_format in (None, "auto", "safetensors"):
         _check_weights(directory)
 

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING
 
+import numpy as np
 from blake3 import blake3
 from PIL import Image
 
@@ -31,7 +32,7 @@ from llava_gateway.errors import EngineFailed, EngineStartError, GatewayError, I
 from llava_gateway.model_info import LoraAdapter, ModelInfo
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import current_context, new_id
-from llava_gateway.types import Delta, PreparedImage, Prompt, SamplingParams, StructuredOutput, Usage
+from llava_gateway.types import Delta, PreparedImage, PreparedVideo, Prompt, SamplingParams, StructuredOutput, Usage
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -54,14 +55,16 @@ NOTICE_TIMEOUT = 3
 class VllmEngine:
     """One model on one AsyncLLM. Implements `engine.base.Engine`. Importing vLLM takes seconds, so `start` does it, in a thread."""
 
-    def __init__(self, model: str, flags: Sequence[str] = (), *, fast_paths: bool = True) -> None:
+    def __init__(self, model: str, flags: Sequence[str] = (), *, fast_paths: bool = True, video_frames: int = 32) -> None:
         """`model`: a directory, or a name on the Hugging Face Hub. `flags`: vLLM's engine flags, as on its command line.
 
-        `fast_paths`: whether our code takes the place of vLLM's where the two do the same and ours needs less CPU time.
+        `fast_paths`: whether our code takes the place of vLLM's where the two do the same and ours needs less CPU time. `video_frames`: the
+        most frames of a video.
         """
         self.model = model
         self.flags = flags
         self._fast_paths = fast_paths
+        self._video_frames = video_frames
         self._engine: AsyncLLM | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")  # for loading, which cannot be interrupted
         self._loading: Future[AsyncLLM] | None = None
@@ -93,7 +96,7 @@ class VllmEngine:
             await asyncio.wait((loading,), timeout=0.5)
             self._process_guard.watch([process.pid for process in health.engine_processes()])
         self._engine = engine = loading.result()
-        self._model = info = describe(engine)
+        self._model = info = describe(engine, self._video_frames)
         self._lora_manager = LoraManager(engine)
         await self._choose_paths(engine, info)
         self._seeds_work = seeds_work(engine.vllm_config)
@@ -108,16 +111,14 @@ class VllmEngine:
 
     async def _warm_up(self, info: ModelInfo) -> None:
         """Answer a request with one image. vLLM creates some objects at their first use, and no client should wait for them."""
-        size = (info.vision.side, info.vision.side)
-        tokens = info.vision.tokens(*size)
+        prompt = _warm_up_prompt(info)
+        tokens = sum(image.tokens for image in prompt.images) + sum(video.tokens for video in prompt.videos)
         if tokens + 2 > info.context_length:
             return
-        image = PreparedImage(Image.new("RGB", size), "warm-up", size, tokens)
-        token_ids = info.tokenizer.encode(info.image_token, add_special_tokens=True).ids
         try:
             answer_format = StructuredOutput("json_object") if self._grammars else None  # vLLM imports its backends at the first one
             sampling = SamplingParams(max_tokens=1, logprobs=0, structured_output=answer_format)
-            await self.generate(Prompt(token_ids, (image,)), sampling, stream=False, usage=Usage(), on_delta=lambda delta: None)
+            await self.generate(prompt, sampling, stream=False, usage=Usage(), on_delta=lambda delta: None)
         except GatewayError as error:
             raise EngineStartError(f"{self.model} does not answer: {error.message}") from error
 
@@ -125,7 +126,8 @@ class VllmEngine:
         """Use our own code for tokens and for images where it suits this engine, and say in the log which way is used."""
         off = None if self._fast_paths else "the setting fast_paths is off"
         _note_path("tokens", off or await self._make_output_reader(engine, info))
-        _note_path("images", off or await self._make_image_inputs(engine, info))
+        if info.takes_images:
+            _note_path("images", off or await self._make_image_inputs(engine, info))
 
     async def _make_output_reader(self, engine: "AsyncLLM", info: ModelInfo) -> str | None:
         """Use our own code for tokens if it knows this engine and this tokenizer. Return why not, or None."""
@@ -190,7 +192,9 @@ class VllmEngine:
                 raise InvalidRequest("This server's engine cannot return the probabilities of given tokens.")
             logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
             stream = stream or logprobs  # else all log probabilities of an answer would come in one call
-            sink = OutputSink(sampling, self._model.tokenizer, usage, on_delta, on_text, stream=stream, images=bool(prompt.images))
+            sink = OutputSink(
+                sampling, self._model.tokenizer, usage, on_delta, on_text, stream=stream, images=bool(prompt.images or prompt.videos)
+            )
             while not await self._try_request(self._engine, prompt, sampling, sink):
                 pass
         except GatewayError:
@@ -246,18 +250,18 @@ class VllmEngine:
         ensure_running()  # starts the resource tracker now; a later start would take SIGINT out of the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with without_modules(unused_modules(self.flags)), closing(EarlyProcess(self.flags)) as early_process:
-            arguments = engine_arguments(self.model, self.flags, early_process)
+            arguments = engine_arguments(self.model, self.flags, early_process, self._video_frames)
             if self._stopping:
                 raise EngineStartError("stopped while starting")
             self.stage = "loading its weights in the engine's process"
-            return make_engine(arguments, early_process)
+            return make_engine(arguments, early_process, self._video_frames)
 
     async def _try_request(self, engine: "AsyncLLM", prompt: Prompt, sampling: SamplingParams, sink: OutputSink) -> bool:
         """Send a request to the engine and return True when the answer is whole. Return False if the request has to be sent once more.
 
-        A client that left during `_render` or `add_request` may have left vLLM's front end with the belief that the engine holds an image,
-        although the engine never got it. vLLM notices at the next request with that image, ends the request with "error", and forgets the
-        image.
+        A client that left during `_render` or `add_request` may have left vLLM's front end with the belief that the engine holds an image
+        or a video, although the engine never got it. vLLM notices at the next request with that image or video, ends the request with
+        "error", and forgets it.
         """
         name = new_id()
         collector = await self._add_request(engine, name, prompt, sampling, sink.stream)
@@ -265,7 +269,9 @@ class VllmEngine:
             requests.skip_token_texts(engine, name)
         usage = sink.usage
         usage.image_tokens = sum(image.tokens for image in prompt.images)
-        usage.prompt_tokens = len(prompt.token_ids) - len(prompt.images) + usage.image_tokens
+        usage.video_tokens = sum(video.tokens for video in prompt.videos)
+        placeholders = len(prompt.images) + len(prompt.videos)
+        usage.prompt_tokens = len(prompt.token_ids) - placeholders + usage.image_tokens + usage.video_tokens
         end = sink.begin()
         requests.redirect_outputs(collector, sink.put)
         if self._output_reader and sink.takes_text:
@@ -307,11 +313,11 @@ class VllmEngine:
         """Return a prompt as `AsyncLLM.add_request` takes it. The caller sends it without another await."""
         from vllm.inputs import tokens_input
 
-        if not prompt.images:
+        if not prompt.images and not prompt.videos:
             return tokens_input(prompt.token_ids, cache_salt=_salt(prompt))
         if self._image_inputs:
             return await self._image_inputs.make(prompt.token_ids, prompt.images, _salt(prompt))
-        return await requests.process_images(engine.renderer, prompt.token_ids, prompt.images, _salt(prompt))
+        return await requests.process_media(engine.renderer, prompt.token_ids, prompt.images, _salt(prompt), videos=prompt.videos)
 
     def _closed(self, structured_output: StructuredOutput) -> StructuredOutput:
         """Return the format as the engine gets it. Raises InvalidRequest."""
@@ -337,6 +343,17 @@ class VllmEngine:
             health.kill(health.engine_processes(), timeout=0)
             time.sleep(0.05)
         health.kill(health.engine_processes(), timeout=0)
+
+
+def _warm_up_prompt(info: ModelInfo) -> Prompt:
+    """Return a prompt with one image; with one video for a model that takes no images."""
+    if info.video and not info.takes_images:
+        side, frame = info.video.side, np.zeros((1, info.video.side, info.video.side, 3), np.uint8)
+        token_ids = info.tokenizer.encode(info.video_token, add_special_tokens=True).ids
+        return Prompt(token_ids, (), videos=(PreparedVideo(frame, "warm-up", (side, side), 0.0, info.video.tokens(1)),))
+    size = (info.vision.side, info.vision.side)
+    token_ids = info.tokenizer.encode(info.image_token, add_special_tokens=True).ids
+    return Prompt(token_ids, (PreparedImage(Image.new("RGB", size), "warm-up", size, info.vision.tokens(*size)),))
 
 
 def _note_path(of: str, why: str | None) -> None:

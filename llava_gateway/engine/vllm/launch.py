@@ -1,6 +1,8 @@
 """The start of vLLM: the flags and variables that suit an engine behind a gateway, and the description of the model that it has loaded."""
 
 import argparse
+import logging
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -19,8 +21,8 @@ from llava_gateway.engine.vllm.lora import check_lora_support, reserve_slots
 from llava_gateway.engine.vllm.preload import linked_preload, own_preload
 from llava_gateway.engine.vllm.refused_flags import check_flags
 from llava_gateway.errors import EngineStartError
-from llava_gateway.images.geometry import ImageTokens, Size
-from llava_gateway.model_info import ModelInfo, VisionConfig
+from llava_gateway.images.geometry import ImageTokens, Size, VideoTokens
+from llava_gateway.model_info import ModelInfo, VideoConfig, VisionConfig
 from llava_gateway.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,9 +30,13 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-ONEVISION = "llava_onevision"
+log = logging.getLogger(__name__)
+
+ONEVISION, NEXT_VIDEO = "llava_onevision", "llava_next_video"
 ONEVISION_SQUARES = 9
 """The most squares of a LLaVA-OneVision grid. vLLM uses this number, whatever `vision_aspect_ratio` of config.json says."""
+CONTEXT_PARTS = 2
+"""One video takes at most this part of the context: a half."""
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
     "VLLM_NO_USAGE_STATS": "1",
@@ -45,11 +51,13 @@ MAX_SOCKET_FOLDER = 107 - len("/") - 36
 """The greatest length of that directory, in bytes: a socket's path has at most 107 (unix(7)), and its name is a UUID."""
 
 
-def engine_arguments(model_name: str, flags: Sequence[str], early_process: EarlyProcess | None = None) -> "AsyncEngineArgs":
+def engine_arguments(
+    model_name: str, flags: Sequence[str], early_process: EarlyProcess | None = None, video_frames: int = 1
+) -> "AsyncEngineArgs":
     """Return vLLM's arguments for a model. Imports vLLM, which takes seconds. Raises EngineStartError.
 
     `model_name`: a directory, or a name on the Hugging Face Hub. `flags`: vLLM's own, as on its command line.
-    `early_process`: is started before the import.
+    `early_process`: is started before the import. `video_frames`: as in the setting.
     """
     config = check_checkpoint(model_name, flags)
     for name, value in ENVIRONMENT.items():
@@ -75,6 +83,8 @@ def engine_arguments(model_name: str, flags: Sequence[str], early_process: Early
         raise EngineStartError(f"vLLM does not take these flags: {reason}") from error
     check_flags(arguments, parser)
     check_quantization(config, arguments.quantization)
+    if config.get("model_type") == NEXT_VIDEO:
+        _limit_test_video(arguments, video_frames)
     if arguments.enable_lora:
         check_lora_support(config)
         reserve_slots(arguments, cpu=current_platform.is_cpu())
@@ -88,6 +98,18 @@ def engine_arguments(model_name: str, flags: Sequence[str], early_process: Early
         arguments.structured_outputs_config.disable_any_whitespace = True
         arguments.structured_outputs_config.disable_additional_properties = True
     return AsyncEngineArgs.from_cli_args(arguments)
+
+
+def _limit_test_video(arguments: argparse.Namespace, frames: int) -> None:
+    """Have vLLM measure its memory with a video of this many frames. LLaVA-NeXT-Video's default is as many as fit the context.
+
+    Raises EngineStartError if the flag `--limit-mm-per-prompt` forbids videos.
+    """
+    given = arguments.limit_mm_per_prompt.get("video", 1)
+    options = {"num_frames": frames} | (given if isinstance(given, dict) else {"count": given})
+    if options.get("count") == 0:
+        raise EngineStartError("--limit-mm-per-prompt forbids videos, and this model takes nothing else")
+    arguments.limit_mm_per_prompt = {**arguments.limit_mm_per_prompt, "video": options}
 
 
 def _choose_socket_folder() -> None:
@@ -121,10 +143,10 @@ def _set_cpu_environment() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
 
 
-def make_engine(arguments: "AsyncEngineArgs", early_process: EarlyProcess) -> "AsyncLLM":
+def make_engine(arguments: "AsyncEngineArgs", early_process: EarlyProcess, video_frames: int) -> "AsyncLLM":
     """Start vLLM's processes, and return the engine when it has loaded the model. Raises EngineStartError.
 
-    `early_process`: becomes the engine's process if the engine fits into it.
+    `early_process`: becomes the engine's process if the engine fits into it. `video_frames`: as in the setting.
     """
     import torch
 
@@ -135,7 +157,7 @@ def make_engine(arguments: "AsyncEngineArgs", early_process: EarlyProcess) -> "A
     try:
         with own_preload():
             config = launch.create_config(arguments)
-            _allow_largest_image(config)
+            _allow_largest_media(config, video_frames)
             with early_process.offered(config), linked_preload():
                 engine = launch.create_engine(config, arguments, BulkStatLogger)
     except Exception as error:
@@ -144,17 +166,19 @@ def make_engine(arguments: "AsyncEngineArgs", early_process: EarlyProcess) -> "A
     return engine
 
 
-def _allow_largest_image(config: "VllmConfig") -> None:
-    """Have the engine accept the largest image of LLaVA-OneVision.
+def _allow_largest_media(config: "VllmConfig", video_frames: int) -> None:
+    """Have the engine accept the largest image of LLaVA-OneVision, and the longest video that the gateway samples for it.
 
-    vLLM computes 8,748 tokens for it, from an image in the shape of a grid, and refuses larger ones. Images of some other shapes, such as
-    1152x1407, take up to 8,765 tokens.
+    vLLM computes 8,748 tokens for the image, from one in the shape of a grid, and refuses larger ones. Images of some other shapes, such as
+    1152x1407, take up to 8,765 tokens. For a video vLLM expects at most 16 frames.
     """
     hf_config = config.model_config.hf_config
     if hf_config.model_type == ONEVISION:
         side, patches = hf_config.vision_config.image_size, hf_config.vision_config.image_size // hf_config.vision_config.patch_size
         tokens = ImageTokens(patches**2, side, patches, _grids(hf_config), ONEVISION_SQUARES)
-        launch.allow_image_tokens(config, tokens.max_image_tokens)
+        video = VideoTokens(math.ceil(patches / 2) ** 2, 1)
+        frames = video.fitting_frames(video_frames, config.model_config.max_model_len // CONTEXT_PARTS)
+        launch.allow_media_tokens(config, max(tokens.max_image_tokens, video(frames)))
 
 
 def _one_line(error: Exception) -> str:
@@ -165,16 +189,22 @@ def _one_line(error: Exception) -> str:
     return "its process has ended; the log above says why" if reason.startswith(launch.PROCESS_FAILED) else reason
 
 
-def describe(engine: "AsyncLLM") -> ModelInfo:
+def describe(engine: "AsyncLLM", video_frames: int) -> ModelInfo:
     """Return the description of the engine's model. Raises EngineStartError if that is not a LLaVA model that can be served.
 
-    The kind is checked again here, because vLLM's flags may have changed the model's configuration.
+    `video_frames`: as in the setting. The kind is checked again here, because vLLM's flags may have changed the model's configuration.
     """
     config = engine.vllm_config.model_config
     check_kind(config.model, config.hf_config.to_dict())
     info = model.processing_info(engine)
     processor = model.hf_processor(info)
     tokenizer = processor.tokenizer
+    takes_images = model.takes_images(info)
+    video = _video(
+        info, config.hf_config, processor, video_frames, min(config.max_model_len // CONTEXT_PARTS, model.max_media_tokens(engine))
+    )
+    if not takes_images and video is None:
+        raise EngineStartError(f"{config.model} takes only videos, and its video processor does not fit its vision tower")
     return ModelInfo(
         tokenizer=Tokenizer(tokenizer.backend_tokenizer.to_str()),
         chat_template=processor.chat_template or tokenizer.chat_template or "",
@@ -186,6 +216,9 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
         default_sampling=model.default_sampling(config),
         max_answer_tokens=model.max_answer_tokens(config),
         fingerprint="fp_" + blake3(f"{__version__} {config.model} {model.config_hash(engine.vllm_config)}".encode()).hexdigest(5),
+        takes_images=takes_images,
+        video=video,
+        video_token=processor.video_token if video else "",
     )
 
 
@@ -210,5 +243,24 @@ def _vision(info: Any, config: Any, image_processor: Any) -> VisionConfig:
     )
 
 
+def _video(info: Any, config: Any, processor: Any, video_frames: int, max_tokens: int) -> VideoConfig | None:
+    """Return how the model sees videos, or None if it takes none.
+
+    The arguments are as for `_vision`. `video_frames`: as in the setting. `max_tokens`: the upper bound of the tokens of a video.
+    """
+    if not (max_videos := model.max_videos(info)):
+        return None
+    side, video_processor = config.vision_config.image_size, processor.video_processor
+    crops = video_processor.do_center_crop and video_processor.size.get("shortest_edge")
+    frame = (video_processor.crop_size if crops else video_processor.size).get("height")
+    if frame != side:
+        log.warning("videos are refused: the video processor makes frames of %s pixels, and the vision tower takes %d", frame, side)
+        return None
+    one, two = (model.video_tokens(info, side, frames) for frames in (1, 2))
+    tokens = VideoTokens(two - one, 2 * one - two)
+    max_frames = tokens.fitting_frames(video_frames, max_tokens)
+    return VideoConfig(side, "crop" if crops else "resize", tokens, max_frames, max_videos)
+
+
 def _grids(config: Any) -> tuple[Size, ...]:
-    return () if config.model_type == "llava" else tuple((width, height) for height, width in config.image_grid_pinpoints)
+    return () if config.model_type in ("llava", NEXT_VIDEO) else tuple((width, height) for height, width in config.image_grid_pinpoints)

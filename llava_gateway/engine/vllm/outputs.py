@@ -104,7 +104,7 @@ class OutputSink:
     ) -> None:
         """`usage`: the tokens of the answer are added to it. `on_delta`, `on_text`: as in `Engine.generate`.
 
-        `images`: whether the prompt has images.
+        `images`: whether the prompt has images or videos.
         """
         self.usage = usage
         self.stream = stream

@@ -7,7 +7,7 @@ from llava_gateway.errors import EngineStartError
 
 _TRANSFORM = "the gateway decodes and resizes images itself; see --image-aspect-ratio"
 _REASONING = "the supported models do not mark their reasoning"
-_VIDEO = "the gateway takes no videos"
+_VIDEO = "the gateway counts a video with the tokens of all its frames"
 _POOLING = "the gateway generates text and has no embeddings"
 _SLEEP = "the gateway has no endpoint that puts the engine to sleep; stop the server instead"
 _OUTPUTS = "the APIs have no field for this output"

@@ -117,8 +117,9 @@ def _log(context: RequestContext, method: str, route: str, status: int, seconds:
     usage = context.usage
     if usage.prompt_tokens:
         fields |= {
-            "text_tokens": usage.prompt_tokens - usage.image_tokens,
+            "text_tokens": usage.text_tokens,
             "image_tokens": usage.image_tokens,
+            "video_tokens": usage.video_tokens,
             "cached_tokens": usage.cached_tokens,
             "completion_tokens": usage.completion_tokens,
         }
@@ -129,6 +130,8 @@ def _log(context: RequestContext, method: str, route: str, status: int, seconds:
         fields["stages"] = stages
     if context.images:
         fields["images"] = context.images
+    if context.videos:
+        fields["videos"] = context.videos
     if context.trace:
         fields["traceparent"] = context.trace
     log.log(level, "%s %s %d %.3f s", method, route, status, seconds, extra={"fields": fields})

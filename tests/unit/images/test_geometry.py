@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.tiny_models import NEXT_GRIDS, ONEVISION_GRIDS, TINY
+from helpers.tiny_models import NEXT_GRIDS, ONEVISION_GRIDS, TINY, next_video
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.launch import describe
-from llava_gateway.images.geometry import ImageTokens
+from llava_gateway.images.geometry import ImageTokens, VideoTokens
 from llava_gateway.model_info import ModelInfo
 from llava_gateway.tokenizer import Tokenizer
 
@@ -32,6 +32,8 @@ import pickle, sys
 vision = pickle.load(sys.stdin.buffer).vision
 print(vision.tokens(640, 480), sorted({"vllm", "torch", "transformers"} & set(sys.modules)))
 """
+MAX_MEDIA_TOKENS = 7000
+"""The most tokens of one image or video that the engine accepts."""
 TEXT = "Is it <image>\n🦙 Zażółć\tgęślą?"
 
 
@@ -60,16 +62,18 @@ def described(checkpoint: Path) -> Described:
     engine: Any = SimpleNamespace(
         vllm_config=SimpleNamespace(model_config=config, compute_hash=lambda: ""),
         renderer=SimpleNamespace(get_mm_processor=lambda: processor),
+        input_processor=SimpleNamespace(mm_encoder_cache_size=MAX_MEDIA_TOKENS),
     )
-    return Described(processor.info, describe(engine))
+    return Described(processor.info, describe(engine, video_frames=64))
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Described]:
     folder = tmp_path_factory.mktemp("models")
-    for name, make in TINY.items():
+    made = TINY | {"next_video": next_video}
+    for name, make in made.items():
         make(folder / name)
-    return {"demo": described(CHECKPOINT)} | {name: described(folder / name) for name in TINY}
+    return {"demo": described(CHECKPOINT)} | {name: described(folder / name) for name in made}
 
 
 @pytest.mark.parametrize("name", ["next", "onevision"])
@@ -97,6 +101,27 @@ def test_the_count_for_an_image_on_a_grid_equals_vllms(models: dict[str, Describ
 @pytest.mark.parametrize(("name", "size"), [("next", (672, 672)), ("onevision", (1152, 1407)), ("demo", (1, 1)), ("siglip", (1, 1))])
 def test_max_image_tokens_is_reached_and_not_exceeded(models: dict[str, Described], name: str, size: tuple[int, int]) -> None:
     assert models[name].vllm(*size) == models[name].model.vision.max_image_tokens
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("onevision", VideoTokens(196, 1)), ("next_video", VideoTokens(144, 0))])
+def test_video_takes_as_many_tokens_as_vllm_gives_it(models: dict[str, Described], name: str, tokens: VideoTokens) -> None:
+    video, side = models[name].model.video, models[name].model.vision.side
+    assert video
+    assert (video.tokens, video.side, video.aspect_ratio) == (tokens, side, "resize" if name == "onevision" else "crop")
+    for frames in (1, 2, 31, 64):
+        vllms = models[name].info.get_num_video_tokens(image_width=side, image_height=side, num_frames=frames)
+        assert video.tokens(frames) == vllms
+    assert video.tokens(video.max_frames) <= MAX_MEDIA_TOKENS < video.tokens(video.max_frames + 1)
+
+
+def test_only_models_with_videos_are_described_with_videos(models: dict[str, Described]) -> None:
+    assert [name for name, each in models.items() if each.model.video] == ["onevision", "next_video"]
+    assert [name for name, each in models.items() if not each.model.takes_images] == ["next_video"]
+
+
+@pytest.mark.parametrize(("max_tokens", "frames"), [(1, 1), (197, 1), (392, 1), (393, 2), (6273, 32), (1 << 20, 32)])
+def test_frames_fit_the_room(max_tokens: int, frames: int) -> None:
+    assert VideoTokens(196, 1).fitting_frames(32, max_tokens) == frames
 
 
 @pytest.mark.parametrize("name", ["next", "onevision"])

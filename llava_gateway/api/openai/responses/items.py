@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter
 
+from llava_gateway import types
 from llava_gateway.api.openai.messages import MAX_MESSAGES, Content, check_counts, to_arguments, to_part, to_parts
 from llava_gateway.api.schema import TAG_PREFIX, StrictModel
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import BodySlice, ImageBase64, ImageFileId, ImageSource, Message, Role, Text, ToolCall
+from llava_gateway.types import BodySlice, ImageBase64, ImageFileId, Message, Role, Text, ToolCall, VideoUrl
 
 _ITEM_ID = re.compile(r"(?:msg|fc|fco)_([0-9a-f]{32})([0-9a-f]{4})")
 _KINDS = ("function_call", "function_call_output", "item_reference", "reasoning")
@@ -113,7 +114,7 @@ def _message(item: InputMessage | FunctionCallItem | FunctionCallOutputItem, pat
 
 
 def stored_form(item: Item, response_id: str, position: int) -> dict[str, Any] | None:
-    """Return an item as the SDKs read it, with its id. Images stay BodySlices. None: the item is not kept."""
+    """Return an item as the SDKs read it, with its id. Images and videos stay BodySlices. None: the item is not kept."""
     if isinstance(item, ReasoningItem):
         return None
     if isinstance(item, FunctionCallItem):
@@ -133,10 +134,12 @@ def _content(content: Content | None, text_type: Literal["input_text", "output_t
     return [_part(part, text_type) for part in to_parts(content, "", to_part)]
 
 
-def _part(part: Text | ImageSource, text_type: Literal["input_text", "output_text"]) -> dict[str, Any]:
+def _part(part: types.Part, text_type: Literal["input_text", "output_text"]) -> dict[str, Any]:
     if isinstance(part, Text):
         annotations: dict[str, Any] = {"annotations": []} if text_type == "output_text" else {}
         return {"type": text_type, "text": part.text, **annotations}
+    if isinstance(part, VideoUrl):
+        return {"type": "input_video", "video_url": part.url}
     image = {"type": "input_image", "detail": "auto"}
     if isinstance(part, ImageFileId):
         return {**image, "file_id": part.file_id}
@@ -147,9 +150,9 @@ def _data_uri(base64: str | BodySlice) -> str:
     return "data:;base64," + (base64 if isinstance(base64, str) else text_of(base64))
 
 
-def text_of(image: BodySlice) -> str:
-    """Return the string of an image that stands in a request's body."""
-    return str(image.ascii, "utf-8", "replace")
+def text_of(medium: BodySlice) -> str:
+    """Return the string of an image or a video that stands in a request's body."""
+    return str(medium.ascii, "utf-8", "replace")
 
 
 def check_not_empty(messages: tuple[Message, ...]) -> None:

@@ -39,7 +39,7 @@ class StoredResponse:
 
     previous_id: str | None
     input: list[dict[str, Any]]
-    """The response's own input items. Their long images are BodySlices."""
+    """The response's own input items. Their long images and videos are BodySlices."""
     response: dict[str, Any]
 
     @property
@@ -59,7 +59,7 @@ class ResponseStore:
     async def save(self, response_id: str, previous_id: str | None, items: Sequence[dict[str, Any]], response: bytes) -> bool:
         """Store a response with its own input items, and return whether there was room for it. `response`: as JSON."""
         value = {"previous_response_id": previous_id, "input": items, "response": orjson.Fragment(response)}
-        size = len(response) + sum(len(image.ascii) for image in _images(items))
+        size = len(response) + sum(len(medium.ascii) for medium in _media(items))
         if size > self._max_bytes:
             return False
         stored = await asyncio.to_thread(dump, value) if size > LARGE else dump(value)
@@ -172,7 +172,7 @@ def _loaded(value: dict[str, Any]) -> StoredResponse:
 
 
 def _stored_messages(stored: list[dict[str, Any]], param: str) -> tuple[Message, ...]:
-    """Return the messages of stored items. `param`: the field of the request that errors in their images name."""
+    """Return the messages of stored items. `param`: the field of the request that errors in their images and videos name."""
     items = STORED_ITEMS.validate_python(stored)
     messages = to_messages((item, param) for item in items if not isinstance(item, ItemReference))
     return tuple(dataclasses.replace(message, content=tuple(_with_param(part, param) for part in message.content)) for message in messages)
@@ -182,10 +182,10 @@ def _with_param(part: Any, param: str) -> Any:
     return part if isinstance(part, Text) else dataclasses.replace(part, param=param)
 
 
-def _images(items: Sequence[dict[str, Any]]) -> list[BodySlice]:
-    """Return the long images of items in the store's form."""
+def _media(items: Sequence[dict[str, Any]]) -> list[BodySlice]:
+    """Return the long images and videos of items in the store's form."""
     parts = (part for item in items for part in (item.get("content") or item.get("output") or ()) if isinstance(part, dict))
-    return [url for part in parts if isinstance(url := part.get("image_url"), BodySlice)]
+    return [url for part in parts for name in ("image_url", "video_url") if isinstance(url := part.get(name), BodySlice)]
 
 
 def _owner() -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from llava_gateway.engine.vllm.compat.requests import image_names, process_images
+from llava_gateway.engine.vllm.compat.requests import cache_names, process_media
 from llava_gateway.engine.vllm.compat.seeds import READ_IN
 from llava_gateway.types import PreparedImage
 
@@ -34,7 +34,7 @@ class ImageInputs:
 
         Touches: `AsyncLLM.renderer`, `AsyncLLM.model_config`, `BaseRenderer.mm_processor_cache`, `BaseRenderer.get_mm_processor`,
         `BaseMultiModalProcessor.info`, `BaseProcessingInfo.get_hf_processor` and `MultiModalFieldConfig.batched`.
-        Without it: `process_images`.
+        Without it: `process_media`.
         """
         import torch
         import vllm
@@ -62,17 +62,17 @@ class ImageInputs:
         self._thread = ThreadPoolExecutor(1, "image-tensors", torch.set_num_threads, (1,))  # PyTorch counts for each thread
 
     async def make(self, token_ids: Sequence[int], images: Sequence[PreparedImage], cache_salt: str | None = None) -> Any:
-        """Return a prompt with images as `AsyncLLM.add_request` takes it. The arguments are those of `process_images`.
+        """Return a prompt with images as `AsyncLLM.add_request` takes it. The arguments are those of `process_media`.
 
         The caller must call `add_request` next, without another await: vLLM keeps the names of images in this process in the order in which
         the engine's process gets them, and both must forget the same image when their caches are full.
 
         Touches: `BaseProcessingInfo.validate_num_items`, the methods of `BaseMultiModalProcessorCache` that are called here, and
         `BaseRenderer.update_mm_cache_stats`.
-        Without it: `process_images`.
+        Without it: `process_media`.
         """
         self._info.validate_num_items("image", len(images))
-        names, cache = image_names(images, cache_salt), self._cache
+        names, cache = cache_names(images, cache_salt), self._cache
         items: dict[str, Any] = {}
         while missing := {
             name: image for name, image in zip(names, images, strict=True) if name not in items and not cache.is_cached_item(name)
@@ -94,10 +94,10 @@ class ImageInputs:
         `token_ids`: with two image tokens. `side`: of the model's square, in pixels. `tokens`: of an image.
         """
         images = [PreparedImage(_test_image(side, shift), f"check-{shift}", (side, side), tokens) for shift in (0, 100)]
-        names = image_names(images, "salt")
+        names = cache_names(images, "salt")
         items = self._items(dict(zip(names, images, strict=True)))
         ours = self._input(token_ids, images, names, [items[name] for name in names], "salt")
-        theirs = await process_images(self._renderer, token_ids, images, "salt", skip_cache=True)
+        theirs = await process_media(self._renderer, token_ids, images, "salt", skip_cache=True)
         for key, value in ours.items():
             if value != theirs.get(key):
                 raise UnknownModel(f"vLLM's renderer makes a different value of {key}")

@@ -55,12 +55,12 @@ def create_config(arguments: "AsyncEngineArgs") -> "VllmConfig":
     return arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
 
 
-def allow_image_tokens(config: "VllmConfig", tokens: int) -> None:
-    """Have the engine accept an image of this many tokens.
+def allow_media_tokens(config: "VllmConfig", tokens: int) -> None:
+    """Have the engine accept an image or a video of this many tokens.
 
     Touches: `SchedulerConfig.encoder_cache_size` and `SchedulerConfig.max_num_encoder_input_tokens`, which vLLM derives from
     `--max-num-batched-tokens` and does not offer as flags.
-    Without it: a larger `--max-num-batched-tokens`, or the engine refuses the largest images.
+    Without it: a larger `--max-num-batched-tokens`, or the engine refuses the largest images and videos.
     """
     scheduler = config.scheduler_config
     scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, tokens)

@@ -1,4 +1,4 @@
-"""What vLLM knows of its model: how many tokens an image takes, which quantizations there are, and a hash of its configuration.
+"""What vLLM knows of its model: how many tokens an image or a video takes, which quantizations there are, and a hash of its configuration.
 
 Read in vLLM 0.32.0.
 """
@@ -48,6 +48,42 @@ def patches_per_side(info: Any) -> int:
     Without it: `image_size // patch_size` of the checkpoint's `vision_config`.
     """
     return int(info.get_vision_encoder_info().get_patch_grid_length())
+
+
+def takes_images(info: Any) -> bool:
+    """Return whether the model takes images. vLLM's LLaVA-NeXT-Video takes only videos.
+
+    Touches: `BaseProcessingInfo.supported_mm_limits`.
+    Without it: `model_type` of config.json.
+    """
+    return "image" in info.supported_mm_limits
+
+
+def max_videos(info: Any) -> int:
+    """Return the most videos of one prompt. It is 0 if the model takes none, or if vLLM's flag `--limit-mm-per-prompt` says so.
+
+    Touches: `BaseProcessingInfo.allowed_mm_limits`.
+    Without it: the limit of the flag, and 1 for LLaVA-NeXT-Video.
+    """
+    return int(info.allowed_mm_limits.get("video", 0))
+
+
+def video_tokens(info: Any, side: int, frames: int) -> int:
+    """Return the number of tokens of a video. `side`: of a frame, in pixels.
+
+    Touches: `get_num_video_tokens` of `LlavaOnevisionProcessingInfo` and of `LlavaNextVideoProcessingInfo`.
+    Without it: the square of half of `patches_per_side`, rounded up, for each frame; and one more for LLaVA-OneVision.
+    """
+    return int(info.get_num_video_tokens(image_width=side, image_height=side, num_frames=frames))
+
+
+def max_media_tokens(engine: "AsyncLLM") -> int:
+    """Return the most tokens of one image or video that the engine accepts.
+
+    Touches: `AsyncLLM.input_processor` and `InputProcessor.mm_encoder_cache_size`.
+    Without it: the number in `SchedulerConfig.encoder_cache_size`.
+    """
+    return int(engine.input_processor.mm_encoder_cache_size)
 
 
 def known_quantizations() -> list[str]:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
+MAX_COPIED = 4 << 20
+"""A larger tensor, in bytes, is not copied for the socket. The copy of a video would hold the event loop for 15 ms."""
+
+
 class RequestSender:
     """Adds requests to an engine that `OutputReader` reads. Its methods run on the event loop.
 
@@ -32,13 +36,14 @@ class RequestSender:
         self._engine = engine
         self._core = engine.engine_core
         self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._core.input_socket.underlying)
+        self._socket.copy_threshold = MAX_COPIED
 
     def add_request(self, name: str, rendered: Any, params: SamplingParams) -> RequestOutputCollector:
         """Send a request for one choice, and return the collector of its outputs, as `AsyncLLM.add_request` does.
 
-        `rendered`: the input, from `tokens_input` or `ImageInputs.make`. It fits the context. `params`: those of an earlier request that
-        `AsyncLLM.add_request` has accepted, with `max_tokens`. Raises EngineDeadError, or GracefulHTTPError if the engine has too many
-        requests.
+        `rendered`: the input, from `tokens_input`, `ImageInputs.make` or `process_media`. It fits the context, and each image and video
+        fits the encoder's cache. `params`: those of an earlier request that `AsyncLLM.add_request` has accepted, with `max_tokens`. Raises
+        EngineDeadError, or GracefulHTTPError if the engine has too many requests.
         """
         engine, core = self._engine, self._core
         if engine.errored:
@@ -61,14 +66,15 @@ class RequestSender:
         core.ensure_alive()
         message = (core.core_engine, EngineCoreRequestType.ADD.value, *core.encoder.encode(request))
         engine.output_processor.add_request(request, None, None, 0, collector)
-        self._socket.send_multipart(message, zmq.NOBLOCK)
+        self._socket.send_multipart(message, zmq.NOBLOCK, copy=False)
         return collector
 
 
 def _features(rendered: Any) -> list[MultiModalFeatureSpec]:
-    """Return the images of an input, in the order of the prompt."""
-    values = (rendered[name]["image"] for name in ("mm_kwargs", "mm_hashes", "mm_placeholders"))
-    return [
-        MultiModalFeatureSpec(data=item, modality="image", identifier=name, mm_position=place, mm_hash=name)
-        for item, name, place in zip(*values, strict=True)
+    """Return the images and videos of an input, in the order of the prompt."""
+    features = [
+        MultiModalFeatureSpec(data=item, modality=modality, identifier=name, mm_position=place, mm_hash=name)
+        for modality, items in rendered["mm_kwargs"].items()
+        for item, name, place in zip(items, rendered["mm_hashes"][modality], rendered["mm_placeholders"][modality], strict=True)
     ]
+    return sorted(features, key=lambda feature: feature.mm_position.offset)

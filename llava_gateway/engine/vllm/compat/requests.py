@@ -6,7 +6,7 @@ Read in vLLM 0.32.0.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llava_gateway.types import PreparedImage
+from llava_gateway.types import PreparedImage, PreparedVideo
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -14,31 +14,40 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 
-def image_names(images: Sequence[PreparedImage], cache_salt: str | None) -> list[str]:
-    """Return the names under which vLLM caches the images.
+def cache_names(media: Sequence[PreparedImage | PreparedVideo], cache_salt: str | None) -> list[str]:
+    """Return the names under which vLLM caches images or videos.
 
-    `cache_salt`: keeps a prompt and its images apart from others in vLLM's caches. vLLM itself separates only the prompts, so the salt
-    becomes a part of the images' names, too.
+    `cache_salt`: keeps a prompt and its media apart from others in vLLM's caches. vLLM itself separates only the prompts, so the salt
+    becomes a part of the names, too.
     """
-    return [f"{image.digest}-{cache_salt}" if cache_salt else image.digest for image in images]
+    return [f"{medium.digest}-{cache_salt}" if cache_salt else medium.digest for medium in media]
 
 
-async def process_images(
-    renderer: Any, token_ids: Sequence[int], images: Sequence[PreparedImage], cache_salt: str | None = None, *, skip_cache: bool = False
+async def process_media(
+    renderer: Any,
+    token_ids: Sequence[int],
+    images: Sequence[PreparedImage],
+    cache_salt: str | None = None,
+    *,
+    videos: Sequence[PreparedVideo] = (),
+    skip_cache: bool = False,
 ) -> Any:
-    """Return a prompt with images as `AsyncLLM.add_request` takes it, processed in vLLM's own thread.
+    """Return a prompt with images and videos as `AsyncLLM.add_request` takes it, processed in vLLM's own thread.
 
-    `renderer`: of vLLM, `AsyncLLM.renderer`. `token_ids`: one image token for each image. `cache_salt`: as for `image_names`.
-    `skip_cache`: process the images even if vLLM knows them, and do not remember them. The prompt is then not for the engine.
+    `renderer`: of vLLM, `AsyncLLM.renderer`. `token_ids`: one image token for each image, and one video token for each video.
+    `cache_salt`: as for `cache_names`. `skip_cache`: process the media even if vLLM knows them, and do not remember them. The prompt
+    is then not for the engine.
 
     Touches: `BaseRenderer.render_cmpl_async`.
     Without it: `AsyncLLM.add_request` takes the dictionary below as it is, and processes it itself.
     """
-    prompt: dict[str, Any] = {
-        "prompt_token_ids": token_ids,
-        "multi_modal_data": {"image": [image.pixels for image in images]},
-        "multi_modal_uuids": {"image": image_names(images, cache_salt)},
-    }
+    prompt: dict[str, Any] = {"prompt_token_ids": token_ids, "multi_modal_data": {}, "multi_modal_uuids": {}}
+    if images:
+        prompt["multi_modal_data"]["image"] = [image.pixels for image in images]
+        prompt["multi_modal_uuids"]["image"] = cache_names(images, cache_salt)
+    if videos:
+        prompt["multi_modal_data"]["video"] = [video.frames for video in videos]
+        prompt["multi_modal_uuids"]["video"] = cache_names(videos, cache_salt)
     if cache_salt:
         prompt["cache_salt"] = cache_salt
     (rendered,) = await renderer.render_cmpl_async([prompt], skip_mm_cache=skip_cache)

@@ -6,7 +6,7 @@ import pytest
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
 from llava_gateway.errors import InvalidRequest
-from llava_gateway.types import ImageFileId, ImageUrl, Message, Text
+from llava_gateway.types import ImageFileId, ImageUrl, Message, Part, Text, VideoUrl
 
 URL = "https://example.com/cat.jpg"
 PART = "messages[0].content[0]"
@@ -31,11 +31,17 @@ def messages(*sent: dict[str, Any]) -> tuple[Message, ...]:
         ({"image_url": URL}, ImageUrl(URL, f"{PART}.image_url")),
         ({"type": "input_image", "image_url": URL, "detail": "auto", "file_id": None}, ImageUrl(URL, f"{PART}.image_url")),
         ({"type": "input_image", "image_url": None, "file_id": "x"}, ImageFileId("x", f"{PART}.file_id")),
+        ({"type": "video_url", "video_url": {"url": URL}}, VideoUrl(URL, f"{PART}.video_url.url")),
+        ({"video_url": {"url": URL}}, VideoUrl(URL, f"{PART}.video_url.url")),
+        ({"type": "video_url", "video_url": URL}, VideoUrl(URL, f"{PART}.video_url")),
+        ({"type": "input_video", "video_url": URL}, VideoUrl(URL, f"{PART}.video_url")),
+        ({"type": "video", "video": URL}, VideoUrl(URL, f"{PART}.video")),
+        ({"type": "video", "url": URL}, VideoUrl(URL, f"{PART}.url")),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("role", ["user", "system", "assistant"])
-def test_part_has_its_senders_meaning(part: Any, meant: Text | ImageUrl | ImageFileId, role: str) -> None:
+def test_part_has_its_senders_meaning(part: Any, meant: Part, role: str) -> None:
     assert [message.content for message in messages({"role": role, "content": [part]})] == [(meant,)]
 
 
@@ -55,6 +61,10 @@ def test_part_has_its_senders_meaning(part: Any, meant: Text | ImageUrl | ImageF
         ({"type": "image_url", "image_url": ""}, f"{PART}.image_url"),
         ({"type": "image_url", "image_url": {"url": ""}}, f"{PART}.image_url.url"),
         ({"text": "a", "type": "image_url"}, PART),
+        ({"type": "video_url"}, f"{PART}.video_url"),
+        ({"type": "video_url", "video_url": {}}, f"{PART}.video_url.url"),
+        ({"type": "video", "video": URL, "url": URL}, PART),
+        ({"type": "video", "video": ["data:image/png;base64,AA==", "data:image/png;base64,AA=="]}, f"{PART}.video"),
     ],
     ids=str,
 )

@@ -42,6 +42,11 @@ def change(file: Path, **keys: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | keys))
 
 
+def change_both(directory: Path, config: dict[str, Any], preprocessor_config: dict[str, Any]) -> None:
+    change(directory / "config.json", **config)
+    change(directory / "preprocessor_config.json", **preprocessor_config)
+
+
 def index(directory: Path, name: str) -> None:
     (directory / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
 
@@ -65,7 +70,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "another kind": (lambda at: change(at / "config.json", model_type="qwen2_vl"), ("type qwen2_vl;", "llava_onevision")),
     "no tower": (lambda at: change(at / "config.json", vision_config=None), ("has the vision tower None",)),
-    "video": (lambda at: change(at / "config.json", model_type="llava_next_video"), ("type llava_next_video;",)),
+    "no video processor": (
+        lambda at: change_both(at, {"model_type": "llava_next_video"}, {"image_processor_type": "LlavaNextImageProcessor"}),
+        ("video_preprocessor_config.json is missing", "LlavaNextVideoVideoProcessor"),
+    ),
     "another tower": (
         lambda at: change(at / "config.json", vision_config={"model_type": "pixtral"}),
         ("pixtral", "clip_vision_model and siglip_vision_model"),

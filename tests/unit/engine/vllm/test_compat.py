@@ -87,10 +87,18 @@ SOURCES = {
         "mm_processor_cache.invalidate(mm_hash)": "vLLM's output loop forgets the images that the engine lacks in another way",
         "self.output_processor = OutputProcessor(": "AsyncLLM keeps its requests elsewhere than in output_processor",
         "self.renderer = ": "AsyncLLM renders prompts elsewhere than in renderer",
+        "self.input_processor = InputProcessor(": "AsyncLLM has no input_processor, which knows the size of the largest video",
         "self.observability_config = ": "AsyncLLM has no observability_config, by which the gateway knows whether vLLM writes spans",
         "supported_tasks=await self.get_supported_tasks()": "AsyncLLM.add_request may wait before it sends; see ImageInputs.make",
         "return self.engine_core.resources.engine_dead or not self.is_running": "AsyncLLM.errored means something else",
         "return await self.engine_core.is_scheduler_paused_async()": "AsyncLLM.is_paused no longer asks the engine's process",
+    },
+    "v1/engine/input_processor.py": {
+        "if num_embeds > self.mm_encoder_cache_size:": "mm_encoder_cache_size no longer bounds an image or a video",
+    },
+    "multimodal/processing/context.py": {
+        "def supported_mm_limits(self) -> Mapping[str, int | None]:": "a model's kinds of media are elsewhere than in supported_mm_limits",
+        "def allowed_mm_limits(self) -> Mapping[str, int]:": "the limits of media in a prompt are elsewhere than in allowed_mm_limits",
     },
     "v1/engine/utils.py": {
         "context = get_mp_context()": "vLLM gets the context for the engine's process by another call than get_mp_context",
@@ -180,6 +188,8 @@ SIGNATURES = {
     "vllm.envs:disable_envs_cache": "",
     "vllm.envs:enable_envs_cache": "",
     "vllm.model_executor.models.llava:BaseLlavaProcessingInfo.get_num_image_tokens": "image_width image_height",
+    "vllm.model_executor.models.llava_onevision:LlavaOnevisionProcessingInfo.get_num_video_tokens": "image_width image_height num_frames",
+    "vllm.model_executor.models.llava_next_video:LlavaNextVideoProcessingInfo.get_num_video_tokens": "image_width image_height num_frames",
     "vllm.model_executor.models.llava:BaseLlavaProcessingInfo.get_vision_encoder_info": "",
     "vllm.model_executor.models.llava:BaseLlavaProcessingInfo.get_hf_processor": "",
     "vllm.model_executor.models.vision:VisionEncoderInfo.get_patch_grid_length": "",
@@ -346,7 +356,7 @@ def test_generated_tokens_of_running_and_ended_choices_are_counted() -> None:
     assert requests.generated_tokens(engine(**states), "unknown") == 0
 
 
-def test_images_are_processed_by_vllms_renderer() -> None:
+def test_images_and_videos_are_processed_by_vllms_renderer() -> None:
     asked: list[Any] = []
     skipped: list[bool] = []
 
@@ -357,13 +367,21 @@ def test_images_are_processed_by_vllms_renderer() -> None:
 
     renderer = SimpleNamespace(render_cmpl_async=render_cmpl_async)
     image: Any = SimpleNamespace(pixels="pixels", digest="digest")
-    assert asyncio.run(requests.process_images(renderer, [1, 2], [image])) == "rendered"
+    assert asyncio.run(requests.process_media(renderer, [1, 2], [image])) == "rendered"
     prompt = {"prompt_token_ids": [1, 2], "multi_modal_data": {"image": ["pixels"]}, "multi_modal_uuids": {"image": ["digest"]}}
     assert asked == [prompt]
-    asyncio.run(requests.process_images(renderer, [1, 2], [image], "salt"))
+    asyncio.run(requests.process_media(renderer, [1, 2], [image], "salt"))
     assert asked[1:] == [prompt | {"multi_modal_uuids": {"image": ["digest-salt"]}, "cache_salt": "salt"}]
-    asyncio.run(requests.process_images(renderer, [1, 2], [image], skip_cache=True))
-    assert skipped == [False, False, True]
+    asyncio.run(requests.process_media(renderer, [1, 2], [image], skip_cache=True))
+    video: Any = SimpleNamespace(frames="frames", digest="video")
+    asyncio.run(requests.process_media(renderer, [1, 2], [], "salt", videos=[video]))
+    assert asked[3] == {
+        "prompt_token_ids": [1, 2],
+        "multi_modal_data": {"video": ["frames"]},
+        "multi_modal_uuids": {"video": ["video-salt"]},
+        "cache_salt": "salt",
+    }
+    assert skipped == [False, False, True, False]
 
 
 def test_add_request_takes_a_prompt_that_is_not_rendered() -> None:
@@ -376,7 +394,7 @@ def test_add_request_takes_a_prompt_that_is_not_rendered() -> None:
 
 def test_image_limits_are_raised_and_never_lowered() -> None:
     scheduler = SimpleNamespace(encoder_cache_size=8748, max_num_encoder_input_tokens=9000)
-    launch.allow_image_tokens(SimpleNamespace(scheduler_config=scheduler), 8765)
+    launch.allow_media_tokens(SimpleNamespace(scheduler_config=scheduler), 8765)
     assert (scheduler.encoder_cache_size, scheduler.max_num_encoder_input_tokens) == (8765, 9000)
 
 

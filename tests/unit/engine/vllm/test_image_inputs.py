@@ -17,7 +17,7 @@ from vllm.renderers import renderer_from_config
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.compat import image_inputs
 from llava_gateway.engine.vllm.compat.image_inputs import ImageInputs, UnknownModel
-from llava_gateway.engine.vllm.compat.requests import process_images
+from llava_gateway.engine.vllm.compat.requests import process_media
 from llava_gateway.types import PreparedImage
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def test_both_ways_make_the_same_input(engine: Any, inputs: ImageInputs, salt: s
     async def main() -> tuple[Any, Any]:
         ours = await inputs.make(prompt(engine, 3), given, salt)
         engine.renderer.clear_mm_cache()
-        return ours, await process_images(engine.renderer, prompt(engine, 3), given, salt)
+        return ours, await process_media(engine.renderer, prompt(engine, 3), given, salt)
 
     ours, theirs = asyncio.run(main())
     assert {key: theirs[key] for key in ours} == dict(ours)
@@ -93,7 +93,7 @@ def test_both_ways_forget_the_same_images(engine: Any, inputs: ImageInputs, monk
         for numbers in requests:
             asked = [given[number] for number in numbers]
             arguments = prompt(engine, len(asked)), asked
-            made = await (inputs.make(*arguments) if fast else process_images(engine.renderer, *arguments))
+            made = await (inputs.make(*arguments) if fast else process_media(engine.renderer, *arguments))
             sent.append([item is not None for item in made["mm_kwargs"]["image"]])
         return sent
 

@@ -1,10 +1,13 @@
-"""The environment of vLLM's start, in folders with long names and with spaces."""
+"""The start of vLLM: its environment, in folders with long names and with spaces, and the size of the largest image and video."""
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -51,3 +54,35 @@ def test_other_preloaded_libraries_are_left_as_they_are(monkeypatch: pytest.Monk
     monkeypatch.setenv(PRELOAD, value)
     with linked_preload():
         assert os.environ[PRELOAD] == value
+
+
+@pytest.mark.parametrize(("video_frames", "context", "tokens"), [(32, 32768, 6273), (64, 32768, 64 * 196 + 1), (64, 16384, 41 * 196 + 1)])
+def test_engine_accepts_the_longest_video_that_is_sampled(video_frames: int, context: int, tokens: int) -> None:
+    """Otherwise requests with long videos wait for ever. vLLM itself makes room for 16 frames."""
+    vision = SimpleNamespace(image_size=384, patch_size=14)
+    hf_config = SimpleNamespace(model_type="llava_onevision", vision_config=vision, image_grid_pinpoints=[[384, 384]])
+    scheduler = SimpleNamespace(encoder_cache_size=2048, max_num_encoder_input_tokens=2048)
+    model_config = SimpleNamespace(hf_config=hf_config, max_model_len=context)
+    config: Any = SimpleNamespace(model_config=model_config, scheduler_config=scheduler)
+    launch._allow_largest_media(config, video_frames)
+    assert (scheduler.encoder_cache_size, scheduler.max_num_encoder_input_tokens) == (tokens, tokens)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"count": 1, "num_frames": 32}),
+        ({"video": 1, "image": 3}, {"count": 1, "num_frames": 32}),
+        ({"video": {"count": 1, "num_frames": 8}}, {"count": 1, "num_frames": 8}),
+    ],
+)
+def test_memory_is_measured_with_a_video_of_as_many_frames_as_are_sampled(given: dict[str, Any], expected: dict[str, int]) -> None:
+    arguments = argparse.Namespace(limit_mm_per_prompt=given)
+    launch._limit_test_video(arguments, 32)
+    assert arguments.limit_mm_per_prompt == given | {"video": expected}
+
+
+@pytest.mark.parametrize("given", [0, {"count": 0}])
+def test_model_for_videos_does_not_start_without_videos(given: Any) -> None:
+    with pytest.raises(EngineStartError, match="limit-mm-per-prompt"):
+        launch._limit_test_video(argparse.Namespace(limit_mm_per_prompt={"video": given}), 32)

@@ -16,7 +16,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from llava_gateway.engine.vllm.compat.output_processor import TextOutputProcessor
-from llava_gateway.engine.vllm.compat.request_sender import RequestSender
+from llava_gateway.engine.vllm.compat.request_sender import MAX_COPIED, RequestSender
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +97,26 @@ def test_images_reach_the_engine_and_known_ones_without_their_pixels(engine: Eng
     assert features[0].data
     assert torch.equal(features[0].data["pixel_values"].data, item["pixel_values"].data)
     assert features[1].data is None
+
+
+def test_images_and_videos_reach_the_engine_in_the_order_of_the_prompt(engine: Engine) -> None:
+    """The engine's scheduler expects them sorted by their places."""
+    names = {"image": ["first", "last"], "video": ["middle"]}
+    places = {
+        "image": [PlaceholderRange(offset=1, length=2), PlaceholderRange(offset=6, length=2)],
+        "video": [PlaceholderRange(offset=3, length=3)],
+    }
+    (item,) = MultiModalKwargsItems.from_hf_inputs(
+        {"pixel_values_videos": torch.arange(2 * MAX_COPIED // 4, dtype=torch.float32).view(1, 2, -1)},
+        {"pixel_values_videos": MultiModalFieldConfig.batched("video")},
+    )["video"]
+    rendered = mm_input([1] * 8, MultiModalKwargsItems({"image": [None, None], "video": [item]}), names, places)
+    RequestSender(engine.front_end).add_request("name", rendered, params())
+    features = engine.received().mm_features
+    assert features
+    assert [(feature.modality, feature.identifier) for feature in features] == [("image", "first"), ("video", "middle"), ("image", "last")]
+    assert features[1].data
+    assert torch.equal(features[1].data["pixel_values_videos"].data, item["pixel_values_videos"].data)
 
 
 def test_requests_keep_their_order(engine: Engine) -> None:
