@@ -73,6 +73,7 @@ function editTitle(item, id, title) {
   field.onblur = () => end(true);
   field.addEventListener("keydown", (event) => {
     if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+    event.preventDefault(); // Enter would press the button that gets the focus
     event.stopPropagation();
     end(event.key === "Enter");
   });

@@ -46,7 +46,9 @@ def parse(tmp_path: Path, *texts: str) -> list[list[Any]]:
             const time = performance.now() - started;
             console.log(JSON.stringify([text.length > 10000 ? depth(nodes) : nodes, time]));
         }
-        function depth(nodes) { return Math.max(0, ...nodes.slice(0, 1000).map((node) => 1 + (node.children ? depth(node.children) : 0))); }"""
+        function depth(nodes) {
+            return Math.max(0, ...nodes.slice(0, 1000).map((node) => 1 + (node.children ? depth(node.children) : 0)));
+        }"""
     )
     node = Path(executable.ROOT_DIR) / "bin" / "node"
     ended = subprocess.run([node, "parse.js"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
