@@ -1,5 +1,7 @@
 """The languages of the chat page, and the camera of a phone."""
 
+from typing import Any
+
 from helpers.browser import Chat
 from helpers.chat_ui import ONE, OpenChat, check_accessible, png
 from helpers.page_server import answer_with
@@ -36,7 +38,8 @@ def test_phone_offers_its_camera(chat_at: OpenChat, page_url: str) -> None:
     with chat.page.expect_file_chooser() as chooser:
         chat.page.get_by_role("button", name="Camera", exact=True).click()
     assert chooser.value.element.get_attribute("capture") == "environment"
-    chooser.value.set_files([{"name": "photo.png", "mimeType": "image/png", "buffer": png(ONE)}])
+    photo: Any = {"name": "photo.png", "mimeType": "image/png", "buffer": png(ONE)}
+    chooser.value.set_files([photo])
     expect(chat.page.get_by_role("button", name="Remove photo.png")).to_be_visible()
 
 
