@@ -78,7 +78,9 @@ def create_app(
     """
     settings = settings or Settings()
     launch = launch_of(settings, engine_flags)
-    make = engine or (lambda: VllmEngine(launch.model, launch.flags, fast_paths=settings.fast_paths == "on"))
+    make = engine or (
+        lambda: VllmEngine(launch.model, launch.flags, fast_paths=settings.fast_paths == "on", memory_check=settings.memory_check == "on")
+    )
     supervisor = Supervisor(make, settings.engine_timeout, on_engine_death, launch.adapters)
     gateway = Gateway(settings, [ServedModel(launch.name, supervisor, settings.template, settings.model_alias, launch.model)])
     return build_app(gateway, on_start_failure)

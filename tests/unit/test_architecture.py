@@ -18,7 +18,7 @@ FLOORS = (
     ("model_info",),
     ("types",),
     ("prompts", "observability", "storage"),
-    ("images", "convert"),
+    ("images", "convert", "memory"),
     ("engine",),
     ("serving",),
     ("http", "feedback"),

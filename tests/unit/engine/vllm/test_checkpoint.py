@@ -190,13 +190,19 @@ RUNS: list[tuple[dict[str, Any] | None, str | None]] = [  # `quantization_config
     ({"quant_method": "awq", "bits": 4}, None),
     ({"quant_method": "gptq", "bits": 4}, "gptq"),
     ({"quant_method": "compressed-tensors", "config_groups": {}}, None),
-    (None, "int8_per_channel_weight_only"),
+    (None, "fp8_per_block"),
 ]
 DOES_NOT_RUN = [
     ({"quant_method": "gptq", "bits": 8}, None, "the checkpoint's quantisation, gptq, does not run on a CPU with 8 bits, only with 4"),
     ({"quant_method": "fp8"}, None, "the checkpoint's quantisation, fp8, does not run on a CPU; supported there: awq"),
     ({"quant_method": "bitsandbytes"}, None, "the checkpoint's quantisation, bitsandbytes, is unknown to this vLLM"),
     (None, "bitsandbytes", "--quantization bitsandbytes is unknown to this vLLM, which knows awq"),
+    (
+        None,
+        "int8_per_channel_weight_only",
+        "--quantization int8_per_channel_weight_only has no effect: it quantizes only mixtures of experts",
+    ),
+    ({"quant_method": "awq", "bits": 4}, "fp8_per_block", "--quantization fp8_per_block is for 16-bit weights"),
 ]
 
 
