@@ -64,8 +64,8 @@ def check_memory(model: KnownModel, flags: Sequence[str], machine: Machine) -> N
         f"and {gigabytes(OVERHEAD)} for the engine",
     )
     raise EngineStartError(
-        f"{model.name} needs {gigabytes(needed)} of memory: {', '.join(parts)}. The {machine.device} has {gigabytes(machine.memory)}, and vLLM "
-        f"may use {gigabytes(memory)} of them. {_advice(model, machine, memory)}. --memory-check off starts the server nevertheless"
+        f"{model.name} needs {gigabytes(needed)} of memory: {', '.join(parts)}. The {machine.device} has {gigabytes(machine.memory)}, and "
+        f"vLLM may use {gigabytes(memory)} of them. {_advice(model, machine, memory)}. --memory-check off starts the server nevertheless"
     )
 
 
