@@ -42,8 +42,9 @@ def fit_to_machine(model: str, flags: Sequence[str], *, memory_check: bool) -> S
         return flags
     cpu_build = is_cpu_build()
     machine = read_machine(cpu_build=cpu_build)
-    flags = replace_load_bits(model, flags, machine)
-    if checked and known and (cpu_build or machine.gpus):
+    is_known = cpu_build or bool(machine.gpus)
+    flags = replace_load_bits(model, flags, machine if is_known else None)
+    if checked and known and is_known:
         check_memory(known, flags, machine)
     return flags
 

@@ -155,7 +155,7 @@ def test_models_generation_config_applies_where_the_client_sets_nothing(served: 
 
 @pytest.mark.skipif(not has_amx(Path("/")), reason="vLLM's kernel for FP8 weights needs AMX")
 def test_demo_model_sees_as_well_with_weights_of_8_bits(tmp_path: Path) -> None:
-    with serve(tmp_path, "--load-8bit", "--dtype", "bfloat16") as server, server.client("") as client:
+    with serve(tmp_path, "--load-8bit", "--dtype", "bfloat16") as server:
         message = user(image_part(data_uri(encode(draw(GRID, (336, 336))))), "Describe the image.")
-        asked = client.post("/v1/chat/completions", json={"messages": [message], "temperature": 0})
+        asked = httpx.post(f"{server.v1}/chat/completions", json={"messages": [message], "temperature": 0}, timeout=120)
         assert asked.json()["choices"][0]["message"]["content"] == describe([GRID])

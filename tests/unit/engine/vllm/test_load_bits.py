@@ -58,11 +58,12 @@ def test_two_quantizations_are_refused(flags: list[str]) -> None:
         ("--load-4bit", CPU_WITH_AMX, ("4 bits", '"llava-1.5-7b-hf-W4A16", "W4A16"', "serve the directory llava-1.5-7b-hf-W4A16")),
         ("--load-4bit", L4, ("4 bits", '"llava-1.5-7b-hf-W4A16", "W4A16"')),
         ("--load-8bit", CPU, ("8 bits", "the CPU has no AMX", '"llava-1.5-7b-hf-W8A8", "W8A8"')),
+        ("--load-8bit", None, ("nvidia-smi lists no GPU", '"llava-1.5-7b-hf-W8A8", "W8A8"')),
         ("--load-8bit", P100, ("8 bits", "the GPU is older than Turing", '"llava-1.5-7b-hf-W8A8", "W8A8"')),
     ],
 )
 def test_impossible_quantization_is_refused_with_the_command_that_makes_a_checkpoint(
-    flag: str, machine: Machine, words: tuple[str, ...]
+    flag: str, machine: Machine | None, words: tuple[str, ...]
 ) -> None:
     with pytest.raises(EngineStartError) as refused:
         replace_load_bits(MODEL, [flag], machine)
