@@ -79,7 +79,13 @@ def create_app(
     settings = settings or Settings()
     launch = launch_of(settings, engine_flags)
     make = engine or (
-        lambda: VllmEngine(launch.model, launch.flags, fast_paths=settings.fast_paths == "on", video_frames=settings.video_frames)
+        lambda: VllmEngine(
+            launch.model,
+            launch.flags,
+            fast_paths=settings.fast_paths == "on",
+            video_frames=settings.video_frames,
+            memory_check=settings.memory_check == "on",
+        )
     )
     supervisor = Supervisor(make, settings.engine_timeout, on_engine_death, launch.adapters)
     served_model = ServedModel(

@@ -228,6 +228,11 @@ class Settings(BaseSettings):
         description="on: where it can, the gateway's own code reads vLLM's tokens and normalises images; off: vLLM's own code, which needs "
         "more CPU time",
     )
+    memory_check: Literal["on", "off"] = Field(
+        "on",
+        description="on: refuse a well-known model of the hub, before its download, if it does not fit into this machine's memory "
+        "(docs/models.md)",
+    )
     on_engine_death: Literal["restart", "exit"] = Field(
         "restart",
         description="what to do when the engine has died: `restart` it, or `exit` with status 1, for an orchestrator that restarts "

@@ -97,7 +97,7 @@ def make_parser() -> Parser:
         description="Serve a LLaVA model over the OpenAI API. Each flag is also an environment variable (LLAVA_PORT) and a key of "
         "llava-gateway.toml in the working directory (port). Flags override the environment, and the environment overrides the file.",
         epilog="All other flags go to vLLM unchanged: --dtype, --quantization, --max-model-len, --gpu-memory-utilization, ... "
-        "vLLM's --config FILE may have flags of both kinds.\n\n"
+        "vLLM's --config FILE may have flags of both kinds. LLaVA's --load-8bit quantizes the weights while they load (docs/models.md).\n\n"
         "examples:\n"
         "  llava-gateway serve llava-demo --port 9000\n"
         "  llava-gateway serve llava-hf/llava-1.5-7b-hf --max-model-len 2048\n"

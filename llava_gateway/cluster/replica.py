@@ -36,7 +36,14 @@ class Replica:
         `flags`: vLLM's own, as on its command line. `adapters`: loaded at the start. Raises EngineStartError.
         """
         logs.set_up(settings, process_stderr())
-        create = partial(VllmEngine, model, flags, fast_paths=settings.fast_paths == "on", video_frames=settings.video_frames)
+        create = partial(
+            VllmEngine,
+            model,
+            flags,
+            fast_paths=settings.fast_paths == "on",
+            video_frames=settings.video_frames,
+            memory_check=settings.memory_check == "on",
+        )
         self._engine = Supervisor(create, settings.engine_timeout, _exit_process, adapters)
         self._generations: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
         """The running requests, by the name of the gateway that has sent them."""

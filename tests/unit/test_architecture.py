@@ -18,7 +18,7 @@ FLOORS = (
     ("model_info",),
     ("types",),
     ("prompts", "observability", "storage"),
-    ("images", "videos", "convert"),
+    ("images", "videos", "convert", "memory"),
     ("engine",),
     ("serving",),
     ("http", "feedback"),

@@ -148,8 +148,12 @@ def _read(file: Path) -> dict[str, Any]:
     return value
 
 
-ON_CPU = ("awq", "auto_awq", "gptq", "auto_gptq", "compressed-tensors", "int8_per_channel_weight_only")
+ON_CPU = ("awq", "auto_awq", "gptq", "auto_gptq", "compressed-tensors", "fp8_per_block")
 """The quantization methods that run on a CPU."""
+FOR_EXPERTS = ("experts_int8", "int8_per_channel_weight_only", "moe_wna16", "nvfp4_per_token")
+"""The quantization methods that change only mixtures of experts. No model that is served has these."""
+ONLINE = ("fp8_per_block", "fp8_per_channel", "fp8_per_tensor")
+"""The quantization methods that change the weights of an ordinary checkpoint while it loads."""
 CPU_BITS = 4
 """The bits of a weight of AWQ and GPTQ. vLLM's kernels for the CPU know no other number."""
 
@@ -157,7 +161,7 @@ CPU_BITS = 4
 def check_quantization(config: dict[str, Any], asked: str | None) -> None:
     """Raise EngineStartError if vLLM cannot run the quantized weights on this machine. Imports vLLM.
 
-    `config`: the checkpoint's config.json. `asked`: vLLM's --quantization.
+    `config`: the checkpoint's config.json. `asked`: vLLM's --quantization, or the method that `--load-8bit` has chosen.
     """
     from vllm.platforms import current_platform
 
@@ -172,6 +176,10 @@ def check_quantization(config: dict[str, Any], asked: str | None) -> None:
     named = f"--quantization {method}" if asked else f"the checkpoint's quantisation, {method},"
     if method not in (known := known_quantizations()):
         raise EngineStartError(f"{named} is unknown to this vLLM, which knows {', '.join(known)}")
+    if asked in FOR_EXPERTS:
+        raise EngineStartError(f"{named} has no effect: it quantizes only mixtures of experts; see --load-8bit")
+    if asked in ONLINE and found:
+        raise EngineStartError(f"{named} is for 16-bit weights, and the checkpoint's are quantized already; leave out the flag")
     if not current_platform.is_cpu():
         return
     cannot = f"{named} does not run on a CPU"

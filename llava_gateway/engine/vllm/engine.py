@@ -55,16 +55,19 @@ NOTICE_TIMEOUT = 3
 class VllmEngine:
     """One model on one AsyncLLM. Implements `engine.base.Engine`. Importing vLLM takes seconds, so `start` does it, in a thread."""
 
-    def __init__(self, model: str, flags: Sequence[str] = (), *, fast_paths: bool = True, video_frames: int = 32) -> None:
+    def __init__(
+        self, model: str, flags: Sequence[str] = (), *, fast_paths: bool = True, video_frames: int = 32, memory_check: bool = True
+    ) -> None:
         """`model`: a directory, or a name on the Hugging Face Hub. `flags`: vLLM's engine flags, as on its command line.
 
         `fast_paths`: whether our code takes the place of vLLM's where the two do the same and ours needs less CPU time. `video_frames`: the
-        most frames of a video.
+        most frames of a video. `memory_check`: whether a well-known model of the hub is refused that does not fit into this machine.
         """
         self.model = model
         self.flags = flags
         self._fast_paths = fast_paths
         self._video_frames = video_frames
+        self._memory_check = memory_check
         self._engine: AsyncLLM | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")  # for loading, which cannot be interrupted
         self._loading: Future[AsyncLLM] | None = None
@@ -250,7 +253,7 @@ class VllmEngine:
         ensure_running()  # starts the resource tracker now; a later start would take SIGINT out of the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with without_modules(unused_modules(self.flags)), closing(EarlyProcess(self.flags)) as early_process:
-            arguments = engine_arguments(self.model, self.flags, early_process, self._video_frames)
+            arguments = engine_arguments(self.model, self.flags, early_process, self._video_frames, memory_check=self._memory_check)
             if self._stopping:
                 raise EngineStartError("stopped while starting")
             self.stage = "loading its weights in the engine's process"

@@ -18,6 +18,7 @@ from llava_gateway.engine.vllm.compat.engine_process import is_cpu_build
 from llava_gateway.engine.vllm.compat.seeds import choose_cpu_worker
 from llava_gateway.engine.vllm.early_process import EarlyProcess
 from llava_gateway.engine.vllm.lora import check_lora_support, reserve_slots
+from llava_gateway.engine.vllm.memory_check import fit_to_machine
 from llava_gateway.engine.vllm.preload import linked_preload, own_preload
 from llava_gateway.engine.vllm.refused_flags import check_flags
 from llava_gateway.errors import EngineStartError
@@ -52,13 +53,19 @@ MAX_SOCKET_FOLDER = 107 - len("/") - 36
 
 
 def engine_arguments(
-    model_name: str, flags: Sequence[str], early_process: EarlyProcess | None = None, video_frames: int = 1
+    model_name: str,
+    flags: Sequence[str],
+    early_process: EarlyProcess | None = None,
+    video_frames: int = 1,
+    *,
+    memory_check: bool = True,
 ) -> "AsyncEngineArgs":
     """Return vLLM's arguments for a model. Imports vLLM, which takes seconds. Raises EngineStartError.
 
-    `model_name`: a directory, or a name on the Hugging Face Hub. `flags`: vLLM's own, as on its command line.
-    `early_process`: is started before the import. `video_frames`: as in the setting.
+    `model_name`: a directory, or a name on the Hugging Face Hub. `flags`: vLLM's own, as on its command line, and LLaVA's `--load-8bit`.
+    `early_process`: is started before the import. `video_frames`: as in the setting. `memory_check`: as in `VllmEngine`.
     """
+    flags = fit_to_machine(model_name, flags, memory_check=memory_check)
     config = check_checkpoint(model_name, flags)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

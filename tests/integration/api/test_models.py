@@ -16,7 +16,8 @@ from helpers.tiny_models import CONTEXT, TINY
 from PIL import Image
 from transformers import AutoProcessor
 
-from llava_gateway.demo.images import data_uri, draw, encode
+from llava_gateway.demo.images import data_uri, describe, draw, encode
+from llava_gateway.memory.machine import has_amx
 
 GRID = ("red", "blue", "green", "orange")
 SIZES = [(1, 1), (30, 20), (336, 336), (640, 480), (480, 640), (1000, 10), (10, 1000), (1021, 677), (2000, 1237), (3001, 2003)]
@@ -60,7 +61,8 @@ def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tup
             checkpoint = tmp_path_factory.mktemp("models") / name
             make(checkpoint)
             (checkpoint / "generation_config.json").write_text('{"top_k": 1}')
-            server = serve(tmp_path_factory.mktemp("server"), *SMALL, model=str(checkpoint), wait=False)
+            flags = ("--load-8bit",) if name == "onevision" and has_amx(Path("/")) else ()  # the others have quantized weights already
+            server = serve(tmp_path_factory.mktemp("server"), *SMALL, *flags, model=str(checkpoint), wait=False)
             started[name] = servers.enter_context(server), checkpoint
         yield started
 
@@ -149,3 +151,11 @@ def test_models_generation_config_applies_where_the_client_sets_nothing(served: 
     greedy = answer(temperature=0)
     assert {answer() for _ in range(3)} == {greedy}
     assert len({answer(top_k=0, temperature=2, seed=seed) for seed in range(3)}) > 1
+
+
+@pytest.mark.skipif(not has_amx(Path("/")), reason="vLLM's kernel for FP8 weights needs AMX")
+def test_demo_model_sees_as_well_with_weights_of_8_bits(tmp_path: Path) -> None:
+    with serve(tmp_path, "--load-8bit", "--dtype", "bfloat16") as server:
+        message = user(image_part(data_uri(encode(draw(GRID, (336, 336))))), "Describe the image.")
+        asked = httpx.post(f"{server.v1}/chat/completions", json={"messages": [message], "temperature": 0}, timeout=120)
+        assert asked.json()["choices"][0]["message"]["content"] == describe([GRID])

@@ -14,5 +14,5 @@ and names what has changed.
 - `model`: what vLLM knows of its model: the tokens of an image, and the quantizations
 - `lora`: how vLLM reads the files of a LoRA adapter
 - `metrics`: vLLM's metrics, and the histograms of prometheus_client behind them
-- `seeds`, `named_tokens`, `cpu_worker`: seeds on a CPU, and log probabilities of the tokens that a request names
+- `seeds`, `named_tokens`, `cpu_worker`: seeds on a CPU, log probabilities of the tokens that a request names, and FP8 weights on a CPU
 """

@@ -183,9 +183,17 @@ def test_model_that_the_hub_refuses_ends_the_server_with_the_reason(hub: str, mo
     ids=["no network", "offline"],
 )
 def test_unreachable_hub_ends_the_server_with_the_reason(environment: dict[str, str], words: str, tmp_path: Path) -> None:
-    reason = last_error(tmp_path, "llava-hf/llava-1.5-7b-hf", HF_ENDPOINT=f"http://127.0.0.1:{free_port()}", **environment)
+    flags = ("--memory-check", "off")  # the machine of this test may be too small
+    reason = last_error(tmp_path, "llava-hf/llava-1.5-7b-hf", *flags, HF_ENDPOINT=f"http://127.0.0.1:{free_port()}", **environment)
     assert words in reason
     assert "no earlier download" in reason
+
+
+@ON_CPU
+def test_model_that_does_not_fit_ends_the_server_before_the_hub_is_asked(tmp_path: Path) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    reason = last_error(tmp_path, "llava-hf/llava-1.5-7b-hf", "--gpu-memory-utilization", "0.001", HF_ENDPOINT=nowhere)
+    assert reason.startswith("llava-hf/llava-1.5-7b-hf needs 17.8 GB of memory: ")
 
 
 def test_broken_weights_end_the_server(checkpoint: Path, tmp_path: Path) -> None:
@@ -198,13 +206,19 @@ RUNS: list[tuple[dict[str, Any] | None, str | None]] = [  # `quantization_config
     ({"quant_method": "awq", "bits": 4}, None),
     ({"quant_method": "gptq", "bits": 4}, "gptq"),
     ({"quant_method": "compressed-tensors", "config_groups": {}}, None),
-    (None, "int8_per_channel_weight_only"),
+    (None, "fp8_per_block"),
 ]
 DOES_NOT_RUN = [
     ({"quant_method": "gptq", "bits": 8}, None, "the checkpoint's quantisation, gptq, does not run on a CPU with 8 bits, only with 4"),
     ({"quant_method": "fp8"}, None, "the checkpoint's quantisation, fp8, does not run on a CPU; supported there: awq"),
     ({"quant_method": "bitsandbytes"}, None, "the checkpoint's quantisation, bitsandbytes, is unknown to this vLLM"),
     (None, "bitsandbytes", "--quantization bitsandbytes is unknown to this vLLM, which knows awq"),
+    (
+        None,
+        "int8_per_channel_weight_only",
+        "--quantization int8_per_channel_weight_only has no effect: it quantizes only mixtures of experts",
+    ),
+    ({"quant_method": "awq", "bits": 4}, "fp8_per_block", "--quantization fp8_per_block is for 16-bit weights"),
 ]
 
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 SOURCES = {
     "v1/worker/gpu_model_runner.py": {
+        "def get_model(self) -> nn.Module:": "vLLM's model runner has no get_model",
         "self.sampler = Sampler(": "vLLM's model runner keeps its sampler elsewhere than in sampler",
         "gen.set_offset(gen.get_offset() - 4)": "vLLM no longer rewinds the generators of discarded rows; is cpu_worker.py still needed?",
         "self.input_batch.generators.get(int(i))": "vLLM rewinds generators that it finds elsewhere than in input_batch.generators",
@@ -49,6 +50,13 @@ SOURCES = {
     "v1/worker/cpu_worker.py": {
         "class CPUWorker(Worker):": "vLLM's worker for CPUs has another name or base",
         "if self.use_v2_model_runner:": "vLLM chooses its model runner in another way",
+    },
+    "model_executor/layers/quantization/online/fp8.py": {
+        "self.fp8_linear = init_fp8_linear_kernel(": "a layer keeps its kernel for FP8 elsewhere than in fp8_linear",
+    },
+    "model_executor/kernels/linear/scaled_mm/cpu.py": {
+        "class CPUFp8BlockScaledMMKernel(": "the kernel for FP8 on CPUs has another name",
+        "            list(self.weight_group_shape),\n            bias,": "vLLM passes another bias; is use_float_biases still needed?",
     },
     "platforms/cpu.py": {'if parallel_config.worker_cls == "auto":': "vLLM overrides the worker class that it was given"},
     "v1/engine/logprobs.py": {
