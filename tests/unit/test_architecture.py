@@ -18,14 +18,14 @@ FLOORS = (
     ("model_info",),
     ("types",),
     ("prompts", "observability", "storage"),
-    ("images", "convert"),
+    ("images", "convert", "memory"),
     ("engine",),
     ("serving",),
     ("http", "feedback"),
     ("api",),
     ("demo",),
     ("app",),
-    ("client", "cluster", "batch", "loadtest"),
+    ("client", "cluster", "batch", "loadtest", "doctor"),
     ("cli", "__main__"),
 )
 """Modules and packages of the package, lowest first. A module imports from its own floor and from lower ones."""
