@@ -1,9 +1,13 @@
-"""Print the section of a version from CHANGELOG.md, for the notes of a release: release_notes.py VERSION [FILE]. Needs Python alone."""
+"""Print the section of a version from CHANGELOG.md, for the notes of a release: release_notes.py VERSION [FILE]. Needs Python alone.
+
+Links to files lead to the version's tag, because the page of a release is not in the repository.
+"""
 
 import re
 import sys
 from pathlib import Path
 
+REPOSITORY = "https://github.com/llava-gateway/llava-gateway"
 CHANGELOG = Path(__file__).parents[1] / "CHANGELOG.md"
 
 
@@ -12,7 +16,7 @@ def section(text: str, version: str) -> str:
     found = re.search(rf"^## {re.escape(version)} - \d{{4}}-\d\d-\d\d\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
     if not found:
         raise LookupError(f"CHANGELOG.md has no section for {version} with a date")
-    return found[1].strip() + "\n"
+    return re.sub(r"\]\((?![a-z]+:)", f"]({REPOSITORY}/blob/v{version}/", found[1].strip()) + "\n"
 
 
 def main() -> None:

@@ -97,15 +97,26 @@ def test_doctor_names_the_extra_that_is_missing(bin_without_engine: Path, tmp_pa
     assert "llava-gateway[cpu]" in fault["remedy"]
 
 
-def test_chart_has_the_version_of_the_package() -> None:
+def test_chart_and_documentation_have_the_version_of_the_package() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == __version__
+    named = re.findall(r"llava_gateway-([\d.]+)-py3", (ROOT / "docs" / "deploy.md").read_text())
+    assert set(named) == {__version__}
+
+
+def test_changelog_has_the_headings_of_keep_a_changelog() -> None:
+    headings = re.findall(r"^(##+) (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    for level, heading in headings:
+        if level == "##":
+            assert re.fullmatch(r"Unreleased|\d+\.\d+\.\d+ - (\d{4}-\d\d-\d\d|not released)", heading), heading
+        elif level == "###":
+            assert heading in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"), heading
 
 
 def test_release_notes_are_the_section_of_the_version(tmp_path: Path) -> None:
     changelog = tmp_path / "CHANGELOG.md"
     changelog.write_text(
-        "# Changelog\n\n## Unreleased\n\n- new\n\n## 1.10.0 - 2026-11-29\n\n### Added\n\n- ten\n\n## 1.1.0 - 2026-10-01\n\n- one\n"
+        "# Changelog\n\n## Unreleased\n\n- new\n\n## 1.10.0 - 2026-11-29\n\n### Added\n\n- ten\n\n## 1.1.0 - 2026-10-01\n\n- [one](docs/one.md), [two](https://two.example)\n"
     )
     script = ROOT / ".github" / "release_notes.py"
 
@@ -113,7 +124,7 @@ def test_release_notes_are_the_section_of_the_version(tmp_path: Path) -> None:
         return subprocess.run([sys.executable, script, version, changelog], capture_output=True, text=True, timeout=60)
 
     assert notes("1.10.0").stdout == "### Added\n\n- ten\n"
-    assert notes("1.1.0").stdout == "- one\n"
+    assert notes("1.1.0").stdout == f"- [one]({REPOSITORY}blob/v1.1.0/docs/one.md), [two](https://two.example)\n"
     missing = notes("1.1.1")
     assert missing.returncode == 1
     assert "no section for 1.1.1" in missing.stderr
