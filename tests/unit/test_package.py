@@ -23,6 +23,23 @@ SOURCES = {
     str(path.relative_to(ROOT)) for path in (ROOT / "llava_gateway").rglob("*") if path.is_file() and "__pycache__" not in path.parts
 }
 REPOSITORY = "https://github.com/llava-gateway/llava-gateway/"
+CHANGELOG = """\
+# Changelog
+
+## Unreleased
+
+- new
+
+## 1.10.0 - 2026-11-29
+
+### Added
+
+- ten
+
+## 1.1.0 - 2026-10-01
+
+- [one](docs/one.md), [two](https://two.example)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +132,7 @@ def test_changelog_has_the_headings_of_keep_a_changelog() -> None:
 
 def test_release_notes_are_the_section_of_the_version(tmp_path: Path) -> None:
     changelog = tmp_path / "CHANGELOG.md"
-    changelog.write_text(
-        "# Changelog\n\n## Unreleased\n\n- new\n\n## 1.10.0 - 2026-11-29\n\n### Added\n\n- ten\n\n## 1.1.0 - 2026-10-01\n\n- [one](docs/one.md), [two](https://two.example)\n"
-    )
+    changelog.write_text(CHANGELOG)
     script = ROOT / ".github" / "release_notes.py"
 
     def notes(version: str) -> subprocess.CompletedProcess[str]:
