@@ -14,8 +14,8 @@ from llava_gateway.doctor.repair import run_error
 from llava_gateway.memory.machine import Machine, read_machine
 
 MIN_PYTHON = (3, 11)
-MIN_MEMORY = 3 << 30
-"""Bytes of memory below which even the demo model may not start: vLLM and torch take most of it."""
+MIN_MEMORY = 2 << 30
+"""Bytes of free memory below which even the demo model may not start. Its processes take 1.4 GiB (docs/performance.md)."""
 CPU_FEATURES = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 with BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 """The instructions for which vLLM has kernels on x86-64, the fastest first, by their names in /proc/cpuinfo."""
 CPU_INFO = Path("/proc/cpuinfo")
@@ -61,7 +61,7 @@ def check_memory(total: int, available: int) -> Finding:
     free = min(total, available)
     text = f"{total / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are free"
     if free < MIN_MEMORY:
-        return Finding("memory", "note", text, f"free some memory; even the demo model needs about {MIN_MEMORY / 1e9:.0f} GB")
+        return Finding("memory", "note", text, "free some memory; vLLM and torch alone take 1.5 GB")
     return Finding("memory", "ok", text)
 
 
@@ -69,7 +69,7 @@ def check_gpus(machine: Machine, cpu_build: bool | None, driver: str) -> Finding
     """Return whether vLLM can use the GPUs. `driver`: its version, or empty if there is none."""
     if not machine.gpus:
         if cpu_build is False:
-            text = "nvidia-smi lists none, and this vLLM is built for NVIDIA GPUs"
+            text = "none that this process may use, and this vLLM is built for NVIDIA GPUs"
             return Finding("GPU", "fault", text, "install the driver, or llava-gateway[cpu] in another environment")
         return Finding("GPU", "ok", "none; the CPU runs the models")
     names = ", ".join(f"{gpu.name} with {gpu.memory / 1e9:.1f} GB" for gpu in machine.gpus)
