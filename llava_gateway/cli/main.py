@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "measure an OpenAI-compatible server under load",
     "convert": "convert an original LLaVA checkpoint for serving",
     "models": "list the models that this machine can serve",
+    "doctor": "check this machine and its packages, and say what to do",
     "keys": "make, list and revoke the API keys of clients",
     "export-dataset": "export the votes that a server has collected as a dataset",
     "completion": "print a completion script for a shell",

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import ctypes
-import ipaddress
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llava_gateway import __version__
 from llava_gateway.app import create_app
 from llava_gateway.cli import flags
-from llava_gateway.cli.listeners import ListenError, listen
+from llava_gateway.cli.listeners import ListenError, check_keys, listen
 from llava_gateway.errors import EngineStartError
 from llava_gateway.http.uvicorn_protocol import http_protocol
 from llava_gateway.http.websocket_protocol import websocket_protocol
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
     _reuse_freed_memory()
     try:
-        _check_keys(settings)
+        check_keys(settings)
         on_death = give_up if settings.on_engine_death == "exit" else None
         app = create_app(settings, engine_flags, on_start_failure=give_up, on_engine_death=on_death)
         sockets = listen(settings)
@@ -149,22 +148,6 @@ def _under(root_path: str, app: ASGIApp) -> ASGIApp:
         await app({**scope, "root_path": root_path}, receive, send)
 
     return wrapped
-
-
-def _check_keys(settings: Settings) -> None:
-    """Raise SettingsError if other machines could use the server without a key, unless the settings say that this is intended."""
-    local = _is_loopback(settings.host) or (settings.uds and not settings.more_ports)
-    if settings.auth == "auto" and not settings.api_keys and not settings.keys_file and not local:
-        raise SettingsError(
-            f"--host {settings.host} can be reached from other machines, but no API keys are set. Make a key with "
-            "`llava-gateway keys new NAME --file keys.json` and set --keys-file keys.json; or set --auth none to let everybody in."
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _exit_later() -> None:

@@ -85,14 +85,16 @@ class FeedbackServer:
 
 
 @contextmanager
-def serve(folder: Path, *flags: str, model: str = "llava-demo", wait: bool = True, group: bool = False) -> Iterator[Server]:
+def serve(
+    folder: Path, *flags: str, model: str = "llava-demo", wait: bool = True, group: bool = False, python: str = sys.executable
+) -> Iterator[Server]:
     """Run a server, and stop it at the end. `flags`: of `llava-gateway serve`.
 
-    `wait`: until the server is ready. `group`: the server gets its own process group.
+    `wait`: until the server is ready. `group`: the server gets its own process group. `python`: of the environment with the gateway.
     """
     port = free_port()
     log = folder / "log"
-    command = [sys.executable, "-m", "llava_gateway", "serve", model, "--port", str(port), *flags]
+    command = [python, "-m", "llava_gateway", "serve", model, "--port", str(port), *flags]
     with log.open("wb") as output:
         environment = os.environ | {"LLAVA_PORT": "1"}
         process = subprocess.Popen(

@@ -25,7 +25,7 @@ FLOORS = (
     ("api",),
     ("demo",),
     ("app",),
-    ("client", "cluster", "batch", "loadtest"),
+    ("client", "cluster", "batch", "loadtest", "doctor"),
     ("cli", "__main__"),
 )
 """Modules and packages of the package, lowest first. A module imports from its own floor and from lower ones."""

@@ -79,8 +79,9 @@ def engine_arguments(
         from vllm.platforms import current_platform
 
         parser = launch.flag_parser()
-    except ImportError as error:
-        raise EngineStartError(f"vLLM cannot be imported ({error}); install the extra 'cpu' or 'cuda'") from error
+    except (ImportError, OSError, RuntimeError) as error:  # the last two: a library of vLLM's cannot load its compiled parts
+        remedy = "install the extra 'cpu' or 'cuda', or run `llava-gateway doctor`"
+        raise EngineStartError(f"vLLM cannot be imported ({error}); {remedy}") from error
     try:
         arguments = parser.parse_args(["--model", model_name, *flags])
     except (argparse.ArgumentError, ValueError, SystemExit) as error:  # argparse exits at some errors all the same

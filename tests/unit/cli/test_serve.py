@@ -15,7 +15,8 @@ from helpers.requests import MODEL
 from helpers.server import ROOT, free_port
 
 from llava_gateway.app import create_app
-from llava_gateway.cli.serve import Server, _check_keys
+from llava_gateway.cli.listeners import check_keys
+from llava_gateway.cli.serve import Server
 from llava_gateway.settings import Settings, SettingsError
 
 pytestmark = pytest.mark.slow
@@ -94,9 +95,9 @@ def test_unix_domain_socket_needs_no_key(tmp_path: Path) -> None:
 
 
 def test_keys_are_needed_for_ports_beside_a_unix_domain_socket() -> None:
-    _check_keys(Settings(uds="/tmp/s", host="0.0.0.0"))
+    check_keys(Settings(uds="/tmp/s", host="0.0.0.0"))
     with pytest.raises(SettingsError, match="no API keys"):
-        _check_keys(Settings(uds="/tmp/s", host="0.0.0.0", more_ports=(5000,)))
+        check_keys(Settings(uds="/tmp/s", host="0.0.0.0", more_ports=(5000,)))
 
 
 @pytest.mark.parametrize(

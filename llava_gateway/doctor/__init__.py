@@ -1,0 +1,1 @@
+"""The checks of `llava-gateway doctor`: whether this machine can run a server."""
