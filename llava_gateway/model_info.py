@@ -53,6 +53,8 @@ class ModelInfo:
     vision: VisionConfig
     context_length: int
     """The upper bound of prompt and answer together, in tokens."""
+    max_images: int | None = None
+    """The upper bound of images in a request, of vLLM's --limit-mm-per-prompt. None: only the context is a bound."""
     default_sampling: Mapping[str, float] = field(default_factory=dict)
     """The model's own values of `SamplingParams` by name, such as `temperature`, for parameters that a request does not set. `max_tokens`
     is the answer's length for a request that sets none."""

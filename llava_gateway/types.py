@@ -124,13 +124,20 @@ class Message:
     tool_call_id: str = ""
     """In a message with the role tool: the id of the call that it answers."""
     images_in_place: bool = False
-    """Whether the images stay between the texts. False: the chat template places them, which most templates do before all texts."""
+    """Whether the images stay between the texts, without a line break. False: the chat template places them, which most templates do before
+    all texts; but images with a text between them stay where they are."""
 
 
 def has_text_before_image(content: Sequence[Text | ImageSource]) -> bool:
     """Return whether a text stands before an image, so that the image's place has a meaning."""
     last = max((index for index, part in enumerate(content) if not isinstance(part, Text)), default=0)
     return any(isinstance(part, Text) and part.text.strip() for part in content[:last])
+
+
+def has_text_between_images(content: Sequence[Text | ImageSource]) -> bool:
+    """Return whether a text stands between two images, so that it says something about one of them."""
+    places = [index for index, part in enumerate(content) if not isinstance(part, Text)]
+    return len(places) > 1 and any(isinstance(part, Text) and part.text.strip() for part in content[places[0] : places[-1]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING
 
+import psutil
 from blake3 import blake3
 from PIL import Image
 
@@ -75,6 +76,8 @@ class VllmEngine:
         self._image_inputs: ImageInputs | None = None
         self._checked_params = CheckedParams()
         self._process_guard = ProcessGuard()
+        self._processes: list[psutil.Process] = []
+        """All processes of the engine that has started. Those of several GPUs outlive a first process that was killed."""
         self.stage = "importing vLLM"
 
     @property
@@ -91,7 +94,8 @@ class VllmEngine:
         loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the error as retrieved
         while not loading.done():
             await asyncio.wait((loading,), timeout=0.5)
-            self._process_guard.watch([process.pid for process in health.engine_processes()])
+            self._processes = health.engine_processes()
+            self._process_guard.watch([process.pid for process in self._processes])
         self._engine = engine = loading.result()
         self._model = info = describe(engine)
         self._lora_manager = LoraManager(engine)
@@ -326,7 +330,7 @@ class VllmEngine:
         while not loading.done() and time.monotonic() < deadline:
             health.kill(health.engine_processes(), timeout=0)
             time.sleep(0.05)
-        health.kill(health.engine_processes(), timeout=0)
+        health.kill([*self._processes, *health.engine_processes()], timeout=0)
 
 
 def _note_path(of: str, why: str | None) -> bool:

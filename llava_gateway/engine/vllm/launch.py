@@ -33,6 +33,7 @@ ONEVISION_SQUARES = 9
 """The most squares of a LLaVA-OneVision grid. vLLM uses this number, whatever `vision_aspect_ratio` of config.json says."""
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would keep the gateway's connections and locks in the engine's process
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": "32",  # outputs between two turns of the event loop; 128 with log probabilities hold it for 50 ms
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -182,6 +183,7 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
         image_token=processor.image_token,
         vision=_vision(info, config.hf_config, processor.image_processor),
         context_length=config.max_model_len,
+        max_images=model.max_images(info),
         default_sampling=model.default_sampling(config),
         max_answer_tokens=model.max_answer_tokens(config),
         fingerprint="fp_" + blake3(f"{__version__} {config.model} {model.config_hash(engine.vllm_config)}".encode()).hexdigest(5),

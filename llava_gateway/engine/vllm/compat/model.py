@@ -50,6 +50,15 @@ def patches_per_side(info: Any) -> int:
     return int(info.get_vision_encoder_info().get_patch_grid_length())
 
 
+def max_images(info: Any) -> int:
+    """Return the upper bound of images in a prompt. It is 999 if `--limit-mm-per-prompt` sets none.
+
+    Touches: `BaseProcessingInfo.allowed_mm_limits`.
+    Without it: vLLM refuses more images itself, after they were loaded.
+    """
+    return int(info.allowed_mm_limits["image"])
+
+
 def known_quantizations() -> list[str]:
     """Return the quantization methods that vLLM has code for, on any kind of device.
 

@@ -98,6 +98,12 @@ SOURCES = {
         'else "EngineCore"': "vLLM gives its engine's process another name than EngineCore",
         launch.PROCESS_FAILED: "vLLM words the failure of its engine's process differently, so launch.PROCESS_FAILED does not find it",
     },
+    "engine/arg_utils.py": {
+        "default_max_num_seqs.get(\n                usage_context,": "the defaults of batches no longer depend on UsageContext",
+    },
+    "utils/system_utils.py": {
+        "mp_method = envs.VLLM_WORKER_MULTIPROC_METHOD": "vLLM decides by something else whether the engine's process is forked",
+    },
     "v1/engine/coordinator.py": {'name="VLLM_DP_Coordinator"': "vLLM gives its coordinator's process another name than VLLM_..."},
     "v1/executor/multiproc_executor.py": {'name=f"VllmWorker-{rank}"': "vLLM gives its workers' processes another name than VllmWorker"},
     "config/scheduler.py": {
@@ -246,6 +252,7 @@ def test_engine_process_gets_the_variables_that_vllm_sets_on_a_cpu(monkeypatch: 
         monkeypatch.delenv(name)
     expected = engine_process.variables()
     arguments = engine_arguments(str(CHECKPOINT), [])
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD")  # set for every platform, while vLLM sets it for CPUs
     before = dict(os.environ)
     config = launch.create_config(arguments)
     assert engine_process.is_cpu_build()
@@ -372,6 +379,14 @@ def test_add_request_takes_a_prompt_that_is_not_rendered() -> None:
 
     names = {"prompt_token_ids", "multi_modal_data", "multi_modal_uuids", "cache_salt"}
     assert names <= TokensPrompt.__required_keys__ | TokensPrompt.__optional_keys__
+
+
+def test_batches_are_as_large_as_those_of_vllms_server() -> None:
+    """Otherwise vLLM takes the defaults of an unknown program, which are an eighth on a large GPU."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    assert all(UsageContext.OPENAI_API_SERVER in defaults for defaults in AsyncEngineArgs.get_batch_defaults(1))
 
 
 def test_image_limits_are_raised_and_never_lowered() -> None:
