@@ -95,7 +95,7 @@ def main() -> None:
         flags = ENGINE_FLAGS[device.kind]
         date, vllm = time.strftime("%Y-%m-%d"), vllm_version()[0]
         write(date=date, device=device.name, vllm=vllm, model=SIZES[device.kind], flags=flags, plan=vars(plan))
-        for name, start in _peers(options.peers, Served(partial(nullcontext, checkpoint), flags)).items():
+        for name, start in _peers(options.peers, Served(lambda: nullcontext(checkpoint), flags)).items():
             if isinstance(start, str):
                 write(server=name, left_out=start)
                 continue

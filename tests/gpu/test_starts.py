@@ -1,5 +1,6 @@
 """Engines of other kinds start and answer: quantized weights, LoRA adapters, and two GPUs."""
 
+import os
 from pathlib import Path
 
 import httpx
@@ -40,11 +41,13 @@ def test_adapter_and_base_model_give_their_own_answers(tmp_path: Path) -> None:
 
 
 def test_two_gpus_share_a_model_and_are_free_after_its_death(
-    device: Device, shapes: Path, note: Note, tmp_path_factory: pytest.TempPathFactory
+    device: Device, shapes: Path, note: Note, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The processes of the GPUs outlive the engine's first process."""
     if device.kind == "cuda" and len(device.cards) < 2:
         pytest.skip("this machine has one GPU")
+    if device.kind == "cpu":
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, sorted(os.sched_getaffinity(0))[:2])))
     with serve_shapes(device, shapes, tmp_path_factory.mktemp("two"), "--tensor-parallel-size", "2", "--enforce-eager") as served:
         assert served.ask()["usage"]["completion_tokens"] == 8
         note(f"{shapes.name}, --tensor-parallel-size 2: {served.summary()}")

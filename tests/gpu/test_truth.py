@@ -2,11 +2,13 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from gpu.conftest import Note
 from helpers.requests import body, image_part
 from integration.images.test_truth import *  # noqa: F403
 from openai import OpenAI
+from openai.types.chat import ChatCompletion
 
 from llava_gateway.demo.evaluate import BOUNDS, SEED, Question, chat_request, questions
 from llava_gateway.types import ImageUrl, Text
@@ -15,7 +17,7 @@ SHARE = 25
 """Of so many questions of `make measure` one is asked."""
 
 
-def messages(question: Question, seed: int) -> list[dict[str, object]]:
+def messages(question: Question, seed: int) -> list[dict[str, Any]]:
     """Return the question with noisy images, as a client sends it."""
     asked = []
     for message in chat_request(question, random.Random(seed)).messages:
@@ -28,11 +30,12 @@ def messages(question: Question, seed: int) -> list[dict[str, object]]:
 def test_hundred_questions_are_answered_as_well_as_on_a_cpu(client: OpenAI, note: Note) -> None:
     asked = list(enumerate(questions(random.Random(SEED)), 1))[::SHARE]
 
-    def is_right(number: int, question: Question) -> bool:
-        completion = client.chat.completions.create(**body(messages=messages(question, SEED + number)))
-        return completion.choices[0].message.content == question.correct
+    def answer(number: int, question: Question) -> str | None:
+        completion: ChatCompletion = client.chat.completions.create(**body(messages=messages(question, SEED + number)))
+        return completion.choices[0].message.content
 
     with ThreadPoolExecutor(16) as pool:
-        right = list(pool.map(lambda each: is_right(*each), asked))
-    note(f"truth: {sum(right)} of {len(right)} answers of the demo model are right")
-    assert sum(right) / len(right) >= min(BOUNDS.values())
+        answers = list(pool.map(lambda each: answer(*each), asked))
+    right = sum(given == question.correct for given, (_, question) in zip(answers, asked, strict=True))
+    note(f"truth: {right} of {len(asked)} answers of the demo model are right")
+    assert right / len(asked) >= min(BOUNDS.values())

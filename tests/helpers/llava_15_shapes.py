@@ -3,7 +3,6 @@
 vLLM then makes random weights in memory, so a benchmark has the real sizes and nothing has to be downloaded or written.
 """
 
-import itertools
 import json
 import shutil
 import string
@@ -59,11 +58,11 @@ def _config(size: Size) -> dict[str, Any]:
 def _tokenizer() -> Tokenizer:
     """Return a byte-level BPE tokenizer of VOCABULARY entries: special tokens, bytes, and words of two to four small letters."""
     letters = string.ascii_lowercase
-    pairs = [f"{a}{b}" for a, b in itertools.product(letters, repeat=2)]
+    pairs = [a + b for a in letters for b in letters]
     entries = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = [(pair[0], pair[1]) for pair in pairs]
-    longer = itertools.chain(itertools.product(pairs, letters), itertools.product(pairs, repeat=2))
-    merges += itertools.islice(longer, VOCABULARY - len(entries) - len(pairs))
+    merges += [(pair, letter) for pair in pairs for letter in letters] + [(first, second) for first in pairs for second in pairs]
+    merges = merges[: VOCABULARY - len(entries)]
     entries += [left + right for left, right in merges]
     tokenizer = Tokenizer(models.BPE({entry: number for number, entry in enumerate(entries)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -171,7 +171,7 @@ class VllmEngine:
         on_delta: Callable[[Delta], None],
         on_text: Callable[[str, int], None] | None = None,
     ) -> None:
-        from vllm.exceptions import GracefulHTTPError, VLLMClientError
+        from vllm.exceptions import GracefulHTTPError, RetryableRequestError, VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if self._engine is None:
@@ -193,6 +193,8 @@ class VllmEngine:
             raise refusal(error, sampling.structured_output) from error
         except GracefulHTTPError as error:
             raise TooManyRequests("The engine is busy. Try again later.", code="queue_full", retry_after=1) from error
+        except RetryableRequestError as error:
+            raise Unavailable("The engine did not take this request. Try again.", code="engine_abort", retry_after=1) from error
         except EngineDeadError as error:
             raise _engine_died() from error
         except Exception as error:

@@ -168,6 +168,7 @@ SIGNATURES = {
     "vllm.multimodal.inputs:MultiModalKwargsItem": "",
     "vllm.multimodal.inputs:MultiModalKwargsItems": "",
     "vllm.multimodal.processing:BaseProcessingInfo.validate_num_items": "modality num_items",
+    "vllm.multimodal.processing:BaseProcessingInfo.allowed_mm_limits.func": "self",
     "vllm.inputs:mm_input": "prompt_token_ids mm_kwargs mm_hashes mm_placeholders cache_salt",
     "vllm.multimodal.inputs:MultiModalFieldElem": "data field",
     "vllm.multimodal.inputs:MultiModalFeatureSpec": "data modality identifier mm_position mm_hash",
@@ -208,7 +209,10 @@ def test_function_takes_the_parameters_that_it_is_given(name: str) -> None:
     check_parameters(name, SIGNATURES[name], "vLLM", "compat")
 
 
-EXCEPTIONS = ("vllm.exceptions:VLLMClientError", "vllm.exceptions:GracefulHTTPError", "vllm.v1.engine.exceptions:EngineDeadError")
+EXCEPTIONS = (
+    *("vllm.exceptions:VLLMClientError", "vllm.exceptions:GracefulHTTPError", "vllm.exceptions:RetryableRequestError"),
+    "vllm.v1.engine.exceptions:EngineDeadError",
+)
 
 
 @pytest.mark.parametrize("name", EXCEPTIONS)
@@ -472,6 +476,7 @@ def test_tokens_of_the_demo_models_image(demo: Any) -> None:
     info = model.processing_info(demo)
     assert model.square_tokens(info, 336) == 576
     assert model.patches_per_side(info) == 24
+    assert model.max_images(info) == 999
     processor = model.hf_processor(info)
     missing = [name for name in ("tokenizer", "image_processor", "chat_template", "image_token") if not hasattr(processor, name)]
     assert not missing, f"the processor has no {', '.join(missing)} any more. Adapt launch.describe."
