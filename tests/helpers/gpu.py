@@ -31,7 +31,7 @@ class Device:
 
     def memory_used(self) -> int:
         """Return the memory of all GPUs that is in use, in MiB."""
-        return sum(map(int, _query("--query-gpu=memory.used"))) if self.cards else 0
+        return sum(int(row) for row in _query("--query-gpu=memory.used") if row.isdigit()) if self.cards else 0
 
     def memory_of(self, pids: set[int]) -> int:
         """Return the memory that these processes hold, in MiB. In a container nvidia-smi may see no processes; then this is 0."""
