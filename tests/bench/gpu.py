@@ -54,7 +54,7 @@ WARM_UP_STREAMS, WARM_UP_REQUESTS = 8, 32
 WITH_IMAGES = "with a new 2 MP JPEG"
 RESULTS = "results.jsonl"
 PANELS = (
-    (WITH_IMAGES, "requests/s"), (WITH_IMAGES, "first token p50 ms"), (WITH_IMAGES, "first token p99 ms"),
+    (WITH_IMAGES, "requests/s"), (WITH_IMAGES, "first token p99 ms"), (WITH_IMAGES, "requests outside of the engine, mean"),
     ("of text", "front end CPU us per token"), (WITH_IMAGES, "front end CPU ms per image"), (WITH_IMAGES, "GPU idle %"),
 )  # fmt: skip
 """The plots: the kind of requests, and the figure."""
@@ -222,6 +222,7 @@ def _plot(lines: dict[str, Line], streams: list[int], title: str, path: Path) ->
         axes.set_title(f"{unit}, {kind}", fontsize=10)
         axes.set_xlabel("streams")
         axes.set_xscale("log", base=2)
+        axes.set_xticks(streams, list(map(str, streams)))
         axes.set_ylim(bottom=0)
     panels[0][0].legend()
     figure.suptitle(title)

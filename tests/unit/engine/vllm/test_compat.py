@@ -476,10 +476,18 @@ def test_tokens_of_the_demo_models_image(demo: Any) -> None:
     info = model.processing_info(demo)
     assert model.square_tokens(info, 336) == 576
     assert model.patches_per_side(info) == 24
-    assert model.max_images(info) == 999
     processor = model.hf_processor(info)
     missing = [name for name in ("tokenizer", "image_processor", "chat_template", "image_token") if not hasattr(processor, name)]
     assert not missing, f"the processor has no {', '.join(missing)} any more. Adapt launch.describe."
+
+
+@pytest.mark.parametrize(("limits", "images"), [({}, 999), ({"image": 4}, 4), ({"image": {"count": 5}}, 5)])
+def test_images_of_a_request_are_limited_by_the_flag(limits: dict[str, Any], images: int) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    config = EngineArgs(model=str(CHECKPOINT), limit_mm_per_prompt=limits).create_model_config()
+    assert model.max_images(MULTIMODAL_REGISTRY.create_processor(config).info) == images
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."], ids=["new transformers", "old transformers"])
