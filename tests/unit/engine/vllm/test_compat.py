@@ -22,7 +22,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine import vllm as package
 from llava_gateway.engine.vllm.compat import engine_process, launch, lora, model, requests, seeds
-from llava_gateway.engine.vllm.launch import ENVIRONMENT, engine_arguments
+from llava_gateway.engine.vllm.launch import ENVIRONMENT, FLASHINFER, engine_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -223,7 +223,7 @@ def test_vllm_still_raises_these_errors(name: str) -> None:
     assert issubclass(error, Exception)
 
 
-@pytest.mark.parametrize("name", [name for name in ENVIRONMENT if name.startswith("VLLM_")])
+@pytest.mark.parametrize("name", [*(name for name in ENVIRONMENT if name.startswith("VLLM_")), FLASHINFER])
 def test_vllm_still_reads_the_variables_that_are_set(name: str) -> None:
     from vllm import envs
 
