@@ -65,7 +65,7 @@ def test_killed_engine_is_back_within_a_minute_and_its_memory_is_freed(served: S
     assert served.ask()["usage"]["completion_tokens"] == 8
     assert all(map(has_ended, killed))
     assert least <= MARGIN
-    assert abs(served.memory() - held) <= MARGIN
+    assert served.memory() <= held + MARGIN
     assert served.device.memory_of({process.pid for process in killed}) == 0
     memory = f"; GPU memory {held:,} MiB, then {least:,}, then {served.memory():,}" if served.device.cards else ""
     note(f"kill -9 of the engine: back after {seconds:.0f} s{memory}")
