@@ -3,10 +3,11 @@
 The last part of the output has the card, the figures that tests have noted, and the reason of each skipped test.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gpu.served import Note
 from helpers.gpu import Device, find_device, vllm_version
 from helpers.llava_15_shapes import Size, write_checkpoint
 from helpers.server import Server, serve
@@ -16,8 +17,6 @@ pytest.register_assert_rewrite("integration.images.test_truth")
 
 DEVICE = pytest.StashKey[Device]()
 NOTES = pytest.StashKey[list[str]]()
-
-Note = Callable[[str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,7 @@
 """A server with a checkpoint in the shapes of LLaVA-1.5-7B and random weights."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from helpers.server import Server, serve, wait_until_ready
 
 from llava_gateway.demo.images import data_uri, draw, encode
 
+Note = Callable[[str], None]
+"""Writes a line to the end of the output."""
 GRID = ("red", "blue", "green", "orange")
 CACHE_BYTES = {"cuda": 4 << 30, "cpu": 64 << 20}
 """A KV cache of fixed size makes the memory of several starts comparable. 4 GiB are 8,192 tokens of LLaVA-1.5-7B."""

@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from gpu.conftest import Note
-from gpu.served import Served, has_ended, serve_shapes
+from gpu.served import Note, Served, has_ended, serve_shapes
 from helpers.gpu import Device
 from helpers.waiting import wait_for
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gpu.conftest import Note
-from gpu.served import has_ended, serve_shapes
+from gpu.served import Note, has_ended, serve_shapes
 from helpers import lora
 from helpers.gpu import Device
 from helpers.requests import MODEL, body, image

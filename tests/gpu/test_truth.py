@@ -4,7 +4,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from gpu.conftest import Note
+from gpu.served import Note
 from helpers.requests import body, image_part
 from integration.images.test_truth import *  # noqa: F403
 from openai import OpenAI
