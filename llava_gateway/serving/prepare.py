@@ -100,15 +100,15 @@ def prepare(request: Request, served_model: ServedModel, model: ModelInfo, templ
 def check_images(request: Request, model: ModelInfo) -> None:
     """Raise InvalidRequest if there are more images than the operator allows or the context can hold, before any image is fetched."""
     images, min_image_tokens = len(request.images), model.vision.min_image_tokens
-    if model.max_images is not None and images > model.max_images:
+    greatest = (model.context_length - 1) // min_image_tokens
+    if model.max_images is not None and images > model.max_images <= greatest:
         raise InvalidRequest(
             f"The request has {images} images, and this server takes at most {model.max_images} in one request "
             "(its operator can raise --limit-mm-per-prompt).",
             param=request.param,
         )
-    if images * min_image_tokens >= model.context_length:
+    if images > greatest:
         name, or_more = _prompt_name(request), OR_MORE if model.vision.grids else ""
-        greatest = (model.context_length - 1) // min_image_tokens
         raise context_length_exceeded(
             model.context_length,
             f"your {name} resulted in {images * min_image_tokens} tokens{or_more}",

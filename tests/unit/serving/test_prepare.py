@@ -9,7 +9,7 @@ import pytest
 from helpers.silent_engine import SilentEngine
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
-from llava_gateway.errors import InvalidRequest
+from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.model_info import ModelInfo
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.serving.prepare import prepare
@@ -72,3 +72,5 @@ def test_image_beyond_the_operators_limit_is_refused_with_the_number() -> None:
     with pytest.raises(InvalidRequest, match=r"has 5 images, .* at most 4 .*--limit-mm-per-prompt") as raised:
         prepared(bounded, messages=[{"role": "user", "content": [image] * 5}])
     assert raised.value.param == "messages"
+    with pytest.raises(ContextLengthExceeded, match="at most 2 images fit"):  # raising the operator's limit would not help
+        prepared(dataclasses.replace(bounded, context_length=3), messages=[{"role": "user", "content": [image] * 5}])
