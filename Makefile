@@ -1,5 +1,5 @@
-# make serve | test | test-fast | test-ray | test-clients | test-gpu | lint | check | measure | bench | bench-gpu | soak | fuzz | screenshots
-#      | demo-model | clean
+# make serve | test | test-fast | test-ray | test-clients | test-gpu | lint | check | docs | measure | bench | bench-gpu | soak | fuzz
+#      | screenshots | demo-model | clean
 # Variables: HOST PORT MODEL ARGS WORKERS PYTHON ENGINE BENCH SOAK FUZZ
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -10,12 +10,13 @@ WORKERS ?= 2
 BENCH ?=
 SOAK ?=
 FUZZ ?=
+PYTHON ?= python3
 BIN := .venv/bin
 TESTS := PYTHONPATH="$(CURDIR)/tests" $(BIN)/python -m
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 CLIENTS := $(patsubst tests/clients/requirements/%.txt,.venv-clients/%/installed,$(wildcard tests/clients/requirements/*.txt))
 
-.PHONY: serve test test-fast test-ray test-clients test-gpu lint check measure bench bench-gpu soak fuzz screenshots demo-model clean
+.PHONY: serve test test-fast test-ray test-clients test-gpu lint check docs measure bench bench-gpu soak fuzz screenshots demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -42,6 +43,9 @@ lint: .venv/check-$(ENGINE)  ## Ruff and mypy
 	$(BIN)/mypy
 
 check: lint test  ## Ruff, mypy and the whole suite
+
+docs: .venv-docs/installed  ## The documentation site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 measure: .venv/test-$(ENGINE)  ## The share of the demo model's answers that are right, through the real engine
 	$(BIN)/python -m llava_gateway.demo.evaluate
@@ -82,5 +86,11 @@ demo-model: .venv/test-$(ENGINE)  ## Train the demo model again (about an hour a
 	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --requirement $<
 	@touch $@
 
+# The site's tools, and the gateway without an engine, from whose code the reference pages come.
+.venv-docs/installed: docs/site/requirements.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $< --editable . --constraint deploy/install/constraints.txt
+	@touch $@
+
 clean:  ## Remove the environments and caches
-	rm -rf .venv .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-clients .venv-docs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

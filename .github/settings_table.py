@@ -1,4 +1,4 @@
-"""Write the table of settings in the README from their declarations. Run it with the Python of .venv after a change of a setting.
+"""Write the table of docs/settings.md from their declarations. Run it with the Python of .venv after a change of a setting.
 
 `tests/unit/test_docs.py` fails while the table and the declarations differ.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava_gateway.settings import Settings, default_of
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 TABLE = re.compile(r"^\| flag \| default \| meaning \|\n(?:\|.*\n)+", re.MULTILINE)
 
 
@@ -22,7 +22,7 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    text, found = TABLE.subn(lambda _: table(), README.read_text())
+    text, found = TABLE.subn(lambda _: table(), PAGE.read_text())
     if found != 1:
-        raise SystemExit("README.md has no table of settings")
-    README.write_text(text)
+        raise SystemExit("docs/settings.md has no table of settings")
+    PAGE.write_text(text)

@@ -80,7 +80,10 @@ def create_app(
     launch = launch_of(settings, engine_flags)
     make = engine or (lambda: VllmEngine(launch.model, launch.flags, fast_paths=settings.fast_paths == "on"))
     supervisor = Supervisor(make, settings.engine_timeout, on_engine_death, launch.adapters)
-    gateway = Gateway(settings, [ServedModel(launch.name, supervisor, settings.template, settings.model_alias, launch.model)])
+    served_model = ServedModel(
+        launch.name, supervisor, settings.template, settings.model_alias, launch.model, image_start_end=settings.image_start_end
+    )
+    gateway = Gateway(settings, [served_model])
     return build_app(gateway, on_start_failure)
 
 

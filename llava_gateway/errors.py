@@ -3,7 +3,8 @@
     GatewayError
     ├── InvalidRequest            400  the client can correct the request; `param` names the field
     │   ├── ContextLengthExceeded      prompt and answer do not fit the model's context
-    │   └── InvalidImage               `code` is one of OpenAI's image codes
+    │   ├── InvalidImage               `code` is one of OpenAI's image codes
+    │   └── InvalidVideo               `code` is such a code with `video` in place of `image`
     ├── Unauthorized              401  no API key, or an unknown one
     ├── Forbidden                 403  a web page whose origin is not allowed, or a key without admin rights
     ├── NotFound                  404  no such path or model
@@ -84,6 +85,12 @@ class InvalidImage(InvalidRequest):
 def image_too_large(max_bytes: int) -> InvalidImage:
     """Return the error for an image file over the limit, fetched or sent inline."""
     return InvalidImage(f"The image is larger than {max_bytes >> 20} MiB.", code="image_too_large")
+
+
+class InvalidVideo(InvalidRequest):
+    """A video cannot be fetched, decoded or accepted; `code` is an image code with `video` in place of `image`."""
+
+    code = "invalid_video"
 
 
 class Unauthorized(GatewayError):

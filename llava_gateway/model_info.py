@@ -40,6 +40,25 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class VideoConfig:
+    """The form in which a model takes videos: a number of frames, each of which becomes one square."""
+
+    side: int
+    """The width and height of a frame as the model sees it, in pixels: 384 for LLaVA-OneVision."""
+    aspect_ratio: AspectRatio
+    """How a frame becomes square: `resize` for LLaVA-OneVision, `crop` for LLaVA-NeXT-Video."""
+    tokens: Callable[[int], int]
+    """Returns the number of context tokens for a video of this number of frames."""
+    max_frames: int
+    """The upper bound of the frames of one video that the server samples."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits. Models with equal digests get equal frames from equal videos."""
+        return blake3(repr(self).encode()).hexdigest(8)
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """The description of a model, which its engine returns once it has loaded the model."""
 
@@ -55,6 +74,9 @@ class ModelInfo:
     """The upper bound of prompt and answer together, in tokens."""
     max_images: int | None = None
     """The upper bound of images in a request, of vLLM's --limit-mm-per-prompt. None: only the context is a bound."""
+    image_start_end: bool | None = None
+    """Whether training put `<im_start>` and `<im_end>` around each image: `mm_use_im_start_end` of config.json. None: the checkpoint does
+    not say."""
     default_sampling: Mapping[str, float] = field(default_factory=dict)
     """The model's own values of `SamplingParams` by name, such as `temperature`, for parameters that a request does not set. `max_tokens`
     is the answer's length for a request that sets none."""

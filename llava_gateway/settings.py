@@ -1,7 +1,7 @@
 """All settings, each declared once.
 
-A setting's flag (`--max-body-mb`), its environment variable (`LLAVA_MAX_BODY_MB`), its TOML key (`max_body_mb`) and its row in the README's
-table come from its declaration here.
+A setting's flag (`--max-body-mb`), its environment variable (`LLAVA_MAX_BODY_MB`), its TOML key (`max_body_mb`) and its row in
+docs/settings.md come from its declaration here.
 """
 
 from ipaddress import IPv4Network, IPv6Network
@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 Network = IPv4Network | IPv6Network
 AspectRatio = Literal["crop", "pad", "resize"]
+ImageStartEnd = Literal["auto", "on", "off"]
 ApiName = Literal["openai", "deepinfra", "anthropic", "ollama", "sambastudio", "text_generation_webui", "llava_worker", "chat_ui"]
 
 
@@ -75,6 +76,11 @@ class Settings(BaseSettings):
         description="a chat template instead of the model's own: the name of a built-in one (docs/dialects.md), a Jinja file, or Jinja "
         "itself",
     )
+    image_start_end: ImageStartEnd = Field(
+        "auto",
+        description="`<im_start>` and `<im_end>` around each image of a prompt: `on`, `off`, or `auto`, as the model was trained "
+        "(docs/dialects.md)",
+    )
     tools_auto: Literal["answer", "prompt"] = Field(
         "answer",
         description="what `tools` do if the model may choose, and its chat template does not render tools: `answer` leaves them out, "
@@ -134,7 +140,7 @@ class Settings(BaseSettings):
     max_bodies_mb: int = Field(
         1024,
         ge=1,
-        description="memory for all request bodies, raw and parsed, and the same amount again for image files that wait, in MiB; "
+        description="memory for all request bodies, raw and parsed, and the same amount again for image and video files that wait, in MiB; "
         "further requests are answered 429",
     )
     max_answers_mb: int = Field(
@@ -167,7 +173,7 @@ class Settings(BaseSettings):
         2,
         ge=1,
         description="threads that decode images; the same number again decodes images of more than a million pixels; twice as many "
-        "processes, started on demand, decode files whose cost is not known in advance",
+        "processes, started on demand, decode files whose cost is not known in advance, and as many again decode videos",
     )
     image_cpu_seconds: float = Field(
         10.0, gt=0, description="upper bound of the CPU time for decoding one image, in seconds; then the request is answered 400"
@@ -194,6 +200,25 @@ class Settings(BaseSettings):
     )
     allow_networks: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="networks that image URLs may reach although they are not public, comma separated, such as 10.1.0.0/16"
+    )
+    video_frames: int = Field(
+        32, ge=1, description="frames that the model sees of a video, spread over its length; fewer if the model's context is small"
+    )
+    max_video_mb: int = Field(
+        64,
+        ge=1,
+        description="upper bound of a video file, in MiB; a `data:` URI must also fit into `--max-body-mb`, and takes a third more",
+    )
+    max_request_videos: int = Field(8, ge=1, description="upper bound of the videos of one request")
+    max_request_video_mb: int = Field(128, ge=1, description="upper bound of all video files of one request together, in MiB")
+    max_video_seconds: int = Field(600, ge=1, description="upper bound of the length of a video, in seconds")
+    video_cpu_seconds: float = Field(
+        60.0, gt=0, description="upper bound of the CPU time for decoding one video, in seconds; then the request is answered 400"
+    )
+    video_cache_mb: int = Field(256, ge=0, description="memory for prepared videos, in MiB; a chat never decodes the same video twice")
+    video_timeout: float = Field(60.0, gt=0, description="seconds that the download of one video may take in total")
+    video_downloads: int = Field(
+        4, ge=1, description="upper bound of simultaneous video downloads; further ones wait, within `--video-timeout`"
     )
     engine_timeout: float = Field(
         60.0, gt=0, description="seconds without a sign of life from the engine after which it is ended and restarted"

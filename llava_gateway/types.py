@@ -5,12 +5,16 @@ They belong to no API and to no engine. An API parses its dialect into a request
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from llava_gateway.model_info import LoraAdapter
 from llava_gateway.settings import AspectRatio
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -72,6 +76,15 @@ class ImageFileId:
     file_id: str
     param: str
     """The path of the field in the client's request, for error messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoUrl:
+    """A video as a `data:` URI or an http(s) URL, as the client sent it. The URL has not been checked."""
+
+    url: str | BodySlice
+    param: str
+    """The path of the field in the client's request, such as `messages[0].content[1].video_url.url`, for error messages."""
 
 
 ImageSource = ImageUrl | ImageBase64 | ImageFileId
@@ -392,6 +405,23 @@ class PreparedImage:
     """The width and height of the original image, in pixels."""
     tokens: int
     """The number of context tokens that the image takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVideo:
+    """The frames of a video that were sampled and resized for the model."""
+
+    frames: "NDArray[np.uint8]"
+    """RGB, in order of time: frames x height x width x 3, in the model's size of a frame."""
+    digest: str
+    """Identifies the file's bytes, the sampling and the transform: equal digests mean equal frames. The engine caches the video under
+    this key."""
+    source: tuple[int, int]
+    """The width and height of the original frames, in pixels."""
+    seconds: float
+    """The duration of the original video."""
+    tokens: int
+    """The number of context tokens that the video takes."""
 
 
 @dataclass(frozen=True, slots=True)

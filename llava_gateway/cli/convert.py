@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llava_gateway.cli.parser import Parser, positive_int
+from llava_gateway.prompts.templates import BUILT_IN
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C: 128 + SIGINT."""
@@ -27,10 +28,18 @@ def main(arguments: Sequence[str]) -> int:
     except ImportError as error:
         sys.stderr.write(f"{parser.prog}: {error}; install the extra 'cpu' or 'cuda'\n")
         return 1
-    job = Job(options.source, options.target, options.max_shard_mb << 20, options.base, options.vision_tower)
+    job = Job(
+        source=options.source,
+        target=options.target,
+        shard_bytes=options.max_shard_mb << 20,
+        base=options.base,
+        vision_tower=options.vision_tower,
+        template=options.template,
+        adapter=options.adapter,
+    )
     try:
         with _ConvertProgress() as progress:
-            convert(job, progress.show)
+            result = convert(job, progress.show)
     except ConvertError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 1
@@ -40,8 +49,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{parser.prog}: interrupted; the same command goes on from here\n")
         return INTERRUPTED
-    print(f"{options.target} is complete: configuration, tokenizer and processor load, and every weight fits the model. Serve it with\n")
-    print(f"  llava-gateway serve {shlex.quote(str(options.target))}")
+    print(f"{options.target} is complete: configuration, tokenizer and processor load, and every weight fits the model.")
+    print(f"Its chat template is {result.template}. Serve it with\n")
+    print(f"  {shlex.join(['llava-gateway', 'serve', str(options.target), *result.serve_flags])}")
     return 0
 
 
@@ -75,17 +85,29 @@ def make_parser() -> Parser:
     """Return the parser of the command's options."""
     parser = Parser(
         prog="llava-gateway convert",
-        description="Convert an original LLaVA checkpoint to the Hugging Face layout, which can be served. The checkpoint is v1 or v1.5: a "
-        "complete model, a LoRA with non_lora_trainables.bin, or only mm_projector.bin. If a run was interrupted, the same command resumes "
-        "it.",
+        description="Convert an original LLaVA checkpoint to the Hugging Face layout, which can be served. The checkpoint is of v0 to "
+        "v1.6, on LLaMA, Mistral or Yi: a complete model, a delta, a LoRA with non_lora_trainables.bin, or only mm_projector.bin. If a "
+        "run was interrupted, the same command resumes it.",
         epilog="examples:\n"
         "  llava-gateway convert llava-v1.5-7b llava-v1.5-7b-hf\n"
         "  llava-gateway convert my-lora my-llava-hf --base lmsys/vicuna-7b-v1.5\n"
+        "  llava-gateway convert my-lora my-base-hf --base lmsys/vicuna-7b-v1.5 --adapter my-adapter\n"
+        "  llava-gateway convert LLaVA-7b-delta-v0 llava-7b-v0-hf --base huggyllama/llama-7b\n"
         "  llava-gateway serve llava-v1.5-7b-hf",
     )
     parser.add_argument("source", metavar="SRC", help="the original checkpoint: a directory or a Hugging Face id")
     parser.add_argument("target", type=Path, metavar="DST", help="the result: a directory that does not exist yet")
-    parser.add_argument("--base", metavar="BASE", help="the base model of a LoRA or a projector: a directory or a Hugging Face id")
+    parser.add_argument("--base", metavar="BASE", help="the base model of a LoRA, a projector or a delta: a directory or a Hugging Face id")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="write a LoRA to this new directory, to be served as an adapter, and its base model with the tuned projector to DST (default: "
+        "both are merged)",
+    )
+    parser.add_argument(
+        "--template", choices=BUILT_IN, metavar="NAME", help="the built-in chat template of the training (default: as the checkpoint says)"
+    )
     parser.add_argument("--vision-tower", metavar="CLIP", help="a directory or a Hugging Face id (default: the one in config.json)")
     parser.add_argument(
         "--max-shard-mb",

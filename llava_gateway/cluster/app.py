@@ -29,14 +29,14 @@ from llava_gateway.engine.supervisor import Supervisor
 from llava_gateway.observability import logging as logs
 from llava_gateway.serving.gateway import Gateway
 from llava_gateway.serving.model_registry import ModelRegistry, ServedModel
-from llava_gateway.settings import Settings, SettingsError
+from llava_gateway.settings import ImageStartEnd, Settings, SettingsError
 
 NO_ACCESS_LOG = {"enable_access_log": False}
 """Ray Serve's logging options. The gateway itself logs a line for each request."""
 INGRESS = "ingress"
 """The name of the ingress deployment."""
 NOT_FOR_CLUSTERS = (
-    *("model", "served_model_name", "model_alias", "template", "lora_modules", "on_engine_death"),
+    *("model", "served_model_name", "model_alias", "template", "image_start_end", "lora_modules", "on_engine_death"),
     *("host", "port", "more_ports", "head_timeout", "send_timeout", "max_connections", "timeout_keep_alive"),
 )
 """Settings that belong to a model, or to the HTTP server, which is Ray Serve's."""
@@ -53,6 +53,7 @@ class ModelConfig(BaseModel):
     served_model_name: str = ""
     model_alias: str = ""
     template: str = ""
+    image_start_end: ImageStartEnd = "auto"
     lora_modules: list[str] | str = ""
     engine_flags: list[str] = Field([], description="vLLM's own flags, as on its command line")
     affinity: bool = Field(True, description="whether a chat stays with the replica that has its images")
@@ -125,7 +126,11 @@ def _served_models(config: ClusterConfig, launches: Sequence[Launch], makers: It
     for model, launch, make in zip(config.models, launches, makers, strict=False):
         settings = _settings(config, model)
         supervisor = Supervisor(make, settings.engine_timeout, adapters=launch.adapters)
-        served_models.append(ServedModel(launch.name, supervisor, settings.template, settings.model_alias, launch.model))
+        served_models.append(
+            ServedModel(
+                launch.name, supervisor, settings.template, settings.model_alias, launch.model, image_start_end=settings.image_start_end
+            )
+        )
     return served_models
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["merged", "lora", "projector"]
-"""A whole model, a LoRA adapter with `non_lora_trainables.bin`, or `mm_projector.bin` alone. The last two need their base model."""
+"""A whole model or a delta, a LoRA adapter with `non_lora_trainables.bin`, or `mm_projector.bin` alone. Deltas and the last two need their
+base model."""
 LFS_POINTER = b"version https://git-lfs"
 LORA, NON_LORA, PROJECTOR = "adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin"
 
@@ -35,10 +36,12 @@ def advice(path: Path) -> str | None:
     """Return one line with the exact command that converts an original checkpoint, or None for anything else."""
     if (kind := original_kind(path)) is None:
         return None
-    target = path.resolve().with_name(f"{path.resolve().name}-hf")
-    base = "" if kind == "merged" else " --base BASE"
-    command = f"llava-gateway convert {shlex.quote(str(path))} {shlex.quote(str(target))}{base}"
+    name = path.resolve().name
+    target = path.resolve().with_name(f"{name}-hf")
     needed = {"merged": "", "lora": " (BASE is the model that the adapter is for)", "projector": " (BASE is its language model)"}[kind]
+    if kind == "merged" and "delta" in name.lower():  # its weights tell for certain, and only the conversion reads them
+        needed = " (BASE is the LLaMA that the delta is for)"
+    command = f"llava-gateway convert {shlex.quote(str(path))} {shlex.quote(str(target))}{' --base BASE' if needed else ''}"
     return f"{path} is an original LLaVA checkpoint; run `{command}`{needed}, and serve {target}"
 
 

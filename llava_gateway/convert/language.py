@@ -11,8 +11,6 @@ from llava_gateway.convert.source import ConvertError, LazyTensor, TensorFiles
 EMBEDDINGS, HEAD, NORM = (f"language_model.{name}.weight" for name in ("model.embed_tokens", "lm_head", "model.norm"))
 ROWS_MULTIPLE = 64
 """The size of the vocabulary is a multiple of this number, as in `llava-hf` models. Such sizes are faster on GPUs."""
-MIN_NORM = 0.05
-"""The mean of the last norm of a LLaMA is above 1. The mean of a difference between two models is a few thousandths."""
 
 
 def padded_rows(language: Mapping[str, LazyTensor], tokens: int) -> int:
@@ -29,16 +27,11 @@ def enlarge(language: Mapping[str, LazyTensor], rows: int) -> dict[str, LazyTens
     return {name: _enlarge(tensor, rows) if name in (EMBEDDINGS, HEAD) else tensor for name, tensor in language.items()}
 
 
-def check(language: Mapping[str, LazyTensor], files: TensorFiles) -> None:
-    """Raise ConvertError if the embeddings, the head or the last norm are missing, or if the weights are a delta.
-
-    LLaVA v0 and v1 were first published as deltas: the differences between a LLaVA and its LLaMA.
-    """
+def check(language: Mapping[str, LazyTensor]) -> None:
+    """Raise ConvertError if the embeddings, the head or the last norm are missing."""
     for name, dimensions in ((EMBEDDINGS, 2), (HEAD, 2), (NORM, 1)):
         if name not in language or len(language[name].shape) != dimensions:
             raise ConvertError(f"the weight {name.removeprefix('language_model.')} is missing, or has not {dimensions} dimensions")
-    if language[NORM].read(files).float().abs().mean() < MIN_NORM:
-        raise ConvertError("these weights are a delta; apply it to its LLaMA with LLaVA's llava.model.apply_delta, and convert the result")
 
 
 def _enlarge(tensor: LazyTensor, rows: int) -> LazyTensor:

@@ -1,26 +1,26 @@
 """Runs a conversion from beginning to end."""
 
 import shutil
-from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlavaConfig, LlavaNextConfig
 
 from llava_gateway.convert import language, lora, projector, shards
 from llava_gateway.convert.config import check_kind, dtype_of, result_config
-from llava_gateway.convert.detect import LORA, NON_LORA, PROJECTOR, original_kind, read_config
-from llava_gateway.convert.files import write_processor, write_tokenizer
-from llava_gateway.convert.locate import locate
-from llava_gateway.convert.names import split, with_model_names, without_buffers
+from llava_gateway.convert.files import NEXT_PROCESSOR, PROCESSOR, write_processor, write_tokenizer
+from llava_gateway.convert.names import split, without_buffers
+from llava_gateway.convert.original import Original, open_original
 from llava_gateway.convert.partial import check_target, partial
-from llava_gateway.convert.source import ConvertError, LazyTensor, TensorFiles, tensors, weight_files
-from llava_gateway.convert.tokens import IMAGE, chat_template, load_tokens
+from llava_gateway.convert.source import ConvertError, LazyTensor, TensorFiles
+from llava_gateway.convert.template import chat_template, choose_template, serve_flags
+from llava_gateway.convert.tokens import IMAGE, Tokens, load_tokens
 from llava_gateway.convert.verify import check_directory, check_shapes
-from llava_gateway.convert.vision import load_tower
+from llava_gateway.convert.vision import Tower, load_tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,100 +34,120 @@ class Job:
     shard_bytes: int
     """The greatest size of a file of weights, in bytes. At most as many bytes are in memory at once."""
     base: str | None = None
-    """The base model of an adapter or a projector, as `source`: an original LLaVA or a LLaMA."""
+    """The base model of a delta, an adapter or a projector, as `source`: an original LLaVA or its language model."""
     vision_tower: str | None = None
     """A CLIP, as `source`, which replaces the one that config.json names."""
+    template: str | None = None
+    """The built-in chat template that the model was trained with. None: as the checkpoint says."""
+    adapter: Path | None = None
+    """The directory that is created for an adapter. None: the adapter is merged with its base model."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Original:
-    """The original checkpoint, merged with its base model if it has one."""
+class Result:
+    """A conversion that has succeeded."""
 
-    config: dict[str, Any]
-    tensors: dict[str, LazyTensor]
-    """The weights, with LLaVA's names."""
-    paths: list[Path]
-    """The files of the weights."""
-    tokenizer: Path
-    """The directory of the tokenizer."""
+    template: str
+    """The name of the chat template."""
+    serve_flags: list[str]
+    """The flags that `serve` needs beside the target."""
 
 
-def convert(job: Job, progress: shards.Progress) -> None:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """All parts of the converted checkpoint. The weights are read when they are written."""
+
+    llava: dict[str, Any]
+    """The original config.json."""
+    config: LlavaConfig | LlavaNextConfig
+    tokens: Tokens
+    template: str
+    vision: Tower
+    weights: dict[str, LazyTensor]
+    """With the hub's names."""
+
+
+def convert(job: Job, progress: shards.Progress) -> Result:
     """Convert an original checkpoint to `job.target`. The target appears complete or not at all.
 
     An interrupted conversion is continued. Raises ConvertError, and OSError if a file cannot be written.
     """
     check_target(job.target)
+    if job.adapter:
+        _check_adapter_target(job.adapter, job.target)
     files = TensorFiles()
-    original = _original(job, files)
+    original = open_original(job.source, job.base, files, merges=job.adapter is None)
+    adapter = original.adapter if job.adapter else None
+    if job.adapter and not adapter:
+        raise ConvertError(f"{job.source} is no LoRA; --adapter is for a LoRA")
+    plan = _plan(job, original, files)
+    dtype = getattr(torch, dtype_of(plan.llava))
+    manifest = {
+        "files": [_identity(path) for path in (*original.paths, *plan.vision.paths)],
+        "config": plan.config.to_json_string(),
+        "template": plan.template,
+        "shard_bytes": job.shard_bytes,
+    }
+    files.close()
+    with ExitStack() as stack:
+        directory = stack.enter_context(partial(job.target, manifest))
+        _check_disk_space(directory, sum(prod(weight.shape) for weight in plan.weights.values()) * dtype.itemsize)
+        if job.adapter and adapter:
+            lora.write_adapter(stack.enter_context(partial(job.adapter, manifest)), adapter, str(job.target), files)
+            files.close()
+        shards.write(directory, plan.weights, dtype, job.shard_bytes, progress)
+        _write_small_files(directory, plan)
+        check_directory(directory)
+    flags = serve_flags(plan.template, plan.tokens)
+    if job.adapter and adapter:
+        flags += ["--lora-modules", f"{job.adapter.name}={job.adapter}", *adapter.serve_flags]
+    return Result(plan.template, flags)
+
+
+def _plan(job: Job, original: Original, files: TensorFiles) -> _Plan:
+    """Return the parts of the result, whose weights fit its configuration. Raises ConvertError."""
     llava = original.config
     check_kind(llava)
     parts = split(without_buffers(original.tensors))
     vision = load_tower(job.vision_tower or str(llava.get("mm_vision_tower") or ""), parts.vision, files)
     activation, projection = projector.convert_projector(parts.projector)
-    language.check(parts.language, files)
+    language.check(parts.language)
     tokens = load_tokens(original.tokenizer, llava)
+    template = job.template or choose_template(llava, tokens, Path(job.source).resolve().name, is_delta=original.is_delta)
     rows = language.padded_rows(parts.language, tokens.size)
-    weights = language.enlarge(parts.language, rows) | projection | without_buffers(vision.weights)
+    weights = language.enlarge(parts.language, rows) | projection | parts.newline | without_buffers(vision.weights)
     config = result_config(llava, tokens, rows, vision.config, activation)
     check_shapes(config, {name: weight.shape for name, weight in weights.items()})
-    dtype = getattr(torch, dtype_of(llava))
-    manifest = {
-        "files": [_identity(path) for path in (*original.paths, *vision.paths)],
-        "config": config.to_json_string(),
-        "shard_bytes": job.shard_bytes,
-    }
-    files.close()
-    with partial(job.target, manifest) as directory:
-        _check_disk_space(directory, sum(prod(weight.shape) for weight in weights.values()) * dtype.itemsize)
-        shards.write(directory, weights, dtype, job.shard_bytes, progress)
-        config.save_pretrained(directory)
-        GenerationConfig.from_model_config(config.text_config).save_pretrained(directory)
-        write_processor(
-            directory,
-            side=vision.config.image_size,
-            patch=vision.config.patch_size,
-            strategy=config.vision_feature_select_strategy,
-            image_token=IMAGE,
-            mean=vision.mean,
-            std=vision.std,
-            pads=llava.get("image_aspect_ratio") == "pad",
-        )
-        write_tokenizer(directory, tokens.tokenizer, tokens.special, IMAGE, config.text_config.max_position_embeddings)
-        (directory / "chat_template.jinja").write_text(chat_template(llava))
-        check_directory(directory)
+    return _Plan(llava, config, tokens, template, vision, weights)
 
 
-def _original(job: Job, files: TensorFiles) -> _Original:
-    """Find the checkpoint and open its tensors. Raises ConvertError."""
-    source = locate(job.source, "SRC")
-    config = read_config(source)
-    kind = original_kind(source)
-    if kind is None:
-        if "vision_config" in config:
-            raise ConvertError(f"{source} is in the Hugging Face layout already; serve it as it is")
-        raise ConvertError(f"{source} is no original LLaVA checkpoint: its config.json must name mm_vision_tower")
-    if kind == "merged":
-        if job.base:
-            raise ConvertError(f"{source} is a whole model; --base is for adapters and projectors")
-        paths = weight_files(source)
-        return _Original(config, tensors(paths, files), paths, source)
-    if not job.base:
-        raise ConvertError(f"{source} is no whole model; give the one that it was trained on as --base{_hint(source, config)}")
-    base = locate(job.base, "--base")
-    paths = weight_files(base)
-    trained = [source / (NON_LORA if kind == "lora" else PROJECTOR)]
-    merged = tensors(paths, files) | with_model_names(tensors(trained, files))
-    if kind == "lora":
-        merged = lora.merge(merged, source, files)
-        trained += [lora.adapter_file(source), source / LORA]
-    return _Original(read_config(base) | config, merged, [*paths, *trained], base)
+def _write_small_files(directory: Path, plan: _Plan) -> None:
+    """Write everything but the weights."""
+    config, vision = plan.config, plan.vision
+    grids = config.image_grid_pinpoints if isinstance(config, LlavaNextConfig) else ()
+    config.save_pretrained(directory)
+    GenerationConfig.from_model_config(config.text_config).save_pretrained(directory)
+    write_processor(
+        directory,
+        side=vision.config.image_size,
+        patch=vision.config.patch_size,
+        strategy=config.vision_feature_select_strategy,
+        image_token=IMAGE,
+        mean=vision.mean,
+        std=vision.std,
+        pads=plan.llava.get("image_aspect_ratio") == "pad",
+        grids=grids,
+    )
+    length = config.text_config.max_position_embeddings
+    write_tokenizer(directory, plan.tokens.tokenizer, plan.tokens.special, IMAGE, length, NEXT_PROCESSOR if grids else PROCESSOR)
+    (directory / "chat_template.jinja").write_text(chat_template(plan.template))
 
 
-def _hint(source: Path, config: Mapping[str, Any]) -> str:
-    """Return the end of an error message, with the name of the base model if the checkpoint has it."""
-    name = lora.base_name(source) or config.get("_name_or_path")
-    return f"; it says that this was {name}" if name else ""
+def _check_adapter_target(adapter: Path, target: Path) -> None:
+    """Raise ConvertError if the adapter cannot be written to `adapter`."""
+    check_target(adapter)
+    if adapter.resolve() == target.resolve():
+        raise ConvertError(f"--adapter {adapter} is the directory of the model; name another one")
 
 
 def _identity(path: Path) -> list[Any]:

@@ -35,7 +35,7 @@ def write(directory: Path, weights: Mapping[str, LazyTensor], dtype: torch.dtype
     progress(done, total)
     for path, names in zip(_paths(directory, len(shards)), shards, strict=True):
         if not _is_complete(path, {name: weights[name].shape for name in names}):
-            _write(path, {name: weights[name].read(files).to(dtype).contiguous() for name in names})
+            write_file(path, {name: weights[name].read(files).to(dtype).contiguous() for name in names})
             files.close()
         done += sum(sizes[name] for name in names)
         progress(done, total)
@@ -70,8 +70,8 @@ def _is_complete(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         return False
 
 
-def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write the file in a temporary directory, and rename it when it is complete and on the disk."""
+def write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write the file in a temporary directory, and rename it when it is complete and on the disk. Raises ConvertError and OSError."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
         unfinished = Path(folder) / path.name
         try:

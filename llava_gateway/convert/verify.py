@@ -6,16 +6,20 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoConfig, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaNextConfig
 
 from llava_gateway.convert.names import hub_name
 from llava_gateway.convert.source import ConvertError, weight_files
+from llava_gateway.images.geometry import ImageTokens
+
+SIZE = (8, 6)
+"""The width and height of the image that is encoded, in pixels."""
 
 
-def check_shapes(config: LlavaConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(config: LlavaConfig | LlavaNextConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ConvertError if the weights do not fit the configuration. `shapes`: by the hub's names of the weights."""
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     expected = {hub_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if missing := [name for name in expected if name not in shapes]:
         raise ConvertError(f"{len(missing)} weights are missing, the first is {missing[0]}")
@@ -33,14 +37,21 @@ def check_directory(directory: Path) -> None:
         config = AutoConfig.from_pretrained(directory)
         processor = AutoProcessor.from_pretrained(directory)
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-        token_ids = processor(text=prompt, images=Image.new("RGB", (8, 8)))["input_ids"][0]
+        token_ids = processor(text=prompt, images=Image.new("RGB", SIZE))["input_ids"][0]
     except Exception as error:  # transformers, tokenizers and jinja each raise their own classes
         raise ConvertError(f"{directory} does not load: {' '.join(str(error).split())}") from error
     check_shapes(config, stored_shapes(weight_files(directory)))
-    if (count := list(token_ids).count(config.image_token_index)) != config.image_seq_length:
-        raise ConvertError(f"an image becomes {count} image tokens instead of {config.image_seq_length}")
+    if (count := list(token_ids).count(config.image_token_index)) != (expected := _image_tokens(config)):
+        raise ConvertError(f"an image becomes {count} image tokens instead of {expected}")
     if (largest := max(token_ids)) >= config.text_config.vocab_size:
         raise ConvertError(f"the token {largest} is beyond the vocabulary of {config.text_config.vocab_size}")
+
+
+def _image_tokens(config: LlavaConfig | LlavaNextConfig) -> int:
+    """Return the number of tokens of an image of SIZE."""
+    side, patches = config.vision_config.image_size, config.vision_config.image_size // config.vision_config.patch_size
+    grids = tuple((width, height) for height, width in getattr(config, "image_grid_pinpoints", ()))
+    return ImageTokens(config.image_seq_length, side, patches, grids)(*SIZE)
 
 
 def stored_shapes(paths: list[Path]) -> dict[str, tuple[int, ...]]:

@@ -1,9 +1,10 @@
-"""Fetches image URLs. Every redirect is checked, and each fetch is limited in bytes, in time and in CPU time."""
+"""Fetches the URLs of images and videos. Every redirect is checked, and each fetch is limited in bytes, in time and in CPU time."""
 
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin
 
@@ -36,12 +37,24 @@ class Download:
     """None if the response must not be stored."""
 
 
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """The limits of fetches of one kind of file."""
+
+    accept: str
+    """The media types that an origin is asked for."""
+    max_bytes: int
+    timeout: float
+    """The longest time of a fetch, in seconds."""
+    downloads: int
+    """The upper bound of fetches at the same time."""
+
+
 class Fetcher:
-    """Downloads images, without cookies, without proxies or credentials from the environment, and without persistent connections."""
+    """Downloads images or videos, without cookies or persistent connections, and without proxies or credentials of the environment."""
 
     def __init__(self, settings: Settings) -> None:
-        self.max_bytes = settings.max_image_mb << 20
-        self.timeout = settings.image_timeout
+        self.limits = FetchLimits("image/*", settings.max_image_mb << 20, settings.image_timeout, settings.image_downloads)
         self.max_redirects = settings.image_redirects
         self.hosts = settings.image_hosts
         self.networks = settings.allow_networks
@@ -49,8 +62,15 @@ class Fetcher:
         self._proxy = _proxy(settings.image_proxy) if settings.image_proxy else None
         self._tls = tls_context()
         self._timeouts = {"connect": settings.image_connect_timeout} | dict.fromkeys(("read", "write"), settings.image_read_timeout)
-        self._slots = asyncio.Semaphore(settings.image_downloads)
+        self._slots = asyncio.Semaphore(self.limits.downloads)
         self._turns = asyncio.Lock()
+
+    def with_limits(self, limits: FetchLimits) -> "Fetcher":
+        """Return a fetcher of another kind of file. Both share the resolver, the TLS context, and their turns on the event loop."""
+        fetcher = copy(self)
+        fetcher.limits = limits
+        fetcher._slots = asyncio.Semaphore(limits.downloads)
+        return fetcher
 
     async def fetch(self, url: str, conditional_headers: Mapping[str, str] | None = None) -> Download:
         """Fetch the file at `url`.
@@ -59,10 +79,10 @@ class Fetcher:
         download fails.
         """
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.limits.timeout):
                 return await self._follow(url, conditional_headers or {})
         except (TimeoutError, httpcore.TimeoutException):
-            raise download_failed(f"took longer than {self.timeout:g} s, or was silent for too long") from None
+            raise download_failed(f"took longer than {self.limits.timeout:g} s, or was silent for too long") from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, OSError) as error:
             raise download_failed("could not be downloaded") from error
         except (httpx.InvalidURL, ValueError) as error:  # a name that is not valid IDNA, or a redirect to an invalid URL
@@ -94,7 +114,12 @@ class Fetcher:
         """Send one GET request. Yield the response, whose body is not read yet, and its headers."""
         addresses = await self._addresses(url.raw_host.decode("ascii"))  # before a slot is taken: a silent name server must hold no slot
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        headers = {"host": url.netloc.decode("ascii"), "user-agent": USER_AGENT, "accept": "image/*", "accept-encoding": "identity"}
+        headers = {
+            "host": url.netloc.decode("ascii"),
+            "user-agent": USER_AGENT,
+            "accept": self.limits.accept,
+            "accept-encoding": "identity",
+        }
         async with (
             self._slots,
             httpcore.AsyncConnectionPool(self._tls, self._proxy, network_backend=NetworkBackend(addresses, self._turns)) as pool,
@@ -118,8 +143,8 @@ class Fetcher:
         """Return the body, decompressed. Raises InvalidImage if the body is too large, or has a coding that cannot be decompressed."""
         coding = _content_coding(headers)
         declared = headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self.max_bytes:
-            raise image_too_large(self.max_bytes)
+        if declared.isdigit() and int(declared) > self.limits.max_bytes:
+            raise image_too_large(self.limits.max_bytes)
         stream = response.extensions["network_stream"]
         assert isinstance(stream, BoundedStream)
         stream.is_plain = "transfer-encoding" not in headers
@@ -127,10 +152,10 @@ class Fetcher:
         body = bytearray()
         async for part in response.aiter_stream():
             body += part
-            if len(body) > self.max_bytes:
-                raise image_too_large(self.max_bytes)
+            if len(body) > self.limits.max_bytes:
+                raise image_too_large(self.limits.max_bytes)
             await stream.note_parsed(len(part))
-        return await asyncio.to_thread(_decompress, bytes(body), self.max_bytes) if coding else bytes(body)
+        return await asyncio.to_thread(_decompress, bytes(body), self.limits.max_bytes) if coding else bytes(body)
 
 
 def _proxy(url: str) -> httpcore.Proxy:

@@ -1,16 +1,19 @@
-"""A cache of image URLs: the digest of the file at each URL, for as long as HTTP caching allows (RFC 9111)."""
+"""A cache of the URLs of images or videos: the digest of the file at each URL, for as long as HTTP caching allows (RFC 9111)."""
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from blake3 import blake3
+from prometheus_client import Counter
 
 from llava_gateway.images.cache_control import CacheLifetime
 from llava_gateway.images.fetch import Download, Fetcher
 from llava_gateway.images.single_flight import SingleFlight
 from llava_gateway.observability import metrics
+from llava_gateway.observability.context import timed
 from llava_gateway.settings import Settings
 
 MAX_BYTES = 16 << 20
@@ -43,20 +46,34 @@ class FetchedFile:
 
 
 class UrlCache:
-    """Fetches image URLs and caches their digests. Used from one event loop.
+    """Fetches URLs of images, or of videos, and caches their digests. Used from one event loop.
 
     Concurrent fetches of one URL are shared. No fetch carries a client's credentials, so a response is valid for every client.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, fetcher: Fetcher | None = None, counter: Counter = metrics.IMAGE_URLS) -> None:
+        """`fetcher`: None for one of images. `counter`: counts the URLs by source."""
         self.ttl = settings.image_url_ttl
         self.bytes = 0
-        self._fetcher = Fetcher(settings)
+        self.fetcher = fetcher or Fetcher(settings)
+        self._counter = counter
         self._entries: OrderedDict[str, _CacheEntry] = OrderedDict()
         self._fetching: SingleFlight[FetchedFile] = SingleFlight()
         self._files: WeakValueDictionary[str, FetchedFile] = WeakValueDictionary()
         """Files in memory, by digest. A file stays here as long as a request refers to it: until the request's image is prepared."""
-        metrics.URL_CACHE_BYTES.set_function(lambda: self.bytes)
+
+    async def load(self, url: str, is_sufficient: Callable[[FetchedFile], bool]) -> FetchedFile:
+        """Return the file at a URL: that of a fresh entry if it `is_sufficient`, or a fetched one.
+
+        A file that is not sufficient has no data. Raises InvalidImage.
+        """
+        file = self.get_fresh(url)
+        if file and is_sufficient(file):
+            self._counter.labels("fresh").inc()
+            return file
+        with timed("fetch"):
+            file = await self.fetch(url)
+            return file if is_sufficient(file) else await self.fetch(url, reload=True)
 
     def get_fresh(self, url: str) -> FetchedFile | None:
         """Return the file of a fresh entry, or None if the URL must be fetched."""
@@ -69,7 +86,7 @@ class UrlCache:
         `reload`: ignore the cache and return the file with its data. Raises InvalidImage.
         """
         if shared := url in self._fetching:
-            metrics.IMAGE_URLS.labels("shared").inc()
+            self._counter.labels("shared").inc()
         file = await self._fetching.do(url, lambda: self._fetch(url, reload))
         if shared and reload and file.data is None:
             return await self._fetch(url, reload)
@@ -77,12 +94,12 @@ class UrlCache:
 
     async def close(self) -> None:
         """Cancel the lookups of host names."""
-        await self._fetcher.close()
+        await self.fetcher.close()
 
     async def _fetch(self, url: str, reload: bool) -> FetchedFile:
         entry = None if reload else self._entries.get(url)
-        download = await self._fetcher.fetch(url, entry.lifetime.conditional_headers if entry else None)
-        metrics.IMAGE_URLS.labels("fetched" if download.data is not None else "unchanged").inc()
+        download = await self.fetcher.fetch(url, entry.lifetime.conditional_headers if entry else None)
+        self._counter.labels("fetched" if download.data is not None else "unchanged").inc()
         if download.data is not None:
             file = FetchedFile(blake3(download.data).hexdigest(), download.data)
             self._files[file.digest] = file

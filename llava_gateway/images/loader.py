@@ -1,8 +1,6 @@
 """Loads the images of a request: fetches or decodes the base64, checks the size and prepares the pixels, off the event loop."""
 
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,14 +8,15 @@ from blake3 import blake3
 from PIL import Image
 
 from llava_gateway.concurrency import gather_limited
-from llava_gateway.errors import InvalidImage, TooManyRequests, image_too_large
+from llava_gateway.errors import InvalidImage, image_too_large
 from llava_gateway.images.decode import Transform, extension, is_cheap, open_image, prepare
 from llava_gateway.images.fair_queue import FairThreads
 from llava_gateway.images.geometry import Size
 from llava_gateway.images.http_cache import FetchedFile, UrlCache
+from llava_gateway.images.image_workers import ImageWorkers
 from llava_gateway.images.inline import decode_inlined, inlined
+from llava_gateway.images.memory import PendingFiles, PreparedCache
 from llava_gateway.images.single_flight import SingleFlight
-from llava_gateway.images.worker_pool import WorkerPool
 from llava_gateway.model_info import VisionConfig
 from llava_gateway.observability import metrics
 from llava_gateway.observability.context import current_context, timed
@@ -26,45 +25,6 @@ from llava_gateway.types import ImageFileId, ImageSource, PreparedImage
 
 BYTES_PER_PIXEL = 3
 """The memory of a prepared image in RGB."""
-
-
-class ImageCache:
-    """Prepared images by digest. Evicts the least recently used images. Used from one event loop."""
-
-    def __init__(self, max_bytes: int) -> None:
-        """`max_bytes`: the greatest size of all images' pixels."""
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self._images: OrderedDict[str, PreparedImage] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._images
-
-    def get(self, digest: str) -> PreparedImage | None:
-        """Return the image, or None if it is not in the cache."""
-        image = self._images.get(digest)
-        if image is not None:
-            self._images.move_to_end(digest)
-        return image
-
-    def put(self, image: PreparedImage) -> None:
-        """Add an image, and evict others if the cache is full."""
-        if image.digest in self._images or _pixel_bytes(image) > self.max_bytes:
-            return
-        self._images[image.digest] = image
-        self.bytes += _pixel_bytes(image)
-        while self.bytes > self.max_bytes:
-            _, oldest = self._images.popitem(last=False)
-            self.bytes -= _pixel_bytes(oldest)
-
-
-def _pixel_bytes(image: PreparedImage) -> int:
-    return image.pixels.width * image.pixels.height * BYTES_PER_PIXEL
-
-
 T = TypeVar("T")
 
 ReadFile = Callable[[str], Awaitable[bytes | None]]
@@ -96,15 +56,16 @@ class ImageLoader:
         self._read_file = read_file
         self.max_bytes = settings.max_image_mb << 20
         self.max_pixels = settings.max_image_megapixels * 1_000_000
-        self.cache = ImageCache(settings.image_cache_mb << 20)
-        self._urls = UrlCache(settings)
+        self.cache: PreparedCache[PreparedImage] = PreparedCache(settings.image_cache_mb << 20)
+        self.urls = UrlCache(settings)
         self._preparing: SingleFlight[PreparedImage] = SingleFlight()
         self._small = FairThreads(settings.image_threads, "image")
         self._large = FairThreads(settings.image_threads, "large-image")
-        self._workers = WorkerPool(settings)
-        self._pending_files = _PendingFiles(settings.max_bodies_mb << 20)
+        self._workers = ImageWorkers(settings)
+        self.pending_files = PendingFiles(settings.max_bodies_mb << 20)
         metrics.IMAGE_CACHE_BYTES.set_function(lambda: self.cache.bytes)
-        metrics.IMAGE_FILE_BYTES.set_function(lambda: self._pending_files.bytes)
+        metrics.IMAGE_FILE_BYTES.set_function(lambda: self.pending_files.bytes)
+        metrics.URL_CACHE_BYTES.set_function(lambda: self.urls.bytes)
         metrics.IMAGE_WORKERS.set_function(lambda: self._workers.alive)
         metrics.IMAGES_WAITING.set_function(lambda: self._workers.waiting)
 
@@ -141,7 +102,7 @@ class ImageLoader:
 
     async def close(self) -> None:
         """Stop the threads and the worker processes."""
-        await self._urls.close()
+        await self.urls.close()
         for pool in (self._small, self._large):
             pool.close()
         await self._workers.close()
@@ -154,14 +115,7 @@ class ImageLoader:
         source = await self._read(image)
         if not isinstance(source, str):
             return await self._get_prepared(*source, transform, budget)
-        file = self._urls.get_fresh(source)
-        if file and self._is_sufficient(file, transform):
-            metrics.IMAGE_URLS.labels("fresh").inc()
-        else:
-            with timed("fetch"):
-                file = await self._urls.fetch(source)
-                if not self._is_sufficient(file, transform):
-                    file = await self._urls.fetch(source, reload=True)
+        file = await self.urls.load(source, lambda file: self._is_sufficient(file, transform))
         # `file` stays referenced until the image is in the cache. Meanwhile other requests for the URL get the same file without a fetch.
         return await self._get_prepared(file.digest, file.data, transform, budget)
 
@@ -175,7 +129,7 @@ class ImageLoader:
             digest, data = source
         else:
             with timed("fetch"):
-                file = await self._urls.fetch(source, reload=True)
+                file = await self.urls.fetch(source, reload=True)
             assert file.data is not None
             digest, data = file.digest, file.data
         await self._get_prepared(digest, data, transform, budget)
@@ -204,7 +158,7 @@ class ImageLoader:
             return prepared
         assert data is not None
         client = current_context().client
-        with self._pending_files.hold(digest, len(data)):
+        with self.pending_files.hold(digest, len(data)):
             opened = await self._small.run(client, self._open_if_cheap, data)
             size = opened.size if opened else await self._workers.measure(data, client)
             budget.spend(pixels=size[0] * size[1])
@@ -233,7 +187,7 @@ class ImageLoader:
                 threads = self._large if source[0] * source[1] > LARGE else self._small
                 pixels = await threads.run(client, prepare, image, data, transform)
             prepared = PreparedImage(pixels, cache_key, source, transform.vision.tokens(*pixels.size))
-            self.cache.put(prepared)
+            self.cache.put(prepared, BYTES_PER_PIXEL * pixels.width * pixels.height)
             return prepared
 
         if prepared := self.cache.get(cache_key):  # another request has prepared it while this one opened the file
@@ -246,31 +200,6 @@ class ImageLoader:
 
 def _digest(data: bytes) -> str:
     return blake3(data).hexdigest()
-
-
-class _PendingFiles:
-    """The total size of the files that are decoded or wait for decoding. A file that several requests share counts once."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.bytes = 0
-        self._max_bytes = max_bytes
-        self._holders: Counter[str] = Counter()
-
-    @contextmanager
-    def hold(self, digest: str, size: int) -> Iterator[None]:
-        """Count a file of `size` bytes within the block. Raises TooManyRequests if the total would be too large."""
-        if not self._holders[digest]:
-            if self.bytes + size > self._max_bytes:
-                raise TooManyRequests("Too many images wait to be decoded. Try again later.", code="queue_full", retry_after=1)
-            self.bytes += size
-        self._holders[digest] += 1
-        try:
-            yield
-        finally:
-            self._holders[digest] -= 1
-            if not self._holders[digest]:
-                del self._holders[digest]
-                self.bytes -= size
 
 
 class _Budget:

@@ -1,4 +1,4 @@
-"""A pool of processes that decode images whose cost is not known in advance (see `worker`). Each process can be killed at any time."""
+"""Pools of processes that decode files whose cost is not known in advance (see `worker_process`). Each can be killed at any time."""
 
 import asyncio
 import json
@@ -12,33 +12,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from prometheus_client import Counter
 
-from llava_gateway.errors import InvalidImage, Unavailable
-from llava_gateway.images.decode import Target
+from llava_gateway.errors import InvalidRequest, Unavailable
 from llava_gateway.images.fair_queue import FairSlots
-from llava_gateway.images.geometry import Size
-from llava_gateway.observability import metrics
-from llava_gateway.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BASE_MEMORY = 256 << 20
-"""The address space of a worker without an image, in bytes: 64 MiB for the interpreter and its libraries, and a reserve."""
-BYTES_PER_PIXEL = 24
-"""The address space for the decoding of the largest image. The greatest measured value is 22, for a lossy WebP with transparency."""
 PIECE = 1 << 20
-"""The number of bytes of a file that are copied before the event loop continues with other work."""
+"""The number of bytes that are copied before the event loop continues with other work."""
 KEPT_MEMORY = 1 << 20
-"""The shared memory that an idle worker keeps, in bytes. It is enough for most files and pixels."""
+"""The shared memory that an idle worker keeps, in bytes. It is enough for most images and their pixels."""
 START_TIMEOUT = 30
 """The longest start of a worker, in seconds. On an idle machine a start takes a tenth of a second."""
 WALL_TIME = 6
-"""The longest time of an image on a busy machine, as a multiple of its CPU time."""
+"""The longest time of a file on a busy machine, as a multiple of its CPU time."""
 ATTEMPTS = 2
-"""The number of attempts at an image. A second one follows if the worker may have died for another reason than the image."""
+"""The number of attempts at a file. A second one follows if the worker may have died for another reason than the file."""
 IMPORTS = (*filter(None, sys.path), str(Path(__file__).parents[2]))
 """The import path of a worker: that of this process, and this package's own folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """The configuration of a pool: the files that its workers decode, and the limits of one file."""
+
+    noun: str
+    """The kind of file, for messages, such as `image`."""
+    error: type[InvalidRequest]
+    """Raised for a file that cannot be decoded."""
+    advice: str
+    """Completes the message about a file that takes too much CPU time. It says what the client can send instead."""
+    module: str
+    """The worker's module. It calls `worker_process.run`."""
+    max_workers: int
+    """The upper bound of processes. One client may have half of them."""
+    memory: int
+    """The address space of a worker, in bytes."""
+    cpu_seconds: float
+    limits: tuple[int, ...]
+    """Further limits, which the module knows."""
+    ends: Counter
+    """Counts the workers that end before their file is decoded, by cause."""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,9 +89,14 @@ class Worker:
             os.pwrite(self.shared, data[at : at + PIECE], at)
             await asyncio.sleep(0)
 
-    def pixels(self, size: Size) -> bytes:
-        """Return the pixels of the decoded image, in RGB."""
-        return os.pread(self.shared, size[0] * size[1] * 3, 0)
+    async def read_pixels(self, length: int) -> bytearray:
+        """Return the pixels of the decoded file. `length`: their number of bytes."""
+        pixels = bytearray(length)
+        for at in range(0, length, PIECE):
+            os.preadv(self.shared, [memoryview(pixels)[at : at + PIECE]], at)
+            if at + PIECE < length:
+                await asyncio.sleep(0)
+        return pixels
 
     def free_memory(self) -> None:
         """Free the shared memory of the file or of the pixels."""
@@ -93,12 +113,11 @@ class Worker:
 class WorkerPool:
     """Starts workers on demand, and keeps one idle worker beside the busy ones. Used from one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._max_workers = 2 * settings.image_threads  # one client may have half of them
-        self._slots = FairSlots(self._max_workers, per_client=settings.image_threads)
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._slots = FairSlots(config.max_workers, per_client=config.max_workers // 2)
         self._workers: set[asyncio.Task[Worker]] = set()  # running or starting
-        self._idle: list[asyncio.Task[Worker]] = []  # the workers without an image
+        self._idle: list[asyncio.Task[Worker]] = []  # the workers without a file
         self._reaping: set[asyncio.Task[int]] = set()
         self._closed = False
 
@@ -109,24 +128,29 @@ class WorkerPool:
 
     @property
     def waiting(self) -> int:
-        """The number of images that wait for a worker."""
+        """The number of files that wait for a worker."""
         return self._slots.waiting
 
     def warm(self) -> None:
         """Start a worker if none is idle and the limit allows one more."""
-        if not self._closed and not self._idle and len(self._workers) < self._max_workers:
+        if not self._closed and not self._idle and len(self._workers) < self._config.max_workers:
             self._idle.append(self._launch())
 
-    async def measure(self, data: bytes, client: str) -> Size:
-        """Return the size that the image file declares, in pixels. Raises InvalidImage and Unavailable."""
-        size, _ = await self._work(data, None, client)
-        return size
+    async def decode(self, data: bytes, target: dict[str, Any] | None, client: str) -> tuple[dict[str, Any], bytearray]:
+        """Return the worker's response about a file, and the pixels.
 
-    async def prepare(self, data: bytes, target: Target, client: str) -> Image.Image:
-        """Return the image as `target` wants it, in RGB. Raises InvalidImage and Unavailable."""
-        values = {"sizes": list(target.sizes.items()), "aspect_ratio": target.aspect_ratio, "mean_color": target.mean_color}
-        size, pixels = await self._work(data, values, client)
-        return Image.frombytes("RGB", size, pixels)
+        `target`: the wanted form, which the worker's module knows. None: the file is only opened, and there are no pixels; the next call
+        with the same `data` probably finds the file open. Raises the configured error, and Unavailable.
+        """
+        config = self._config
+        async with self._slots.slot(client):
+            for _ in range(ATTEMPTS):
+                result = await self._attempt(data, target)
+                if not isinstance(result, int):
+                    return result
+                if result == -signal.SIGPROF:
+                    raise config.error(f"The {config.noun} takes more than {config.cpu_seconds:g} seconds to decode; {config.advice}.")
+        raise config.error(f"The {config.noun} is damaged or cut short.")
 
     async def close(self) -> None:
         """Kill the workers, also the busy ones."""
@@ -140,22 +164,8 @@ class WorkerPool:
                 self._kill(worker)
         await asyncio.gather(*self._reaping)
 
-    async def _work(self, data: bytes, target: dict[str, Any] | None, client: str) -> tuple[Size, bytes]:
-        """Return the size and the pixels. The pixels are empty without a target."""
-        async with self._slots.slot(client):
-            for _ in range(ATTEMPTS):
-                result = await self._attempt(data, target)
-                if not isinstance(result, int):
-                    return result
-                if result == -signal.SIGPROF:
-                    seconds = self._settings.image_cpu_seconds
-                    raise InvalidImage(
-                        f"The image takes more than {seconds:g} seconds to decode; send it smaller, or as a PNG or a baseline JPEG."
-                    )
-        raise InvalidImage("The image is damaged or cut short.")
-
-    async def _attempt(self, data: bytes, target: dict[str, Any] | None) -> tuple[Size, bytes] | int:
-        """Return the size and the pixels, or the exit status of a worker that has died.
+    async def _attempt(self, data: bytes, target: dict[str, Any] | None) -> tuple[dict[str, Any], bytearray] | int:
+        """Return the response and the pixels, or the exit status of a worker that has died.
 
         If this call is cancelled, the worker is killed.
         """
@@ -164,22 +174,21 @@ class WorkerPool:
         self.warm()
         response, cause = None, "left"
         try:
-            async with asyncio.timeout(WALL_TIME * self._settings.image_cpu_seconds):
+            async with asyncio.timeout(WALL_TIME * self._config.cpu_seconds):
                 response = await worker.ask(data, target)
             if response is None:
                 status = await worker.process.wait()
                 cause = "cpu" if status == -signal.SIGPROF else "died"
                 return status
-            if "size" not in response:
-                raise InvalidImage(response["error"], code=response.get("code"))
-            width, height = response["size"]
-            return (width, height), worker.pixels((width, height)) if target else b""
+            if "error" in response:
+                raise self._config.error(response["error"], code=response["code"])
+            return response, await worker.read_pixels(response["length"])
         except TimeoutError:
             cause = "busy"
-            raise Unavailable("The server is too busy to decode this image.", code="busy", retry_after=1) from None
+            raise Unavailable(f"The server is too busy to decode this {self._config.noun}.", code="busy", retry_after=1) from None
         finally:
             if response is None:
-                metrics.IMAGE_WORKER_ENDS.labels(cause).inc()
+                self._config.ends.labels(cause).inc()
                 self._discard(started)
                 self.warm()
             elif not self._closed:
@@ -193,7 +202,7 @@ class WorkerPool:
             task = self._idle.pop() if was_idle else self._launch()
             try:
                 worker = await asyncio.shield(task)
-            except asyncio.CancelledError:  # the client has disconnected; the next image gets the worker
+            except asyncio.CancelledError:  # the client has disconnected; the next file gets the worker
                 self._idle.append(task)
                 raise
             except Unavailable:
@@ -226,21 +235,20 @@ class WorkerPool:
             async with asyncio.timeout(START_TIMEOUT):
                 return await self._spawn()
         except (OSError, EOFError) as error:  # TimeoutError is an OSError
-            log.error("a worker process for images does not start: %s", error or type(error).__name__)
-            raise Unavailable("Images of this kind cannot be decoded now.", code="busy", retry_after=1) from error
+            noun = self._config.noun
+            log.error("a worker process for %ss does not start: %s", noun, error or type(error).__name__)
+            raise Unavailable(f"{noun.capitalize()}s of this kind cannot be decoded now.", code="busy", retry_after=1) from error
 
     async def _spawn(self) -> Worker:
-        settings = self._settings
-        max_pixels = settings.max_image_megapixels * 1_000_000
-        memory = BASE_MEMORY + 3 * (settings.max_image_mb << 20) + BYTES_PER_PIXEL * max_pixels
-        shared = os.memfd_create("image")
-        arguments = map(str, (shared, memory, settings.image_cpu_seconds, max_pixels))
+        config = self._config
+        shared = os.memfd_create(config.noun)
+        arguments = map(str, (shared, config.memory, config.cpu_seconds, *config.limits))
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-S", "-m", "llava_gateway.images.worker", *arguments),
+                *(sys.executable, "-P", "-S", "-m", config.module, *arguments),
                 stdin=PIPE,
                 stdout=PIPE,
-                stderr=DEVNULL,  # libtiff and other libraries write their warnings about a file there
+                stderr=DEVNULL,  # libtiff, FFmpeg and other libraries write their warnings about a file there
                 pass_fds=(shared,),
                 start_new_session=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(IMPORTS)},

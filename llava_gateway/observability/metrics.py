@@ -40,7 +40,7 @@ MODEL_TOKENS = Counter("llava_model_tokens_total", "Tokens by the name of the mo
 USAGE_LOG_FAILURES = Counter("llava_usage_log_failures_total", "Requests that could not be written to the usage log")
 STAGE = Histogram(
     "llava_stage_seconds",
-    "Duration of a request's stages: body, prompt (rendering), images (all), fetch and decode (of one image), queue, "
+    "Duration of a request's stages: body, prompt (rendering), images (all), fetch and decode (of one image or video), queue, "
     "first_token (of streams), answer (from the engine's start to the last token), total",
     ["stage"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
@@ -61,12 +61,31 @@ IMAGE_URLS = Counter(
     ["source"],
 )
 IMAGE_CACHE_BYTES = Gauge("llava_image_cache_bytes", "Memory of prepared images, in bytes")
-IMAGE_FILE_BYTES = Gauge("llava_image_file_bytes", "Memory of image files that are being decoded or wait for it, in bytes")
+IMAGE_FILE_BYTES = Gauge("llava_image_file_bytes", "Memory of image and video files that are being decoded or wait for it, in bytes")
 IMAGE_WORKERS = Gauge("llava_image_workers", "Processes that decode images whose cost is not known in advance")
 IMAGES_WAITING = Gauge("llava_images_waiting", "Images that wait for one of llava_image_workers")
 IMAGE_WORKER_ENDS = Counter(
     "llava_image_worker_ends_total",
     "Processes of llava_image_workers that ended before their image was decoded, by cause: cpu (too much CPU time), "
+    "left (no request waited any longer), busy (the machine was too slow), died",
+    ["cause"],
+)
+VIDEOS = Counter(
+    "llava_videos_total",
+    "Videos by source: decoded, cached (prepared earlier), shared (being prepared for another request)",
+    ["source"],
+)
+VIDEO_URLS = Counter(
+    "llava_video_urls_total",
+    "Video URLs by source: fetched, unchanged (requested, but not sent again), fresh (not requested), shared (with another request)",
+    ["source"],
+)
+VIDEO_CACHE_BYTES = Gauge("llava_video_cache_bytes", "Memory of prepared videos, in bytes")
+VIDEO_WORKERS = Gauge("llava_video_workers", "Processes that decode videos")
+VIDEOS_WAITING = Gauge("llava_videos_waiting", "Videos that wait for one of llava_video_workers")
+VIDEO_WORKER_ENDS = Counter(
+    "llava_video_worker_ends_total",
+    "Processes of llava_video_workers that ended before their video was decoded, by cause: cpu (too much CPU time), "
     "left (no request waited any longer), busy (the machine was too slow), died",
     ["cause"],
 )

@@ -3,6 +3,8 @@
 The model's template is rendered as Hugging Face's processor renders it. A client's text can never become an image or a control token. Where
 a text contains a control token (`<image>`, `</s>`), a Unicode noncharacter splits it before the template sees the text. The tokens of the
 noncharacter are removed before the engine gets the prompt.
+
+If the model was trained with `<im_start>` and `<im_end>` around each image, every prompt that is a text gets them.
 """
 
 import re
@@ -20,9 +22,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llava_gateway.errors import EngineStartError, InvalidRequest, context_length_exceeded
 from llava_gateway.model_info import ModelInfo
 from llava_gateway.prompts.answer_tokens import AnswerTokens
+from llava_gateway.prompts.image_markers import END, START, image_markers
 from llava_gateway.prompts.merge import merge_turns
 from llava_gateway.prompts.templates import BUILT_IN, Template
 from llava_gateway.prompts.tools import add_tool_fields, as_text, template_tools, tojson
+from llava_gateway.settings import ImageStartEnd
 from llava_gateway.types import ChatRequest, CompletionRequest, Message, Request, Text, Tool, ToolChoice, has_text_between_images
 
 SEPARATOR = "\ufdd0"
@@ -54,10 +58,14 @@ class PromptRenderer:
         token_ids = renderer.expand(prompt.token_ids, [576])
     """
 
-    def __init__(self, model: ModelInfo, template: Template | None = None) -> None:
-        """`template`: replaces the model's own template. Raises EngineStartError if the template is not valid Jinja."""
+    def __init__(self, model: ModelInfo, template: Template | None = None, image_start_end: ImageStartEnd = "auto") -> None:
+        """`template`: replaces the model's own template. `image_start_end`: as in the setting with this name.
+
+        Raises EngineStartError if the template is not valid Jinja, or if the model cannot have its images as `image_start_end` says.
+        """
         self._tokenizer = model.tokenizer
-        controls = model.tokenizer.control_tokens | {model.image_token}
+        self._image_markers = image_markers(model, image_start_end)
+        controls = model.tokenizer.control_tokens | {model.image_token} | ({START, END} if self._image_markers else set())
         self._controls = controls
         self._control = re.compile("|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True)))
         self._longest_control = max(map(len, controls))
@@ -134,7 +142,7 @@ class PromptRenderer:
         self._check_length(texts, param)
         variables = self._template_variables(compiled, template_kwargs)
         try:
-            text = self._text(compiled, messages, continue_last, tools, variables)
+            text = self._wrap_images(self._text(compiled, messages, continue_last, tools, variables))
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InvalidRequest(f"The chat template refuses these messages: {error}", param=param) from error
         encoding = self._tokenizer.encode(text, add_special_tokens=self._wants_special_tokens(text))
@@ -148,7 +156,7 @@ class PromptRenderer:
         return RenderedPrompt(text, token_ids, compiled.template.stop)
 
     def completion(self, request: CompletionRequest) -> RenderedPrompt:
-        """Return the prompt that the client has written out, with one placeholder (`<image>`) per image.
+        """Return the prompt that the client has written out, with one placeholder (`<image>`) per image. Token ids stay as they are.
 
         Raises InvalidRequest if the prompt is empty, if a token id is not one of the model's, or if the numbers of images and placeholders
         differ. Raises ContextLengthExceeded for a prompt that cannot fit.
@@ -156,6 +164,7 @@ class PromptRenderer:
         prompt, images, param = request.prompt, len(request.images), request.param
         if isinstance(prompt, str):
             self._check_length((prompt,), param)
+            prompt = self._wrap_images(prompt)
             add_special_tokens = request.add_special_tokens and self._wants_special_tokens(prompt)
             token_ids = self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens).ids
         else:
@@ -246,6 +255,10 @@ class PromptRenderer:
         """Split the control tokens in a text that a template may put between other characters, such as the name of a tool."""
         is_part = text and any(text in control for control in self._controls)
         return (SEPARATOR if is_part else "") + self._split_controls(text)
+
+    def _wrap_images(self, text: str) -> str:
+        """Return the prompt with `<im_start>` and `<im_end>` around each image, if the model was trained with them."""
+        return self._image_markers.wrap(text) if self._image_markers else text
 
     def _wants_special_tokens(self, text: str) -> bool:
         """Return whether the tokenizer must add `<s>`. A text may already begin with it."""

@@ -20,7 +20,7 @@ from llava_gateway.errors import EngineStartError, GatewayError, InvalidRequest,
 from llava_gateway.model_info import LoraAdapter, ModelInfo
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.prompts.templates import BUILT_IN, aliases, chosen
-from llava_gateway.settings import SettingsError
+from llava_gateway.settings import ImageStartEnd, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,20 @@ ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 class ServedModel:
     """One model on one engine: its names and its chat templates."""
 
-    def __init__(self, name: str, engine: Supervisor, template: str = "", more_names: Sequence[str] = (), root: str = "") -> None:
-        """`template`, `more_names`: as in the settings `template` and `model_alias`. `root`: see the attribute. Raises SettingsError."""
+    def __init__(
+        self,
+        name: str,
+        engine: Supervisor,
+        template: str = "",
+        more_names: Sequence[str] = (),
+        root: str = "",
+        *,
+        image_start_end: ImageStartEnd = "auto",
+    ) -> None:
+        """`template`, `more_names`, `image_start_end`: as in the settings `template`, `model_alias` and `image_start_end`.
+
+        `root`: see the attribute. Raises SettingsError.
+        """
         self.name = name
         self.root = root or name
         """The model's Hugging Face id or directory, from which a client can load its tokenizer. Default: `name`."""
@@ -44,6 +56,7 @@ class ServedModel:
         """The model's names, and the built-in template for each. None: the model's own template."""
         self.created = int(time.time())
         self._template = chosen(template) if template else None
+        self._image_start_end = image_start_end
         self._info: ModelInfo | None = None
 
     async def start(self) -> None:
@@ -52,7 +65,7 @@ class ServedModel:
         info = await self.engine.start()
         if not info.chat_template and self._template is None:
             raise EngineStartError(f"{self.name} has no chat template; name one of {', '.join(BUILT_IN)} with --template")
-        self.prompts = PromptRenderer(info, self._template)
+        self.prompts = PromptRenderer(info, self._template, self._image_start_end)
         self._info = info
         least, most = info.vision.min_image_tokens, info.vision.max_image_tokens
         per_image = f"{least} to {most}" if info.vision.grids else str(most)

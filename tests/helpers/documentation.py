@@ -23,6 +23,7 @@ from llava_gateway.api.schema import RequestBody
 from llava_gateway.settings import Settings
 
 README = (ROOT / "README.md").read_text()
+QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
 OPENAI_BODIES: tuple[type[RequestBody], ...] = (
     ChatCompletionRequest,
     TextCompletionRequest,
@@ -34,9 +35,9 @@ OPENAI_BODIES: tuple[type[RequestBody], ...] = (
 """The bodies in docs/openai.md and docs/responses.md."""
 
 
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks in a language."""
-    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    """Return a page's code blocks in a language."""
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
     assert found
     return found
 

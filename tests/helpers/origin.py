@@ -30,6 +30,8 @@ class Origin(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.files: dict[str, bytes] = {}
+        """More files, by their paths."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore errors: clients of these tests disconnect early."""
@@ -47,6 +49,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         image = encode(draw(GRID))
         if self.path.startswith("http://pictures.example/") or self.path == "/picture":  # a request to a proxy, or to an origin
             self._answer(200, image)
+        elif self.path in self.server.files:
+            self._answer(200, self.server.files[self.path], headers={"cache-control": "max-age=60"})
         elif self.path == "/redirect":
             self._redirect("/picture")
         elif self.path == "/loop":

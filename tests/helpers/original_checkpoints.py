@@ -41,6 +41,10 @@ DEMO = {
 }  # fmt: skip
 
 
+RANK, ALPHA = 20, 40
+"""Of the LoRAs that `write_lora` writes."""
+
+
 def demo_weights() -> dict[str, Tensor]:
     """Return the demo model's weights under the names of the original layout, with the vision tower."""
     weights = {}
@@ -115,6 +119,17 @@ def demo_original(directory: Path, tower: Path | str, shards: int = 1, **config:
     """Write the demo model as a LLaVA v1.5 without its vision tower."""
     write_checkpoint(directory, without_vision(demo_weights()), LLAVA | DEMO | {"mm_vision_tower": str(tower)} | config, shards)
     demo_tokenizer(directory)
+
+
+def write_lora(directory: Path, adapter: Mapping[str, Tensor], tower: Path, **config: Any) -> None:
+    """Write a LoRA of the demo model as LLaVA's training does: the demo's projector is the tuned one. `adapter`: by LLaVA's names."""
+    directory.mkdir()
+    torch.save({f"base_model.model.{name}": tensor for name, tensor in adapter.items()}, directory / "adapter_model.bin")
+    projector = {f"base_model.model.{name}": tensor for name, tensor in demo_weights().items() if "mm_projector" in name}
+    torch.save(projector, directory / "non_lora_trainables.bin")
+    lora = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None}
+    (directory / "adapter_config.json").write_text(json.dumps(lora | {"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"} | config))
+    (directory / "config.json").write_text(json.dumps(LLAVA | DEMO | {"mm_vision_tower": str(tower)}))
 
 
 def random_original(directory: Path, layers: int = 1, intermediate: int = 96, **config: Any) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ FLOORS = (
     ("model_info",),
     ("types",),
     ("prompts", "observability", "storage"),
-    ("images", "convert"),
+    ("images", "videos", "convert"),
     ("engine",),
     ("serving",),
     ("http", "feedback"),
@@ -95,6 +95,16 @@ def test_cut_imports_stay_cut(module: str, other: str) -> None:
 def test_only_the_vllm_package_imports_vllm(path: Path) -> None:
     if not name_of(path).startswith("llava_gateway.engine.vllm"):
         assert not any(imported.split(".")[0] == "vllm" for imported in imports(path))
+
+
+VIDEO_WORKER = tuple(f"llava_gateway.videos.{name}" for name in ("container", "frames", "worker"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_workers_of_videos_import_pyav(path: Path) -> None:
+    """FFmpeg must not run in the gateway's own process."""
+    if name_of(path) not in VIDEO_WORKER:
+        assert not any(imported.split(".")[0] == "av" or imported.startswith(VIDEO_WORKER) for imported in imports(path))
 
 
 @pytest.mark.parametrize("path", [*MODULES, *STATIC], ids=name_of)

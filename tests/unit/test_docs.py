@@ -17,11 +17,12 @@ from llava_gateway.settings import Settings, default_of
 OPENAI = "".join((ROOT / "docs" / name).read_text() for name in ("openai.md", "responses.md", "decisions.md"))
 
 
-def test_readme_lists_every_setting() -> None:
+def test_documentation_lists_every_setting() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
     for name, field in Settings.model_fields.items():
         default = f"`{default_of(name)}`" if default_of(name) else ""
         row = f"| `--{name.replace('_', '-')}` | {default} | {field.description} |"
-        assert row in README, row
+        assert row in page, row
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,18 @@ def test_readme_names_existing_make_targets_and_files() -> None:
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_troubleshooting_quotes_real_messages() -> None:
+    """Each heading below a group of troubleshooting.md is a part of a text in the code, with `...` for a variable part."""
+    code = "".join(path.read_text() for path in (ROOT / "llava_gateway").rglob("*.py"))
+    texts = re.sub(r'"\s*\n\s*f?"', "", code)  # a message may continue on the next line
+    headings = re.findall(r"^### (.*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(headings) > 10
+    for heading in headings:
+        for part in heading.split("..."):
+            assert part.strip() in texts, heading
+
+
+def test_readme_fits_a_screen_and_a_half() -> None:
+    assert len(README.splitlines()) <= 150

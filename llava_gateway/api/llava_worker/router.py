@@ -58,7 +58,9 @@ class GenerateRequest(RequestBody):
     model: str | None = Field(
         None, description="a name from /list_models or /v1/models; another name gives error 2; default: the first served model"
     )
-    prompt: str = Field(description="goes to the model unchanged, control tokens included; `<image>` stands for each image")
+    prompt: str = Field(
+        description="goes to the model unchanged, control tokens included; `<image>` stands for each image and the tokens around it"
+    )
     images: Annotated[list[ImageString], Field(max_length=1024, fail_fast=True)] | None = Field(
         None, description="image files in base64, one for each `<image>` in the prompt; URLs are not fetched"
     )

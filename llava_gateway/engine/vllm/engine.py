@@ -127,13 +127,23 @@ class VllmEngine:
 
     async def _choose_paths(self, engine: "AsyncLLM", info: ModelInfo) -> None:
         """Use our own code for tokens and for images where it suits this engine, and say in the log which way is used."""
+        off = None if self._fast_paths else "the setting fast_paths is off"
+        _note_path("tokens", off or await self._make_output_reader(engine, info))
+        _note_path("images", off or await self._make_image_inputs(engine, info))
+
+    async def _make_output_reader(self, engine: "AsyncLLM", info: ModelInfo) -> str | None:
+        """Use our own code for tokens if it knows this engine and this tokenizer. Return why not, or None."""
         from llava_gateway.engine.vllm.compat import output_reader, request_sender
 
-        off = None if self._fast_paths else "the setting fast_paths is off"
-        if _note_path("tokens", off or output_reader.why_unsupported(engine)):
-            self._output_reader = output_reader.OutputReader(engine, info.tokenizer)
-            self._request_sender = request_sender.RequestSender(engine)
-        _note_path("images", off or await self._make_image_inputs(engine, info))
+        if reason := output_reader.why_unsupported(engine):
+            return reason
+        try:
+            texts = await asyncio.to_thread(info.tokenizer.token_texts)
+        except Exception as error:  # any error: the tokenizer is of an unknown kind
+            return f"the texts of the tokenizer's tokens cannot be read: {error!r}"
+        self._output_reader = output_reader.OutputReader(engine, texts)
+        self._request_sender = request_sender.RequestSender(engine)
+        return None
 
     async def _make_image_inputs(self, engine: "AsyncLLM", info: ModelInfo) -> str | None:
         """Use our own code for images if it makes the same input as vLLM's renderer. Return why not, or None."""
@@ -335,14 +345,13 @@ class VllmEngine:
         health.kill([*self._processes, *health.engine_processes()], timeout=0)
 
 
-def _note_path(of: str, why: str | None) -> bool:
-    """Say in the log and in the metrics which path is used, and return whether it is the fast one. `why`: the reason if it is not."""
+def _note_path(of: str, why: str | None) -> None:
+    """Say in the log and in the metrics which path is used. `why`: the reason if it is not the fast one."""
     metrics.FAST_PATHS.labels(of).set(why is None)
     if why is None:
         log.info("%s take the fast path", of)
     else:
         log.warning("%s take vLLM's own path, which needs more CPU time: %s", of, why)
-    return why is None
 
 
 def _engine_died() -> Unavailable:

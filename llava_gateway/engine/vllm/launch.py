@@ -209,6 +209,7 @@ def describe(engine: "AsyncLLM") -> ModelInfo:
         vision=_vision(info, config.hf_config, processor.image_processor),
         context_length=config.max_model_len,
         max_images=model.max_images(info),
+        image_start_end=getattr(config.hf_config, "mm_use_im_start_end", None),
         default_sampling=model.default_sampling(config),
         max_answer_tokens=model.max_answer_tokens(config),
         fingerprint="fp_" + blake3(f"{__version__} {config.model} {model.config_hash(engine.vllm_config)}".encode()).hexdigest(5),

@@ -16,12 +16,16 @@ import httpx
 import psutil
 import pytest
 from helpers import lora
+from helpers import original_checkpoints as originals
 from helpers.contract import check_error, frames
+from helpers.conversion import check_is_the_demo, write_base
 from helpers.requests import MODEL, body, image
 from helpers.server import Server, serve
 from helpers.waiting import json_lines, wait_for
 from openai import AsyncOpenAI
+from safetensors.torch import load_file
 
+from llava_gateway.cli.convert import main as convert
 from llava_gateway.demo.images import Grid, describe, random_grid
 
 CHAT = "/v1/chat/completions"
@@ -285,6 +289,21 @@ def test_concurrent_loads_of_one_name_succeed_once(lora_server: LoraServer) -> N
         answers = list(pool.map(lambda path: lora_server.load("twice", path), ["corner", "corner", "corner", "corner"]))
     assert sorted(answer.status_code for answer in answers) == [200, 400, 400, 400]
     assert lora_server.unload("twice").status_code == 200
+
+
+def test_converted_adapter_of_llavas_training_answers_like_the_original(lora_server: LoraServer, tmp_path: Path) -> None:
+    """The base model that the conversion writes has the weights of the demo model, which the server has loaded."""
+    corner = load_file(lora_server.adapters / "corner" / lora.WEIGHTS)
+    factors = {name.replace("base_model.model.model.language_model.", "model."): weight for name, weight in corner.items()}
+    originals.demo_clip(tmp_path / "clip")
+    originals.write_lora(tmp_path / "src", factors, tmp_path / "clip", r=lora.RANK, lora_alpha=lora.SCALE * lora.RANK)
+    write_base(tmp_path / "base")
+    asked = ("--base", str(tmp_path / "base"), "--adapter", str(lora_server.adapters / "converted"))
+    assert convert([str(tmp_path / "src"), str(tmp_path / "dst"), *asked]) == 0
+    check_is_the_demo(tmp_path / "dst")
+    assert lora_server.load("converted", "converted").status_code == 200
+    assert [lora_server.ask(name) for name in ("converted", MODEL)] == [CORNER, describe([GRID])]
+    assert lora_server.unload("converted").status_code == 200
 
 
 @pytest.mark.parametrize(("path", "why"), lora.BROKEN.items(), ids=lambda text: text[:20].replace("\0", "0"))

@@ -1,4 +1,4 @@
-"""The README's commands and the examples work on a real server."""
+"""The commands of the README and of the quickstart, and the examples, work on a real server."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.documentation import blocks
+from helpers.documentation import QUICKSTART, blocks
 from helpers.server import ROOT, Server
 
 from llava_gateway.demo.images import describe
@@ -68,20 +68,35 @@ def test_readme_curl_request_works(server: Server) -> None:
     assert usage == shown
 
 
-def test_readme_curl_request_for_json_works(server: Server) -> None:
-    (script,) = (block for block in blocks("sh") if "json_schema" in block)
+def test_quickstart_shows_the_same_usage_as_the_readme() -> None:
+    assert blocks("json", QUICKSTART) == blocks("json")
+
+
+def test_quickstart_curl_request_for_json_works(server: Server) -> None:
+    (script,) = (block for block in blocks("sh", QUICKSTART) if "json_schema" in block)
     completion = json.loads(run(server, "bash", "-euo", "pipefail", script=script.replace("http://127.0.0.1:8000", server.url)))
     assert json.loads(completion["choices"][0]["message"]["content"])["color"] in ("red", "blue")
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0][:40])
-def test_readme_python_code_works(server: Server, block: str) -> None:
+def test_readme_python_code_works(server: Server) -> None:
+    whole, streamed = blocks("python")
+    said = run(server, sys.executable, "-", script=(whole + streamed).replace("http://127.0.0.1:8000", server.url))
+    assert said.count("the top right is blue") == 2
+
+
+@pytest.mark.parametrize("block", blocks("python", QUICKSTART), ids=range(len(blocks("python", QUICKSTART))))
+def test_quickstart_python_code_works(server: Server, block: str) -> None:
     said = run(server, sys.executable, "-", script=block.replace("http://127.0.0.1:8000", server.url))
     assert "the top right is blue" in said
 
 
 def test_readme_chat_command_works(server: Server) -> None:
-    (block,) = (block for block in blocks("sh") if "llava-gateway chat" in block)
+    (line,) = (line for block in blocks("sh") for line in block.splitlines() if "llava-gateway chat" in line)
+    assert "the top left is red" in run(server, "bash", "-c", f"{line.partition('#')[0]} --temperature 0").lower()
+
+
+def test_quickstart_chat_commands_work(server: Server) -> None:
+    (block,) = (block for block in blocks("sh", QUICKSTART) if "llava-gateway chat" in block)
     argument, piped = (line.partition(">")[0] for line in block.splitlines() if "Describe this image." in line)
     for line in (argument, piped):
         assert "the top left is red" in run(server, "bash", "-c", f"{line} --temperature 0").lower()

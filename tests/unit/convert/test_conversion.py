@@ -1,19 +1,21 @@
 """Converted checkpoints have the same weights and tokenizers as the originals, and a conversion goes on after a kill."""
 
 import json
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import original_checkpoints as originals
 from helpers.conversion import ADDED_ROWS, check_is_the_demo, command, weights_of, write_base
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -21,6 +23,9 @@ from llava_gateway.cli.convert import main
 from llava_gateway.prompts.templates import CURIOUS_USER
 
 pytestmark = pytest.mark.slow
+
+ADAPTED = ("model.layers.0.self_attn.q_proj", "model.layers.2.mlp.down_proj")
+"""Layers of the demo model that a LoRA adapts, by LLaVA's names."""
 
 
 def test_converted_checkpoint_has_the_demos_weights_and_files(converted: Path) -> None:
@@ -73,25 +78,51 @@ def test_projector_and_a_base_are_merged(tmp_path: Path, clip: Path, prefix: str
 def test_lora_and_a_base_are_merged(tmp_path: Path, clip: Path, rank_stabilised: bool) -> None:
     """The merged weight is W + alpha / r B A. The projector is in non_lora_trainables.bin."""
     base = write_base(tmp_path / "base")
-    rank, alpha = 4, 16
-    adapter: dict[str, Tensor] = {}
+    adapter = random_adapter(base)
+    originals.write_lora(tmp_path / "src", adapter, clip, use_rslora=rank_stabilised)
     wanted: dict[str, Tensor] = {}
-    for module in ("model.layers.0.self_attn.q_proj", "model.layers.2.mlp.down_proj"):
-        weight = base[f"{module}.weight"]
-        a, b = torch.randn(rank, weight.shape[1]) / 9, torch.randn(weight.shape[0], rank) / 9
-        adapter |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
-        wanted[f"language_model.{module}.weight"] = weight + (alpha / (rank**0.5 if rank_stabilised else rank)) * (b @ a)
-    source = tmp_path / "src"
-    source.mkdir()
-    torch.save(adapter, source / "adapter_model.bin")
-    projector = {f"base_model.model.{name}": tensor for name, tensor in originals.demo_weights().items() if "mm_projector" in name}
-    torch.save(projector, source / "non_lora_trainables.bin")
-    lora = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None}
-    lora |= {"use_rslora": rank_stabilised, "base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}
-    (source / "adapter_config.json").write_text(json.dumps(lora))
-    (source / "config.json").write_text(json.dumps(originals.LLAVA | originals.DEMO | {"mm_vision_tower": str(clip)}))
-    assert main([str(source), str(tmp_path / "dst"), "--base", str(tmp_path / "base")]) == 0
+    scale = originals.ALPHA / (originals.RANK**0.5 if rank_stabilised else originals.RANK)
+    for module in ADAPTED:
+        a, b = (adapter[f"{module}.lora_{half}.weight"] for half in "AB")
+        wanted[f"language_model.{module}.weight"] = base[f"{module}.weight"] + scale * (b @ a)
+    assert main([str(tmp_path / "src"), str(tmp_path / "dst"), "--base", str(tmp_path / "base")]) == 0
     check_is_the_demo(tmp_path / "dst", wanted)
+
+
+def test_lora_becomes_its_base_with_the_tuned_projector_and_an_adapter(
+    tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_base(tmp_path / "base")
+    adapter = random_adapter(base)
+    originals.write_lora(tmp_path / "src", adapter, clip)
+    asked = [str(tmp_path / "src"), str(tmp_path / "dst"), "--base", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter")]
+    assert main(asked) == 0
+    command = f"llava-gateway serve {tmp_path / 'dst'} --lora-modules adapter={tmp_path / 'adapter'} --max-lora-rank 32\n"
+    assert capsys.readouterr().out.endswith(command)
+    check_is_the_demo(tmp_path / "dst")  # the base has no projector, so the demo's is that of non_lora_trainables.bin
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    found = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert found.keys() == {f"base_model.model.{name.replace('model.', 'model.language_model.', 1)}" for name in adapter}
+    for name, tensor in adapter.items():
+        assert torch.equal(found[f"base_model.model.{name.replace('model.', 'model.language_model.', 1)}"], tensor)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_bytes())
+    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (originals.RANK, originals.ALPHA, False)
+    adapted = re.compile(config["target_modules"])
+    names = [name for name, _ in LlavaForConditionalGeneration.from_pretrained(tmp_path / "dst").named_modules()]
+    assert {name.rpartition(".")[2] for name in names if adapted.fullmatch(name)} == {"q_proj", "down_proj"}
+    assert not any("vision_tower" in name for name in names if adapted.fullmatch(name))
+    assert main(asked) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def random_adapter(base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the factors for the layers in ADAPTED, by LLaVA's names."""
+    adapter: dict[str, Tensor] = {}
+    for module in ADAPTED:
+        rows, columns = base[f"{module}.weight"].shape
+        adapter[f"{module}.lora_A.weight"] = torch.randn(originals.RANK, columns) / 9
+        adapter[f"{module}.lora_B.weight"] = torch.randn(rows, originals.RANK) / 9
+    return adapter
 
 
 def test_v1_with_linear_projector_and_sentencepiece_is_converted(tmp_path: Path) -> None:
@@ -108,7 +139,10 @@ def test_v1_with_linear_projector_and_sentencepiece_is_converted(tmp_path: Path)
     processor = AutoProcessor.from_pretrained(target)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " What  is\nthis? Ünï 漢字 1234"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    assert prompt == f"{CURIOUS_USER} USER: <im_start><image><im_end>\n What  is\nthis? Ünï 漢字 1234 ASSISTANT:"
+    assert prompt == f"{CURIOUS_USER} USER: <image>\n What  is\nthis? Ünï 漢字 1234 ASSISTANT:"
+    config = json.loads((target / "config.json").read_bytes())
+    assert (config["mm_use_im_start_end"], config["mm_use_im_patch_token"]) == (True, False)
+    prompt = prompt.replace("<image>", "<im_start><image><im_end>")  # as the server does, by config.json
     before, after = (pieces.encode(text) for text in prompt.split("<im_start><image><im_end>"))
     start, end, image_id = 642, 643, 644
     assert processor.tokenizer(prompt)["input_ids"] == [1, *before, start, image_id, end, *after]

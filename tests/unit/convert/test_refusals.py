@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 Spoil = Callable[[Path], list[str] | None]
 """Breaks a good checkpoint, and returns more arguments, if any."""
+NEXT = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", "image_grid_pinpoints": [[336, 672]]}
 
 
 def config(**values: object) -> Spoil:
@@ -51,6 +53,33 @@ def adapter(**values: object) -> Spoil:
     return spoil
 
 
+def delta(**values: Tensor) -> Spoil:
+    def spoil(source: Path) -> list[str]:
+        write_base(source / "base")
+        weights(model__norm__weight=torch.zeros(128), **values)(source)
+        return ["--base", str(source / "base")]
+
+    return spoil
+
+
+def delta_as_base(source: Path) -> list[str]:
+    weights(model__norm__weight=torch.zeros(128))(source)
+    return ["--base", str(source)]
+
+
+def loadable(module: str, rank: int) -> Spoil:
+    """Makes a LoRA for a module with 128 inputs and 128 outputs, or one without weights, and asks for an adapter."""
+
+    def spoil(source: Path) -> list[str]:
+        asked = [*(adapter(r=rank)(source) or []), "--adapter", "adapter"]
+        outputs = 640 if module == "lm_head" else 128
+        pair = {"A": torch.ones(rank, 128), "B": torch.ones(outputs, rank)} if module else {}
+        torch.save({f"base_model.model.{module}.lora_{half}.weight": each for half, each in pair.items()}, source / "adapter_model.bin")
+        return asked
+
+    return spoil
+
+
 def test_original_checkpoints_are_recognised(tmp_path: Path, converted: Path) -> None:
     assert original_kind(CHECKPOINT) is None
     assert original_kind(converted) is None
@@ -60,6 +89,9 @@ def test_original_checkpoints_are_recognised(tmp_path: Path, converted: Path) ->
     source = converted.parent / "llava-v1.5-demo"
     assert original_kind(source) == "merged"
     assert f"`llava-gateway convert {source} {source}-hf`" in str(advice(source))
+    difference = tmp_path / "LLaVA-7b-delta-v0"
+    shutil.copytree(source, difference)
+    assert f"{difference}-hf --base BASE` (BASE is the LLaMA that the delta is for)" in str(advice(difference))
 
 
 def test_serve_names_the_conversion_command(tmp_path: Path, clip: Path) -> None:
@@ -115,8 +147,16 @@ def projector_alone(source: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (config(architectures=["LlavaMistralForCausalLM"]), "LlavaMistralForCausalLM"),
-        (config(image_aspect_ratio="anyres"), "LLaVA-1.6"),
+        (config(architectures=["LlavaMptForCausalLM"]), "LlavaMptForCausalLM; LlavaLlamaForCausalLM and LlavaMistralForCausalLM are"),
+        (config(architectures=["LlavaMistralForCausalLM"]), "give --template vicuna_v1 (BakLLaVA) or mistral_instruct"),
+        (config(image_aspect_ratio="anyres"), "image_aspect_ratio anyres and mm_patch_merge_type flat; only spatial_unpad"),
+        (config(mm_patch_merge_type="spatial_unpad"), "mm_patch_merge_type spatial_unpad without image_aspect_ratio anyres"),
+        (config(**NEXT), "1 weights are missing, the first is image_newline"),
+        (config(**NEXT, mm_vision_select_feature="cls_patch"), "anyres and mm_vision_select_feature cls_patch; only patch"),
+        (config(**NEXT | {"image_grid_pinpoints": "(1x1),...,(6x6)"}), "image_grid_pinpoints (1x1),...,(6x6); a list of widths"),
+        (config(**NEXT | {"image_grid_pinpoints": [[336, 670]]}), "in multiples of 336 is needed"),
+        (config(**NEXT | {"image_grid_pinpoints": [[336, 336]] * 101}), "in multiples of 336 is needed"),
+        (config(**NEXT | {"image_grid_pinpoints": None}), "image_grid_pinpoints None"),
         (config(mm_vision_tower="./checkpoints/clip"), "--vision-tower: there is no directory ./checkpoints/clip"),
         (config(mm_vision_tower="nobody/has-this"), "run `hf download nobody/has-this --local-dir DIR`"),
         (config(hidden_size=64), "is [704, 128], and config.json makes it [704, 64]"),
@@ -124,8 +164,19 @@ def projector_alone(source: Path) -> None:
         (config(torch_dtype="int8"), "torch_dtype int8"),
         (config(mm_vision_select_feature="cls"), "mm_vision_select_feature cls"),
         (config(vision_config={}), "in the Hugging Face layout already"),
-        (weights(model__image_newline=torch.ones(1)), "LLaVA-1.6"),
-        (weights(model__norm__weight=torch.full((128,), 1e-3)), "delta"),
+        (weights(model__image_newline=torch.ones(1)), "image_newline has no place in the model that config.json describes"),
+        (
+            weights(model__norm__weight=torch.full((128,), 1e-3)),
+            "are a delta; give the LLaMA that it is for as --base; it says that this was",
+        ),
+        (delta(), "the name src does not say whether the delta is v0 or v1; give --template llava_v0 or vicuna_v1"),
+        (delta(model__layers__0__more=torch.ones(1)), "the delta has model.layers.0.more, which the base does not have"),
+        (
+            delta(model__layers__0__mlp__up_proj__weight=torch.ones(9, 9)),
+            "up_proj.weight is [320, 128] in the base, and [9, 9] in the delta",
+        ),
+        (delta(lm_head__weight=torch.ones(700, 9)), "lm_head.weight is [640, 128] in the base, and [700, 9] in the delta"),
+        (delta_as_base, "--base: the weights of"),
         (weights(model__norm__weight=None), "the weight model.norm.weight is missing"),
         (weights(lm_head__weight=torch.ones(3)), "the weight lm_head.weight is missing, or has not 2 dimensions"),
         (weights(model__layers__1__mlp__up_proj__weight=None), "layers.1.mlp.up_proj.weight"),
@@ -140,11 +191,18 @@ def projector_alone(source: Path) -> None:
         (added_token, "added_tokens.json has <unk> as 7, and the tokenizer as 0"),
         (no_bos, "the tokenizer does not begin a text with <s>"),
         (projector_alone, "as --base; it says that this was lmsys/vicuna-7b-v1.5"),
-        (lambda source: ["--base", str(source)], "--base is for adapters"),
+        (lambda source: ["--base", str(source)], "--base is for adapters, projectors and deltas"),
+        (lambda source: ["--adapter", "adapter"], "is no LoRA; --adapter is for a LoRA"),
+        (lambda source: ["--adapter", "dst"], "--adapter dst is the directory of the model"),
+        (lambda source: ["--adapter", str(source)], "is there already"),
         (lambda source: ["--vision-tower", str(source)], "is no CLIP"),
         (adapter(), "model.layers.9.self_attn.q_proj.weight, which the base does not have"),
         (adapter(use_dora=True), "use_dora"),
         (adapter(r=0), "is no configuration of a LoRA"),
+        (loadable("lm_head", 2), "the adapter is for lm_head.weight, which vLLM cannot adapt at run time"),
+        (loadable("model.layers.0.self_attn.q_proj", 513), "the adapter has rank 513, and vLLM takes at most 512"),
+        (loadable("model.layers.0.mlp.up_proj", 2), "model.layers.0.mlp.up_proj.weight is [320, 128] in the base, and the LoRA of rank 2"),
+        (loadable("", 2), "the adapter has no weights"),
     ],
 )
 def test_unsuitable_checkpoint_is_refused_in_one_line(
@@ -158,4 +216,4 @@ def test_unsuitable_checkpoint_is_refused_in_one_line(
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
     assert said in complaint
-    assert not list(tmp_path.glob("dst*"))
+    assert not [*tmp_path.glob("dst*"), *tmp_path.glob("adapter*")]

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_32_hostile_urls_do_not_block_the_event_loop(url: str, path: str) -> Non
         async with Stalls() as stalls:
             hostile = [asyncio.create_task(fetcher.fetch(f"{url}/{path}")) for _ in range(32)]
             await asyncio.sleep(0)  # each hostile fetch has started, with the short timeout
-            fetcher.timeout = 60
+            fetcher.limits = replace(fetcher.limits, timeout=60)
             good = await fetcher.fetch(f"{url}/good")
             results = await asyncio.gather(*hostile, return_exceptions=True)
         assert good.data == CONTENT

@@ -16,7 +16,8 @@ from prometheus_client import REGISTRY
 from llava_gateway.demo.images import data_uri, draw, encode
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images.decode import open_image, prepare
-from llava_gateway.images.loader import LARGE, ImageCache, ImageLoader
+from llava_gateway.images.loader import LARGE, ImageLoader
+from llava_gateway.images.memory import PreparedCache
 from llava_gateway.model_info import VisionConfig
 from llava_gateway.settings import Settings
 from llava_gateway.types import ImageUrl
@@ -101,7 +102,7 @@ def test_a_fresh_url_is_neither_fetched_nor_decoded_again(origin: Origin) -> Non
         assert len(origin.requests) == before
         (padded,) = await loader.load(urls(url), VISION, "pad")  # needs the file, which is fetched again
         assert padded is not first
-        loader.cache = ImageCache(0)
+        loader.cache = PreparedCache(0)
         assert (await loader.load(urls(url), VISION))[0].digest == first.digest
 
     run(work)

@@ -20,8 +20,8 @@ from llava_gateway.demo.images import COLORS, Grid
 from llava_gateway.errors import InvalidImage
 from llava_gateway.images import decode
 from llava_gateway.images.decode import Transform, is_cheap, open_image, to_plain
+from llava_gateway.images.image_workers import ImageWorkers
 from llava_gateway.images.metadata import exif_orientation
-from llava_gateway.images.worker_pool import WorkerPool
 from llava_gateway.model_info import VisionConfig
 from llava_gateway.settings import Settings
 
@@ -56,7 +56,7 @@ def test_an_odd_file_is_neither_refused_nor_misread(name: str) -> None:
 
 def test_workers_and_threads_read_an_odd_file_alike() -> None:
     async def main() -> None:
-        pool = WorkerPool(Settings())
+        pool = ImageWorkers(Settings())
         try:
             for name, (data, _) in odd.ALL.items():
                 image = open_image(data, MAX_PIXELS)

@@ -22,11 +22,12 @@ from prometheus_client import REGISTRY
 
 from llava_gateway.demo.images import data_uri
 from llava_gateway.errors import InvalidImage, TooManyRequests, Unavailable
-from llava_gateway.images import decode, worker_pool
+from llava_gateway.images import decode, image_workers, worker_pool
 from llava_gateway.images.decode import Transform, open_image
 from llava_gateway.images.geometry import ImageTokens
+from llava_gateway.images.image_workers import ImageWorkers
 from llava_gateway.images.loader import ImageLoader
-from llava_gateway.images.worker_pool import Worker, WorkerPool
+from llava_gateway.images.worker_pool import Worker
 from llava_gateway.model_info import VisionConfig
 from llava_gateway.observability.context import RequestContext, request_context
 from llava_gateway.settings import Settings
@@ -162,7 +163,7 @@ FILES = {
 
 def test_workers_and_threads_give_the_same_pixels() -> None:
     async def main() -> None:
-        pool = WorkerPool(Settings())
+        pool = ImageWorkers(Settings())
         try:
             for name, data in FILES.items():
                 for transform in (Transform(VISION, "crop"), Transform(VISION, "pad"), Transform(NEXT, "crop")):
@@ -208,8 +209,8 @@ def test_an_image_that_takes_too_much_cpu_time_is_refused(make: Callable[[], byt
 
 
 def test_an_image_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "BASE_MEMORY", 96 << 20)
-    monkeypatch.setattr(worker_pool, "BYTES_PER_PIXEL", 1)
+    monkeypatch.setattr(image_workers, "BASE_MEMORY", 96 << 20)
+    monkeypatch.setattr(image_workers, "BYTES_PER_PIXEL", 1)
 
     async def work(loader: ImageLoader) -> None:
         with pytest.raises(InvalidImage, match="takes too much memory to decode; send it"):
@@ -265,7 +266,7 @@ def test_the_bytes_of_waiting_files_are_limited(suspender: Suspender) -> None:
         slow = [load(loader, data), load(loader, data)]  # the file counts once
         await suspender.workers(loader, 2)
         assert waiting() == len(data)
-        with pytest.raises(TooManyRequests, match="Too many images wait"):
+        with pytest.raises(TooManyRequests, match="Too many images or videos wait"):
             await load(loader, data + bytes(1), "192.0.2.2")
         for task in slow:
             task.cancel()

@@ -5,67 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.prompts import CHATS, IMAGE, LLAVA_HF_TEMPLATE, huggingface, model_info
+from helpers.prompts import ANSWERED, ASKED, CHATS, GOLDEN, IMAGE, LLAVA_HF_TEMPLATE, SYSTEM, huggingface, model_info
 
 from llava_gateway.errors import InvalidRequest
 from llava_gateway.prompts.renderer import PromptRenderer
-from llava_gateway.prompts.templates import BUILT_IN, CURIOUS_HUMAN, CURIOUS_USER, LANGUAGE_AND_VISION, aliases, built_in, chosen
+from llava_gateway.prompts.templates import BUILT_IN, aliases, built_in, chosen
 from llava_gateway.settings import SettingsError
 from llava_gateway.types import Message, Role, Text
-
-ASKED = [Message("user", (Text("What?"), IMAGE))]
-ANSWERED = [*ASKED, Message("assistant", (Text("Red."),)), Message("user", (Text("And now?"),))]
-SYSTEM = [Message("system", (Text("Be brief."),)), Message("user", (Text("Hi"),))]
-GOLDEN = {
-    "llava-hf-eos": (
-        "USER: <image>\nWhat? ASSISTANT:",
-        "USER: <image>\nWhat? ASSISTANT: Red.</s>USER: And now? ASSISTANT:",
-        "Be brief. USER: Hi ASSISTANT:",
-    ),
-    "llava-interleave": (
-        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n\nRed.<|im_end|>\n"
-        "<|im_start|>user\n\nAnd now?<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_start|>system\n\nBe brief.<|im_end|>\n<|im_start|>user\n\nHi<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    "llava_v0": (
-        f"{CURIOUS_HUMAN}###Human: <image>\nWhat?###Assistant:",
-        f"{CURIOUS_HUMAN}###Human: <image>\nWhat?###Assistant: Red.###Human: And now?###Assistant:",
-        "Be brief.###Human: Hi###Assistant:",
-    ),
-    "vicuna_v1": (
-        f"{CURIOUS_USER} USER: <image>\nWhat? ASSISTANT:",
-        f"{CURIOUS_USER} USER: <image>\nWhat? ASSISTANT: Red.</s>USER: And now? ASSISTANT:",
-        "Be brief. USER: Hi ASSISTANT:",
-    ),
-    "llava_v1": (
-        f"{CURIOUS_HUMAN} USER: <image>\nWhat? ASSISTANT:",
-        f"{CURIOUS_HUMAN} USER: <image>\nWhat? ASSISTANT: Red.</s>USER: And now? ASSISTANT:",
-        "Be brief. USER: Hi ASSISTANT:",
-    ),
-    "llava-sn": (
-        f"{CURIOUS_HUMAN}\n\n### Human: What?\n<image>\n\n###",
-        f"{CURIOUS_HUMAN}\n\n### Human: What?\n<image>\n\n### Assistant: Red.\n\n### Human: And now?\n\n###",
-        "Be brief.\n\n### Human: Hi\n\n###",
-    ),
-    "llava_llama_2": (
-        f"[INST] <<SYS>>\n{LANGUAGE_AND_VISION}\n<</SYS>>\n\n<image>\nWhat? [/INST]",
-        f"[INST] <<SYS>>\n{LANGUAGE_AND_VISION}\n<</SYS>>\n\n<image>\nWhat? [/INST] Red. </s><s>[INST] And now? [/INST]",
-        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]",
-    ),
-    "mistral_instruct": (
-        "[INST] <image>\nWhat? [/INST]",
-        "[INST] <image>\nWhat? [/INST] Red. </s>[INST] And now? [/INST]",
-        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]",
-    ),
-    "chatml": (
-        "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nWhat?<|im_end|><|im_start|>assistant\n",
-        "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nWhat?<|im_end|>"
-        "<|im_start|>assistant\nRed.<|im_end|><|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n",
-        "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\nHi<|im_end|><|im_start|>assistant\n",
-    ),
-    "plain": ("<image>\nWhat?\n", "<image>\nWhat?\nRed.\nAnd now?\n", "Be brief.\nHi\n"),
-}
 
 
 @pytest.mark.slow
@@ -96,7 +42,7 @@ def test_continued_message_may_have_no_image(renderer: PromptRenderer) -> None:
 
 
 def test_every_template_is_tested() -> None:
-    assert set(BUILT_IN) == {"llava-hf", *GOLDEN}
+    assert set(BUILT_IN) == set(GOLDEN)
 
 
 def test_server_template_replaces_the_models_own() -> None:

@@ -9,7 +9,7 @@ Read in vLLM 0.32.0.
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import vllm
@@ -25,7 +25,6 @@ from vllm.v1.metrics.stats import IterationStats
 
 from llava_gateway.engine.vllm.compat.output_processor import TextOutputProcessor
 from llava_gateway.engine.vllm.compat.seeds import READ_IN
-from llava_gateway.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -72,15 +71,18 @@ class OutputReader:
     time.
     """
 
-    def __init__(self, engine: "AsyncLLM", tokenizer: Tokenizer) -> None:
-        """Take the place of vLLM's tasks. `engine`: has not got a request yet, and `why_unsupported` returns None for it."""
+    def __init__(self, engine: "AsyncLLM", token_texts: Sequence[str | None]) -> None:
+        """Take the place of vLLM's tasks.
+
+        `engine`: has not got a request yet, and `why_unsupported` returns None for it. `token_texts`: see `Tokenizer.token_texts`.
+        """
         self._core = engine.engine_core
         self._resources = engine.engine_core.resources
         self._renderer = engine.renderer
         self._logger = engine.logger_manager
         self._log_stats = engine.log_stats
         self._chunk_size = envs.VLLM_V1_OUTPUT_PROC_CHUNK_SIZE
-        self._processor = engine.output_processor = TextOutputProcessor.replace(engine.output_processor, tokenizer.token_texts())
+        self._processor = engine.output_processor = TextOutputProcessor.replace(engine.output_processor, token_texts)
         self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._resources.output_socket.underlying)
         self._descriptor = os.dup(int(self._socket.getsockopt(zmq.FD)))  # stays valid when vLLM closes the socket
         self._remaining: tuple[EngineCoreOutputs, list[EngineCoreOutput], IterationStats | None] | None = None

@@ -18,6 +18,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder, UtilityResult
 
 from llava_gateway.engine.vllm.compat.output_reader import OutputReader, why_unsupported
+from llava_gateway.engine.vllm.engine import VllmEngine
 from llava_gateway.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -79,7 +80,7 @@ async def running(chunk_size: int = 32) -> AsyncIterator[Engine]:
             renderer=SimpleNamespace(mm_processor_cache=None, stat_mm_cache=lambda: None),
             output_processor=OutputProcessor(tokenizer(), log_stats=True),
         )
-        reader = OutputReader(front_end, Tokenizer(tokenizer().backend_tokenizer.to_str()))
+        reader = OutputReader(front_end, Tokenizer(tokenizer().backend_tokenizer.to_str()).token_texts())
         reader._chunk_size = chunk_size
         engine = Engine(push, front_end, reader)
         front_end.logger_manager = reader._logger = SimpleNamespace(record=lambda **stats: engine.recorded.append(stats))
@@ -229,3 +230,10 @@ def test_engine_with_other_outputs_keeps_vllms_way(changes: dict[str, Any], why:
 def test_unknown_version_of_vllm_keeps_vllms_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.__version__", "0.99.0")
     assert "not tested with vLLM 0.99.0" in str(why_unsupported(front_end()))
+
+
+def test_tokenizer_whose_texts_cannot_be_read_keeps_vllms_way() -> None:
+    unreadable = Tokenizer('{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"b":0},"merges":[]},"decoder":null}')
+    info: Any = SimpleNamespace(tokenizer=unreadable)
+    reason = asyncio.run(VllmEngine("model")._make_output_reader(front_end(), info))
+    assert "cannot be read" in str(reason)
