@@ -1,4 +1,5 @@
-# make serve | test | test-fast | test-ray | test-clients | lint | check | docs | measure | bench | soak | fuzz | screenshots | demo-model | clean
+# make serve | test | test-fast | test-ray | test-clients | test-gpu | lint | check | docs | measure | bench | bench-gpu | soak | fuzz
+#      | screenshots | demo-model | clean
 # Variables: HOST PORT MODEL ARGS WORKERS PYTHON ENGINE BENCH SOAK FUZZ
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -15,7 +16,7 @@ TESTS := PYTHONPATH="$(CURDIR)/tests" $(BIN)/python -m
 INSTALL := pyproject.toml $(wildcard deploy/install/*)
 CLIENTS := $(patsubst tests/clients/requirements/%.txt,.venv-clients/%/installed,$(wildcard tests/clients/requirements/*.txt))
 
-.PHONY: serve test test-fast test-ray test-clients lint check docs measure bench soak fuzz screenshots demo-model clean
+.PHONY: serve test test-fast test-ray test-clients test-gpu lint check docs measure bench bench-gpu soak fuzz screenshots demo-model clean
 
 serve: .venv/serve-$(ENGINE)  ## Serve MODEL (the demo on a CPU, llava-hf/llava-1.5-7b-hf on an NVIDIA GPU)
 	@exec $(BIN)/llava-gateway serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -33,6 +34,9 @@ test-ray: .venv/test-$(ENGINE)  ## A Ray cluster of several gateways and engines
 test-clients: .venv/test-$(ENGINE) $(CLIENTS)  ## Other projects' clients and Open WebUI, each with the recipe of docs/clients.md
 	$(BIN)/python -m pytest tests/clients $(ARGS)
 
+test-gpu: .venv/test-$(ENGINE)  ## The tests for a GPU, in under ten minutes (docs/gpu.md); ENGINE=cpu shows on a CPU that the tests themselves work
+	$(BIN)/python -m pytest tests/gpu --device $(ENGINE) $(ARGS)
+
 lint: .venv/check-$(ENGINE)  ## Ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,6 +52,9 @@ measure: .venv/test-$(ENGINE)  ## The share of the demo model's answers that are
 
 bench: .venv/test-$(ENGINE)  ## Compare this gateway with `vllm serve` and `vllm-rs` (fifteen minutes on two cores); BENCH="--rounds 1" takes half as long
 	$(TESTS) bench.run $(BENCH)
+
+bench-gpu: .venv/test-$(ENGINE)  ## The same comparison on a GPU, with a new image in each request (docs/gpu.md); BENCH="--streams 32 256" is a part of it
+	$(TESTS) bench.gpu --device $(ENGINE) $(BENCH)
 
 soak: .venv/test-$(ENGINE)  ## Ten minutes of mixed traffic; fails if memory, open files or tasks grow. SOAK="--minutes 60" runs longer
 	$(TESTS) bench.soak $(SOAK)

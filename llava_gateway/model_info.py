@@ -74,6 +74,8 @@ class ModelInfo:
     vision: VisionConfig
     context_length: int
     """The upper bound of prompt and answer together, in tokens."""
+    max_images: int | None = None
+    """The upper bound of images in a request, of vLLM's --limit-mm-per-prompt. None: only the context is a bound."""
     image_start_end: bool | None = None
     """Whether training put `<im_start>` and `<im_end>` around each image: `mm_use_im_start_end` of config.json. None: the checkpoint does
     not say."""

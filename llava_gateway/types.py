@@ -140,7 +140,8 @@ class Message:
     tool_call_id: str = ""
     """In a message with the role tool: the id of the call that it answers."""
     images_in_place: bool = False
-    """Whether images and videos stay between the texts. False: the chat template places them, which most templates do before all texts."""
+    """Whether images and videos stay between the texts, without a line break. False: the chat template places them, which most templates do
+    before all texts; but images with a text between them stay where they are."""
 
 
 def has_text_before_image(content: Sequence[Part]) -> bool:

@@ -27,7 +27,16 @@ from llava_gateway.prompts.merge import merge_turns
 from llava_gateway.prompts.templates import BUILT_IN, Template
 from llava_gateway.prompts.tools import add_tool_fields, as_text, template_tools, tojson
 from llava_gateway.settings import ImageStartEnd
-from llava_gateway.types import ChatRequest, CompletionRequest, Message, Request, Text, Tool, ToolChoice, VideoUrl
+from llava_gateway.types import (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    Request,
+    Text,
+    Tool,
+    ToolChoice,
+    VideoUrl,
+)
 
 SEPARATOR = "\ufdd0"
 """Splits control tokens in texts. Noncharacters are for internal use and never for interchange (Unicode, section 23.7)."""
@@ -241,7 +250,7 @@ class PromptRenderer:
         self, compiled: "_Compiled", messages: Sequence[Message], continue_last: bool, tools: Sequence[Tool], variables: dict[str, Any]
     ) -> str:
         """Render the messages, with a SEPARATOR in each control token of a client's text. Raises TemplateError."""
-        plain = [self._plain(message) for message in messages]
+        plain = [self._plain(message, keeps_order=compiled.keeps_order) for message in messages]
         if compiled.renders_tools:
             add_tool_fields(plain, messages, self._defuse)
             variables = variables | {"tools": template_tools(tools, self._defuse)}
@@ -251,8 +260,12 @@ class PromptRenderer:
         text = compiled.jinja.render(messages=plain, add_generation_prompt=True, **self._variables, **variables)
         return text + ("" if not last_text or text[-1:].isspace() else " ") + last_text
 
-    def _plain(self, message: Message) -> dict[str, Any]:
-        """Return a message as Hugging Face's templates expect it, with its control tokens split."""
+    def _plain(self, message: Message, *, keeps_order: bool) -> dict[str, Any]:
+        """Return a message as Hugging Face's templates expect it, with its control tokens split.
+
+        `keeps_order`: the template shows texts and images in their order. Otherwise it gets one text that has the images in it, if a text
+        stands between images: moved to the front, "Image 1:" and "Image 2:" would say nothing.
+        """
         parts: list[dict[str, str]] = []
         tail = ""
         for part in message.content:
@@ -264,8 +277,10 @@ class PromptRenderer:
                 text = SEPARATOR + text
             tail = (tail + text)[-self._longest_control :]
             parts.append({"type": "text", "text": text})
-        if message.images_in_place:
-            parts = [{"type": "text", "text": "".join(part.get("text") or self._placeholders.get(part["type"], "") for part in parts)}]
+        in_place = message.images_in_place
+        if in_place or (not keeps_order and _has_text_between_media(message)):
+            texts = [part.get("text") or self._placeholders.get(part["type"], "") for part in parts]
+            parts = [{"type": "text", "text": ("" if in_place else "\n").join(texts)}]
         return {"role": message.role, "content": parts}
 
     def _split_controls(self, text: str) -> str:
@@ -303,6 +318,8 @@ class _Compiled:
     jinja: jinja2.Template
     variables: Set[str]
     """The variables that the template reads."""
+    keeps_order: bool
+    """Whether the template shows the texts and images of a message in their order. Most templates show all images first."""
 
     @property
     def renders_tools(self) -> bool:
@@ -315,9 +332,26 @@ def _compile(template: Template) -> _Compiled:
     environment = _environment()
     try:
         variables = meta.find_undeclared_variables(environment.parse(template.jinja)) - environment.globals.keys()
-        return _Compiled(template, environment.from_string(template.jinja), variables)
+        jinja = environment.from_string(template.jinja)
     except jinja2.TemplateSyntaxError as error:
         raise EngineStartError(f"the chat template is not valid Jinja: {error.message} (line {error.lineno})") from error
+    return _Compiled(template, jinja, variables, _keeps_order(jinja))
+
+
+def _has_text_between_media(message: Message) -> bool:
+    """Return whether a text stands between two images or videos, so that it says something about one of them."""
+    places = [index for index, part in enumerate(message.content) if not isinstance(part, Text)]
+    return len(places) > 1 and any(isinstance(part, Text) and part.text.strip() for part in message.content[places[0] : places[-1]])
+
+
+def _keeps_order(jinja: jinja2.Template) -> bool:
+    """Return whether a template shows an image between the texts between which it stands."""
+    content = [{"type": "text", "text": "before"}, {"type": "image"}, {"type": "text", "text": "after"}]
+    try:
+        text = jinja.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError):  # it wants other messages
+        return False
+    return bool(text.partition("before")[2].partition("after")[0].strip())
 
 
 class _Generation(Extension):

@@ -131,6 +131,12 @@ def check_media(request: Request, model: ModelInfo) -> None:
     if images and not model.takes_images:
         param = images[0].param
         raise InvalidRequest(f"{param}: this model takes videos and no images.", param=param)
+    if images and model.max_images is not None and len(images) > model.max_images <= (model.context_length - 1) // min_image_tokens:
+        raise InvalidRequest(
+            f"The request has {len(images)} images, and this server takes at most {model.max_images} in one request "
+            "(its operator can raise --limit-mm-per-prompt).",
+            param=request.param,
+        )
     min_tokens = len(images) * min_image_tokens + len(videos) * _min_video_tokens(model)
     if min_tokens >= model.context_length:
         name, or_more = _prompt_name(request), OR_MORE if videos or model.vision.grids else ""

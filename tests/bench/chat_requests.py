@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -77,8 +78,11 @@ def question(images: int) -> str:
     return "Describe this image." if images == 1 else "Describe these images."
 
 
-def prompt_tokens(messages: Iterable[dict[str, Any]]) -> int:
-    """Return the number of tokens that LLaVA's prompt has for these messages, with `<s>` and all tokens of the images."""
+def prompt_tokens(messages: Iterable[dict[str, Any]], checkpoint: Path = CHECKPOINT) -> int:
+    """Return the number of tokens that LLaVA's prompt has for these messages, with `<s>` and all tokens of the images.
+
+    `checkpoint`: the directory of the model.
+    """
     shown = []
     images = 0
     for message in messages:
@@ -87,7 +91,7 @@ def prompt_tokens(messages: Iterable[dict[str, Any]]) -> int:
             images += sum(part["type"] == "image_url" for part in parts)
             parts = [part if part["type"] == "text" else {"type": "image"} for part in parts]
         shown.append({"role": message["role"], "content": parts})
-    template, tokenizer = _model()
+    template, tokenizer = _model(checkpoint)
     prompt = template.render(messages=shown, add_generation_prompt=True, eos_token="</s>")
     return len(tokenizer.encode(prompt).ids) + images * (TOKENS_PER_IMAGE - 1)
 
@@ -152,7 +156,7 @@ def say(peer: Peer, messages: list[dict[str, Any]]) -> str:
 
 
 @cache
-def _model() -> tuple[Any, Tokenizer]:
+def _model(checkpoint: Path) -> tuple[Any, Tokenizer]:
     environment = Environment(autoescape=False)
-    template = environment.from_string((CHECKPOINT / "chat_template.jinja").read_text())
-    return template, Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    template = environment.from_string((checkpoint / "chat_template.jinja").read_text())
+    return template, Tokenizer.from_file(str(checkpoint / "tokenizer.json"))

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,18 @@ ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HU
 BEGIN_OF_TEXT = {"add_special_tokens": True}
 """A field of requests to vLLM. Without it vLLM leaves out the `<s>` of LLaVA's prompt, and the demo model describes images that are not
 there. The gateway always writes the `<s>`."""
-START_TIMEOUT = 180
-"""Seconds until a server must be ready."""
+START_TIMEOUT = 600
+"""Seconds until a server must be ready. On a GPU the first start compiles the model."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model that all servers of a comparison serve."""
+
+    checkpoint: Callable[[], AbstractContextManager[Path]]
+    """Writes the checkpoint to a temporary folder, for the time of a block."""
+    flags: tuple[str, ...]
+    """vLLM's engine flags."""
 
 
 @dataclass(frozen=True)
@@ -100,36 +110,44 @@ def long_checkpoint() -> Iterator[Path]:
         yield checkpoint
 
 
+DEMO = Served(long_checkpoint, FLAGS)
+
+
 @contextmanager
-def gateway(*flags: str) -> Iterator[Peer]:
+def gateway(*flags: str, served: Served = DEMO) -> Iterator[Peer]:
     """Serve with this gateway. `flags`: further flags of `llava-gateway serve`."""
     own = ("--served-model-name", MODEL_NAME, "--allow-networks", "127.0.0.0/8", *flags)
-    with long_checkpoint() as checkpoint:
-        command = [sys.executable, "-m", "llava_gateway", "serve", str(checkpoint), *FLAGS, *own]
+    with served.checkpoint() as checkpoint:
+        command = [sys.executable, "-m", "llava_gateway", "serve", str(checkpoint), *served.flags, *own]
         with _serve(GATEWAY, command, "/ready", {}, {}) as peer:
             yield peer
 
 
 @contextmanager
-def vllm_serve() -> Iterator[Peer]:
+def vllm_serve(served: Served = DEMO) -> Iterator[Peer]:
     """Serve with vLLM's front end in Python."""
-    flags = (*FLAGS, "--allowed-local-media-path", "")
-    with long_checkpoint() as checkpoint, _serve(VLLM, _vllm_command(checkpoint, flags), "/health", {}, BEGIN_OF_TEXT) as peer:
+    flags = (*served.flags, "--allowed-local-media-path", "")
+    with served.checkpoint() as checkpoint, _serve(VLLM, _vllm_command(checkpoint, flags), "/health", {}, BEGIN_OF_TEXT) as peer:
         yield peer
 
 
 @contextmanager
-def vllm_rs(program: Path) -> Iterator[Peer]:
+def vllm_rs(program: Path, served: Served = DEMO) -> Iterator[Peer]:
     """Serve with vLLM's front end in Rust. `program`: the path of `vllm-rs`.
 
     The front end refuses `--mm-processor-cache-gb`. Without `--chat-template-content-format` its prompts lack the line break after each
     image.
     """
-    removed = FLAGS.index("--mm-processor-cache-gb")
-    flags = (*FLAGS[:removed], *FLAGS[removed + 2 :], "--chat-template-content-format", "openai")
+    flags = (*_without(served.flags, "--mm-processor-cache-gb"), "--chat-template-content-format", "openai")
     environment = {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(program)}
-    with long_checkpoint() as checkpoint, _serve(RUST, _vllm_command(checkpoint, flags), "/health", environment, BEGIN_OF_TEXT) as peer:
+    with served.checkpoint() as checkpoint, _serve(RUST, _vllm_command(checkpoint, flags), "/health", environment, BEGIN_OF_TEXT) as peer:
         yield peer
+
+
+def _without(flags: Sequence[str], flag: str) -> Sequence[str]:
+    """Return the flags without one flag and its value."""
+    place = flags.index(flag) if flag in flags else len(flags)
+    return [*flags[:place], *flags[place + 2 :]]
 
 
 def _vllm_command(checkpoint: Path, flags: Sequence[str]) -> list[str]:

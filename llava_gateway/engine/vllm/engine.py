@@ -13,6 +13,7 @@ from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 from blake3 import blake3
 from PIL import Image
 
@@ -81,6 +82,8 @@ class VllmEngine:
         self._image_inputs: ImageInputs | None = None
         self._checked_params = CheckedParams()
         self._process_guard = ProcessGuard()
+        self._processes: list[psutil.Process] = []
+        """All processes of the engine that has started. Those of several GPUs outlive a first process that was killed."""
         self.stage = "importing vLLM"
 
     @property
@@ -97,7 +100,8 @@ class VllmEngine:
         loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the error as retrieved
         while not loading.done():
             await asyncio.wait((loading,), timeout=0.5)
-            self._process_guard.watch([process.pid for process in health.engine_processes()])
+            self._processes = health.engine_processes()
+            self._process_guard.watch([process.pid for process in self._processes])
         self._engine = engine = loading.result()
         self._model = info = describe(engine, self._video_frames)
         self._lora_manager = LoraManager(engine)
@@ -182,7 +186,7 @@ class VllmEngine:
         on_delta: Callable[[Delta], None],
         on_text: Callable[[str, int], None] | None = None,
     ) -> None:
-        from vllm.exceptions import GracefulHTTPError, VLLMClientError
+        from vllm.exceptions import GracefulHTTPError, RetryableRequestError, VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if self._engine is None:
@@ -206,6 +210,8 @@ class VllmEngine:
             raise refusal(error, sampling.structured_output) from error
         except GracefulHTTPError as error:
             raise TooManyRequests("The engine is busy. Try again later.", code="queue_full", retry_after=1) from error
+        except RetryableRequestError as error:
+            raise Unavailable("The engine did not take this request. Try again.", code="engine_abort", retry_after=1) from error
         except EngineDeadError as error:
             raise _engine_died() from error
         except Exception as error:
@@ -345,7 +351,7 @@ class VllmEngine:
         while not loading.done() and time.monotonic() < deadline:
             health.kill(health.engine_processes(), timeout=0)
             time.sleep(0.05)
-        health.kill(health.engine_processes(), timeout=0)
+        health.kill([*self._processes, *health.engine_processes()], timeout=0)
 
 
 def _warm_up_prompt(info: ModelInfo) -> Prompt:

@@ -4,8 +4,12 @@ import argparse
 import logging
 import math
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -40,6 +44,7 @@ CONTEXT_PARTS = 2
 """One video takes at most this part of the context: a half."""
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with executor "uni": no Worker process beside the EngineCore
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would keep the gateway's connections and locks in the engine's process
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": "32",  # outputs between two turns of the event loop; 128 with log probabilities hold it for 50 ms
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -48,6 +53,10 @@ ENVIRONMENT = {
 """Environment variables that suit an embedded engine. They are set unless the operator has set them."""
 SOCKET_FOLDER = "VLLM_RPC_BASE_PATH"
 """The environment variable with the directory of vLLM's Unix domain sockets. Its default is the directory for temporary files."""
+FLASHINFER = "VLLM_USE_FLASHINFER_SAMPLER"
+"""The environment variable with which vLLM samples by FlashInfer's kernels, or not. By default it does."""
+CUDA, COMPILED_KERNELS = "/usr/local/cuda", "flashinfer_jit_cache"
+"""The directory in which FlashInfer looks for CUDA's compiler, and the package that has its kernels compiled already."""
 MAX_SOCKET_FOLDER = 107 - len("/") - 36
 """The greatest length of that directory, in bytes: a socket's path has at most 107 (unix(7)), and its name is a UUID."""
 
@@ -72,6 +81,8 @@ def engine_arguments(
     _choose_socket_folder()
     if is_cpu_build():
         _set_cpu_environment()
+    else:
+        _set_gpu_environment()
     try:
         if early_process:
             early_process.start(config.get("model_type"))
@@ -151,6 +162,21 @@ def _set_cpu_environment() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
 
 
+def _set_gpu_environment() -> None:
+    """Have the engine find the programs that compile kernels for a GPU, or do without these kernels.
+
+    FlashInfer compiles its kernels for `top_k` and `top_p` at their first use, with `ninja` from PATH and CUDA's `nvcc`. Without one of
+    them it raises an error, which ends the engine. vLLM has other kernels for the same.
+    """
+    own = Path(sys.executable).parent  # where pip has installed ninja; the PATH of a service does not lead there
+    if not shutil.which("ninja") and (own / "ninja").exists():
+        os.environ["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    toolkit = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or CUDA
+    compiles = shutil.which("ninja") and (shutil.which("nvcc") or (Path(toolkit) / "bin" / "nvcc").exists())
+    if not (compiles or find_spec(COMPILED_KERNELS)):
+        os.environ.setdefault(FLASHINFER, "0")
+
+
 def make_engine(arguments: "AsyncEngineArgs", early_process: EarlyProcess, video_frames: int) -> "AsyncLLM":
     """Start vLLM's processes, and return the engine when it has loaded the model. Raises EngineStartError.
 
@@ -220,6 +246,7 @@ def describe(engine: "AsyncLLM", video_frames: int) -> ModelInfo:
         image_token=processor.image_token,
         vision=_vision(info, config.hf_config, processor.image_processor),
         context_length=config.max_model_len,
+        max_images=model.max_images(info),
         image_start_end=getattr(config.hf_config, "mm_use_im_start_end", None),
         default_sampling=model.default_sampling(config),
         max_answer_tokens=model.max_answer_tokens(config),

@@ -94,6 +94,25 @@ def test_image_tokens_equal_those_of_the_models_processor(served: ServedModel) -
     assert served.counted(jpeg((3000, 1700), orientation=6)) == served.expected((1700, 3000))  # stored turned by a quarter
 
 
+MANY = {"bakllava": 50, "siglip": 40, "next": 20, "onevision": 20}
+"""Small images that fit the context."""
+
+
+def test_many_images_stay_where_they_stand_in_the_text(served: ServedModel) -> None:
+    count = MANY[served.name]
+    content = [part for number in range(count) for part in (f"Image {number}:", image_part(jpeg((60 + number, 40))))]
+    asked = {"model": served.name, "messages": [user(*content, "Compare.")]}
+    if served.name == "next":  # its template shows parts in their order, each image with a line break
+        text = "[INST] " + "".join(f"Image {number}:<image>\n" for number in range(count)) + "Compare. [/INST]"
+    else:
+        text = "USER: " + "".join(f"Image {number}:\n<image>\n" for number in range(count)) + "Compare. ASSISTANT:"
+    images = [Image.new("RGB", (60 + number, 40)) for number in range(count)]
+    (expected,) = served.processor(text=text, images=images)["input_ids"]
+    assert served.http.post("/tokenize", json=asked).json()["tokens"] == list(expected)
+    usage = served.http.post("/v1/chat/completions", json=asked | {"max_tokens": 2}).json()["usage"]
+    assert usage["prompt_tokens"] == len(expected)
+
+
 def test_llava_worker_answers_with_as_many_tokens_as_asked_for(served: ServedModel) -> None:
     """The tokens of an image whose number depends on its size are counted once more after it is loaded."""
     image = encode(draw(GRID, (640, 480)))
@@ -125,12 +144,12 @@ def test_chat_beyond_the_context_is_refused_with_its_token_counts(served: Served
 
 def test_too_many_images_are_refused_before_a_fetch(served: ServedModel) -> None:
     nowhere = "http://192.0.2.1/image.png"
-    error = served.post("/v1/chat/completions", *[nowhere] * 40).json()["error"]
+    error = served.post("/v1/chat/completions", *[nowhere] * 60).json()["error"]
     min_image_tokens = {"bakllava": 577, "siglip": 729, "next": 576, "onevision": 729}[served.name]
     has_grids = served.name in ("next", "onevision")
     or_more = " or more" if has_grids else ""
     assert error["code"] == "context_length_exceeded"
-    assert f"resulted in {40 * min_image_tokens} tokens{or_more}." in error["message"]
+    assert f"resulted in {60 * min_image_tokens} tokens{or_more}." in error["message"]
     assert f"take {min_image_tokens} tokens{or_more} each, so at most {CONTEXT // min_image_tokens} images fit" in error["message"]
     counted = served.post("/tokenize", nowhere)
     assert counted.status_code == (400 if has_grids else 200)  # the image is fetched only if its size matters

@@ -34,6 +34,21 @@ def test_prompt_has_the_form_of_llava(renderer: PromptRenderer) -> None:
     assert renderer.chat(answered).text == "S USER: <image>\nQ ASSISTANT: A</s>USER: R ASSISTANT:"
 
 
+IN_ORDER = "{% for message in messages %}{% for part in message.content %}{{ part.text or '<image>;' }}{% endfor %}{% endfor %}"
+
+
+def test_images_with_a_text_between_them_stay_in_their_places() -> None:
+    """Moved to the front, the texts would no longer say which image is which."""
+    between = [Message("user", (Text("First:"), IMAGE, Text("Second:"), IMAGE, Text("Compare.")))]
+    renderer = PromptRenderer(model_info())
+    assert renderer.chat(between).text == "USER: First:\n<image>\nSecond:\n<image>\nCompare. ASSISTANT:"
+    assert renderer.chat(between, "chatml").text.count("First:\n<image>\nSecond:\n<image>\nCompare.") == 1
+    assert PromptRenderer(model_info(IN_ORDER)).chat(between).text == "First:<image>;Second:<image>;Compare."
+    for parts in ((Text("Q"), IMAGE, IMAGE), (IMAGE, Text(" "), IMAGE, Text("Q")), (Text("Q"), IMAGE)):
+        images = sum(part is IMAGE for part in parts)
+        assert renderer.chat([Message("user", parts)]).text.startswith("USER: " + "<image>\n" * images)
+
+
 def special_ids(renderer: PromptRenderer, ids: list[int]) -> list[str]:
     return [token for token in map(renderer._tokenizer.token, ids) if token in CONTROLS]
 

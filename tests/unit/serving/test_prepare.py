@@ -9,6 +9,7 @@ import pytest
 from helpers.silent_engine import SilentEngine
 
 from llava_gateway.api.openai.chat_request import ChatCompletionRequest, to_chat
+from llava_gateway.errors import ContextLengthExceeded, InvalidRequest
 from llava_gateway.model_info import ModelInfo
 from llava_gateway.prompts.renderer import PromptRenderer
 from llava_gateway.serving.prepare import prepare
@@ -61,3 +62,15 @@ def test_other_apis_keep_their_own_defaults() -> None:
 def test_answers_are_never_longer_than_the_operator_allows(asked: int | None, expected: int) -> None:
     bounded = dataclasses.replace(MODEL, max_answer_tokens=5)
     assert prepared(bounded, max_tokens=asked).max_tokens == expected
+
+
+def test_image_beyond_the_operators_limit_is_refused_with_the_number() -> None:
+    """Before a fetch, since the images cannot be fetched."""
+    bounded = dataclasses.replace(MODEL, max_images=4)
+    image = {"type": "image_url", "image_url": {"url": "http://192.0.2.1/image.png"}}
+    prepared(bounded, messages=[{"role": "user", "content": [image] * 4}])
+    with pytest.raises(InvalidRequest, match=r"has 5 images, .* at most 4 .*--limit-mm-per-prompt") as raised:
+        prepared(bounded, messages=[{"role": "user", "content": [image] * 5}])
+    assert raised.value.param == "messages"
+    with pytest.raises(ContextLengthExceeded, match="at most 2 images fit"):  # raising the operator's limit would not help
+        prepared(dataclasses.replace(bounded, context_length=3), messages=[{"role": "user", "content": [image] * 5}])

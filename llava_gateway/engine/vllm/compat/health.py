@@ -16,6 +16,10 @@ PROCESS_NAMES = ("EngineCore", "VLLM_", "VllmWorker")
 """How the names begin that vLLM gives its processes: the engine, the coordinator of data parallelism, and the workers."""
 
 
+KILL_TIMEOUT = 10
+"""Seconds that killed processes may take to end. The driver of a GPU first frees their memory, which the next engine needs."""
+
+
 def is_dead(engine: "AsyncLLM") -> bool:
     """Return whether vLLM has noticed that its engine's process has ended, or whether its own output loop has.
 
@@ -59,4 +63,4 @@ def kill(processes: list[psutil.Process], timeout: float) -> None:
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=3)
+    psutil.wait_procs(alive, timeout=KILL_TIMEOUT)

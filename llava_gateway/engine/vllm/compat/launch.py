@@ -45,14 +45,17 @@ def flag_parser() -> argparse.ArgumentParser:
 
 
 def create_config(arguments: "AsyncEngineArgs") -> "VllmConfig":
-    """Return vLLM's configuration, for an engine inside another program. Raises vLLM's or pydantic's error.
+    """Return vLLM's configuration, with the defaults of vLLM's own server. Raises vLLM's or pydantic's error.
 
-    Touches: `AsyncEngineArgs.create_engine_config` and `UsageContext.ENGINE_CONTEXT`.
+    The defaults of `--max-num-seqs` and `--max-num-batched-tokens` depend on the program around the engine. On a large GPU vLLM's server
+    has 1024 and 8192, and an unknown program 128 and 2048.
+
+    Touches: `AsyncEngineArgs.create_engine_config` and `UsageContext.OPENAI_API_SERVER`.
     Without it: `AsyncLLM.from_engine_args` creates the same configuration and starts the engine, so nothing in it could be changed.
     """
     from vllm.usage.usage_lib import UsageContext
 
-    return arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    return arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
 def allow_media_tokens(config: "VllmConfig", tokens: int) -> None:

@@ -50,6 +50,16 @@ def patches_per_side(info: Any) -> int:
     return int(info.get_vision_encoder_info().get_patch_grid_length())
 
 
+def max_images(info: Any) -> int | None:
+    """Return the upper bound of images in a prompt. It is 999 if `--limit-mm-per-prompt` sets none. None: the model takes no images.
+
+    Touches: `BaseProcessingInfo.allowed_mm_limits`.
+    Without it: vLLM refuses more images itself, after they were loaded.
+    """
+    limit = info.allowed_mm_limits.get("image")
+    return None if limit is None else int(limit)
+
+
 def takes_images(info: Any) -> bool:
     """Return whether the model takes images. vLLM's LLaVA-NeXT-Video takes only videos.
 

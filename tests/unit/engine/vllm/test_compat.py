@@ -22,7 +22,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine import vllm as package
 from llava_gateway.engine.vllm.compat import engine_process, launch, lora, model, requests, seeds
-from llava_gateway.engine.vllm.launch import ENVIRONMENT, engine_arguments
+from llava_gateway.engine.vllm.launch import ENVIRONMENT, FLASHINFER, engine_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +114,12 @@ SOURCES = {
         'else "EngineCore"': "vLLM gives its engine's process another name than EngineCore",
         launch.PROCESS_FAILED: "vLLM words the failure of its engine's process differently, so launch.PROCESS_FAILED does not find it",
     },
+    "engine/arg_utils.py": {
+        "default_max_num_seqs.get(\n                usage_context,": "the defaults of batches no longer depend on UsageContext",
+    },
+    "utils/system_utils.py": {
+        "mp_method = envs.VLLM_WORKER_MULTIPROC_METHOD": "vLLM decides by something else whether the engine's process is forked",
+    },
     "v1/engine/coordinator.py": {'name="VLLM_DP_Coordinator"': "vLLM gives its coordinator's process another name than VLLM_..."},
     "v1/executor/multiproc_executor.py": {'name=f"VllmWorker-{rank}"': "vLLM gives its workers' processes another name than VllmWorker"},
     "config/scheduler.py": {
@@ -178,6 +184,7 @@ SIGNATURES = {
     "vllm.multimodal.inputs:MultiModalKwargsItem": "",
     "vllm.multimodal.inputs:MultiModalKwargsItems": "",
     "vllm.multimodal.processing:BaseProcessingInfo.validate_num_items": "modality num_items",
+    "vllm.multimodal.processing:BaseProcessingInfo.allowed_mm_limits.func": "self",
     "vllm.inputs:mm_input": "prompt_token_ids mm_kwargs mm_hashes mm_placeholders cache_salt",
     "vllm.multimodal.inputs:MultiModalFieldElem": "data field",
     "vllm.multimodal.inputs:MultiModalFeatureSpec": "data modality identifier mm_position mm_hash",
@@ -220,7 +227,10 @@ def test_function_takes_the_parameters_that_it_is_given(name: str) -> None:
     check_parameters(name, SIGNATURES[name], "vLLM", "compat")
 
 
-EXCEPTIONS = ("vllm.exceptions:VLLMClientError", "vllm.exceptions:GracefulHTTPError", "vllm.v1.engine.exceptions:EngineDeadError")
+EXCEPTIONS = (
+    *("vllm.exceptions:VLLMClientError", "vllm.exceptions:GracefulHTTPError", "vllm.exceptions:RetryableRequestError"),
+    "vllm.v1.engine.exceptions:EngineDeadError",
+)
 
 
 @pytest.mark.parametrize("name", EXCEPTIONS)
@@ -231,7 +241,7 @@ def test_vllm_still_raises_these_errors(name: str) -> None:
     assert issubclass(error, Exception)
 
 
-@pytest.mark.parametrize("name", [name for name in ENVIRONMENT if name.startswith("VLLM_")])
+@pytest.mark.parametrize("name", [*(name for name in ENVIRONMENT if name.startswith("VLLM_")), FLASHINFER])
 def test_vllm_still_reads_the_variables_that_are_set(name: str) -> None:
     from vllm import envs
 
@@ -264,6 +274,7 @@ def test_engine_process_gets_the_variables_that_vllm_sets_on_a_cpu(monkeypatch: 
         monkeypatch.delenv(name)
     expected = engine_process.variables()
     arguments = engine_arguments(str(CHECKPOINT), [])
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD")  # set for every platform, while vLLM sets it for CPUs
     before = dict(os.environ)
     config = launch.create_config(arguments)
     assert engine_process.is_cpu_build()
@@ -400,6 +411,14 @@ def test_add_request_takes_a_prompt_that_is_not_rendered() -> None:
     assert names <= TokensPrompt.__required_keys__ | TokensPrompt.__optional_keys__
 
 
+def test_batches_are_as_large_as_those_of_vllms_server() -> None:
+    """Otherwise vLLM takes the defaults of an unknown program, which are an eighth on a large GPU."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    assert all(UsageContext.OPENAI_API_SERVER in defaults for defaults in AsyncEngineArgs.get_batch_defaults(1))
+
+
 def test_image_limits_are_raised_and_never_lowered() -> None:
     scheduler = SimpleNamespace(encoder_cache_size=8748, max_num_encoder_input_tokens=9000)
     launch.allow_media_tokens(SimpleNamespace(scheduler_config=scheduler), 8765)
@@ -486,6 +505,15 @@ def test_tokens_of_the_demo_models_image(demo: Any) -> None:
     processor = model.hf_processor(info)
     missing = [name for name in ("tokenizer", "image_processor", "chat_template", "image_token") if not hasattr(processor, name)]
     assert not missing, f"the processor has no {', '.join(missing)} any more. Adapt launch.describe."
+
+
+@pytest.mark.parametrize(("limits", "images"), [({}, 999), ({"image": 4}, 4), ({"image": {"count": 5}}, 5)])
+def test_images_of_a_request_are_limited_by_the_flag(limits: dict[str, Any], images: int) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    config = EngineArgs(model=str(CHECKPOINT), limit_mm_per_prompt=limits).create_model_config()
+    assert model.max_images(MULTIMODAL_REGISTRY.create_processor(config).info) == images
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."], ids=["new transformers", "old transformers"])

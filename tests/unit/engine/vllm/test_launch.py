@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llava_gateway.engine.vllm import launch
-from llava_gateway.engine.vllm.launch import MAX_SOCKET_FOLDER, SOCKET_FOLDER
+from llava_gateway.engine.vllm.launch import ENVIRONMENT, FLASHINFER, MAX_SOCKET_FOLDER, SOCKET_FOLDER
 from llava_gateway.engine.vllm.preload import PRELOAD, linked_preload
 from llava_gateway.errors import EngineStartError
 
@@ -86,3 +86,33 @@ def test_memory_is_measured_with_a_video_of_as_many_frames_as_are_sampled(given:
 def test_model_for_videos_does_not_start_without_videos(given: Any) -> None:
     with pytest.raises(EngineStartError, match="limit-mm-per-prompt"):
         launch._limit_test_video(argparse.Namespace(limit_mm_per_prompt={"video": given}), 32)
+
+
+def program(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(0o755)
+    return path
+
+
+@pytest.mark.parametrize(("compiler", "flashinfer"), [("", "0"), ("bin/nvcc", None), ("cuda/bin/nvcc", None)])
+def test_kernels_that_must_be_compiled_are_used_only_with_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, flashinfer: str | None
+) -> None:
+    """Without CUDA's compiler, as in the container image, the first `top_p` would end the engine."""
+    ninja = program(tmp_path / "venv" / "bin" / "ninja")
+    monkeypatch.setattr(sys, "executable", str(ninja.with_name("python")))
+    monkeypatch.setattr(launch, "CUDA", str(tmp_path / "cuda"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for name in (FLASHINFER, "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if compiler:
+        program(tmp_path / compiler)
+    launch._set_gpu_environment()
+    assert os.environ["PATH"].split(os.pathsep) == [str(ninja.parent), str(tmp_path / "bin")]
+    assert os.environ.get(FLASHINFER) == flashinfer
+
+
+def test_engine_is_not_forked_from_the_gateway() -> None:
+    """A forked engine would hold copies of clients' connections, which then stay open after the gateway has closed them."""
+    assert ENVIRONMENT["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"

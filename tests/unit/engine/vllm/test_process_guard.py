@@ -2,12 +2,15 @@
 
 import subprocess
 import time
+from concurrent.futures import Future
 from multiprocessing import get_context
+from typing import Any
 
 import psutil
 import pytest
 
 from llava_gateway.engine.vllm.compat import health
+from llava_gateway.engine.vllm.engine import VllmEngine
 from llava_gateway.engine.vllm.process_guard import ProcessGuard
 
 pytestmark = pytest.mark.slow
@@ -50,3 +53,15 @@ def test_the_guard_runs_without_site_packages_and_ends_what_it_was_told() -> Non
         guard.close()
         assert guard._process.returncode == 0
         assert orphan.wait(10) < 0
+
+
+def test_worker_that_outlives_its_engine_has_ended_before_the_next_engine_starts() -> None:
+    """Otherwise the next engine would find the memory of its GPU in use. The engine's other processes are no longer found by its name."""
+    engine = VllmEngine("model")
+    loading: Future[Any] = Future()
+    loading.set_result(None)
+    with subprocess.Popen(["sleep", "60"]) as worker:
+        engine._processes = [psutil.Process(worker.pid)]
+        engine._shut_down(loading)
+        assert not psutil.pid_exists(worker.pid)
+    engine._process_guard.close()
