@@ -32,8 +32,8 @@ from llava_gateway.videos.loader import VideoLoader
 
 MODELS = {"onevision": onevision, "next_video": next_video}
 VIDEO_FRAMES = 64
-"""The setting of the servers. The context has room for fewer frames."""
-MAX_FRAMES = {"onevision": (CONTEXT // 2 - 1) // 196, "next_video": CONTEXT // 2 // 144}
+"""The setting of the servers."""
+MAX_FRAMES = {"onevision": min(VIDEO_FRAMES, (CONTEXT // 2 - 1) // 196), "next_video": min(VIDEO_FRAMES, CONTEXT // 2 // 144)}
 FLAGS = ("--kv-cache-memory-bytes", str(128 << 20), "--mm-processor-cache-gb", "0.25", "--video-frames", str(VIDEO_FRAMES))
 NOWHERE = "http://192.0.2.1/video.mp4"
 SHORT, LONG = video(7), video(100, size=(90, 160))
