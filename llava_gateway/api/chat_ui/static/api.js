@@ -1,7 +1,6 @@
 // The gateway's API. URLs are relative to the page, since the app may be mounted below any path.
 
 import { askForKey, authHeaders } from "./key.js";
-import { t } from "./language.js";
 import { events } from "./sse.js";
 
 export const urlOf = (path) => new URL(path, document.baseURI).href;
@@ -11,11 +10,11 @@ export const urlOf = (path) => new URL(path, document.baseURI).href;
 async function request(path, options = {}) {
   for (;;) {
     const response = await fetch(urlOf(path), { ...options, headers: { ...options.headers, ...authHeaders() } }).catch((error) => {
-      throw error.name === "AbortError" ? error : new Error(t("unreachable"));
+      throw error.name === "AbortError" ? error : new Error("The server cannot be reached.");
     });
     if (response.ok) return response;
     const body = await response.json().catch(() => null);
-    const message = body?.error?.message ?? t("refused", { status: response.status });
+    const message = body?.error?.message ?? `The server answered ${response.status}.`;
     if (response.status !== 401 || !(await askForKey(message))) throw new Error(message);
     options.signal?.throwIfAborted();
   }
@@ -39,7 +38,7 @@ export async function* chat(body, signal) {
     if (chunk.error) throw new Error(chunk.error.message);
     yield chunk;
   }
-  throw new Error(t("brokenOff"));
+  throw new Error("The connection broke off before the answer was whole.");
 }
 
 export const vote = (body) => post("feedback", body);

@@ -1,27 +1,14 @@
-// The settings panel: the parameters of requests, and buttons that copy or export the conversation.
+// The settings panel: the sampling parameters of requests, and buttons that copy the conversation as code.
 
-import { copy } from "./clipboard.js";
 import { asCurl, asPython } from "./code.js";
-import { exportJson, exportMarkdown } from "./export.js";
 import { askForKey } from "./key.js";
-import { t } from "./language.js";
+import { showStatus } from "./status.js";
 
 const get = (id) => document.getElementById(id);
 const panel = get("settings");
 const toggle = get("open-settings");
 
-// Shows the settings of a conversation, which the user may change.
-export function showConversation({ system, isJson }) {
-  get("system").value = system;
-  get("json").checked = isJson;
-}
-
-// Calls a function with the settings of the conversation whenever the user changes them.
-export function onConversationSettings(callback) {
-  for (const id of ["system", "json"]) {
-    get(id).addEventListener("input", () => callback({ system: get("system").value.trim(), isJson: get("json").checked }));
-  }
-}
+export const system = () => get("system").value.trim();
 
 // Returns the parameters that are set, as fields of a request. The server checks their values.
 export function fields() {
@@ -30,22 +17,31 @@ export function fields() {
 }
 
 export function enableCopy(enabled) {
-  for (const id of ["copy-curl", "copy-python", "export-json", "export-markdown"]) get(id).disabled = !enabled;
+  get("copy-curl").disabled = get("copy-python").disabled = !enabled;
 }
 
-// Connects the copy buttons and the export buttons. `body` returns the request to copy, `conversation` the conversation to export.
-export function connectCopyButtons(body, conversation) {
+// Connects the copy buttons. `body` returns the request to copy.
+export function connectCopyButtons(body) {
   get("copy-curl").addEventListener("click", () => copy(asCurl(body())));
   get("copy-python").addEventListener("click", () => copy(asPython(body())));
-  get("export-json").addEventListener("click", () => exportJson(conversation()));
-  get("export-markdown").addEventListener("click", () => exportMarkdown(conversation()));
+}
+
+async function copy(code) {
+  try {
+    await navigator.clipboard.writeText(code);
+    showStatus("Copied.");
+  } catch { // the page is not served by https, or the user has not allowed the clipboard
+    get("code").value = code;
+    get("code-dialog").showModal();
+    get("code").select();
+  }
 }
 
 toggle.addEventListener("click", () => {
   panel.hidden = !panel.hidden;
   toggle.setAttribute("aria-expanded", String(!panel.hidden));
 });
-get("change-key").addEventListener("click", () => askForKey(t("keyNew")));
+get("change-key").addEventListener("click", () => askForKey("It goes with every request from now on."));
 for (const output of panel.querySelectorAll("output")) {
   const slider = get(output.htmlFor.value);
   const showValue = () => (output.value = slider.value);

@@ -50,7 +50,7 @@ def test_answer_streams_and_shows_its_cost(chat: Chat) -> None:
     chat.choose(png(ONE))
     chat.ask("Describe this image.")
     assert chat.wait_for_answers(1) == [describe([ONE])]
-    assert chat.page.evaluate("() => lengths.size") > 2, "the page shows text before the answer ends, at most once in a frame"
+    assert chat.page.evaluate("() => lengths.size") > 10
     cost = r"\d+ text \+ 576 image \+ \d+ completion tokens · first token after \d+\.\d\d s · [\d.]+ tokens/s"
     expect(chat.costs).to_have_text(re.compile(f"^{cost}$"))
     expect(chat.page.locator("#spoken")).to_have_text(f"llava-demo: {describe([ONE])}")
@@ -146,11 +146,11 @@ def test_edited_question_sends_the_shortened_history(chat: Chat) -> None:
     assert chat.wait_for_answers(1) == [describe([ONE, TWO])]
     assert [message["role"] for message in bodies[2]["messages"]] == ["system", "user"]
     expect(chat.question).to_have_value("a draft")
-    chat.page.get_by_role("button", name="New").click()
+    chat.page.get_by_role("button", name="Clear").click()
     expect(chat.answers).to_have_count(0)
     chat.ask("Hello")
     chat.wait_for_answers(1)
-    assert [message["role"] for message in bodies[3]["messages"]] == ["user"], "a system prompt belongs to one conversation"
+    assert [message["role"] for message in bodies[3]["messages"]] == ["system", "user"]
 
 
 def test_error_is_shown_in_the_servers_words(chat: Chat, server: Server) -> None:
