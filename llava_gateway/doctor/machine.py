@@ -11,14 +11,13 @@ import psutil
 
 from llava_gateway.doctor.finding import Finding
 from llava_gateway.doctor.repair import run_error
-from llava_gateway.memory.machine import Machine, read_machine
+from llava_gateway.memory.machine import Machine, cpu_features, read_machine
 
 MIN_PYTHON = (3, 11)
 MIN_MEMORY = 2 << 30
 """Bytes of free memory below which even the demo model may not start. Its processes take 1.4 GiB (docs/performance.md)."""
 CPU_FEATURES = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 with BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 """The instructions for which vLLM has kernels on x86-64, the fastest first, by their names in /proc/cpuinfo."""
-CPU_INFO = Path("/proc/cpuinfo")
 DRIVER = Path("/proc/driver/nvidia/version")
 USE_GPU = "import torch; torch.zeros(1, device='cuda')"
 
@@ -27,7 +26,7 @@ def check_machine(cpu_build: bool | None) -> Iterator[Finding]:
     """Yield the findings about this machine. `cpu_build`: whether vLLM is built for CPUs. None: it is not installed."""
     yield check_python()
     machine = read_machine(cpu_build=False)
-    yield check_cpu(_cpu_flags(CPU_INFO), cpu_build=cpu_build is True)
+    yield check_cpu(cpu_features(Path("/")), cpu_build=cpu_build is True)
     yield check_memory(machine.cpu_memory, psutil.virtual_memory().available)
     yield check_gpus(machine, cpu_build, _driver(DRIVER))
     yield from check_variables()
@@ -93,14 +92,6 @@ def check_variables() -> Iterator[Finding]:
     libraries = re.split("[: ]", os.environ.get("LD_PRELOAD", ""))
     if missing := [path for path in libraries if "/" in path and not Path(path).exists()]:
         yield Finding("preload", "note", f"LD_PRELOAD names {', '.join(missing)}, which is not there", "remove it from LD_PRELOAD")
-
-
-def _cpu_flags(file: Path) -> set[str]:
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _driver(file: Path) -> str:

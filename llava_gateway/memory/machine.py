@@ -90,10 +90,14 @@ def container_limits(root: Path) -> Iterator[int]:
                 break
 
 
+def cpu_features(root: Path) -> set[str]:
+    """Return the names of the CPU's features, such as `avx2`, as the kernel lists them. `root`: the root of the file system."""
+    return set(next((line for line in _read(root / "proc/cpuinfo").splitlines() if line.startswith("flags")), "").split())
+
+
 def has_amx(root: Path) -> bool:
     """Return whether the CPU has Intel's AMX. `root`: the root of the file system."""
-    flags = next((line for line in _read(root / "proc/cpuinfo").splitlines() if line.startswith("flags")), "")
-    return "amx_tile" in flags.split()
+    return "amx_tile" in cpu_features(root)
 
 
 def visible_gpus(listed: str, visible: str | None) -> tuple[Gpu, ...]:

@@ -207,8 +207,7 @@ class Gateway:
         async with AsyncExitStack() as stack:
             adapter = await stack.enter_async_context(self.models.lora_adapter(request.model))
             if media is None:
-                images = await self._load_images(request.images, prepared.model, request.image_aspect_ratio)
-                media = PreparedMedia(images, await self._load_videos(request.videos, prepared.model))
+                (media,) = await self.load_media(prepared)
             reserved = prepared
             prepared = apply_media_tokens(prepared, media, self.settings.default_max_tokens)
             if lease and (more := prepared.max_total_tokens - reserved.reserved) > 0:
@@ -300,11 +299,7 @@ class Gateway:
         if not videos or not model.video:  # `check_media` has refused videos for a model that takes none
             return ()
         with timed("videos"):
-            loaded = await self._videos.load(videos, model.video)
-        current_context().videos += [
-            f"{video.digest[:16]} {video.source[0]}x{video.source[1]} {video.seconds:.1f}s {len(video.frames)} frames" for video in loaded
-        ]
-        return loaded
+            return await self._videos.load(videos, model.video)
 
     def _template_of(self, request: Request) -> str | None:
         """Return the name of the built-in template for this request. None: the server's own template."""

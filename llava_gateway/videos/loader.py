@@ -58,7 +58,11 @@ class VideoLoader:
             except InvalidImage as error:
                 raise _as_video_error(error, source.param) from error
 
-        return tuple(await gather_limited(load, videos))
+        loaded = await gather_limited(load, videos)
+        current_context().videos += [
+            f"{video.digest[:16]} {video.source[0]}x{video.source[1]} {video.seconds:.1f}s {len(video.frames)} frames" for video in loaded
+        ]
+        return tuple(loaded)
 
     async def close(self) -> None:
         """Stop the threads and the worker processes."""

@@ -13,6 +13,7 @@ from helpers.server import serve
 from helpers.waiting import wait_for
 
 from llava_gateway.demo.images import Grid, describe
+from llava_gateway.memory.machine import has_amx
 
 GRID: Grid = ("red", "blue", "green", "orange")
 
@@ -22,7 +23,7 @@ def test_weights_are_quantized_while_loading(
     device: Device, shapes: Path, note: Note, tmp_path_factory: pytest.TempPathFactory, flags: tuple[str, ...]
 ) -> None:
     """Without compilation and CUDA graphs, which would take a minute for each method."""
-    if device.kind == "cpu" and (flags != ("--load-8bit",) or "amx_tile" not in Path("/proc/cpuinfo").read_text()):
+    if device.kind == "cpu" and (flags != ("--load-8bit",) or not has_amx(Path("/"))):
         pytest.skip(f"{' '.join(flags)} does not run on this CPU")
     with serve_shapes(device, shapes, tmp_path_factory.mktemp("quantized"), *flags, "--enforce-eager") as served:
         assert served.ask()["usage"]["completion_tokens"] == 8

@@ -64,8 +64,7 @@ def error_body(error: GatewayError) -> bytes:
 
 
 def render_usage(usage: Usage) -> dict[str, Any]:
-    """Return OpenAI's `CompletionUsage`. Image and video tokens are among the prompt's tokens, and named in
-    their details."""
+    """Return OpenAI's `CompletionUsage`. Image and video tokens are among the prompt's tokens, and named in their details."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
