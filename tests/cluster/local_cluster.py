@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import psutil
 import yaml
+from helpers.processes import descendants
 from helpers.waiting import wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -143,7 +144,7 @@ def engine_of(replica: psutil.Process) -> psutil.Process:
     found: list[psutil.Process] = []
 
     def look() -> list[psutil.Process]:
-        found[:] = (child for child in replica.children(recursive=True) if "EngineCore" in " ".join([child.name(), *child.cmdline()]))
+        found[:] = descendants(replica.pid, "EngineCore")
         return found
 
     wait_for(look, 10, lambda: f"{replica}: {replica.children(recursive=True)}")

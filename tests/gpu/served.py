@@ -11,6 +11,7 @@ import httpx
 import psutil
 from helpers.gpu import Device
 from helpers.llava_15_shapes import FLAGS
+from helpers.processes import descendants
 from helpers.server import Server, serve, wait_until_ready
 
 from llava_gateway.demo.images import data_uri, draw, encode
@@ -46,8 +47,7 @@ class Served:
 
     def processes(self) -> list[psutil.Process]:
         """Return the engine's first process and its descendants."""
-        children = psutil.Process(self.server.process.pid).children(recursive=True)
-        (engine,) = (child for child in children if "EngineCore" in child.name())
+        (engine,) = descendants(self.server.process.pid, "EngineCore")
         return [engine, *engine.children(recursive=True)]
 
     def memory(self) -> int:

@@ -19,6 +19,7 @@ from helpers import lora
 from helpers import original_checkpoints as originals
 from helpers.contract import check_error, frames
 from helpers.conversion import check_is_the_demo, write_base
+from helpers.processes import descendants
 from helpers.requests import MODEL, body, image
 from helpers.server import Server, serve
 from helpers.waiting import json_lines, wait_for
@@ -360,8 +361,8 @@ def test_broken_adapter_at_the_start_ends_the_server_with_one_line(misconfigured
 
 
 def engine_of(server: Server) -> psutil.Process:
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return next(child for child in children if "EngineCore" in " ".join(child.cmdline()) + child.name())
+    (engine,) = descendants(server.process.pid, "EngineCore")
+    return engine
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from helpers.processes import descendants
 from helpers.requests import body, image
 from helpers.server import START_TIMEOUT, Server, send_post, serve, wait_until_ready
 from helpers.waiting import wait_for
@@ -86,7 +87,7 @@ def is_right(server: Server) -> bool:
 
 
 def engine_processes(server: Server) -> list[psutil.Process]:
-    return [child for child in psutil.Process(server.process.pid).children(recursive=True) if "EngineCore" in child.name()]
+    return descendants(server.process.pid, "EngineCore")
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import httpx
 import orjson
 import psutil
 import pytest
+from helpers.processes import descendants
 from helpers.requests import body, image
 from helpers.server import Server, free_port, send_post, serve
 from helpers.waiting import wait_for
@@ -60,7 +61,7 @@ def test_killed_curl_ends_its_generation(server: Server, http: httpx.Client) -> 
 def test_engine_runs_in_the_early_process_without_unused_modules(server: Server) -> None:
     """Otherwise each start takes twice as long, and each process 110 MB more."""
     gateway = psutil.Process(server.process.pid)
-    (engine,) = [child for child in gateway.children() if "EngineCore" in child.name()]
+    (engine,) = descendants(gateway.pid, "EngineCore")
     libraries = {mapped.path for process in (gateway, engine) for mapped in process.memory_maps()}
     assert not [path for path in libraries if "/ray/" in path or "/triton/" in path or "/grpc/" in path]
     assert "started anew" not in server.log.read_text()

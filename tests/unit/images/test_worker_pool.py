@@ -17,6 +17,7 @@ import psutil
 import pytest
 from helpers import hostile_files as hostile
 from helpers.hostile_files import encode
+from helpers.processes import descendants
 from PIL import Image
 from prometheus_client import REGISTRY
 
@@ -62,14 +63,7 @@ def load(loader: ImageLoader, data: bytes, client: str = "192.0.2.1") -> asyncio
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "llava_gateway.images.worker" in _command(child)]
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except psutil.Error:
-        return []
+    return descendants(os.getpid(), "llava_gateway.images.worker")
 
 
 async def wait_until(condition: Callable[[], object]) -> None:

@@ -1,6 +1,7 @@
 """The processes that check forms: a client that leaves, or a process that ends, does not harm other clients."""
 
 import asyncio
+import os
 import signal
 import tracemalloc
 from collections.abc import Coroutine
@@ -8,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from helpers.processes import descendants
 
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.structured_outputs import GrammarChecker
@@ -26,7 +28,7 @@ def form(number: int) -> StructuredOutput:
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "grammar_worker" in " ".join(child.cmdline())]
+    return descendants(os.getpid(), "grammar_worker")
 
 
 def run(work: Any) -> None:
