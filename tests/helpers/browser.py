@@ -84,6 +84,25 @@ class Chat:
         expect(self.page.locator("#send")).to_be_visible()
         return self.answers.all_text_contents()
 
+    def slow_down(self) -> None:
+        """Let the events of answers reach the page one by one, each some frames after the one before it, as from a large model."""
+        self.page.evaluate(
+            """() => {
+                const fetched = fetch, decoder = new TextDecoder(), encoder = new TextEncoder();
+                const frame = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+                async function transform(bytes, controller) {
+                    for (const event of decoder.decode(bytes, {stream: true}).split(/(?<=\\n\\n)/)) {
+                        controller.enqueue(encoder.encode(event));
+                        for (let frames = 0; frames < 3; frames += 1) await frame();
+                    }
+                }
+                window.fetch = async (...request) => {
+                    const response = await fetched(...request);
+                    return new Response(response.body?.pipeThrough(new TransformStream({transform})), response);
+                };
+            }"""
+        )
+
     def at_first_text(self, script: str) -> None:
         """Run a script in the page at the moment when an answer's first text appears."""
         self.page.evaluate(

@@ -1,24 +1,39 @@
-// An answer while it streams: its text, its tokens and times, and how it ended.
+// An answer: its text, its tokens and times, and how it ended.
 
 import { chat } from "./api.js";
+import { number, t } from "./language.js";
 
 const STREAM = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
 
 export class Answer {
-  constructor(body) {
-    this.body = body;
-    this.text = "";
-    this.usage = null;
-    this.error = "";
-    this.ending = "";
-    this.done = false;
+  model = "";
+  system = ""; // the system prompt of its request
+  isJson = false;
+  text = "";
+  tokens = null; // {text, image, completion}
+  firstAfter = null; // the time to the first token, in seconds
+  speed = null; // tokens per second after the first token
+  ending = ""; // a key of texts.js, if the answer is not whole
+  error = "";
+  done = true;
+
+  // `fields`: those of a record, or of an answer that is to run.
+  constructor(fields) {
+    Object.assign(this, fields);
   }
 
-  // Streams the answer until it ends, fails or is aborted. `onChange` is called with each piece of text, which may be empty.
-  async run(signal, onChange) {
-    this.started = performance.now();
+  // Returns the answer as a plain object. An answer that still runs counts as stopped.
+  record() {
+    const { model, system, isJson, text, tokens, firstAfter, speed, ending, error, done } = this;
+    return { model, system, isJson, text, tokens, firstAfter, speed, ending: done ? ending : "stopped", error };
+  }
+
+  // Streams the answer to a request until it ends, fails or is aborted. `onChange` is called with each piece of text, which may be empty.
+  async run(body, signal, onChange) {
+    this.done = false;
+    const started = performance.now();
     try {
-      for await (const chunk of chat({ ...this.body, ...STREAM }, signal)) onChange(this.#add(chunk));
+      for await (const chunk of chat({ ...body, ...STREAM }, signal)) onChange(this.#add(chunk, performance.now() - started));
     } catch (error) {
       if (error.name === "AbortError") this.ending = "stopped";
       else this.error = error.message;
@@ -29,28 +44,30 @@ export class Answer {
 
   // A line such as "12 text + 576 image + 20 completion tokens · first token after 0.31 s · 45.1 tokens/s"
   get cost() {
-    const parts = [];
-    if (this.usage) {
-      const { text_tokens: text, image_tokens: image } = this.usage.prompt_tokens_details;
-      parts.push(`${text} text + ${image} image + ${this.usage.completion_tokens} completion tokens`);
-    }
-    if (this.first) parts.push(`first token after ${((this.first - this.started) / 1000).toFixed(2)} s`);
-    const generated = (this.usage?.completion_tokens ?? 0) - this.tokensAtFirst;
-    if (generated > 0) parts.push(`${((generated * 1000) / (this.last - this.first)).toFixed(1)} tokens/s`);
-    return [...parts, this.ending].filter(Boolean).join(" · ");
+    const parts = [
+      this.tokens && t("tokens", this.tokens),
+      this.firstAfter !== null && t("firstToken", { seconds: number(this.firstAfter, 2) }),
+      this.speed && t("speed", { number: number(this.speed, 1) }),
+      this.ending && t(this.ending),
+    ];
+    return parts.filter(Boolean).join(" · ");
   }
 
-  #add(chunk) {
-    this.usage = chunk.usage ?? this.usage;
-    const choice = chunk.choices[0];
-    if (choice?.finish_reason === "length") this.ending = "ended at max tokens";
+  // Adds a chunk that came after `milliseconds`, and returns its text.
+  #add({ usage, choices: [choice] }, milliseconds) {
+    if (usage) {
+      const { text_tokens: text, image_tokens: image } = usage.prompt_tokens_details;
+      this.tokens = { text, image, completion: usage.completion_tokens };
+    }
+    if (choice?.finish_reason === "length") this.ending = "cutOff";
     const text = choice?.delta.content ?? "";
     if (!text) return "";
-    this.last = performance.now();
-    if (!this.first) {
-      this.first = this.last;
-      this.tokensAtFirst = this.usage?.completion_tokens ?? 0;
+    if (this.firstAfter === null) {
+      this.firstAfter = milliseconds / 1000;
+      this.tokensAtFirst = this.tokens?.completion ?? 0;
     }
+    const generated = (this.tokens?.completion ?? 0) - this.tokensAtFirst;
+    this.speed = generated > 0 ? generated / (milliseconds / 1000 - this.firstAfter) : null;
     this.text += text;
     return text;
   }

@@ -1,6 +1,7 @@
 // The gateway's API. URLs are relative to the page, since the app may be mounted below any path.
 
 import { askForKey, authHeaders } from "./key.js";
+import { t } from "./language.js";
 import { events } from "./sse.js";
 
 export const urlOf = (path) => new URL(path, document.baseURI).href;
@@ -10,11 +11,11 @@ export const urlOf = (path) => new URL(path, document.baseURI).href;
 async function request(path, options = {}) {
   for (;;) {
     const response = await fetch(urlOf(path), { ...options, headers: { ...options.headers, ...authHeaders() } }).catch((error) => {
-      throw error.name === "AbortError" ? error : new Error("The server cannot be reached.");
+      throw error.name === "AbortError" ? error : new Error(t("unreachable"));
     });
     if (response.ok) return response;
     const body = await response.json().catch(() => null);
-    const message = body?.error?.message ?? `The server answered ${response.status}.`;
+    const message = body?.error?.message ?? t("refused", { status: response.status });
     if (response.status !== 401 || !(await askForKey(message))) throw new Error(message);
     options.signal?.throwIfAborted();
   }
@@ -33,12 +34,13 @@ export async function models() {
 export async function* chat(body, signal) {
   const response = await post("v1/chat/completions", body, signal);
   for await (const data of events(response.body)) {
+    signal.throwIfAborted(); // further events may have come with this one
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Error(chunk.error.message);
     yield chunk;
   }
-  throw new Error("The connection broke off before the answer was whole.");
+  throw new Error(t("brokenOff"));
 }
 
 export const vote = (body) => post("feedback", body);

@@ -6,7 +6,6 @@ import { showStatus } from "./status.js";
 
 const text = document.getElementById("question");
 const list = document.getElementById("images");
-const files = document.getElementById("files");
 const dialog = document.getElementById("address-dialog");
 const address = document.getElementById("address");
 const addressError = document.getElementById("address-error");
@@ -63,12 +62,14 @@ function addLink(link) {
   }
 }
 
-document.getElementById("add-files").addEventListener("click", () => files.click());
-files.addEventListener("change", () => {
-  addFiles(files.files);
-  files.value = "";
-  focus();
-});
+for (const [input, button] of [["files", "add-files"], ["camera", "add-camera"]].map((ids) => ids.map((id) => document.getElementById(id)))) {
+  button.addEventListener("click", () => input.click());
+  input.addEventListener("change", () => {
+    addFiles(input.files);
+    input.value = "";
+    focus();
+  });
+}
 
 document.getElementById("add-address").addEventListener("click", () => {
   address.value = addressError.textContent = "";

@@ -1,18 +1,40 @@
-// A conversation is an array of turns {question: {text, images}, answers}. `answers` has one answer for each column.
+// A conversation: its questions and answers, and the requests, the title and the totals that are made of them.
 
-// Returns the API's messages up to the question of turn `last`, for a column. Turns without an answer are left out. Turns from before the
-// comparison have a single answer, which both columns use.
-export function messagesFor(turns, last, column, system) {
-  const messages = system ? [{ role: "system", content: system }] : [];
-  for (const turn of turns.slice(0, last)) {
-    const answer = turn.answers[column] ?? turn.answers[0];
-    if (answer.text) messages.push({ role: "user", content: content(turn.question) }, { role: "assistant", content: answer.text });
-  }
-  return [...messages, { role: "user", content: content(turns[last].question) }];
+import { Answer } from "./answer.js";
+
+const TITLE_LENGTH = 80; // characters
+const SEARCH_LENGTH = 100_000; // characters of a conversation that the search reads
+
+export function newConversation() {
+  const bytes = crypto.getRandomValues(new Uint8Array(12));
+  const id = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return { id, revision: 0, title: "", system: "", isJson: false, turns: [] };
 }
 
-function content({ text, images }) {
-  if (!images.length) return text;
-  const parts = images.map(({ url }) => ({ type: "image_url", image_url: { url } }));
-  return text ? [...parts, { type: "text", text }] : parts;
+// Returns the conversation as plain objects, which the browser can store.
+export function record({ turns, ...conversation }) {
+  return { ...conversation, turns: turns.map(({ question, answers }) => ({ question, answers: answers.map((answer) => answer.record()) })) };
+}
+
+// Returns the conversation of a record.
+export function fromRecord({ turns, ...conversation }) {
+  return { ...conversation, turns: turns.map(({ question, answers }) => ({ question, answers: answers.map((answer) => new Answer(answer)) })) };
+}
+
+// Returns the user's title, or else the beginning of the first question, which may be empty.
+export const titleOf = ({ title, turns }) => title || (turns[0]?.question.text ?? "").slice(0, TITLE_LENGTH);
+
+// Returns the texts of the conversation for the search.
+export function searchText({ title, turns }) {
+  const texts = turns.flatMap(({ question, answers }) => [question.text, ...answers.map(({ text }) => text)]);
+  return [title, ...texts].join("\n").slice(0, SEARCH_LENGTH).toLowerCase();
+}
+
+// Returns the tokens of all requests whose answers the conversation has, as {sum, image}.
+export function totalTokens({ turns }) {
+  const tokens = turns.flatMap(({ answers }) => answers.map((answer) => answer.tokens ?? { text: 0, image: 0, completion: 0 }));
+  return {
+    sum: tokens.reduce((sum, { text, image, completion }) => sum + text + image + completion, 0),
+    image: tokens.reduce((sum, { image }) => sum + image, 0),
+  };
 }

@@ -1,6 +1,8 @@
 // The images of a question, as objects {url, name, displayable}. `url` is sent to the API: a data URL, or an address that the server
 // fetches. `displayable` says whether the page may show the image: not if its URL is on another server, or if the browser cannot decode it.
 
+import { t } from "./language.js";
+
 const MAX_SIDE = 1344; // pixels; a LLaVA model sees no more
 const JPEG_QUALITY = 0.9;
 
@@ -11,18 +13,18 @@ export async function imageFromFile(file) {
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    if (!file.type.startsWith("image/")) throw new Error(`${file.name} is not an image.`);
+    if (!file.type.startsWith("image/")) throw new Error(t("notAnImage", { name: file.name }));
     return { url: await dataUrl(file), name: file.name, displayable: false };
   }
   const url = encode(bitmap);
   bitmap.close();
-  return { url, name: file.name || "picture", displayable: true };
+  return { url, name: file.name || t("picture"), displayable: true };
 }
 
 // Returns the image at an http(s) address, which the server fetches. Throws an Error if the address is of another kind.
 export function imageFromAddress(text) {
   const url = URL.canParse(text) ? new URL(text) : null;
-  if (!url || !["http:", "https:"].includes(url.protocol)) throw new Error("An image's address begins with http:// or https://.");
+  if (!url || !["http:", "https:"].includes(url.protocol)) throw new Error(t("addressWrong"));
   return { url: url.href, name: url.href, displayable: false };
 }
 
@@ -48,7 +50,7 @@ function dataUrl(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(`${file.name} cannot be read.`));
+    reader.onerror = () => reject(new Error(t("unreadable", { name: file.name })));
     reader.readAsDataURL(file);
   });
 }

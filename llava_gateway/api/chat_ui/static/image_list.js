@@ -1,5 +1,7 @@
 // Lists of images on the page: a small preview for each image, or its name if the page may not show it.
 
+import { t } from "./language.js";
+
 const template = document.getElementById("image-template");
 
 // Shows the images in a list. `onRemove`, if given, is called with an image's index when its button is pressed. Without `onRemove` there
@@ -23,7 +25,7 @@ function listItem(image, onRemove) {
     preview.remove();
   }
   if (onRemove) {
-    button.setAttribute("aria-label", `Remove ${image.name}`);
+    button.setAttribute("aria-label", t("remove", { name: image.name }));
     button.addEventListener("click", onRemove);
   } else {
     button.remove();

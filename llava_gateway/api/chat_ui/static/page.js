@@ -3,7 +3,10 @@
 import { Answer } from "./answer.js";
 import * as api from "./api.js";
 import * as composer from "./composer.js";
-import { messagesFor } from "./conversation.js";
+import { newConversation, totalTokens } from "./conversation.js";
+import { connectKeeper, keep } from "./keeper.js";
+import { onLanguage, t } from "./language.js";
+import { messagesFor } from "./messages.js";
 import * as settings from "./settings.js";
 import { announce, showStatus } from "./status.js";
 import { addAnswer, addTurn, truncate } from "./view.js";
@@ -11,7 +14,7 @@ import { addAnswer, addTurn, truncate } from "./view.js";
 const get = (id) => document.getElementById(id);
 const selects = [get("model"), get("second-model")];
 let comparing = false; // whether both models answer
-let turns = [];
+let conversation = newConversation();
 let editing = null; // the index of the turn that is edited; sending replaces it and all later turns
 let draft = composer.EMPTY; // the composer's content before the edit
 let running = null; // the AbortController of the running answers
@@ -19,32 +22,46 @@ let running = null; // the AbortController of the running answers
 async function send() {
   const question = await composer.question();
   if (running || !question) return;
-  truncateTurns(editing ?? turns.length);
+  truncateTurns(editing ?? conversation.turns.length);
   composer.fill(editing === null ? composer.EMPTY : draft);
   setEditing(null);
-  const turn = turns.push({ question, answers: [] }) - 1;
+  const turn = conversation.turns.push({ question, answers: [] }) - 1;
   addTurn(question, () => edit(turn));
   answer(turn, comparing ? [0, 1] : [0]);
 }
 
 // Answers the question of a turn, in one or both columns.
 async function answer(turn, columns) {
-  running = new AbortController();
+  const own = (running = new AbortController());
+  const asked = conversation;
   refresh();
   showStatus("");
-  announce("The answer is being written.");
+  announce(t("writing"));
   if (!selects[0].value) await loadModels();
-  const answers = running.signal.aborted ? [] : await Promise.all(columns.map((column) => answerIn(column, turn)));
+  keep(asked);
+  const answers = own.signal.aborted ? [] : await Promise.all(columns.map((column) => answerIn(column, turn, own.signal)));
+  keep(asked);
+  if (running !== own) return; // the user has left the conversation
   running = null;
   refresh();
-  announce(answers.map((answer) => answer.text && `${answer.body.model}: ${answer.text}`).join("\n"));
+  announce(answers.map(({ model, text }) => text && `${model}: ${text}`).join("\n"));
 }
 
-async function answerIn(column, turn) {
-  const answer = new Answer(body(turn, column));
+async function answerIn(column, turn, signal) {
+  const { system, isJson, turns } = conversation;
+  const request = body(turn, column);
+  const answer = new Answer({ model: request.model, system, isJson, done: false });
   turns[turn].answers[column] = answer;
-  await answer.run(running.signal, addAnswer(answer, turn, column, () => again(turn, column)));
+  await answer.run(request, signal, showAnswer(answer, turn, column));
   return answer;
+}
+
+function showAnswer(answer, turn, column) {
+  const { turns } = conversation;
+  return addAnswer(answer, turn, column, {
+    onAgain: () => again(turn, column),
+    messages: () => messagesFor(turns, turn, column, answer.system),
+  });
 }
 
 function again(turn, column) {
@@ -55,7 +72,9 @@ function again(turn, column) {
 
 // Returns the request for a turn's answer.
 function body(turn, column) {
-  return { model: selects[column].value, messages: messagesFor(turns, turn, column, settings.system()), ...settings.fields() };
+  const { turns, system, isJson } = conversation;
+  const format = isJson ? { response_format: { type: "json_object" } } : {};
+  return { model: selects[column].value, messages: messagesFor(turns, turn, column, system), ...settings.fields(), ...format };
 }
 
 function stop() {
@@ -66,7 +85,7 @@ function stop() {
 async function edit(turn) {
   if (editing === null) draft = (await composer.question()) ?? composer.EMPTY;
   setEditing(turn);
-  composer.fill(turns[turn].question);
+  composer.fill(conversation.turns[turn].question);
 }
 
 function cancelEdit() {
@@ -79,28 +98,40 @@ function setEditing(turn) {
   get("editing").hidden = turn === null;
 }
 
-function clear() {
-  running?.abort();
-  truncateTurns(0);
-  setEditing(null);
-  composer.fill(composer.EMPTY);
-  showStatus("");
+// Shows another conversation, or the same one again. The composer keeps the next question.
+function show(shown) {
+  if (shown !== conversation) {
+    running?.abort();
+    running = null;
+    if (editing !== null) cancelEdit();
+    showStatus("");
+  }
+  conversation = shown;
+  truncate(0);
+  conversation.turns.forEach(({ question, answers }, turn) => {
+    addTurn(question, () => edit(turn));
+    answers.forEach((answer, column) => showAnswer(answer, turn, column)(answer.text));
+  });
+  settings.showConversation(conversation);
   refresh();
 }
 
 // Removes all turns after the first `count`.
 function truncateTurns(count) {
-  turns = turns.slice(0, count);
+  conversation.turns.splice(count);
   truncate(count);
 }
 
 // Shows and enables the controls that fit the state.
 function refresh() {
+  const { turns } = conversation;
   document.body.classList.toggle("running", running !== null);
   get("send").hidden = running !== null;
   get("stop").hidden = running === null;
   get("welcome").hidden = turns.length > 0;
-  get("clear").disabled = !turns.length;
+  get("new").disabled = !turns.length;
+  const total = totalTokens(conversation);
+  get("total").textContent = total.sum ? t("total", total) : "";
   settings.enableCopy(turns.length > 0);
 }
 
@@ -131,12 +162,22 @@ addEventListener("keydown", (event) => {
 });
 get("stop").addEventListener("click", stop);
 get("cancel-edit").addEventListener("click", cancelEdit);
-get("clear").addEventListener("click", clear);
+get("new").addEventListener("click", () => {
+  show(newConversation());
+  keep(conversation);
+  composer.focus();
+});
 get("compare").addEventListener("click", () => {
   comparing = !comparing;
   get("compare").setAttribute("aria-pressed", String(comparing));
   selects[1].hidden = !comparing;
 });
-settings.connectCopyButtons(() => body(turns.length - 1, 0));
+settings.onConversationSettings((changed) => Object.assign(conversation, changed));
+settings.connectCopyButtons(
+  () => body(conversation.turns.length - 1, 0),
+  () => conversation,
+);
+connectKeeper({ current: () => conversation, isRunning: () => running !== null || editing !== null, show });
+onLanguage(() => running || show(conversation));
 refresh();
 loadModels();

@@ -1,14 +1,27 @@
-// The settings panel: the sampling parameters of requests, and buttons that copy the conversation as code.
+// The settings panel: the parameters of requests, and buttons that copy or export the conversation.
 
+import { copy } from "./clipboard.js";
 import { asCurl, asPython } from "./code.js";
+import { exportJson, exportMarkdown } from "./export.js";
 import { askForKey } from "./key.js";
-import { showStatus } from "./status.js";
+import { t } from "./language.js";
 
 const get = (id) => document.getElementById(id);
 const panel = get("settings");
 const toggle = get("open-settings");
 
-export const system = () => get("system").value.trim();
+// Shows the settings of a conversation, which the user may change.
+export function showConversation({ system, isJson }) {
+  get("system").value = system;
+  get("json").checked = isJson;
+}
+
+// Calls a function with the settings of the conversation whenever the user changes them.
+export function onConversationSettings(callback) {
+  for (const id of ["system", "json"]) {
+    get(id).addEventListener("input", () => callback({ system: get("system").value.trim(), isJson: get("json").checked }));
+  }
+}
 
 // Returns the parameters that are set, as fields of a request. The server checks their values.
 export function fields() {
@@ -17,31 +30,22 @@ export function fields() {
 }
 
 export function enableCopy(enabled) {
-  get("copy-curl").disabled = get("copy-python").disabled = !enabled;
+  for (const id of ["copy-curl", "copy-python", "export-json", "export-markdown"]) get(id).disabled = !enabled;
 }
 
-// Connects the copy buttons. `body` returns the request to copy.
-export function connectCopyButtons(body) {
+// Connects the copy buttons and the export buttons. `body` returns the request to copy, `conversation` the conversation to export.
+export function connectCopyButtons(body, conversation) {
   get("copy-curl").addEventListener("click", () => copy(asCurl(body())));
   get("copy-python").addEventListener("click", () => copy(asPython(body())));
-}
-
-async function copy(code) {
-  try {
-    await navigator.clipboard.writeText(code);
-    showStatus("Copied.");
-  } catch { // the page is not served by https, or the user has not allowed the clipboard
-    get("code").value = code;
-    get("code-dialog").showModal();
-    get("code").select();
-  }
+  get("export-json").addEventListener("click", () => exportJson(conversation()));
+  get("export-markdown").addEventListener("click", () => exportMarkdown(conversation()));
 }
 
 toggle.addEventListener("click", () => {
   panel.hidden = !panel.hidden;
   toggle.setAttribute("aria-expanded", String(!panel.hidden));
 });
-get("change-key").addEventListener("click", () => askForKey("It goes with every request from now on."));
+get("change-key").addEventListener("click", () => askForKey(t("keyNew")));
 for (const output of panel.querySelectorAll("output")) {
   const slider = get(output.htmlFor.value);
   const showValue = () => (output.value = slider.value);

@@ -1,6 +1,9 @@
-// The turns on the page. The model's text is shown as text, never as HTML.
+// The turns on the page.
 
+import { copy } from "./clipboard.js";
 import { showImages } from "./image_list.js";
+import { t } from "./language.js";
+import { MarkdownView } from "./markdown_view.js";
 import { follow, goToLatest } from "./scroll.js";
 import { vote } from "./votes.js";
 
@@ -22,24 +25,26 @@ export function addTurn({ text, images }, onEdit) {
   turnList.append(turn);
 }
 
-// Adds a column's answer to a turn, or replaces the earlier answer. Returns a function that shows added text and the answer's state.
-export function addAnswer(answer, turn, column, onAgain) {
+// Adds a column's answer to a turn, or replaces the earlier answer. `onAgain` is called when the user wants another answer; `messages`
+// returns the messages that the answer continues. Returns a function that shows added text and the answer's state.
+export function addAnswer(answer, turn, column, { onAgain, messages }) {
   const view = answerTemplate.content.firstElementChild.cloneNode(true);
   const [text, error, cost] = [".text", ".error", ".cost"].map((name) => view.querySelector(name));
-  const textNode = text.appendChild(document.createTextNode(""));
+  const markdown = new MarkdownView(text, answer.isJson, follow);
   const answers = turnList.children[turn].querySelector(".answers");
-  view.setAttribute("aria-label", `Answer of ${answer.body.model}`);
-  view.querySelector(".model").textContent = answer.body.model;
+  view.setAttribute("aria-label", t("answerOf", { model: answer.model }));
+  view.querySelector(".model").textContent = answer.model;
   view.querySelector(".again").addEventListener("click", onAgain);
   const votes = view.querySelectorAll("[data-vote]");
-  for (const button of votes) button.addEventListener("click", () => vote(answer, votes, button));
+  for (const button of votes) button.addEventListener("click", () => vote(answer, messages(), votes, button));
   if (answers.children[column]) answers.children[column].replaceWith(view);
   else answers.append(view);
   goToLatest();
   return (added) => {
-    textNode.appendData(added);
+    markdown.add(added);
     cost.textContent = answer.cost;
     if (answer.done) {
+      markdown.finish();
       view.setAttribute("aria-busy", "false");
       view.classList.toggle("empty", !answer.text);
       error.textContent = answer.error;
@@ -48,3 +53,8 @@ export function addAnswer(answer, turn, column, onAgain) {
     follow();
   };
 }
+
+turnList.addEventListener("click", ({ target }) => {
+  const code = target.closest(".copy-code")?.closest(".code");
+  if (code) copy(code.querySelector("code").textContent);
+});

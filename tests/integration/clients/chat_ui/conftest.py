@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from helpers.browser import Chat
 from helpers.chat_ui import OpenChat
+from helpers.page_server import page_server
 from helpers.server import Server
 from playwright.sync_api import Browser
 
@@ -29,5 +30,20 @@ def chat_at(browser: Browser) -> Iterator[OpenChat]:
 def chat(chat_at: OpenChat, server: Server) -> Chat:
     """The chat page of the shared server, with its models."""
     chat = chat_at(server.url)
+    chat.wait_for_models()
+    return chat
+
+
+@pytest.fixture(scope="session")
+def page_url() -> Iterator[str]:
+    """The URL of a gateway whose answers come from `answer_with` of helpers.page_server."""
+    with page_server() as url:
+        yield url
+
+
+@pytest.fixture
+def scripted(chat_at: OpenChat, page_url: str) -> Chat:
+    """The chat page of this gateway."""
+    chat = chat_at(page_url)
     chat.wait_for_models()
     return chat
