@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-PACKAGES = {"promtool": "prometheus", "prometheus": "prometheus", "redis-server": "redis-server", "systemd-analyze": "systemd"}
+PACKAGES = {
+    "firefox-esr": "firefox-esr",
+    "promtool": "prometheus",
+    "prometheus": "prometheus",
+    "redis-server": "redis-server",
+    "systemd-analyze": "systemd",
+}
 """Debian's packages of the programs that pip does not install."""
 
 
