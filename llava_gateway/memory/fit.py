@@ -13,6 +13,8 @@ WEIGHT_BYTES: dict[Bits, float] = {16: 2, 8: 1, 4: 0.5 + 2 / 128}
 """The size of a quantized weight, in bytes. At 4 bits, 128 weights share a scale of 16 bits."""
 UTILIZATION = 0.92
 """The share of the device's memory that vLLM uses: the default of --gpu-memory-utilization, which counts on a CPU, too."""
+CPU_CACHE = 4 << 30
+"""The KV cache on a CPU in bytes, unless one request needs more. vLLM's own default is all that is left of 92 % of the memory."""
 OVERHEAD = 1_500_000_000
 """What the engine needs besides weights and KV cache, in bytes: its libraries, and the activations of a batch."""
 MIN_CONTEXT = 4096
@@ -55,9 +57,19 @@ def longest_context(model: KnownModel, bits: Bits, memory: int) -> int:
     return tokens if tokens >= min(MIN_CONTEXT, model.context) else 0
 
 
-def usable_bytes(machine: Machine) -> int:
-    """Return the memory that vLLM uses of one device, in bytes."""
-    return int(machine.memory * UTILIZATION)
+def usable_bytes(machine: Machine, utilization: float = UTILIZATION) -> int:
+    """Return the memory that vLLM uses of one device, in bytes. On a CPU other programs keep what they have."""
+    share = int(machine.memory * utilization)
+    return share if machine.gpus else min(share, machine.cpu_free)
+
+
+def cpu_cache_bytes(request: int, free: int) -> int:
+    """Return the size of a KV cache that leaves a CPU's memory to other programs, too, in bytes.
+
+    It is a quarter of the free memory and at most CPU_CACHE, but always enough for one request.
+    `request`: the size of one request of full context. `free`: the free memory. Both are in bytes.
+    """
+    return max(request, min(CPU_CACHE, free // 4))
 
 
 def best_fit(model: KnownModel, machine: Machine, memory: int) -> Fit | None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ TIMEOUT = 10
 """Seconds that nvidia-smi may take."""
 FP8_CAPABILITY = (7, 5)
 """The compute capability that vLLM requires for weights of 8 bits that it makes while it loads a model."""
+
+MEMINFO = re.compile(r"^(?:Node \d+ )?(\w+(?:\(\w+\))?): +(\d+) kB$", re.MULTILINE)
+"""A line of /proc/meminfo, or of a node's meminfo."""
+FREE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+"""The lines of meminfo that vLLM adds for the free memory."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,18 @@ class Machine:
     architecture: str
     """Such as `x86_64`."""
     cpu_memory: int
-    """In bytes. The limit of a container counts."""
+    """In bytes. The limit of a container counts. With several nodes of memory (NUMA) it is that of the node on which vLLM runs."""
+    cpu_used: int = 0
+    """The part of it that programs use, in bytes. The kernel's cache of files does not count."""
     amx: bool = False
     """Whether the CPU multiplies matrices itself (Intel's AMX). vLLM's kernel for FP8 weights needs it."""
     gpus: tuple[Gpu, ...] = ()
     """The GPUs that vLLM may use. Empty if vLLM is built for CPUs."""
+
+    @property
+    def cpu_free(self) -> int:
+        """The CPU's memory that no program uses, in bytes."""
+        return self.cpu_memory - self.cpu_used
 
     @property
     def memory(self) -> int:
@@ -58,34 +71,52 @@ class Machine:
 
 def read_machine(*, cpu_build: bool) -> Machine:
     """Return this machine. `cpu_build`: vLLM is built for CPUs, and uses no GPU."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory, used = cpu_memory(Path("/"), min(os.sched_getaffinity(0)))
     return Machine(
         architecture=platform.machine(),
-        cpu_memory=min((total, *container_limits(Path("/")))),
+        cpu_memory=memory,
+        cpu_used=used,
         amx=has_amx(Path("/")),
         gpus=() if cpu_build else visible_gpus(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES")),
     )
 
 
-def container_limits(root: Path) -> Iterator[int]:
-    """Yield the limits of memory of this process's control groups (cgroup(7)) and of those around them, in bytes.
+def cpu_memory(root: Path, cpu: int) -> tuple[int, int]:
+    """Return the memory of the node of a CPU, and the part that programs use, in bytes. Limits of containers count.
 
+    vLLM takes memory of one node alone: the one of the first CPU that the process may use. A machine without nodes is one node.
     `root`: the root of the file system.
+    """
+    nodes = sorted((root / f"sys/devices/system/cpu/cpu{cpu}").glob("node[0-9]*"))
+    lines = (_read(nodes[0] / "meminfo") if nodes else "") or _read(root / "proc/meminfo")
+    sizes = {name: int(size) << 10 for name, size in MEMINFO.findall(lines)}
+    total = sizes["MemTotal"]
+    free = sum(sizes.get(name, 0) for name in FREE)
+    for limit, used in container_limits(root):
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return total, total - min(free, total)
+
+
+def container_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield the limit of memory and the use of this process's control group (cgroup(7)) and of those around it, in bytes.
+
+    Groups without a limit are left out. `root`: the root of the file system.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "":
-            top, name = root / "sys/fs/cgroup", "memory.max"
+            top, name, usage = root / "sys/fs/cgroup", "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            top, name, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         group = top / path.strip("/")
         for directory in (group, *group.parents):  # in a container, the path may be the host's, and only `top` exists
             limit = _read(directory / name).strip()
             if limit.isdecimal():  # and not "max"
-                yield int(limit)
+                used = _read(directory / usage).strip()
+                yield int(limit), int(used) if used.isdecimal() else 0
             if directory == top:
                 break
 

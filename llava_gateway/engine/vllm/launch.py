@@ -27,6 +27,8 @@ from llava_gateway.engine.vllm.preload import linked_preload, own_preload
 from llava_gateway.engine.vllm.refused_flags import check_flags
 from llava_gateway.errors import EngineStartError
 from llava_gateway.images.geometry import ImageTokens, Size, VideoTokens
+from llava_gateway.memory.fit import UTILIZATION, cpu_cache_bytes, gigabytes
+from llava_gateway.memory.machine import read_machine
 from llava_gateway.model_info import ModelInfo, VideoConfig, VisionConfig
 from llava_gateway.tokenizer import Tokenizer
 
@@ -192,12 +194,31 @@ def make_engine(arguments: "AsyncEngineArgs", early_process: EarlyProcess, video
         with own_preload():
             config = launch.create_config(arguments)
             _allow_largest_media(config, video_frames)
+            if is_cpu_build():
+                _bound_cpu_cache(config)
             with early_process.offered(config), linked_preload():
                 engine = launch.create_engine(config, arguments, BulkStatLogger)
     except Exception as error:
         raise EngineStartError(f"vLLM could not load {arguments.model}: {_one_line(error)}") from error
     launch.cache_environment()
     return engine
+
+
+def _bound_cpu_cache(config: "VllmConfig") -> None:
+    """Leave a part of a CPU's memory to other programs, unless the operator has chosen. Raises EngineStartError if it is not enough.
+
+    vLLM's default takes 92 % of the memory. It does not start if other programs use more than the rest.
+    """
+    if config.cache_config.kv_cache_memory_bytes is not None or config.cache_config.gpu_memory_utilization != UTILIZATION:
+        return
+    request, free = launch.request_cache_bytes(config), read_machine(cpu_build=True).cpu_free
+    if request > free:
+        tokens = config.model_config.max_model_len
+        raise EngineStartError(
+            f"one request of {tokens} tokens needs {gigabytes(request)} for its KV cache, and {gigabytes(free)} of memory are free; "
+            "choose a smaller --max-model-len"
+        )
+    launch.bound_cache(config, cpu_cache_bytes(request, free))
 
 
 def _allow_largest_media(config: "VllmConfig", video_frames: int) -> None:

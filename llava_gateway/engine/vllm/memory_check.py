@@ -10,7 +10,17 @@ from llava_gateway.engine.vllm.checkpoint import SERVED
 from llava_gateway.engine.vllm.compat.engine_process import is_cpu_build
 from llava_gateway.engine.vllm.load_bits import loads_quantized, replace_load_bits
 from llava_gateway.errors import EngineStartError
-from llava_gateway.memory.fit import OVERHEAD, UTILIZATION, Bits, best_fit, gigabytes, needed_bytes, serve_command, weight_bytes
+from llava_gateway.memory.fit import (
+    OVERHEAD,
+    UTILIZATION,
+    Bits,
+    best_fit,
+    gigabytes,
+    needed_bytes,
+    serve_command,
+    usable_bytes,
+    weight_bytes,
+)
 from llava_gateway.memory.machine import Machine, read_machine
 from llava_gateway.memory.models import MODELS, KnownModel, find_model
 
@@ -55,7 +65,7 @@ def check_memory(model: KnownModel, flags: Sequence[str], machine: Machine) -> N
     if given is None:
         return
     context = min(given.context or model.context, model.context)
-    memory = machine.memory if given.kv_cache_bytes or os.environ.get(KV_CACHE_SPACE) else int(machine.memory * given.utilization)
+    memory = machine.memory if given.kv_cache_bytes or os.environ.get(KV_CACHE_SPACE) else usable_bytes(machine, given.utilization)
     needed = needed_bytes(model, given.bits, context)
     if needed <= memory:
         return

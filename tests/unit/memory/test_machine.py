@@ -1,10 +1,12 @@
 """What a machine has, read from files and programs of other machines."""
 
+import os
 from pathlib import Path
 
 import pytest
+from helpers.waiting import wait_for
 
-from llava_gateway.memory.machine import Gpu, Machine, container_limits, has_amx, read_machine, visible_gpus
+from llava_gateway.memory.machine import Gpu, Machine, container_limits, cpu_memory, has_amx, read_machine, visible_gpus
 
 LISTED = """\
 0, GPU-aaaa-1, NVIDIA L4, 23034, 8.9
@@ -24,21 +26,23 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 def test_limits_of_all_groups_around_the_process_count(tmp_path: Path) -> None:
     files = {"proc/self/cgroup": "0::/pod/box\n", "sys/fs/cgroup/pod/box/memory.max": "max\n", "sys/fs/cgroup/pod/memory.max": "4096\n"}
-    assert list(container_limits(write(tmp_path, files))) == [4096]
+    files |= {"sys/fs/cgroup/pod/box/memory.current": "1\n", "sys/fs/cgroup/pod/memory.current": "1024\n"}
+    assert list(container_limits(write(tmp_path, files))) == [(4096, 1024)]
 
 
 def test_limit_counts_in_a_container_that_sees_the_path_of_its_host(tmp_path: Path) -> None:
     files = {"proc/self/cgroup": "0::/host/docker/1\n", "sys/fs/cgroup/memory.max": "8192\n"}
-    assert list(container_limits(write(tmp_path, files))) == [8192]
+    assert list(container_limits(write(tmp_path, files))) == [(8192, 0)]
 
 
 def test_limit_of_the_first_version_of_cgroups_counts(tmp_path: Path) -> None:
     files = {
         "proc/self/cgroup": "5:cpu,cpuacct:/a\n4:memory:/a\n0::/a\n",
         "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "2048\n",
+        "sys/fs/cgroup/memory/a/memory.usage_in_bytes": "512\n",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
     }
-    assert min(container_limits(write(tmp_path, files))) == 2048
+    assert min(container_limits(write(tmp_path, files))) == (2048, 512)
 
 
 def test_group_above_the_mount_is_not_read(tmp_path: Path) -> None:
@@ -48,6 +52,54 @@ def test_group_above_the_mount_is_not_read(tmp_path: Path) -> None:
 
 def test_machine_without_groups_has_no_limit(tmp_path: Path) -> None:
     assert list(container_limits(tmp_path)) == []
+
+
+MEMINFO = """\
+MemTotal:       4096 kB
+MemFree:        1024 kB
+Buffers:         100 kB
+Active(file):     64 kB
+Inactive(file):   32 kB
+SReclaimable:     16 kB
+HugePages_Total:   0
+"""
+NODES = {
+    "sys/devices/system/cpu/cpu3/node1/meminfo": "".join(f"Node 1 {line}\n" for line in MEMINFO.replace("4096", "2048").splitlines()),
+    "proc/meminfo": MEMINFO,
+}
+FREE = (1024 + 64 + 32 + 16) << 10
+LIMITED = {
+    "proc/self/cgroup": "0::/box\n",
+    "sys/fs/cgroup/box/memory.max": str(1 << 20),
+    "sys/fs/cgroup/box/memory.current": str(768 << 10),
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "cpu", "total", "free"),
+    [
+        (NODES, 0, 4096 << 10, FREE),
+        (NODES, 3, 2048 << 10, FREE),
+        (NODES | LIMITED, 3, 1 << 20, 256 << 10),
+        (NODES | LIMITED | {"sys/fs/cgroup/box/memory.current": str(2 << 20)}, 3, 1 << 20, 0),
+        (NODES | LIMITED | {"sys/fs/cgroup/box/memory.max": str(1 << 40)}, 0, 4096 << 10, FREE),
+    ],
+)
+def test_memory_is_that_of_the_node_and_of_the_container(tmp_path: Path, files: dict[str, str], cpu: int, total: int, free: int) -> None:
+    assert cpu_memory(write(tmp_path, files), cpu) == (total, total - free)
+
+
+@pytest.mark.slow
+def test_memory_is_what_vllm_reads() -> None:
+    """With another total, the share of the memory that vLLM gets would be another one."""
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
+
+    def is_equal() -> bool:
+        theirs = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
+        total, used = cpu_memory(Path("/"), min(os.sched_getaffinity(0)))
+        return theirs.total_memory == total and abs(theirs.available_memory - (total - used)) < total / 10
+
+    wait_for(is_equal)  # other programs take and free memory, and a virtual machine may get more
 
 
 @pytest.mark.parametrize(("flags", "found"), [("fpu amx_bf16 amx_tile amx_int8", True), ("fpu avx512f amx_tiles", False), ("", False)])

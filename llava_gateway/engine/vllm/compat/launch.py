@@ -4,6 +4,7 @@ Read in vLLM 0.32.0. Nothing here is imported from vLLM before it is called, bec
 """
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -68,6 +69,29 @@ def allow_media_tokens(config: "VllmConfig", tokens: int) -> None:
     scheduler = config.scheduler_config
     scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, tokens)
     scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_encoder_input_tokens, tokens)
+
+
+def request_cache_bytes(config: "VllmConfig") -> int:
+    """Return the KV cache that one request of full context needs in one worker, in bytes.
+
+    Touches: `get_num_kv_heads`, `get_head_size`, `get_num_layers` and `dtype` of `ModelConfig`, and `block_size` and `cache_dtype` of
+    `CacheConfig`. vLLM keeps one block for itself.
+    Without it: `--kv-cache-memory-bytes` with a fixed size, which may be too little for one request.
+    """
+    of_model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
+    values = of_model.get_num_kv_heads(parallel) * of_model.get_head_size() * of_model.get_num_layers(parallel)
+    size = of_model.dtype.itemsize if cache.cache_dtype in ("auto", str(of_model.dtype).removeprefix("torch.")) else 1
+    blocks = math.ceil(of_model.max_model_len / cache.block_size) + 1
+    return int(2 * values * size * blocks * cache.block_size)  # a key and a value for each
+
+
+def bound_cache(config: "VllmConfig", size: int) -> None:
+    """Give the KV cache of each worker a size in bytes.
+
+    Touches: `CacheConfig.kv_cache_memory_bytes`, the flag `--kv-cache-memory-bytes`, which must be known before the model's configuration.
+    Without it: the cache takes what is left of the share `--gpu-memory-utilization`.
+    """
+    config.cache_config.kv_cache_memory_bytes = size
 
 
 def create_engine(config: "VllmConfig", arguments: "AsyncEngineArgs", stat_logger: type[Any]) -> "AsyncLLM":

@@ -48,6 +48,7 @@ SOURCES = {
         "return self.model_runner.sample_tokens(grammar_output)": "vLLM's worker no longer samples in sample_tokens",
     },
     "v1/worker/cpu_worker.py": {
+        "explicit_kv_cache_size = self.cache_config.kv_cache_memory_bytes": "the KV cache on a CPU has its size from something else",
         "class CPUWorker(Worker):": "vLLM's worker for CPUs has another name or base",
         "if self.use_v2_model_runner:": "vLLM chooses its model runner in another way",
     },
