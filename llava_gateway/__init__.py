@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llava_gateway.app import create_app
     from llava_gateway.settings import Settings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Settings", "__version__", "create_app"]
 
