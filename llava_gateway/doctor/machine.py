@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from llava_gateway.doctor.finding import Finding
 from llava_gateway.doctor.repair import run_error
 from llava_gateway.memory.machine import Machine, cpu_features, read_machine
@@ -27,7 +25,7 @@ def check_machine(cpu_build: bool | None) -> Iterator[Finding]:
     yield check_python()
     machine = read_machine(cpu_build=False)
     yield check_cpu(cpu_features(Path("/")), cpu_build=cpu_build is True)
-    yield check_memory(machine.cpu_memory, psutil.virtual_memory().available)
+    yield check_memory(machine.cpu_memory, machine.cpu_free)
     yield check_gpus(machine, cpu_build, _driver(DRIVER))
     yield from check_variables()
 
@@ -55,9 +53,8 @@ def check_cpu(flags: set[str], *, cpu_build: bool) -> Finding:
     return Finding("CPU", "ok", text)
 
 
-def check_memory(total: int, available: int) -> Finding:
-    """Return whether the memory suffices. `total`: in bytes, the limit of a container counts. `available`: free bytes of the machine."""
-    free = min(total, available)
+def check_memory(total: int, free: int) -> Finding:
+    """Return whether the memory suffices. `total`, `free`: in bytes, as vLLM counts them."""
     text = f"{total / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are free"
     if free < MIN_MEMORY:
         return Finding("memory", "note", text, "free some memory; vLLM and torch alone take 1.5 GB")
