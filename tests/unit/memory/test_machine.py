@@ -97,7 +97,7 @@ def test_memory_is_what_vllm_reads() -> None:
     def is_equal() -> bool:
         theirs = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
         total, used = cpu_memory(Path("/"), min(os.sched_getaffinity(0)))
-        return theirs.total_memory == total and abs(theirs.available_memory - (total - used)) < total / 10
+        return bool(theirs.total_memory == total and abs(theirs.available_memory - (total - used)) < total / 10)
 
     wait_for(is_equal)  # other programs take and free memory, and a virtual machine may get more
 
