@@ -22,7 +22,7 @@ from llava_gateway.engine.vllm.compat.image_inputs import ImageInputs, UnknownMo
 from llava_gateway.engine.vllm.compat.named_tokens import named_tokens_work
 from llava_gateway.engine.vllm.compat.seeds import seeds_work
 from llava_gateway.engine.vllm.early_process import EarlyProcess
-from llava_gateway.engine.vllm.launch import describe, engine_arguments, make_engine
+from llava_gateway.engine.vllm.launch import describe, engine_arguments, make_engine, set_environment
 from llava_gateway.engine.vllm.lora import LoraManager
 from llava_gateway.engine.vllm.outputs import OutputSink, refusal
 from llava_gateway.engine.vllm.process_guard import ProcessGuard
@@ -255,8 +255,10 @@ class VllmEngine:
     def _load(self) -> "AsyncLLM":
         """Import vLLM and start the engine. Runs in a thread. Raises EngineStartError."""
         # A Ctrl-C goes to every process of the terminal. The engine's processes inherit this thread's signal mask and so ignore it: they
-        # must go on until the running requests have ended.
-        ensure_running()  # starts the resource tracker now; a later start would take SIGINT out of the mask
+        # must go on until the running requests have ended. The resource tracker starts first, because its start would take SIGINT out of
+        # the mask.
+        set_environment()
+        ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with without_modules(unused_modules(self.flags)), closing(EarlyProcess(self.flags)) as early_process:
             arguments = engine_arguments(self.model, self.flags, early_process, self._video_frames, memory_check=self._memory_check)

@@ -63,6 +63,12 @@ MAX_SOCKET_FOLDER = 107 - len("/") - 36
 """The greatest length of that directory, in bytes: a socket's path has at most 107 (unix(7)), and its name is a UUID."""
 
 
+def set_environment() -> None:
+    """Set the variables of ENVIRONMENT. A process of multiprocessing has them if it starts later, and vLLM if it is imported later."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def engine_arguments(
     model_name: str,
     flags: Sequence[str],
@@ -78,8 +84,7 @@ def engine_arguments(
     """
     flags = fit_to_machine(model_name, flags, memory_check=memory_check)
     config = check_checkpoint(model_name, flags)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     _choose_socket_folder()
     if is_cpu_build():
         _set_cpu_environment()

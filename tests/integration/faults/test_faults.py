@@ -393,6 +393,7 @@ def test_second_ctrl_c_cuts_off_requests(doomed: list[Server]) -> None:
             assert b'"shutting_down"' in answer
         assert server.process.wait(60) == 0
         assert not psutil.wait_procs(children, timeout=30)[1]
+    assert "resource_tracker" not in server.log.read_text(), "Python warns of semaphores of the engine's process"
 
 
 @pytest.mark.slow
