@@ -3,11 +3,14 @@
 `make docs` builds the site. The Markdown files of docs/ stay readable in the repository, where their links lead to files.
 """
 
+import asyncio
 import importlib
 import posixpath
 import re
+import sys
 from collections.abc import Iterator
 from inspect import cleandoc
+from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -18,6 +21,9 @@ from llava_gateway import errors
 from llava_gateway.cli.main import COMMANDS
 from llava_gateway.observability import metrics  # noqa: F401 # registers the metrics
 
+sys.path.append(str(Path(__file__).parent))  # MkDocs runs this file by its path
+import api_reference
+
 OUTSIDE = re.compile(r"(\]\(|<img src=\")(\.\./[^)\"\s]+)")
 """A link to a file of the repository outside docs/."""
 PUBLIC = ("llava_gateway.app.create_app", "llava_gateway.settings.Settings", "llava_gateway.types.ChatRequest", "llava_gateway.types.Delta")
@@ -25,10 +31,16 @@ PUBLIC = ("llava_gateway.app.create_app", "llava_gateway.settings.Settings", "ll
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference pages."""
-    pages = {"commands": _commands(), "errors": _errors(), "metrics": _metrics(), "python": _python()}
-    for name, lines in pages.items():
-        files.append(File.generated(config, f"reference/{name}.md", content="\n".join(lines)))
+    for name, content in asyncio.run(_pages()).items():
+        files.append(File.generated(config, f"reference/{name}.md", content=content))
     return files
+
+
+async def _pages() -> dict[str, str]:
+    """Return the reference pages. The metric of tasks needs a running event loop."""
+    pages = {"commands": _commands(), "errors": _errors(), "metrics": _metrics(), "python": _python()}
+    apis = [line async for line in api_reference.page()]
+    return {"apis": "\n".join(apis)} | {name: "\n".join(lines) for name, lines in pages.items()}
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -38,6 +38,8 @@ SECURITY_SCHEMES = {"bearer": {"type": "http", "scheme": "bearer"}} | {
     name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS
 }
 """The ways to send an API key, as AuthMiddleware accepts them."""
+_QUALIFIED_NAME = re.compile(r"llava_gateway__api__(\w+?)__\w+?__(\w+)")
+"""pydantic's name of a declaration whose class has the same name as one of another API."""
 _PATH_PARAMETER = re.compile(r"{(\w+)}")
 
 
@@ -74,7 +76,8 @@ def openapi(apis: Sequence[ApiDescription], public: Collection[str], *, with_key
 def _schemas(apis: Sequence[ApiDescription]) -> tuple[dict[str, Schema], Mapping[type[BaseModel], Schema]]:
     """Return the schemas of all declarations and errors by their names, and the reference to each declaration."""
     models = dict.fromkeys(model for api in apis for model in _models(api))
-    references, definitions = models_json_schema([(model, "validation") for model in models], ref_template="#/components/schemas/{model}")
+    made = models_json_schema([(model, "validation") for model in models], ref_template="#/components/schemas/{model}")
+    references, definitions = _with_short_names(made[0]), _with_short_names(made[1])
     schemas: dict[str, Schema] = definitions.get("$defs", {})
     for model in models:
         if issubclass(model, RequestBody):
@@ -83,6 +86,20 @@ def _schemas(apis: Sequence[ApiDescription]) -> tuple[dict[str, Schema], Mapping
             schema["properties"] = {name: fields[name] for name in (*schema.get("required", ()), *fields)}
     errors = {api.error["title"]: api.error for api in apis}
     return schemas | errors, {model: references[model, "validation"] for model in models}
+
+
+def _with_short_names(value: Any) -> Any:
+    """Return schemas with the names of APIs instead of modules, such as `OllamaChatBody`."""
+    if isinstance(value, dict):
+        return {_with_short_names(key): _with_short_names(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_short_names(each) for each in value]
+    return _QUALIFIED_NAME.sub(_short_name, value) if isinstance(value, str) else value
+
+
+def _short_name(found: re.Match[str]) -> str:
+    api, name = found.groups()
+    return "".join(word.capitalize() for word in api.split("_")) + name
 
 
 def _models(api: ApiDescription) -> Iterator[type[BaseModel]]:

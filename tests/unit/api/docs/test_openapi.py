@@ -55,6 +55,13 @@ def test_document_has_exactly_the_served_operations(everything: dict[str, Any]) 
     assert described(openapi(**everything)) == served(app) - CHAT_UI
 
 
+def test_objects_have_no_names_of_modules(everything: dict[str, Any]) -> None:
+    """pydantic names a class by its module if another API has a class of the same name."""
+    document = openapi(**everything)
+    assert {"OllamaChatBody", "TextGenerationWebuiChatBody"} <= set(document["components"]["schemas"])
+    assert "llava_gateway__" not in str(document)
+
+
 @pytest.mark.parametrize("name", APIS)
 def test_document_has_no_api_that_is_switched_off(name: str) -> None:
     apis = tuple(api for api in APIS if api != name)
