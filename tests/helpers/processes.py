@@ -17,3 +17,8 @@ def description(process: psutil.Process) -> str:
 def descendants(pid: int, text: str) -> list[psutil.Process]:
     """Return the descendants of the process `pid` whose name or command line contains `text`."""
     return [child for child in psutil.Process(pid).children(recursive=True) if text in description(child)]
+
+
+def own_children(text: str) -> list[psutil.Process]:
+    """Return the children of this process whose command line contains `text`. Those of a server that the tests share are not among them."""
+    return [child for child in psutil.Process().children() if text in description(child)]

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from helpers import hostile_files as hostile
 from helpers.hostile_files import encode
-from helpers.processes import descendants
+from helpers.processes import own_children
 from PIL import Image
 from prometheus_client import REGISTRY
 
@@ -63,7 +63,7 @@ def load(loader: ImageLoader, data: bytes, client: str = "192.0.2.1") -> asyncio
 
 
 def workers() -> list[psutil.Process]:
-    return descendants(os.getpid(), "llava_gateway.images.worker")
+    return own_children("llava_gateway.images.worker")
 
 
 async def wait_until(condition: Callable[[], object]) -> None:

@@ -1,7 +1,6 @@
 """The processes that check forms: a client that leaves, or a process that ends, does not harm other clients."""
 
 import asyncio
-import os
 import signal
 import tracemalloc
 from collections.abc import Coroutine
@@ -9,7 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers.processes import descendants
+from helpers.processes import own_children
 
 from llava_gateway.demo import CHECKPOINT
 from llava_gateway.engine.vllm.structured_outputs import GrammarChecker
@@ -28,7 +27,7 @@ def form(number: int) -> StructuredOutput:
 
 
 def workers() -> list[psutil.Process]:
-    return descendants(os.getpid(), "grammar_worker")
+    return own_children("grammar_worker")
 
 
 def run(work: Any) -> None:
