@@ -13,6 +13,7 @@ from inspect import cleandoc
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from prometheus_client import REGISTRY
@@ -26,6 +27,11 @@ import api_reference
 
 OUTSIDE = re.compile(r"(\]\(|<img src=\")(\.\./[^)\"\s]+)")
 """A link to a file of the repository outside docs/."""
+CORRECTIONS = {
+    ' data-md-component="source"': "",  # the theme's script would ask GitHub for the repository's stars
+    'data-md-component="search" role="dialog"': 'data-md-component="search" role="dialog" aria-label="Search"',
+}
+"""Texts of the theme's pages, and what takes their place."""
 PUBLIC = ("llava_gateway.app.create_app", "llava_gateway.settings.Settings", "llava_gateway.types.ChatRequest", "llava_gateway.types.Delta")
 
 
@@ -52,6 +58,25 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return found[0] if path.startswith("docs/") else f"{found[1]}{config.repo_url}/blob/main/{path}"
 
     return OUTSIDE.sub(link, markdown)
+
+
+def on_post_template(output_content: str, *, template_name: str, config: MkDocsConfig) -> str:
+    """Correct the theme's page for addresses that lead nowhere."""
+    return _correct(output_content) if template_name.endswith(".html") else output_content
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Correct what the theme writes into each page."""
+    return _correct(output)
+
+
+def _correct(page: str) -> str:
+    """Return a page with the corrections. Raise PluginError if the theme no longer has a text that they replace."""
+    for text, better in CORRECTIONS.items():
+        if text not in page:
+            raise PluginError(f"the theme's pages no longer have {text}")
+        page = page.replace(text, better)
+    return page
 
 
 def _commands() -> Iterator[str]:
