@@ -10,7 +10,7 @@ from helpers.site import build, check_colors, served
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 PAGES = [path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
-GENERATED = [f"reference/{name}.html" for name in ("commands", "errors", "metrics", "python")]
+GENERATED = [f"reference/{name}.html" for name in ("apis", "commands", "errors", "metrics", "python")]
 
 
 @pytest.fixture(scope="module")
