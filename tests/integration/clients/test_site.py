@@ -1,15 +1,18 @@
 """The documentation site in a browser: accessible in both palettes and on a phone, and without requests to other servers."""
 
+import re
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from helpers.browser import PageMonitor
 from helpers.chat_ui import check_accessible
 from helpers.server import ROOT
 from helpers.site import build, check_colors, served
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, expect
 
 PAGES = [path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 GENERATED = [f"reference/{name}.html" for name in ("apis", "commands", "errors", "metrics", "python")]
 
 
@@ -24,32 +27,27 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    """One context for all pages, which reads the theme's files once."""
-    made = browser.new_context()
+def contexts(browser: Browser) -> Iterator[dict[str, BrowserContext]]:
+    """One context for each palette. It reads the theme's files once, for all pages."""
+    made = {scheme: browser.new_context(color_scheme=scheme) for scheme in SCHEMES}
     yield made
-    made.close()
-
-
-@pytest.fixture
-def page(context: BrowserContext) -> Iterator[Page]:
-    opened = context.new_page()
-    yield opened
-    opened.close()
+    for context in made.values():
+        context.close()
 
 
 @pytest.mark.parametrize("name", [*PAGES, *GENERATED, "404.html"])
-def test_page_is_accessible_and_asks_no_other_server(page: Page, site: str, name: str) -> None:
-    monitor = PageMonitor(page, site)
-    page.goto(f"{site}/{name}")
-    check_accessible(page)
-    page.emulate_media(color_scheme="dark")
-    page.evaluate("() => localStorage.clear()")  # the theme keeps the first palette there
-    page.reload()
-    expect(page.locator("body")).to_have_attribute("data-md-color-scheme", "slate")
-    check_colors(page)
-    page.evaluate("() => localStorage.clear()")
-    assert monitor.problems == []
+def test_page_is_accessible_and_asks_no_other_server(contexts: dict[str, BrowserContext], site: str, name: str) -> None:
+    for scheme, context in contexts.items():
+        page = context.new_page()
+        monitor = PageMonitor(page, site)
+        page.goto(f"{site}/{name}")
+        assert page.evaluate("() => document.body.dataset.mdColorScheme") == ("slate" if scheme == "dark" else "default")
+        if scheme == "light":
+            check_accessible(page)
+        else:
+            check_colors(page)
+        assert monitor.problems == []
+        page.close()
 
 
 @pytest.mark.parametrize("name", ["openai.html", "performance.html"])
@@ -62,7 +60,8 @@ def test_page_is_accessible_on_a_phone(browser: Browser, site: str, name: str) -
     context.close()
 
 
-def test_search_finds_a_page_without_another_server(page: Page, site: str) -> None:
+def test_search_finds_a_page_without_another_server(browser: Browser, site: str) -> None:
+    page = browser.new_page()
     monitor = PageMonitor(page, site)
     page.goto(f"{site}/index.html")
     page.get_by_role("textbox", name="Search").fill("previous_response_id")
@@ -70,5 +69,6 @@ def test_search_finds_a_page_without_another_server(page: Page, site: str) -> No
     expect(found).to_be_visible()
     check_accessible(page)
     found.click()
-    expect(page).to_have_url(lambda url: url.startswith(f"{site}/responses.html"))
+    expect(page).to_have_url(re.compile(rf"{site}/\w+\.html\?h=previous_response_id"))
     assert monitor.problems == []
+    page.close()
