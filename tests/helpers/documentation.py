@@ -42,6 +42,17 @@ def blocks(language: str, page: str = README) -> list[str]:
     return found
 
 
+def runnable_blocks() -> Iterator[tuple[str, str, str]]:
+    """Yield the page below docs/, the language and the code of each block that talks to a gateway, or runs in Python."""
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        page = path.relative_to(ROOT / "docs").as_posix()
+        for language, code in re.findall(
+            r"^ *```(python|sh|bash|console|shell)\b[^\n]*\n(.*?)^ *```", path.read_text(), re.DOTALL | re.MULTILINE
+        ):
+            if language == "python" or re.search(r"\bcurl\b", code):
+                yield page, language, code
+
+
 def rows(model: type[BaseModel]) -> Iterator[str]:
     """Yield the rows that the table of a request body has in docs/: name, what is done with the field, description."""
     for name, field in model.model_fields.items():

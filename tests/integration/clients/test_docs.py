@@ -1,4 +1,4 @@
-"""The commands of the README and of the quickstart, and the examples, work on a real server."""
+"""The commands of the README and of the quickstart, and the examples, work on a real server. test_documented_blocks.py has the rest."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from helpers.documentation import QUICKSTART, blocks
 from helpers.server import ROOT, Server
 
@@ -82,12 +81,6 @@ def test_readme_python_code_works(server: Server) -> None:
     whole, streamed = blocks("python")
     said = run(server, sys.executable, "-", script=(whole + streamed).replace("http://127.0.0.1:8000", server.url))
     assert said.count("the top right is blue") == 2
-
-
-@pytest.mark.parametrize("block", blocks("python", QUICKSTART), ids=range(len(blocks("python", QUICKSTART))))
-def test_quickstart_python_code_works(server: Server, block: str) -> None:
-    said = run(server, sys.executable, "-", script=block.replace("http://127.0.0.1:8000", server.url))
-    assert "the top right is blue" in said
 
 
 def test_readme_chat_command_works(server: Server) -> None:

@@ -29,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def contexts(browser: Browser) -> Iterator[dict[str, BrowserContext]]:
     """One context for each palette. It reads the theme's files once, for all pages."""
-    made = {scheme: browser.new_context(color_scheme=scheme) for scheme in SCHEMES}
+    made: dict[str, BrowserContext] = {scheme: browser.new_context(color_scheme=scheme) for scheme in SCHEMES}
     yield made
     for context in made.values():
         context.close()
