@@ -59,7 +59,7 @@ def test_stream_helper_gets_the_whole_answer_in_pieces(sdk: Anthropic) -> None:
     with sdk.messages.stream(**asked(SEEN, QUESTION)) as stream:
         pieces = list(stream.text_stream)
         message = stream.get_final_message()
-    assert len(pieces) > 3
+    assert len(pieces) > 1
     assert "".join(pieces) == describe([GRID])
     whole = sdk.messages.create(**asked(SEEN, QUESTION))
     assert (message.stop_reason, message.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)

@@ -83,7 +83,7 @@ def test_stream_has_role_deltas_finish_reason_and_usage(http: httpx.Client) -> N
     assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
     role, *deltas, finish, usage = chunks
     assert role["choices"][0] == {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-    assert len(deltas) > 3
+    assert len(deltas) > 1
     assert all(set(chunk["choices"][0]["delta"]) == {"content"} for chunk in deltas)
     assert finish["choices"][0]["delta"] == {}
     assert finish["choices"][0]["finish_reason"] == "stop"

@@ -67,7 +67,7 @@ def test_stream_ends_with_the_same_prediction_as_without_a_stream(server: Server
     assert answer.headers["content-type"] == "application/json-lines"
     pieces = responses(answer)
     assert complete_text(pieces) == describe([GRID])
-    assert len(pieces) > 10
+    assert len(pieces) > 1
     last = pieces[-1]
     (whole,) = predict(server, about(GRID), top_logprobs=2)
     assert {name: last[name] for name in PREDICTION - {"logprobs"}} == {name: whole[name] for name in PREDICTION - {"logprobs"}}

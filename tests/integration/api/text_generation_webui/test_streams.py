@@ -37,7 +37,7 @@ def test_stream_gives_the_whole_answer_twice_on_one_connection(server: Server) -
             *texts, end = events(socket, {"prompt": prompt_about(tag(GRID))} | GREEDY)
             assert [event["event"] for event in texts] == ["text_stream"] * len(texts)
             assert [event["message_num"] for event in texts] == list(range(len(texts)))
-            assert len(texts) > 5
+            assert len(texts) > 1
             assert "".join(event["text"] for event in texts).strip() == describe([GRID])
             assert end == {"event": "stream_end", "message_num": len(texts)}
 
@@ -53,7 +53,7 @@ def test_chat_stream_events_grow_and_keep_the_history(server: Server) -> None:
     with open_stream(server, "chat-stream") as socket:
         *told, end = events(socket, asked | GREEDY)
         answers = [event["history"]["visible"][1][1] for event in told]
-        assert len(answers) > 5
+        assert len(answers) > 1
         assert all(later.startswith(earlier) and later != earlier for earlier, later in pairwise(answers))
         assert all(event["history"]["internal"][0] == ["Hello", "Hi"] for event in told)
         assert all(event["history"]["visible"][0] == ["hello", "hi"] for event in told)
@@ -125,7 +125,10 @@ def test_stop_ends_a_stream(plain_http: httpx.Client, server: Server, path: str,
         *texts, end = remaining_events(socket)
         assert end["message_num"] == len(texts) + 1 < 2000
         wait_for(lambda: server.in_flight() == 0)
-        assert len(events(socket, {"prompt": HELLO, "user_input": "Hello"} | GREEDY)) > 2  # the next answer is complete
+        *told, end = events(socket, {"prompt": HELLO, "user_input": "Hello"} | GREEDY)
+        texts = [told[-1]["history"]["visible"][0][1]] if path == "chat-stream" else [event["text"] for event in told]
+        assert "".join(texts).endswith("ask me to describe it."), "the next answer is complete"
+        assert end["event"] == "stream_end"
 
 
 def test_stop_ends_an_answer_without_a_stream(plain_http: httpx.Client, server: Server) -> None:
