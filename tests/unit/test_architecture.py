@@ -11,7 +11,7 @@ import llava_gateway
 PACKAGE = Path(llava_gateway.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 STATIC = sorted((PACKAGE / "api" / "chat_ui" / "static").iterdir())
-FLOORS = (
+LAYERS = (
     ("errors", "settings", "concurrency", "files"),
     ("storage",),
     ("tokenizer", "auth"),
@@ -28,7 +28,7 @@ FLOORS = (
     ("client", "cluster", "batch", "loadtest", "doctor"),
     ("cli", "__main__"),
 )
-"""Modules and packages of the package, lowest first. A module imports from its own floor and from lower ones."""
+"""Modules and packages of the package, lowest first. A module imports from its own layer and from lower ones."""
 MAX_LINES, MIN_LINES, MAX_FUNCTION = 450, 25, 60
 
 
@@ -48,21 +48,21 @@ def imports(path: Path) -> Iterator[str]:
             )
 
 
-def floor(module: str) -> int:
-    """`llava_gateway` itself is the lowest floor: it has the version, and imports the app on demand."""
+def layer(module: str) -> int:
+    """`llava_gateway` itself is the lowest layer: it has the version, and imports the app on demand."""
     part = module.partition(".")[2].partition(".")[0]
-    return next((rank for rank, parts in enumerate(FLOORS) if part in parts), -1)
+    return next((rank for rank, parts in enumerate(LAYERS) if part in parts), -1)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_module_imports_no_higher_floor(path: Path) -> None:
+def test_module_imports_no_higher_layer(path: Path) -> None:
     module = name_of(path)
     if module == "llava_gateway":
         return
-    assert floor(module) >= 0, f"{module} is on no floor"
+    assert layer(module) >= 0, f"{module} is on no layer"
     for imported in imports(path):
         if imported.startswith("llava_gateway"):
-            assert floor(imported) <= floor(module), f"{module} imports {imported}, which is on a higher floor"
+            assert layer(imported) <= layer(module), f"{module} imports {imported}, which is on a higher layer"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "api").rglob("*.py")), ids=name_of)
