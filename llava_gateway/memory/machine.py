@@ -18,6 +18,10 @@ MEMINFO = re.compile(r"^(?:Node \d+ )?(\w+(?:\(\w+\))?): +(\d+) kB$", re.MULTILI
 """A line of /proc/meminfo, or of a node's meminfo."""
 FREE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
 """The lines of meminfo that vLLM adds for the free memory."""
+STAT = re.compile(r"^(\w+) (\d+)$", re.MULTILINE)
+"""A line of a control group's memory.stat."""
+CACHES: tuple[str, ...] = ("active_file", "inactive_file", "slab_reclaimable")
+"""The lines of memory.stat with memory that the kernel frees when programs need it."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +104,16 @@ def cpu_memory(root: Path, cpu: int) -> tuple[int, int]:
 def container_limits(root: Path) -> Iterator[tuple[int, int]]:
     """Yield the limit of memory and the use of this process's control group (cgroup(7)) and of those around it, in bytes.
 
-    Groups without a limit are left out. `root`: the root of the file system.
+    The kernel's cache of files does not count as used. Groups without a limit are left out. `root`: the root of the file system.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "":
-            top, name, usage = root / "sys/fs/cgroup", "memory.max", "memory.current"
+            top, name, usage, caches = root / "sys/fs/cgroup", "memory.max", "memory.current", CACHES
         elif "memory" in controllers.split(","):
             top, name, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            caches = tuple(f"total_{name}" for name in CACHES)
         else:
             continue
         group = top / path.strip("/")
@@ -116,7 +121,8 @@ def container_limits(root: Path) -> Iterator[tuple[int, int]]:
             limit = _read(directory / name).strip()
             if limit.isdecimal():  # and not "max"
                 used = _read(directory / usage).strip()
-                yield int(limit), int(used) if used.isdecimal() else 0
+                cached = sum(int(size) for name, size in STAT.findall(_read(directory / "memory.stat")) if name in caches)
+                yield int(limit), max(0, int(used) - cached) if used.isdecimal() else 0
             if directory == top:
                 break
 

@@ -28,7 +28,6 @@ from llava_gateway.engine.vllm.refused_flags import check_flags
 from llava_gateway.errors import EngineStartError
 from llava_gateway.images.geometry import ImageTokens, Size, VideoTokens
 from llava_gateway.memory.fit import UTILIZATION, cpu_cache_bytes, gigabytes
-from llava_gateway.memory.machine import read_machine
 from llava_gateway.model_info import ModelInfo, VideoConfig, VisionConfig
 from llava_gateway.tokenizer import Tokenizer
 
@@ -216,7 +215,7 @@ def _bound_cpu_cache(config: "VllmConfig") -> None:
     """
     if config.cache_config.kv_cache_memory_bytes is not None or config.cache_config.gpu_memory_utilization != UTILIZATION:
         return
-    request, free = launch.request_cache_bytes(config), read_machine(cpu_build=True).cpu_free
+    request, free = launch.request_cache_bytes(config), launch.free_cpu_memory()
     if request > free:
         tokens = config.model_config.max_model_len
         raise EngineStartError(

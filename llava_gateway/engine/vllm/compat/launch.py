@@ -85,6 +85,17 @@ def request_cache_bytes(config: "VllmConfig") -> int:
     return int(2 * values * size * blocks * cache.block_size)  # a key and a value for each
 
 
+def free_cpu_memory() -> int:
+    """Return the memory of a CPU that is free by vLLM's own count, in bytes. vLLM refuses a larger KV cache.
+
+    Touches: `get_allowed_cpu_list` and `get_memory_node_info` of `vllm.utils.cpu_resource_utils`.
+    Without it: the memory by `/proc/meminfo`. In a container vLLM counts the cache of files as used, and may refuse the KV cache.
+    """
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
+
+    return int(get_memory_node_info(get_allowed_cpu_list()[0].numa_node).available_memory)
+
+
 def bound_cache(config: "VllmConfig", size: int) -> None:
     """Give the KV cache of each worker a size in bytes.
 

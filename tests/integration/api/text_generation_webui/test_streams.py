@@ -126,8 +126,8 @@ def test_stop_ends_a_stream(plain_http: httpx.Client, server: Server, path: str,
         assert end["message_num"] == len(texts) + 1 < 2000
         wait_for(lambda: server.in_flight() == 0)
         *told, end = events(socket, {"prompt": HELLO, "user_input": "Hello"} | GREEDY)
-        texts = [told[-1]["history"]["visible"][0][1]] if path == "chat-stream" else [event["text"] for event in told]
-        assert "".join(texts).endswith("ask me to describe it."), "the next answer is complete"
+        said = told[-1]["history"]["visible"][0][1] if path == "chat-stream" else "".join(event["text"] for event in told)
+        assert said.endswith("ask me to describe it."), "the next answer is complete"
         assert end["event"] == "stream_end"
 
 

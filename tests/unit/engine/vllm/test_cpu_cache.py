@@ -11,7 +11,6 @@ from llava_gateway.engine.vllm import launch
 from llava_gateway.engine.vllm.compat import launch as compat
 from llava_gateway.errors import EngineStartError
 from llava_gateway.memory.fit import CPU_CACHE, cpu_cache_bytes
-from llava_gateway.memory.machine import Machine
 from llava_gateway.memory.models import find_model
 
 pytestmark = pytest.mark.slow
@@ -22,7 +21,7 @@ def configuration(*flags: str) -> Any:
 
 
 def have_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(launch, "read_machine", lambda *, cpu_build: Machine("x86_64", 2 * free, cpu_used=free))
+    monkeypatch.setattr(compat, "free_cpu_memory", lambda: free)
 
 
 @pytest.mark.parametrize(
