@@ -4,7 +4,7 @@ import { Answer } from "./answer.js";
 import * as api from "./api.js";
 import * as composer from "./composer.js";
 import { newConversation, totalTokens } from "./conversation.js";
-import { connectKeeper, keep } from "./keeper.js";
+import { connectSavedConversations, save } from "./saved_conversations.js";
 import { onLanguage, t } from "./language.js";
 import { messagesFor } from "./messages.js";
 import * as settings from "./settings.js";
@@ -38,9 +38,9 @@ async function answer(turn, columns) {
   showStatus("");
   announce(t("writing"));
   if (!selects[0].value) await loadModels();
-  keep(asked);
+  save(asked);
   const answers = own.signal.aborted ? [] : await Promise.all(columns.map((column) => answerIn(column, turn, own.signal)));
-  keep(asked);
+  save(asked);
   if (running !== own) return; // the user has left the conversation
   running = null;
   refresh();
@@ -164,7 +164,7 @@ get("stop").addEventListener("click", stop);
 get("cancel-edit").addEventListener("click", cancelEdit);
 get("new").addEventListener("click", () => {
   show(newConversation());
-  keep(conversation);
+  save(conversation);
   composer.focus();
 });
 get("compare").addEventListener("click", () => {
@@ -177,7 +177,7 @@ settings.connectCopyButtons(
   () => body(conversation.turns.length - 1, 0),
   () => conversation,
 );
-connectKeeper({ current: () => conversation, isRunning: () => running !== null || editing !== null, show });
+connectSavedConversations({ current: () => conversation, isRunning: () => running !== null || editing !== null, show });
 onLanguage(() => running || show(conversation));
 refresh();
 loadModels();

@@ -1,4 +1,4 @@
-// Keeps the open conversation in this browser, and opens kept ones. The URL's fragment has the id of the open conversation: a reload
+// Saves the open conversation in this browser, and opens saved ones. The URL's fragment has the id of the open conversation: a reload
 // opens it again, and each tab has its own.
 
 import { connectList, showList } from "./conversation_list.js";
@@ -8,16 +8,16 @@ import { onLanguage, t } from "./language.js";
 import { showStatus } from "./status.js";
 
 const removedIds = new Set(); // conversations that the user has removed while an answer may still run
-let page; // see connectKeeper
+let page; // see connectSavedConversations
 
 // `page` has the functions current() of the open conversation, isRunning() and show(conversation).
-export function connectKeeper(functions) {
+export function connectSavedConversations(functions) {
   page = functions;
   open(location.hash.slice(1));
 }
 
 // Saves a conversation if it has a question. If another tab has changed it, it becomes a copy.
-export async function keep(conversation) {
+export async function save(conversation) {
   showAddress();
   if (!conversation.turns.length || removedIds.has(conversation.id)) return refresh();
   const outcome = await store.save(conversation);
@@ -26,7 +26,7 @@ export async function keep(conversation) {
     const { id } = newConversation();
     Object.assign(conversation, { id, revision: 0 });
     if (conversation === page.current()) showStatus(t("copied"));
-    return keep(conversation);
+    return save(conversation);
   }
   await refresh();
 }
@@ -51,7 +51,7 @@ function showAddress() {
 async function rename(id, title) {
   const conversation = id === page.current().id ? page.current() : fromRecord(await store.read(id));
   conversation.title = title;
-  await keep(conversation);
+  await save(conversation);
 }
 
 // Leaves the open conversation if it was removed.
@@ -75,5 +75,5 @@ store.onOtherTab((id) => (id === page.current().id && !page.isRunning() ? open(i
 onLanguage(refresh);
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 addEventListener("pagehide", () => page.current().turns.length && store.save(page.current()));
-document.getElementById("system").addEventListener("change", () => keep(page.current()));
-document.getElementById("json").addEventListener("change", () => keep(page.current()));
+document.getElementById("system").addEventListener("change", () => save(page.current()));
+document.getElementById("json").addEventListener("change", () => save(page.current()));
