@@ -7,6 +7,7 @@ import pytest
 from helpers.browser import Chat
 from helpers.chat_ui import ONE, OpenChat, check_accessible, png
 from helpers.page_server import answer_with
+from helpers.waiting import wait_for
 from playwright.sync_api import BrowserContext, Locator, expect
 
 NO_STORAGE = """Object.defineProperty(window, "indexedDB", {get() { throw new DOMException("refused", "SecurityError"); }});
@@ -30,14 +31,12 @@ def kept(chat: Chat, *expected: str) -> None:
 
 def kept_answers(chat: Chat, count: int) -> None:
     """Wait until the open conversation is stored with so many whole answers."""
-    chat.page.wait_for_function(
-        """async (count) => {
-            const {read} = await import(new URL("page/conversation_store.js", document.baseURI));
-            const kept = await read(location.hash.slice(1));
-            return kept && kept.turns.flatMap(({answers}) => answers).filter(({ending}) => !ending).length === count;
-        }""",
-        arg=count,
-    )
+    read = """async () => {
+        const {read} = await import(new URL("page/conversation_store.js", document.baseURI));
+        const kept = await read(location.hash.slice(1));
+        return kept?.turns.flatMap(({answers}) => answers).filter(({ending}) => !ending).length;
+    }"""
+    wait_for(lambda: chat.page.evaluate(read) == count)
 
 
 def second_tab(chat: Chat, context: BrowserContext) -> Chat:
