@@ -7,6 +7,7 @@ from typing import Any
 from httpx import ASGITransport, AsyncClient
 
 from llava_gateway import Settings, create_app
+from llava_gateway.api.docs.page import type_html
 
 INTRODUCTION = """# APIs and their fields
 
@@ -15,7 +16,7 @@ A running server has the same page at `/docs`, and in OpenAPI's format at `/open
 
 
 async def page() -> AsyncIterator[str]:
-    """Yield the lines of the page, in Markdown."""
+    """Yield the lines of the page, in Markdown with types in HTML."""
     document = await _document()
     yield INTRODUCTION
     for tag in document["tags"]:
@@ -27,10 +28,11 @@ async def page() -> AsyncIterator[str]:
     yield "\n## Objects"
     for name, schema in document["components"]["schemas"].items():
         if fields := schema.get("properties"):
-            yield f"\n### {name}\n\n{_cell(schema.get('description', ''))}\n\n| field | type | meaning |\n|---|---|---|"
+            yield f"\n### {name} {{ #{name} }}\n\n{_cell(schema.get('description', ''))}\n\n| field | type | meaning |\n|---|---|---|"
             required = schema.get("required", ())
             for field, described in fields.items():
-                yield f"| `{field}` | {_type(described)}{', required' * (field in required)} | {_cell(described.get('description', ''))} |"
+                kind = type_html(described) + ", required" * (field in required)
+                yield f"| `{field}` | {kind} | {_cell(described.get('description', ''))} |"
 
 
 async def _document() -> dict[str, Any]:
@@ -43,33 +45,9 @@ async def _document() -> dict[str, Any]:
 
 
 def _bodies(operation: dict[str, Any]) -> str:
-    """Return the types of a request's body."""
+    """Return the types of a request's body, as HTML."""
     contents = operation.get("requestBody", {}).get("content", {})
-    return " or ".join(dict.fromkeys(_type(content["schema"]) for content in contents.values()))
-
-
-def _type(schema: dict[str, Any]) -> str:
-    """Return a JSON Schema in a few words of Markdown. A reference becomes a link."""
-    if reference := schema.get("$ref"):
-        name = reference.rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
-    if options := schema.get("anyOf") or schema.get("oneOf"):
-        return " or ".join(dict.fromkeys(_type(option) for option in options if option.get("type") != "null"))
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    kind = schema.get("type", "any")
-    if kind == "array" and "items" in schema:
-        return f"array of {_type(schema['items'])}"
-    return str(" or ".join(kind) if isinstance(kind, list) else kind) + _range(schema)
-
-
-def _range(schema: dict[str, Any]) -> str:
-    """Return the bounds of a number. Bounds of 32 bits or more are left out."""
-    low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
-    if low is None or low < -(1 << 31):
-        return ""
-    over = " over" * ("exclusiveMinimum" in schema)
-    return f"{over} {low} to {high}" if high is not None else f"{over or ' from'} {low}"
+    return " or ".join(dict.fromkeys(type_html(content["schema"]) for content in contents.values()))
 
 
 def _cell(text: str) -> str:

@@ -60,7 +60,7 @@ def _contents(described: dict[str, Any]) -> Iterator[str]:
 
 def _words(schema: Schema) -> str:
     """Return the description of a schema, or its type if it has none."""
-    return _prose(schema["description"]) if "description" in schema else _type(schema)
+    return _prose(schema["description"]) if "description" in schema else type_html(schema)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -79,23 +79,23 @@ def _field(name: str, field: Schema, required: bool) -> str:
     """Return a field's table row: name, type and description. Refused and ignored fields show no type."""
     description = field.get("description", "")
     honoured = not description.startswith(("Refused", "Ignored"))
-    kind = _type(field) + (", required" if required else "") if honoured else ""
+    kind = type_html(field) + (", required" if required else "") if honoured else ""
     return f"<tr{'' if honoured else ' class=no'}><th><code>{escape(name)}</code><td>{kind}<td>{_prose(description)}"
 
 
-def _type(schema: Schema) -> str:
+def type_html(schema: Schema) -> str:
     """Return a JSON Schema in a few words of HTML, such as `integer 0 to 20` or `array of string`. A reference becomes a link."""
     if reference := schema.get("$ref"):
         name = escape(reference.rpartition("/")[2])
         return f'<a href="#{name}">{name}</a>'
     if options := schema.get("anyOf") or schema.get("oneOf"):
-        kinds = dict.fromkeys(_type(option) for option in options if option.get("type") != "null")
+        kinds = dict.fromkeys(type_html(option) for option in options if option.get("type") != "null")
         return " or ".join(kinds)
     if "const" in schema:
         return escape(repr(schema["const"]).lower() if isinstance(schema["const"], bool) else str(schema["const"]))
     kind = escape(" or ".join(schema["type"]) if isinstance(schema.get("type"), list) else str(schema.get("type", "any")))
     if kind == "array" and "items" in schema:
-        return f"array of {_type(schema['items'])}"
+        return f"array of {type_html(schema['items'])}"
     if fields := schema.get("properties"):
         return f"{kind} with {', '.join(f'<code>{escape(name)}</code>' for name in fields)}"
     return f"{kind}{_range(schema)}"
