@@ -1,7 +1,7 @@
 """vLLM's internals: the only package that reads, calls or replaces a name that vLLM does not document.
 
 Each file has one subject, and each function touches few names. A docstring lists them after "Touches:", and says after "Without it:" what
-would remain if a new vLLM no longer had them. All names were read in vLLM 0.32.0. tests/unit/engine/vllm/test_compat.py reads vLLM again
+would remain if a new vLLM no longer had them. All names were read in vLLM 0.32.0. tests/unit/engine/vllm/test_contract.py reads vLLM again
 and names what has changed.
 
 - `requests`: a request in vLLM's front end: its prompt, its outputs, its tokens and its end
