@@ -54,7 +54,7 @@ def check_cpu(flags: set[str], *, cpu_build: bool) -> Finding:
 
 
 def check_memory(total: int, free: int) -> Finding:
-    """Return whether the memory suffices. `total`, `free`: in bytes, as vLLM counts them."""
+    """Return whether the memory suffices. `total`, `free`: in bytes, with the limits of containers."""
     text = f"{total / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are free"
     if free < MIN_MEMORY:
         return Finding("memory", "note", text, "free some memory; vLLM and torch alone take 1.5 GB")
